@@ -1,0 +1,97 @@
+//! Any backend behind one type, so that nothing in HTTP has a type parameter for it.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use super::{Backend, Outcome, Result};
+use crate::{Owner, Record, RecordId};
+
+/// A backend whose type was [erased](crate::Sessions::erase), for choosing the store at run time.
+pub struct AnyBackend(Arc<dyn Erased>);
+
+type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// [`Backend`] with boxed futures, which a trait object needs.
+trait Erased: Send + Sync {
+    fn load(&self, id: RecordId) -> Boxed<'_, Option<Record>>;
+    fn create(&self, record: Record) -> Boxed<'_, bool>;
+    fn update(&self, expected: i64, record: Record) -> Boxed<'_, Outcome>;
+    fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Boxed<'_, ()>;
+    fn delete(&self, id: RecordId) -> Boxed<'_, bool>;
+    fn list(&self, owner: Owner) -> Boxed<'_, Vec<Record>>;
+    fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Boxed<'_, u64>;
+    fn close(&self) -> Boxed<'_, ()>;
+}
+
+impl<B: Backend> Erased for B {
+    fn load(&self, id: RecordId) -> Boxed<'_, Option<Record>> {
+        Box::pin(Backend::load(self, id))
+    }
+
+    fn create(&self, record: Record) -> Boxed<'_, bool> {
+        Box::pin(Backend::create(self, record))
+    }
+
+    fn update(&self, expected: i64, record: Record) -> Boxed<'_, Outcome> {
+        Box::pin(Backend::update(self, expected, record))
+    }
+
+    fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Boxed<'_, ()> {
+        Box::pin(Backend::touch(self, id, version, ttl))
+    }
+
+    fn delete(&self, id: RecordId) -> Boxed<'_, bool> {
+        Box::pin(Backend::delete(self, id))
+    }
+
+    fn list(&self, owner: Owner) -> Boxed<'_, Vec<Record>> {
+        Box::pin(Backend::list(self, owner))
+    }
+
+    fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Boxed<'_, u64> {
+        Box::pin(Backend::clear(self, owner, keep))
+    }
+
+    fn close(&self) -> Boxed<'_, ()> {
+        Box::pin(Backend::close(self))
+    }
+}
+
+impl AnyBackend {
+    pub(crate) fn new<B: Backend>(backend: Arc<B>) -> Self {
+        Self(backend)
+    }
+}
+
+impl Backend for AnyBackend {
+    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
+        self.0.load(id).await
+    }
+
+    async fn create(&self, record: Record) -> Result<bool> {
+        self.0.create(record).await
+    }
+
+    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
+        self.0.update(expected, record).await
+    }
+
+    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
+        self.0.touch(id, version, ttl).await
+    }
+
+    async fn delete(&self, id: RecordId) -> Result<bool> {
+        self.0.delete(id).await
+    }
+
+    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
+        self.0.list(owner).await
+    }
+
+    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
+        self.0.clear(owner, keep).await
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.0.close().await
+    }
+}

@@ -1,0 +1,100 @@
+//! The one error of this crate, and the kinds to branch on.
+
+use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
+
+/// Any error at all: what a [`Backend`](crate::Backend) or a [`Serializer`](crate::Serializer) may fail with.
+pub type BoxError = Box<dyn StdError + Send + Sync>;
+
+/// Says what was being done when it failed, of which [kind](ErrorKind) the failure is, and carries the cause.
+///
+/// Neither `Debug`, `Display` nor the source shows a session ID, a session key or data, as long as the errors of a
+/// backend of one's own do not.
+///
+/// With the feature `axum` it is a response, and the rejection of the extractors; see [`ErrorKind`] for the status codes.
+#[derive(Clone)]
+pub struct Error {
+    kind: ErrorKind,
+    message: Cow<'static, str>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
+}
+
+/// What went wrong, for code to branch on. The number is the HTTP status that the layer and the extractors answer with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// 404: the session is not there: never was, expired, or ended.
+    NotFound,
+    /// 500: something was set up in a way that cannot work.
+    Config,
+    /// 503: the backend did not answer, or not in time. Nothing is known to have changed; the cookie is kept.
+    Unavailable,
+    /// 500: the record is there, but it cannot be read. It stays as it is.
+    Unreadable,
+    /// 500: a value does not serialize, or not deserialize as the type asked for, or a session key is empty or too long.
+    Data,
+    /// 507: the record would be larger than `max_size`. Nothing was applied.
+    TooLarge,
+    /// 500: the session was read before [`load`](crate::Session::load).
+    NotLoaded,
+    /// 500: the response has left, and with it the last chance to set a cookie.
+    ResponseSent,
+    /// 401: the request is not signed in.
+    Unauthorized,
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { kind, message: message.into(), source: None }
+    }
+
+    /// A failure of the backend. One of our own errors passes as it is.
+    pub(crate) fn backend(doing: &'static str, source: BoxError) -> Self {
+        match source.downcast::<Self>() {
+            Ok(own) => *own,
+            Err(source) => Self { kind: ErrorKind::Unavailable, message: doing.into(), source: Some(source.into()) },
+        }
+    }
+
+    /// What went wrong, for code to branch on.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl ErrorKind {
+    /// The status code that goes with it.
+    pub(crate) fn status(self) -> http::StatusCode {
+        use http::StatusCode;
+        match self {
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Config | Self::Unreadable | Self::Data | Self::NotLoaded | Self::ResponseSent => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Error")
+            .field("kind", &self.kind)
+            .field("message", &self.message)
+            .field("source", &self.source)
+            .finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
+    }
+}

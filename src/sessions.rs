@@ -1,0 +1,706 @@
+//! The module: sessions without HTTP. IDs, contents and time, over a backend that knows of none.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::Serialize;
+use tokio::{sync::Semaphore, time::timeout};
+
+use crate::{
+    AnyBackend, Backend, Builder, Clock, Data, Error, ErrorKind, Outcome, Owner, Record, RecordId, SessionId,
+    builder::IdFactory,
+    clock::millis,
+    id::{Owners, Secret, SecretHash, Sid, random},
+    record::{Codec, Contents},
+    turns::Turns,
+};
+
+/// Sessions over a backend: the module, usable without HTTP, and what a [`SessionLayer`](crate::SessionLayer) is made from.
+///
+/// A clone is another handle to the same sessions. See [`Builder`] for the options, and [`erase`](Self::erase) for choosing
+/// the store at run time.
+///
+/// ```
+/// use jam_session::MemorySessions;
+/// use serde_json::json;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), jam_session::Error> {
+/// let sessions = MemorySessions::new();
+/// let id = sessions.create("ada", json!({"role": "admin"})).await?;
+///
+/// let data = sessions.get(&id).await?.expect("it was just created");
+/// assert_eq!(data.get::<String>("role")?.as_deref(), Some("admin"));
+///
+/// sessions.update(&id, json!({"role": "guest"})).await?;
+/// let id = sessions.rework(&id).await?;
+/// assert_eq!(sessions.list("ada").await?.len(), 1);
+///
+/// sessions.delete(&id).await?;
+/// assert!(sessions.get(&id).await?.is_none());
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Each call answers within [`request_time`](Builder::request_time), if need be with [`ErrorKind::Unavailable`]. It needs a
+/// tokio runtime with its timer on.
+pub struct Sessions<B = AnyBackend> {
+    backend: Arc<B>,
+    shared: Arc<Shared>,
+}
+
+/// One of a user's sessions, for showing it to the user.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct SessionInfo {
+    /// The public name, for [`revoke`](Sessions::revoke). It is not the ID, and leads nowhere.
+    pub handle: String,
+    /// When it began.
+    pub created: SystemTime,
+    /// When it was last used, as far as the backend was told: up to [`touch_interval`](Builder::touch_interval) ago it may
+    /// have been used since.
+    pub last_seen: Option<SystemTime>,
+    /// When it ends, if it is not used until then.
+    pub expires: SystemTime,
+    /// What it holds.
+    pub data: Data,
+}
+
+/// What all handles and the layer share.
+struct Shared {
+    policy: Policy,
+    turns: Turns,
+    /// Records whose touch is under way.
+    touching: Mutex<HashSet<RecordId>>,
+    /// Whoever works holds a permit; closing takes them all.
+    open: Arc<Semaphore>,
+}
+
+/// What the [`Builder`] was told.
+pub(crate) struct Policy {
+    pub(crate) codec: Codec,
+    pub(crate) owners: Owners,
+    pub(crate) default_ttl: Option<Duration>,
+    pub(crate) max_lifetime: Duration,
+    pub(crate) anonymous_lifetime: Duration,
+    pub(crate) touch_interval: Option<Duration>,
+    pub(crate) rework_grace: Duration,
+    pub(crate) request_time: Duration,
+    pub(crate) id_factory: Option<IdFactory>,
+    pub(crate) clock: Clock,
+}
+
+/// Where an ID leads.
+pub(crate) enum Found {
+    Live(Live),
+    /// A login ended this session, and went on as another one.
+    Ended,
+    /// There is a record, and it cannot be read: not even whether the ID is right.
+    Unreadable(Error),
+    Nothing,
+}
+
+/// A session as it was when it was read or written.
+#[derive(Clone)]
+pub(crate) struct Live {
+    pub(crate) id: RecordId,
+    pub(crate) version: i64,
+    /// What the backend still gave it.
+    pub(crate) ttl: Duration,
+    pub(crate) contents: Contents,
+}
+
+/// What became of a write.
+pub(crate) enum Written {
+    Done(Live),
+    Gone,
+    Conflict(Live),
+}
+
+impl<B: Backend> Sessions<B> {
+    /// Sessions over a backend of one's own, to be set up. See [`backend`](crate::backend) for how to write one.
+    pub fn over(backend: B) -> Builder<B> {
+        Builder::new(backend)
+    }
+
+    pub(crate) fn with(backend: B, policy: Policy) -> Self {
+        let shared = Shared {
+            policy,
+            turns: Turns::default(),
+            touching: Mutex::default(),
+            open: Arc::new(Semaphore::new(PERMITS as usize)),
+        };
+        Self { backend: Arc::new(backend), shared: Arc::new(shared) }
+    }
+
+    /// The same sessions with the type of their backend forgotten.
+    pub fn erase(self) -> Sessions {
+        Sessions { backend: Arc::new(AnyBackend::new(self.backend)), shared: self.shared }
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Makes a new session for a session key, from anything that serializes to a JSON object, and gives its ID.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`] for a key that is empty or longer than 1024 bytes, or data that is no object,
+    /// [`ErrorKind::TooLarge`], [`ErrorKind::Unavailable`].
+    pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
+        let contents = Data::from_serialize(data).map(|data| self.contents(Some(key.as_ref()), data, None));
+        self.within_time(async {
+            let (_, id) = self.add(contents?).await?;
+            Ok(id)
+        })
+        .await
+    }
+
+    /// The data of a session, or `None` if there is no such session. It counts as use of the session.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unreadable`], [`ErrorKind::Unavailable`].
+    pub async fn get(&self, id: impl AsRef<str>) -> Result<Option<Data>, Error> {
+        self.within_time(async {
+            let Some(live) = self.find(id.as_ref()).await? else { return Ok(None) };
+            self.touch(&live);
+            Ok(Some(live.contents.data))
+        })
+        .await
+    }
+
+    /// Replaces all data of a session.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such session, and as [`create`](Self::create) and [`get`](Self::get).
+    pub async fn update(&self, id: impl AsRef<str>, data: impl Serialize) -> Result<(), Error> {
+        let data = Data::from_serialize(data);
+        self.within_time(async {
+            let data = data?;
+            let live = self.find(id.as_ref()).await?.ok_or_else(not_found)?;
+            self.rewrite(live, |contents| {
+                contents.data = data.clone();
+                Ok(true)
+            })
+            .await?
+            .map(drop)
+            .ok_or_else(not_found)
+        })
+        .await
+    }
+
+    /// Gives a session a new ID. The one before leads to it for [`rework_grace`](Builder::rework_grace) more.
+    ///
+    /// An ID from before a rework is given back as it is: calls in parallel rotate once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is no such session, and as [`get`](Self::get).
+    pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
+        self.within_time(async {
+            let id = id.as_ref();
+            let live = self.find(id).await?.ok_or_else(not_found)?;
+            let (record, old) = SessionId::parse(id).ok_or_else(not_found)?;
+            let new = Secret::random()?;
+            let written = self
+                .rewrite(live, |contents| {
+                    self.rotate(contents, &old.hash(), &new);
+                    Ok(true)
+                })
+                .await?
+                .ok_or_else(not_found)?;
+            let rotated = written.contents.hash.matches(&new.hash());
+            Ok(SessionId::new(record, if rotated { &new } else { &old }))
+        })
+        .await
+    }
+
+    /// Ends a session. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unreadable`], [`ErrorKind::Unavailable`].
+    pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {
+        self.within_time(async {
+            match self.find(id.as_ref()).await? {
+                Some(live) => self.end(live).await.map(drop),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// Ends all sessions of a session key, and says how many there were.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`].
+    pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
+        let owner = self.shared.policy.owners.owner(key.as_ref());
+        self.within_time(async {
+            // What a login left at an old ID is no session, though the backend counts it.
+            let records = self.records(owner).await?;
+            let tombstones = records.iter().filter(|record| self.is_tombstone(record)).count() as u64;
+            let ended = self.clear_all(owner).await?;
+            Ok(ended.saturating_sub(tombstones))
+        })
+        .await
+    }
+
+    /// All live sessions of a session key, in the order in which they began. None of their IDs is in it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`].
+    pub async fn list(&self, key: impl AsRef<str>) -> Result<Vec<SessionInfo>, Error> {
+        let owner = self.shared.policy.owners.owner(key.as_ref());
+        self.within_time(async {
+            let now = self.now();
+            let mut infos = Vec::new();
+            for record in self.records(owner).await? {
+                match self.open(record) {
+                    Ok(live) if live.is_live_at(now) => infos.push(self.info(live, now)),
+                    Ok(_) => {}
+                    Err(error) => tracing::warn!(%error, "a session is not listed"),
+                }
+            }
+            infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
+            Ok(infos)
+        })
+        .await
+    }
+
+    /// Ends one of the sessions of a session key, by its [handle](SessionInfo::handle), and says whether there was one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`].
+    pub async fn revoke(&self, key: impl AsRef<str>, handle: impl AsRef<str>) -> Result<bool, Error> {
+        let owner = self.shared.policy.owners.owner(key.as_ref());
+        let Some(sid) = Sid::parse(handle.as_ref()) else { return Ok(false) };
+        let id = RecordId::new(Some(owner), sid);
+        self.within_time(async {
+            let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(false) };
+            match self.open(record) {
+                Ok(live) if live.is_live_at(self.now()) => self.end(live).await,
+                Ok(_) => Ok(false),
+                Err(_) => self.backend.delete(id).await.map_err(on_delete),
+            }
+        })
+        .await
+    }
+
+    /// Waits until everything that was begun has ended, commits and touches in the background included, lets go of what
+    /// the backend holds, and refuses further use, of every handle.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] if the backend fails to, or if they are closed already.
+    pub async fn close(&self) -> Result<(), Error> {
+        let permits = self.shared.open.acquire_many(PERMITS).await.map_err(|_| closed())?;
+        self.shared.open.close();
+        drop(permits);
+        self.backend.close().await.map_err(|error| Error::backend("the backend did not close", error))
+    }
+
+    /// Runs a call of the module, if they are open, for as long as it may take.
+    async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let _permit = self.shared.open.acquire().await.map_err(|_| closed())?;
+        timeout(self.request_time(), work).await.map_err(|_| too_late())?
+    }
+
+    /// Where the text of an ID leads; `None` for nowhere.
+    async fn find(&self, id: &str) -> Result<Option<Live>, Error> {
+        let Some((id, secret)) = SessionId::parse(id) else { return Ok(None) };
+        match self.look(id, &secret.hash()).await? {
+            Found::Live(live) => Ok(Some(live)),
+            Found::Unreadable(error) => Err(error),
+            Found::Ended | Found::Nothing => Ok(None),
+        }
+    }
+
+    fn info(&self, live: Live, now: u64) -> SessionInfo {
+        let Live { id, ttl, contents, .. } = live;
+        let left = millis(ttl);
+        // The time to live began to run at its last use. Where the deadline has cut it, this says too early rather than too
+        // late, and when it was last written is known besides.
+        let used = self.idle(&contents).map(|idle| (now + left).saturating_sub(idle));
+        SessionInfo {
+            handle: id.sid().to_owned(),
+            created: time(contents.created),
+            last_seen: Some(time(used.unwrap_or(0).clamp(contents.seen, contents.seen.max(now)))),
+            expires: time(now.saturating_add(left).min(contents.deadline)),
+            data: contents.data,
+        }
+    }
+
+    fn is_tombstone(&self, record: &Record) -> bool {
+        self.open(record.clone()).is_ok_and(|live| live.contents.ended)
+    }
+
+    async fn records(&self, owner: Owner) -> Result<Vec<Record>, Error> {
+        self.backend
+            .list(owner)
+            .await
+            .map_err(|error| Error::backend("the sessions of a key could not be listed", error))
+    }
+}
+
+/// What the module and the layer are made of.
+impl<B: Backend> Sessions<B> {
+    /// A permit to work, for as long as it is kept.
+    pub(crate) async fn permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.shared.open).acquire_owned().await.map_err(|_| closed())
+    }
+
+    pub(crate) fn now(&self) -> u64 {
+        self.shared.policy.clock.now_ms()
+    }
+
+    pub(crate) fn request_time(&self) -> Duration {
+        self.shared.policy.request_time
+    }
+
+    pub(crate) fn owner(&self, key: &str) -> Owner {
+        self.shared.policy.owners.owner(key)
+    }
+
+    /// Asks the backend for a record, and the record for the secret, before anything else of it is looked at.
+    pub(crate) async fn look(&self, id: RecordId, secret: &SecretHash) -> Result<Found, Error> {
+        let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
+        let live = match self.open(record) {
+            Ok(live) => live,
+            Err(error) => {
+                tracing::warn!(%error, session = id.sid(), "a session cannot be read");
+                return Ok(Found::Unreadable(error));
+            }
+        };
+        let now = self.now();
+        if !live.contents.opens_with(secret, now) {
+            tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
+            return Ok(Found::Nothing);
+        }
+        Ok(match live {
+            live if live.contents.ended => Found::Ended,
+            live if live.is_live_at(now) => Found::Live(live),
+            _ => Found::Nothing,
+        })
+    }
+
+    /// What a new session starts with. [`add`](Self::add) fills in its secret.
+    pub(crate) fn contents(&self, key: Option<&str>, data: Data, idle: Option<u64>) -> Contents {
+        let now = self.now();
+        let policy = &self.shared.policy;
+        let lifetime = if key.is_some() { policy.max_lifetime } else { policy.anonymous_lifetime };
+        Contents {
+            key: key.map(str::to_owned),
+            hash: SecretHash::none(),
+            previous: Vec::new(),
+            created: now,
+            signed_in: key.map(|_| now),
+            seen: now,
+            deadline: now.saturating_add(millis(lifetime)),
+            idle,
+            ended: false,
+            data,
+        }
+    }
+
+    /// Stores a new session, under a new name and with a new secret.
+    pub(crate) async fn add(&self, mut contents: Contents) -> Result<(Live, SessionId), Error> {
+        let owner = match &contents.key {
+            Some(key) => Some(self.owner(check_key(key)?)),
+            None => None,
+        };
+        let secret = Secret::random()?;
+        contents.hash = secret.hash();
+        // A name may be taken: that of a broken factory always is.
+        for _ in 0..TRIES_FOR_A_NAME {
+            let id = RecordId::new(owner, self.new_sid()?);
+            let live = Live { id, version: random_version()?, ttl: self.ttl(&contents), contents };
+            if self.backend.create(self.seal(&live)?).await.map_err(on_create)? {
+                tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
+                return Ok((live, SessionId::new(id, &secret)));
+            }
+            contents = live.contents;
+        }
+        Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
+    }
+
+    /// Writes new contents over what was seen as `live`.
+    pub(crate) async fn write(&self, live: &Live, mut contents: Contents) -> Result<Written, Error> {
+        contents.seen = self.now();
+        let ttl = if contents.ended { self.tombstone_ttl() } else { self.ttl(&contents) };
+        let new = Live { id: live.id, version: random_version()?, ttl, contents };
+        match self.backend.update(live.version, self.seal(&new)?).await.map_err(on_update)? {
+            Outcome::Done => Ok(Written::Done(new)),
+            // Our own write, of which we had no answer.
+            Outcome::Conflict(current) if current.version == new.version => Ok(Written::Done(new)),
+            Outcome::Gone => Ok(Written::Gone),
+            Outcome::Conflict(current) => {
+                let current = self.open(current)?;
+                Ok(if current.is_live_at(self.now()) { Written::Conflict(current) } else { Written::Gone })
+            }
+        }
+    }
+
+    /// Changes a session, again and again until nobody else has meanwhile; `None` if it is gone. The change says whether
+    /// there is anything to write.
+    pub(crate) async fn rewrite(
+        &self,
+        mut live: Live,
+        mut change: impl FnMut(&mut Contents) -> Result<bool, Error>,
+    ) -> Result<Option<Live>, Error> {
+        let mut turn = None;
+        loop {
+            let mut contents = live.contents.clone();
+            if !change(&mut contents)? {
+                return Ok(Some(live));
+            }
+            match self.write(&live, contents).await? {
+                Written::Done(live) => return Ok(Some(live)),
+                Written::Gone => return Ok(None),
+                Written::Conflict(current) => live = current,
+            }
+            // The first try is free: most sessions are written by one request at a time.
+            if turn.is_none() {
+                turn = Some(self.shared.turns.take(live.id).await);
+            }
+        }
+    }
+
+    /// Gives the session another secret, unless `presented` is not its newest: then somebody else just did.
+    pub(crate) fn rotate(&self, contents: &mut Contents, presented: &SecretHash, new: &Secret) -> bool {
+        if !contents.hash.matches(presented) {
+            return false;
+        }
+        let now = self.now();
+        contents.previous.retain(|(_, until)| *until > now);
+        let grace = millis(self.shared.policy.rework_grace);
+        if grace > 0 {
+            contents.previous.push((contents.hash, now.saturating_add(grace)));
+            let surplus = contents.previous.len().saturating_sub(MAX_PREVIOUS);
+            contents.previous.drain(..surplus);
+        }
+        contents.hash = new.hash();
+        true
+    }
+
+    /// Ends a session for good, and says whether it was still there. What a login has ended meanwhile was not.
+    pub(crate) async fn end(&self, mut live: Live) -> Result<bool, Error> {
+        for _ in 0..TRIES_TO_END {
+            match self.bury(&live).await {
+                Ok(Written::Done(_)) => {
+                    self.remove(live.id).await;
+                    return Ok(true);
+                }
+                Ok(Written::Gone) => return Ok(false),
+                Ok(Written::Conflict(current)) => live = current,
+                // It became unreadable meanwhile.
+                Err(error) if error.kind() == ErrorKind::Unreadable => break,
+                Err(error) => return Err(error),
+            }
+        }
+        // Ending wins against any number of writers.
+        self.backend.delete(live.id).await.map_err(on_delete)
+    }
+
+    /// Leaves a tombstone where a session was.
+    pub(crate) async fn bury(&self, live: &Live) -> Result<Written, Error> {
+        let contents = Contents { ended: true, data: Data::default(), ..live.contents.clone() };
+        let written = self.write(live, contents).await?;
+        if let Written::Done(_) = written {
+            tracing::debug!(session = live.id.sid(), "a session was ended");
+        }
+        Ok(written)
+    }
+
+    /// Removes what is no session any more. If that fails, time will do it.
+    pub(crate) async fn remove(&self, id: RecordId) {
+        if let Err(error) = self.backend.delete(id).await {
+            tracing::debug!(error, session = id.sid(), "an ended session was not removed");
+        }
+    }
+
+    /// Whether old IDs leave a tombstone.
+    pub(crate) fn has_grace(&self) -> bool {
+        self.shared.policy.rework_grace > Duration::ZERO
+    }
+
+    pub(crate) async fn clear_all(&self, owner: Owner) -> Result<u64, Error> {
+        self.backend
+            .clear(owner, None)
+            .await
+            .map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
+    }
+
+    /// Tells the backend that the session is in use, in the background, if it was not told lately.
+    pub(crate) fn touch(&self, live: &Live) {
+        let Some(idle) = self.idle(&live.contents) else { return };
+        let full = self.ttl(&live.contents);
+        let interval = self
+            .shared
+            .policy
+            .touch_interval
+            .unwrap_or_else(|| (Duration::from_millis(idle) / 10).min(MAX_TOUCH_INTERVAL));
+        if full.saturating_sub(live.ttl) < interval.max(Duration::from_millis(1)) {
+            return;
+        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(permit) = Arc::clone(&self.shared.open).try_acquire_owned() else { return };
+        let Some(touching) = Touching::begin(&self.shared, live.id) else { return };
+        let (backend, id, version) = (Arc::clone(&self.backend), live.id, live.version);
+        let time = self.request_time();
+        runtime.spawn(async move {
+            match timeout(time, backend.touch(id, version, full)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(error, session = id.sid(), "a session was not touched"),
+                Err(_) => tracing::debug!(session = id.sid(), "a session was not touched in time"),
+            }
+            drop((touching, permit));
+        });
+    }
+
+    fn open(&self, record: Record) -> Result<Live, Error> {
+        let contents = self.shared.policy.codec.read(record.id, &record.payload)?;
+        Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents })
+    }
+
+    fn seal(&self, live: &Live) -> Result<Record, Error> {
+        let payload = self.shared.policy.codec.write(live.id, &live.contents)?;
+        Ok(Record { id: live.id, version: live.version, ttl: live.ttl, payload })
+    }
+
+    fn new_sid(&self) -> Result<Sid, Error> {
+        match &self.shared.policy.id_factory {
+            None => Sid::random(),
+            Some(make) => Sid::parse(&make()).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Config,
+                    "the id_factory gave a name that is not 22 to 43 characters of A-Z, a-z, 0-9, _ and -",
+                )
+            }),
+        }
+    }
+
+    /// In milliseconds; `None` for no idle limit.
+    fn idle(&self, contents: &Contents) -> Option<u64> {
+        contents.idle.or(self.shared.policy.default_ttl.map(millis))
+    }
+
+    /// How long the session lives if nothing happens.
+    fn ttl(&self, contents: &Contents) -> Duration {
+        let left = contents.deadline.saturating_sub(self.now());
+        Duration::from_millis(self.idle(contents).unwrap_or(u64::MAX).min(left).max(1))
+    }
+
+    fn tombstone_ttl(&self) -> Duration {
+        self.shared.policy.rework_grace.max(Duration::from_secs(1))
+    }
+}
+
+impl Live {
+    pub(crate) fn is_live_at(&self, now: u64) -> bool {
+        !self.contents.ended && self.contents.deadline > now
+    }
+}
+
+impl Contents {
+    /// Whether that secret leads here: the newest, or one before within its grace.
+    fn opens_with(&self, secret: &SecretHash, now: u64) -> bool {
+        self.previous
+            .iter()
+            .fold(self.hash.matches(secret), |opens, (hash, until)| opens | (hash.matches(secret) & (*until > now)))
+    }
+}
+
+impl<B> Clone for Sessions<B> {
+    fn clone(&self) -> Self {
+        Self { backend: Arc::clone(&self.backend), shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<B> fmt::Debug for Sessions<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for SessionInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionInfo")
+            .field("handle", &self.handle)
+            .field("created", &self.created)
+            .field("last_seen", &self.last_seen)
+            .field("expires", &self.expires)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A record's place among those that are being touched.
+struct Touching {
+    shared: Arc<Shared>,
+    id: RecordId,
+}
+
+impl Touching {
+    fn begin(shared: &Arc<Shared>, id: RecordId) -> Option<Self> {
+        let first = shared.touching.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+        first.then(|| Self { shared: Arc::clone(shared), id })
+    }
+}
+
+impl Drop for Touching {
+    fn drop(&mut self) {
+        self.shared.touching.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+pub(crate) fn check_key(key: &str) -> Result<&str, Error> {
+    match key.len() {
+        1..=MAX_KEY => Ok(key),
+        _ => Err(Error::new(ErrorKind::Data, "a session key must have 1 to 1024 bytes")),
+    }
+}
+
+pub(crate) fn not_found() -> Error {
+    Error::new(ErrorKind::NotFound, "there is no such session")
+}
+
+pub(crate) fn too_late() -> Error {
+    Error::new(ErrorKind::Unavailable, "the sessions did not answer in time")
+}
+
+fn closed() -> Error {
+    Error::new(ErrorKind::Unavailable, "the sessions are closed")
+}
+
+fn on_load(error: crate::BoxError) -> Error {
+    Error::backend("a session could not be loaded", error)
+}
+
+fn on_create(error: crate::BoxError) -> Error {
+    Error::backend("a session could not be created", error)
+}
+
+fn on_update(error: crate::BoxError) -> Error {
+    Error::backend("a session could not be updated", error)
+}
+
+fn on_delete(error: crate::BoxError) -> Error {
+    Error::backend("a session could not be ended", error)
+}
+
+fn random_version() -> Result<i64, Error> {
+    Ok(i64::from_be_bytes(random()?) & i64::MAX)
+}
+
+fn time(ms: u64) -> SystemTime {
+    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
+}
+
+const MAX_KEY: usize = 1024;
+const MAX_PREVIOUS: usize = 4;
+const MAX_TOUCH_INTERVAL: Duration = Duration::from_secs(300);
+const PERMITS: u32 = 1 << 28;
+const TRIES_FOR_A_NAME: usize = 5;
+const TRIES_TO_END: usize = 3;
