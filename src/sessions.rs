@@ -429,7 +429,11 @@ impl<B: Backend> Sessions<B> {
     /// Writes new contents over what was seen as `live`.
     pub(crate) async fn write(&self, live: &Live, mut contents: Contents) -> Result<Written, Error> {
         contents.seen = self.now();
-        let ttl = if contents.ended { self.tombstone_ttl() } else { self.ttl(&contents) };
+        let ttl = self.ttl(&contents);
+        self.write_for(live, contents, ttl).await
+    }
+
+    async fn write_for(&self, live: &Live, contents: Contents, ttl: Duration) -> Result<Written, Error> {
         let new = Live { id: live.id, version: random_version()?, ttl, contents };
         match self.backend.update(live.version, self.seal(&new)?).await.map_err(on_update)? {
             Outcome::Done => Ok(Written::Done(new)),
@@ -488,11 +492,8 @@ impl<B: Backend> Sessions<B> {
     /// Ends a session for good, and says whether it was still there. What a login has ended meanwhile was not.
     pub(crate) async fn end(&self, mut live: Live) -> Result<bool, Error> {
         for _ in 0..TRIES_TO_END {
-            match self.bury(&live).await {
-                Ok(Written::Done(_)) => {
-                    self.remove(live.id).await;
-                    return Ok(true);
-                }
+            match self.bury(&live, Duration::ZERO).await {
+                Ok(Written::Done(_)) => return Ok(true),
                 Ok(Written::Gone) => return Ok(false),
                 Ok(Written::Conflict(current)) => live = current,
                 // It became unreadable meanwhile.
@@ -504,26 +505,16 @@ impl<B: Backend> Sessions<B> {
         self.backend.delete(live.id).await.map_err(on_delete)
     }
 
-    /// Leaves a tombstone where a session was.
-    pub(crate) async fn bury(&self, live: &Live) -> Result<Written, Error> {
+    /// Ends a session, if nobody has written it meanwhile, and leaves a tombstone for so long.
+    ///
+    /// Not `delete`, even for no time at all: only this way it is known that what was ended was not a tombstone.
+    pub(crate) async fn bury(&self, live: &Live, ttl: Duration) -> Result<Written, Error> {
         let contents = Contents { ended: true, data: Data::default(), ..live.contents.clone() };
-        let written = self.write(live, contents).await?;
+        let written = self.write_for(live, contents, ttl).await?;
         if let Written::Done(_) = written {
             tracing::debug!(session = live.id.sid(), "a session was ended");
         }
         Ok(written)
-    }
-
-    /// Removes what is no session any more. If that fails, time will do it.
-    pub(crate) async fn remove(&self, id: RecordId) {
-        if let Err(error) = self.backend.delete(id).await {
-            tracing::debug!(error, session = id.sid(), "an ended session was not removed");
-        }
-    }
-
-    /// Whether old IDs leave a tombstone.
-    pub(crate) fn has_grace(&self) -> bool {
-        self.shared.policy.rework_grace > Duration::ZERO
     }
 
     pub(crate) async fn clear_all(&self, owner: Owner) -> Result<u64, Error> {
@@ -591,10 +582,6 @@ impl<B: Backend> Sessions<B> {
     fn ttl(&self, contents: &Contents) -> Duration {
         let left = contents.deadline.saturating_sub(self.now());
         Duration::from_millis(self.idle(contents).unwrap_or(u64::MAX).min(left).max(1))
-    }
-
-    fn tombstone_ttl(&self) -> Duration {
-        self.shared.policy.rework_grace.max(Duration::from_secs(1))
     }
 }
 

@@ -14,7 +14,8 @@
 //! | [`clear`](Backend::clear) | ends all of an owner but `keep`, says how many | `0` | |
 //!
 //! * Each verb is atomic: others see all of it or nothing, and once it has answered, everyone sees it.
-//! * A record past its `ttl` does not exist, in any verb. The `ttl` is counted by the backend's own clock.
+//! * A record past its `ttl` does not exist, in any verb. The `ttl` is counted by the backend's own clock, and never
+//!   lengthened. An `update` with a `ttl` of zero thus ends the record, if its version is `expected`: that is a logout.
 //! * Nothing is written that was not there, except by `create`: there is no upsert. What was ended stays ended.
 //! * [`RecordId::owner`] is part of the name: the same `sid` under two owners is two records.
 //! * An error means that the verb may or may not have happened. Any error will do; `?` works. A verb may be repeated by
