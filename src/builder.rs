@@ -203,6 +203,8 @@ impl Options {
         }
         let owners = Owners::new(&self.sessions_key, self.pepper.as_deref().unwrap_or_default())?;
         Ok(Policy {
+            #[cfg(feature = "redis")]
+            sessions_key: self.sessions_key,
             codec: Codec { realm: owners.realm(), serializer: self.serializer, max_size: self.max_size },
             owners,
             default_ttl: self.default_ttl,

@@ -10,6 +10,11 @@ mod record;
 mod sessions;
 mod turns;
 
+#[cfg(feature = "redis")]
+pub use self::backend::redis::{RedisBackend, RedisServer, RedisSessions};
+#[cfg(feature = "redis")]
+pub use ::redis;
+
 pub use self::{
     backend::{
         AnyBackend, Backend, Outcome,

@@ -82,6 +82,8 @@ struct Shared {
 
 /// What the [`Builder`] was told.
 pub(crate) struct Policy {
+    #[cfg(feature = "redis")]
+    pub(crate) sessions_key: String,
     pub(crate) codec: Codec,
     pub(crate) owners: Owners,
     pub(crate) default_ttl: Option<Duration>,

@@ -105,6 +105,8 @@
 
 mod any;
 pub(crate) mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::time::Duration;
 
