@@ -16,7 +16,7 @@ end
 -- The versions of a record, eight bytes each, the newest first: '' if there is none, nil if it is no record of this format.
 local function versions(record)
   local head = redis.call('GETRANGE', record, 0, 65)
-  if head == '' then return '' end
+  if head == '' then return redis.call('EXISTS', record) == 0 and '' or nil end
   local count = string.byte(head, 2) or 0
   if string.byte(head) ~= 1 or count < 1 or count > 8 or #head < 2 + 8 * count then return nil end
   return string.sub(head, 3, 2 + 8 * count)
