@@ -161,7 +161,9 @@ impl WithSentinels {
                 fields.chunks(2).find(|pair| pair[0].text() == field).map_or(String::new(), |pair| pair[1].text())
             };
             until("the sentinel knows the replica", || knows("num-slaves") == "1");
-            until("the sentinel knows the others", || knows("num-other-sentinels") == (sentinels.len() - 1).to_string());
+            until("the sentinel knows the others", || {
+                knows("num-other-sentinels") == (sentinels.len() - 1).to_string()
+            });
         }
         Self { servers: [master, replica], sentinels }
     }

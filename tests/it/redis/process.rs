@@ -83,7 +83,10 @@ impl Process {
     pub fn run_without_waiting(&self, more: &[&str]) {
         let mut shell = Command::new("sh")
             // When our end of its input is closed, however that comes, the server goes, and its files.
-            .args(["-c", r#"folder=$0; "$@" </dev/null >/dev/null 2>&1 & echo $!; cat >/dev/null; kill -9 $!; rm -rf "$folder""#])
+            .args([
+                "-c",
+                r#"folder=$0; "$@" </dev/null >/dev/null 2>&1 & echo $!; cat >/dev/null; kill -9 $!; rm -rf "$folder""#,
+            ])
             .arg(&self.folder)
             .arg(&self.binary)
             .args(&self.args)
