@@ -65,6 +65,10 @@ impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         match error.kind() {
             _ if error.is_timeout() => Self::silent(),
+            // The cluster client has what kept it from connecting in words only.
+            Redis::Io if says(&error, &["AuthenticationFailed", "WRONGPASS", "NOAUTH"]) => {
+                Self::new(Kind::Denied, "Redis does not accept the credentials")
+            }
             Redis::Io if error.is_connection_refusal() => Self::new(Kind::Lost, "Redis refused the connection"),
             Redis::Io | Redis::ClusterConnectionNotFound => Self::new(Kind::Lost, "the connection to Redis is gone"),
             Redis::Parse | Redis::UnexpectedReturnType => Self::garbage(),
@@ -92,6 +96,10 @@ impl fmt::Display for Failure {
 }
 
 impl std::error::Error for Failure {}
+
+fn says(error: &RedisError, words: &[&str]) -> bool {
+    error.detail().is_some_and(|detail| words.iter().any(|word| detail.contains(word)))
+}
 
 fn code(kind: ServerErrorKind) -> &'static str {
     match kind {

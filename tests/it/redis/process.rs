@@ -76,7 +76,10 @@ impl Process {
     /// Starts it, once more if it was killed, and waits until it answers.
     pub fn run(&self, more: &[&str]) {
         self.run_without_waiting(more);
-        let answers = || matches!(self.address.ask(&["PING"]), Reply::Text(_));
+        let answers = || match self.address.ask(&["PING"]) {
+            Reply::Error(error) => error.starts_with("NOAUTH"),
+            _ => true,
+        };
         until("the server answers", answers);
     }
 

@@ -26,6 +26,8 @@ struct State {
     swallow: AtomicBool,
     /// What the client last sent in one piece.
     last: Mutex<Vec<u8>>,
+    /// How many pieces there were.
+    pieces: AtomicUsize,
 }
 
 trait Duplex: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -41,6 +43,7 @@ impl Proxy {
             connections: AtomicUsize::new(0),
             swallow: AtomicBool::new(false),
             last: Mutex::default(),
+            pieces: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&state);
         tokio::spawn(async move {
@@ -85,6 +88,11 @@ impl Proxy {
         self.state.connections.load(SeqCst)
     }
 
+    /// How many times the client has spoken: of one that waits for each answer, that is its round trips.
+    pub fn trips(&self) -> usize {
+        self.state.pieces.load(SeqCst)
+    }
+
     /// What the client last sent, byte for byte.
     pub fn last_request(&self) -> Vec<u8> {
         self.state.last.lock().unwrap().clone()
@@ -114,6 +122,7 @@ impl State {
         let mut buffer = vec![0; 1 << 16];
         while let Ok(read @ 1..) = client.read(&mut buffer).await {
             *self.last.lock().unwrap() = buffer[..read].to_vec();
+            self.pieces.fetch_add(1, SeqCst);
             self.thawed(number).await;
             if server.write_all(&buffer[..read]).await.is_err() {
                 break;
