@@ -15,10 +15,10 @@ end
 
 -- The versions of a record, eight bytes each, the newest first: '' if there is none, nil if it is no record of this format.
 local function versions(record)
-  local head = redis.call('GETRANGE', record, 0, 65)
+  local head = redis.call('GETRANGE', record, 0, 73)
   if head == '' then return redis.call('EXISTS', record) == 0 and '' or nil end
   local count = string.byte(head, 2) or 0
-  if string.byte(head) ~= 1 or count < 1 or count > 8 or #head < 2 + 8 * count then return nil end
+  if string.byte(head) ~= 1 or count < 1 or count > 9 or #head < 2 + 8 * count then return nil end
   return string.sub(head, 3, 2 + 8 * count)
 end
 
@@ -33,8 +33,10 @@ local function is_live(record, index)
   return redis.call('PTTL', record) > KEEP and (not index or redis.call('ZSCORE', index, ARGV[4])) and true
 end
 
+-- The last eight, and the one that it was created with: a duplicate of that would otherwise find only that the name is free.
 local function head_of(version, older)
-  local all = string.sub(version .. older, 1, 64)
+  local all = version .. older
+  if #all > 72 then all = string.sub(all, 1, 64) .. string.sub(all, -8) end
   return '\1' .. string.char(#all / 8) .. all
 end
 

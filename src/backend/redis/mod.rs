@@ -298,7 +298,7 @@ fn read_record(id: RecordId, stored: Value, left: Value) -> Result<Option<Record
         _ => return Err(Failure::garbage().into()),
     };
     let head = match stored.get(..2) {
-        Some(&[FORMAT, versions @ 1..=8]) => 2 + 8 * usize::from(versions),
+        Some(&[FORMAT, versions @ 1..=9]) => 2 + 8 * usize::from(versions),
         _ => return Err(unreadable().into()),
     };
     let version: Option<[u8; 8]> = stored.get(2..10).and_then(|newest| newest.try_into().ok());

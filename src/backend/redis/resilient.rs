@@ -133,7 +133,10 @@ impl Resilient {
     async fn connection(&self) -> Result<(u64, Box<dyn Connection>), Failure> {
         let mut attempts = self.0.attempts.subscribe();
         {
-            let mut state = self.0.state();
+            let state = self.0.state();
+            if state.closed {
+                return Err(Failure::new(Kind::Lost, "the connection to Redis is closed"));
+            }
             if let Some(connection) = &state.connection {
                 return Ok((state.generation, connection.another()));
             }
@@ -142,8 +145,8 @@ impl Resilient {
             {
                 return Err(failure.clone());
             }
-            self.0.rebuild(&mut state);
         }
+        self.0.rebuild(false);
         // An attempt that was aborted has ended as well.
         let _ = attempts.changed().await;
         let state = self.0.state();
@@ -159,8 +162,12 @@ impl Resilient {
         let weak = Arc::downgrade(&self.0);
         let switched = move || {
             if let Some(shared) = weak.upgrade() {
-                let generation = shared.state().generation;
-                shared.forget(generation, Duration::ZERO);
+                let mut state = shared.state();
+                let old = state.connection.take();
+                // What is being built may be to the one that was.
+                state.generation += 1;
+                drop(state);
+                drop(old);
             }
         };
         let watchers = self.0.source.watch(switched);
@@ -170,9 +177,11 @@ impl Resilient {
     pub(super) fn close(&self) {
         let mut state = self.0.state();
         state.closed = true;
-        state.connection = None;
-        state.failed = None;
-        state.watchers.drain(..).for_each(|watcher| watcher.abort());
+        let old = state.connection.take();
+        let watchers = std::mem::take(&mut state.watchers);
+        drop(state);
+        drop(old);
+        watchers.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -183,48 +192,61 @@ impl Drop for Resilient {
 }
 
 impl Shared {
+    /// Nothing that is done under the lock can stop halfway. Nor is anything spawned or dropped under it that is not ours:
+    /// a runtime that shuts down drops at once what it is given, and that would wait for the lock.
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing that is done under the lock can stop halfway.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops a connection, unless that has been done, and says whether it may be tried anew.
     fn forget(&self, generation: u64, least_age: Duration) -> bool {
         let mut state = self.state();
-        if state.generation == generation {
-            if state.since.is_some_and(|since| since.elapsed() < least_age) {
-                return false;
-            }
-            state.connection = None;
+        if state.generation != generation {
+            return true;
         }
+        if state.since.is_some_and(|since| since.elapsed() < least_age) {
+            return false;
+        }
+        let old = state.connection.take();
+        drop(state);
+        drop(old);
         true
     }
 
-    /// Makes a connection in a task of its own: whoever waits for it may go away, and it may take longer than one of them has.
-    fn rebuild(self: &Arc<Self>, state: &mut State) {
-        if state.building || state.closed {
-            if state.closed {
-                state.failed = Some((Instant::now(), Failure::new(Kind::Lost, "the connection to Redis is closed")));
-                self.attempts.send_modify(|ended| *ended += 1);
-            }
-            return;
-        }
+    /// Makes a connection if there is none, or also beside the one there is, unless that is being done. In a task of its own:
+    /// whoever waits for it may go away, and it may take longer than one of them has.
+    fn rebuild(self: &Arc<Self>, beside: bool) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        state.building = true;
+        {
+            let mut state = self.state();
+            // Somebody else may just have made one.
+            if state.building || state.closed || (state.connection.is_some() && !beside) {
+                return;
+            }
+            state.building = true;
+        }
         let building = Building(Arc::clone(self));
         runtime.spawn(async move {
             let source = &building.0.source;
-            let made = timeout(source.time(), source.connect()).await.unwrap_or_else(|_| Err(Failure::silent()));
-            building.0.settle(made);
+            loop {
+                let generation = building.0.state().generation;
+                let made = timeout(source.time(), source.connect()).await.unwrap_or_else(|_| Err(Failure::silent()));
+                if building.0.settle(generation, made) {
+                    break;
+                }
+            }
         });
     }
 
-    fn settle(&self, made: Result<Box<dyn Connection>, Failure>) {
+    /// Takes what was made, unless it was overtaken.
+    fn settle(&self, generation: u64, made: Result<Box<dyn Connection>, Failure>) -> bool {
         let mut state = self.state();
+        let mut old = None;
         match made {
-            Ok(_) if state.closed => {}
+            _ if state.closed => {}
+            Ok(_) if state.generation != generation => return false,
             Ok(connection) => {
-                state.connection = Some(connection);
+                old = state.connection.replace(connection);
                 state.generation += 1;
                 state.since = Some(Instant::now());
                 state.failed = None;
@@ -236,6 +258,9 @@ impl Shared {
                 state.failed = Some((Instant::now(), failure));
             }
         }
+        drop(state);
+        drop(old);
+        true
     }
 
     /// Counts a silence, and replaces the connection when there were too many.
@@ -243,7 +268,7 @@ impl Shared {
         let strikes = self.strikes[slot % PLACES].fetch_add(1, Relaxed) + 1;
         if strikes.is_multiple_of(STRIKES) {
             tracing::debug!("Redis is silent: another connection is tried");
-            self.rebuild(&mut self.state());
+            self.rebuild(true);
         }
     }
 }

@@ -114,7 +114,7 @@ impl Builder<RedisServer> {
     }
 
     /// How long one operation may take, with everything it needs: waiting for the connection, making another one, a repeat;
-    /// 750 ms unless set, at least one and at most four seconds.
+    /// 750 ms unless set, at least 50 ms and at most four seconds.
     ///
     /// What a server does later than that, it refuses to do: its clock and ours are compared with every answer.
     pub fn deadline(mut self, deadline: Duration) -> Self {
@@ -130,7 +130,7 @@ impl Builder<RedisServer> {
     pub async fn connect(self) -> Result<RedisSessions, Error> {
         let (server, policy) = self.check()?;
         if server.deadline < MIN_DEADLINE || server.deadline > MAX_DEADLINE {
-            return Err(Error::new(ErrorKind::Config, "the deadline of an operation must be between 1 ms and 4 s"));
+            return Err(Error::new(ErrorKind::Config, "the deadline of an operation must be between 50 ms and 4 s"));
         }
         let source = server.topology.source(server.uri).map_err(refuse)?;
         let backend = RedisBackend::new(Resilient::new(source), Keys::new(&policy.sessions_key), server.deadline);
@@ -168,5 +168,5 @@ fn refuse(failure: Failure) -> Error {
     Error::new(ErrorKind::Config, failure.to_string())
 }
 
-const MIN_DEADLINE: Duration = Duration::from_millis(1);
+const MIN_DEADLINE: Duration = Duration::from_millis(50);
 const MAX_DEADLINE: Duration = Duration::from_secs(4);

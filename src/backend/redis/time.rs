@@ -11,8 +11,9 @@ use std::{
 /// How far each server's clock is ahead of ours, which only goes forward. In a Cluster every node has a clock of its own,
 /// so that there is one place for each 64 neighbouring slots.
 ///
-/// Every answer of a script tells the time. The true difference is between what it would be if the script had run when
-/// it was sent, and when its answer came; what was known before is moved into these bounds and no further.
+/// Every answer of a script tells the time. The true difference is between what it would be if the script had run when its
+/// answer came, and when it was sent. What is kept is the highest of the lower bounds: the server is taken to be no further
+/// than it is, so that what the caller has given up is too late there as well.
 pub(super) struct ServerTime {
     differences: [AtomicI64; PLACES],
     /// Heard last, from anywhere: a first guess for places that were not heard of.
@@ -39,10 +40,8 @@ impl ServerTime {
         let least = now.saturating_sub(since_start(received) + 1);
         let most = now.saturating_add(1).saturating_sub(since_start(sent));
         let known = self.place(slot).load(Relaxed);
-        let better = match known {
-            UNKNOWN => least + (most - least) / 2,
-            known => known.clamp(least, most.max(least)),
-        };
+        // Above the upper bound, its clock was set back, or goes slower than ours.
+        let better = if (least..=most).contains(&known) { known } else { least };
         if better != known {
             self.place(slot).store(better, Relaxed);
         }
@@ -77,17 +76,20 @@ mod tests {
 
         time.learn(0, 1_000_000, at(0), at(100));
         let first = time.at(0, at(100));
-        assert!((1_000_000..=1_000_101).contains(&first));
+        assert!((999_998..=1_000_000).contains(&first));
         // A slot that was not heard of is guessed.
         assert_eq!(time.at(9000, at(100)), first);
         // A quick answer says it better, a slow one says nothing new.
         time.learn(0, 1_000_190, at(200), at(201));
         let second = time.at(0, at(201));
-        assert!((1_000_189..=1_000_192).contains(&second));
+        assert!((1_000_188..=1_000_190).contains(&second));
         time.learn(0, 1_000_300, at(202), at(900));
         assert_eq!(time.at(0, at(201)), second);
 
+        // Its clock is set: back, and on.
         time.learn(0, 5_000, at(1000), at(1001));
-        assert!((4_999..=5_002).contains(&time.at(0, at(1001))));
+        assert!((4_998..=5_000).contains(&time.at(0, at(1001))));
+        time.learn(0, 9_000_000, at(1100), at(1101));
+        assert!((8_999_998..=9_000_000).contains(&time.at(0, at(1101))));
     }
 }

@@ -175,6 +175,37 @@ async fn many_callers_share_one_rebuild() {
     assert_eq!(proxy.connections(), 2);
 }
 
+#[test]
+fn a_runtime_that_ends_in_the_middle_ends() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let (ended, all) = std::sync::mpsc::channel();
+    let uri = server.uri();
+    std::thread::spawn(move || {
+        for round in 0..60 {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let sessions = runtime.block_on(patient(RedisSessions::builder(&uri)).connect()).unwrap();
+            for caller in 0..8 {
+                let sessions = sessions.clone();
+                runtime.spawn(async move {
+                    for at in 0.. {
+                        let id = of(owner("ada"), &format!("{round}-{caller}-{at}"));
+                        let _ = sessions.backend().create(record(id, 1, "x")).await;
+                        let _ = sessions.backend().clear(owner("ada"), None).await;
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            drop(runtime);
+            // What is left of them makes itself a connection in the next runtime.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            assert_eq!(runtime.block_on(recovered(sessions.backend(), anonymous("none"))), None);
+        }
+        ended.send(()).unwrap();
+    });
+    all.recv_timeout(Duration::from_secs(60)).expect("it hangs");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_call_that_is_dropped_harms_no_other() {
     for binary in binaries() {

@@ -173,3 +173,30 @@ pub fn until(what: &str, done: impl Fn() -> bool) {
         thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[tokio::test]
+async fn a_server_does_not_outlive_tests_that_are_killed() {
+    let Some(_) = super::harness::binary() else { return };
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["redis::process::starts_a_server_and_waits", "--exact", "--ignored", "--nocapture"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let socket = lines.find_map(|line| line.unwrap().strip_prefix("started ").map(PathBuf::from)).unwrap();
+    let address = Address::Unix(socket.clone());
+    assert!(!address.ask(&["PING"]).is_error());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("the server is gone, and its files", || {
+        address.ask(&["PING"]).is_error() && !socket.parent().unwrap().exists()
+    });
+}
+
+#[test]
+#[ignore = "run by the test above, in a process of its own"]
+fn starts_a_server_and_waits() {
+    let server = Process::start(&super::harness::binary().unwrap(), &[]);
+    println!("\nstarted {}", server.folder.join("redis.sock").display());
+    thread::sleep(Duration::from_secs(60));
+}

@@ -88,6 +88,7 @@ async fn an_update_is_recognised_even_after_foreign_writes() {
         let backend = road.backend();
         for id in both() {
             assert!(backend.create(record(id, 1, "first")).await.unwrap());
+            let created = road.proxy.last_request();
             assert_eq!(update(backend, 1, record(id, 2, "mine")).await, "done");
             let said = road.proxy.last_request();
             for version in 2..9 {
@@ -98,9 +99,11 @@ async fn an_update_is_recognised_even_after_foreign_writes() {
             // After more of them it is a conflict: never a second write.
             assert_eq!(update(backend, 9, record(id, 10, "theirs")).await, "done");
             assert_eq!(road.deliver(&said), 2);
+            assert_eq!(road.deliver(&created), 1, "that it was created is never forgotten");
             assert_eq!(payload(backend, id).await.as_deref(), Some("theirs"));
             assert!(backend.delete(id).await.unwrap());
             assert_eq!(road.deliver(&said), 0);
+            assert_eq!(road.deliver(&created), 1, "and has ended");
             assert!(backend.load(id).await.unwrap().is_none());
         }
     }
@@ -123,6 +126,16 @@ async fn a_clear_delivered_twice_spares_who_came_after() {
             assert!(backend.load(after).await.unwrap().is_some());
             assert!(backend.delete(after).await.unwrap());
         }
+        // Not even one that others came after.
+        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 0);
+        let said = road.proxy.last_request();
+        for _ in 0..7 {
+            assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 0);
+        }
+        let after = of(owner("ada"), "after");
+        assert!(backend.create(record(after, 1, "x")).await.unwrap());
+        assert_eq!(road.deliver(&said), 1);
+        assert!(backend.load(after).await.unwrap().is_some());
     }
 }
 
