@@ -426,6 +426,12 @@ impl<B: Backend> Sessions<B> {
         Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
     }
 
+    /// Whether a new session with that would be stored.
+    pub(crate) fn check_size(&self, contents: &Contents) -> Result<(), Error> {
+        let owner = contents.key.as_deref().map(|key| self.owner(key));
+        self.shared.policy.codec.write(RecordId::new(owner, self.new_sid()?), contents).map(drop)
+    }
+
     /// Writes new contents over what was seen as `live`.
     pub(crate) async fn write(&self, live: &Live, mut contents: Contents) -> Result<Written, Error> {
         contents.seen = self.now();
@@ -515,6 +521,18 @@ impl<B: Backend> Sessions<B> {
             tracing::debug!(session = live.id.sid(), "a session was ended");
         }
         Ok(written)
+    }
+
+    /// Removes what nobody will ask for. If that fails, time will do it.
+    pub(crate) async fn remove(&self, id: RecordId) {
+        if !matches!(timeout(self.request_time(), self.backend.delete(id)).await, Ok(Ok(_))) {
+            tracing::warn!(session = id.sid(), "a session that nobody got the ID of was not removed");
+        }
+    }
+
+    /// How long an old ID lives on, or its tombstone.
+    pub(crate) fn grace(&self) -> Duration {
+        self.shared.policy.rework_grace
     }
 
     pub(crate) async fn clear_all(&self, owner: Owner) -> Result<u64, Error> {
