@@ -23,7 +23,7 @@
 //! # When the session is gone
 //!
 //! A session may end while a request holds it: signed out elsewhere, cleared, expired. What the request recorded is then
-//! dropped, and its response leaves as it is; [`save`](Session::save) says [`ErrorKind::NotFound`](crate::ErrorKind). Only a
+//! dropped, and its response leaves as it is; [`save`](Session::save) says [`ErrorKind::NotFound`]. Only a
 //! login makes a session again.
 //!
 //! # Streams and sockets
@@ -31,7 +31,7 @@
 //! With server-sent events, WebSocket upgrades and streaming bodies, the response is ready before the stream begins: that
 //! is when all that was recorded is written. What a clone records later waits for its own `save`. Without a response to
 //! carry a cookie, that can do anything but change the ID: it is then an
-//! [`ErrorKind::ResponseSent`](crate::ErrorKind::ResponseSent).
+//! [`ErrorKind::ResponseSent`].
 
 use std::{
     fmt, mem,
@@ -400,7 +400,7 @@ impl Session {
         let sessions = &self.0.gate.sessions;
         let cookies = self.0.cookies.as_deref().unwrap_or_default();
         let ids = cookies.split(';').filter_map(SessionId::parse).take(MAX_COOKIES);
-        let mut found: Option<(Live, _)> = None;
+        let mut found: Option<(Box<Live>, _)> = None;
         let mut otherwise = Base::Nothing;
         for (id, secret) in ids {
             let hash = secret.hash();
@@ -420,7 +420,7 @@ impl Session {
         }
         let Some((live, hash)) = found else { return Ok(otherwise) };
         sessions.touch(&live);
-        Ok(Base::Live(Box::new(live), hash))
+        Ok(Base::Live(live, hash))
     }
 
     /// Takes what was loaded or written for what is there, and applies to it what is recorded.
@@ -583,7 +583,9 @@ impl Drop for Visit {
 }
 
 /// A commit that, once begun, runs to its end: dropped before, it goes on in a task of its own.
-pub(crate) struct Commit(Option<Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>>);
+pub(crate) struct Commit(Option<Pin<Box<Work>>>);
+
+type Work = dyn Future<Output = Result<(), Error>> + Send;
 
 impl Commit {
     fn new(work: impl Future<Output = Result<(), Error>> + Send + 'static) -> Self {

@@ -96,7 +96,7 @@ pub(crate) struct Policy {
 
 /// Where an ID leads.
 pub(crate) enum Found {
-    Live(Live),
+    Live(Box<Live>),
     /// A login ended this session, and went on as another one.
     Ended,
     /// There is a record, and it cannot be read: not even whether the ID is right.
@@ -312,7 +312,7 @@ impl<B: Backend> Sessions<B> {
     async fn find(&self, id: &str) -> Result<Option<Live>, Error> {
         let Some((id, secret)) = SessionId::parse(id) else { return Ok(None) };
         match self.look(id, &secret.hash()).await? {
-            Found::Live(live) => Ok(Some(live)),
+            Found::Live(live) => Ok(Some(*live)),
             Found::Unreadable(error) => Err(error),
             Found::Ended | Found::Nothing => Ok(None),
         }
@@ -381,7 +381,7 @@ impl<B: Backend> Sessions<B> {
         }
         Ok(match live {
             live if live.contents.ended => Found::Ended,
-            live if live.is_live_at(now) => Found::Live(live),
+            live if live.is_live_at(now) => Found::Live(Box::new(live)),
             _ => Found::Nothing,
         })
     }

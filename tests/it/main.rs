@@ -1,0 +1,20 @@
+//! All integration tests, in one binary. Functions named `p07_…` prove promise 7 of the README.
+
+// A test binary has no public face; and in tests, a panic is the answer.
+#![allow(unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod client;
+mod store;
+
+mod concurrency;
+mod cookies;
+mod cost;
+mod endings;
+mod faults;
+mod http;
+mod identity;
+mod memory;
+mod module;
+mod secrets;
+mod streams;
+mod time;
