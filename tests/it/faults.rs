@@ -301,7 +301,7 @@ async fn p16_dropped_at_any_point_a_commit_is_whole(store: Store) {
             client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
             // Each call yields once before and once after, so that there are points to be dropped at.
             for verb in ["load", "update", "create", "delete"] {
-                store.first(verb, || tokio::task::yield_now());
+                store.first(verb, tokio::task::yield_now);
             }
             let dropped = client.thief();
             {
