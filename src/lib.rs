@@ -116,3 +116,8 @@ pub use self::{
     session::Session,
     sessions::{SessionInfo, Sessions},
 };
+
+/// The examples in the README, for the tests.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

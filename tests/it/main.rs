@@ -13,6 +13,8 @@ mod endings;
 mod faults;
 mod http;
 mod identity;
+mod login;
+mod manifest;
 mod memory;
 mod module;
 mod secrets;
