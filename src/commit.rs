@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    Data, Error, ErrorKind, RecordId, SessionId, Sessions,
+    Data, Error, ErrorKind, SessionId, Sessions,
     change::{Change, Identity, Plan},
     clock::millis,
     id::{Secret, SecretHash},
-    sessions::{Live, Written, check_key},
+    sessions::{Live, Unclaimed, Written, check_key, random_version},
 };
 
 /// What a request found when it loaded its session.
@@ -32,6 +32,8 @@ pub(crate) struct Draft {
     pub(crate) log: Arc<Vec<Change>>,
     /// What the log comes to on the base.
     pub(crate) plan: Plan,
+    /// Of the record that an update of the session writes.
+    pub(crate) version: i64,
     pub(crate) limits: Limits,
 }
 
@@ -151,10 +153,10 @@ impl Draft {
                 self.rewrite(sessions, live).await
             }
             Base::Nothing => self.add_anonymous(sessions).await,
-            Base::Unreadable(ref error) if !self.plan.data.is_empty() => Err(error.clone()),
+            Base::Unreadable(error) => Err(error),
             Base::Gone(ref data) if !self.plan.data.same_as(data) => Ok(Committed::dropped(self.base)),
             Base::Replaced if !self.plan.data.is_empty() => Ok(Committed::dropped(self.base)),
-            Base::Unreadable(_) | Base::Gone(_) | Base::Replaced => Ok(Committed::kept(self.base)),
+            Base::Gone(_) | Base::Replaced => Ok(Committed::kept(self.base)),
         }
     }
 
@@ -166,7 +168,7 @@ impl Draft {
         };
         let last_seen = self.plan.data.clone();
         let mut plan = Some(self.plan);
-        let written = sessions.rewrite(live, |contents| {
+        let written = sessions.rewrite(live, self.version, |contents| {
             // On a conflict the same changes are made to what is there now.
             let plan = match plan.take() {
                 Some(plan) => plan,
@@ -247,7 +249,7 @@ impl Draft {
             };
             if !self.plan.fresh {
                 self.plan = Plan::replay(&self.log, data, live.contents.key.as_deref())?;
-                let rewritten = sessions.rewrite(new.clone(), |contents| {
+                let rewritten = sessions.rewrite(new.clone(), random_version()?, |contents| {
                     contents.data = self.plan.data.clone();
                     Ok(true)
                 });
@@ -284,30 +286,5 @@ impl Sessions {
             live = current;
         }
         Ok(())
-    }
-}
-
-/// A session of which nobody knows the ID yet. It is not left behind if the login fails.
-struct Unclaimed<'a> {
-    sessions: &'a Sessions,
-    id: Option<RecordId>,
-}
-
-impl<'a> Unclaimed<'a> {
-    fn new(sessions: &'a Sessions, id: RecordId) -> Self {
-        Self { sessions, id: Some(id) }
-    }
-
-    fn claim(mut self) {
-        self.id = None;
-    }
-}
-
-impl Drop for Unclaimed<'_> {
-    fn drop(&mut self) {
-        if let (Some(id), Ok(runtime)) = (self.id, tokio::runtime::Handle::try_current()) {
-            let sessions = self.sessions.clone();
-            runtime.spawn(async move { sessions.remove(id).await });
-        }
     }
 }

@@ -54,7 +54,7 @@ use crate::{
     commit::{Base, Draft, Limits},
     data::json,
     service::Gate,
-    sessions::{Found, Live, not_found, too_late},
+    sessions::{Found, Live, not_found, random_version, too_late},
 };
 
 /// The session of a request. See the [module docs](self).
@@ -95,6 +95,8 @@ struct State {
     /// What is recorded and not yet written, and what that comes to.
     log: Vec<Change>,
     plan: Plan,
+    /// So many of them may be written already, under that version: nobody answered.
+    unsure: Option<(usize, i64)>,
     /// Counts what changes base and plan.
     revision: u64,
     /// How long the backend has been waited for since it last did something for this request.
@@ -473,50 +475,67 @@ impl Session {
         }
         self.load_in_turn().await?;
         let _permit = self.0.gate.sessions.permit().await?;
-        let Some(draft) = self.take_draft() else { return Ok(()) };
-        let log = Arc::clone(&draft.log);
-        let committed = self.within_budget(draft.commit(&self.0.gate.sessions)).await;
-        match committed {
-            Ok(committed) => {
-                {
+        let mut dropped = false;
+        while let Some(draft) = self.take_draft()? {
+            let (log, version) = (Arc::clone(&draft.log), draft.version);
+            match self.within_budget(draft.commit(&self.0.gate.sessions)).await {
+                Ok(committed) => {
+                    dropped |= committed.dropped;
                     let mut state = self.lock();
                     state.spent = Duration::ZERO;
+                    state.unsure = None;
                     state.effect = committed.effect.or(state.effect.take());
+                    drop(state);
+                    self.settle(committed.base)?;
                 }
-                self.settle(committed.base)?;
-                match committed.dropped {
-                    false => Ok(()),
-                    true if when == When::Save => Err(not_found()),
-                    true => {
-                        tracing::info!("changes to a session that is gone were dropped");
-                        Ok(())
-                    }
+                Err(error) => {
+                    self.put_back(log, version, error.kind())?;
+                    return Err(error);
                 }
             }
-            Err(error) => {
-                let mut state = self.lock();
-                let base = state.base.clone();
-                match base.filter(|_| error.kind() == ErrorKind::ResponseSent) {
-                    Some(base) => {
-                        drop(state);
-                        self.settle(base)?;
-                    }
-                    // What was recorded before comes before what was recorded meanwhile.
-                    None => {
-                        let later = mem::replace(&mut state.log, Arc::unwrap_or_clone(log));
-                        state.log.extend(later);
-                    }
-                }
-                Err(error)
+        }
+        match dropped {
+            false => Ok(()),
+            true if when == When::Save => Err(not_found()),
+            true => {
+                tracing::info!("changes to a session that is gone were dropped");
+                Ok(())
             }
         }
     }
 
-    fn take_draft(&self) -> Option<Draft> {
+    /// What is to be written next. What may be written already comes alone, and under the same version: should it be there,
+    /// the backend shows that version, and nothing is applied twice.
+    fn take_draft(&self) -> Result<Option<Draft>, Error> {
         let mut state = self.lock();
+        let Some(base) = state.base.clone() else { return Ok(None) };
         let limits = Limits { cross_site: self.0.cross_site, sent: state.sent };
-        let log = Arc::new(mem::take(&mut state.log));
-        Some(Draft { base: state.base.clone()?, log, plan: state.plan.clone(), limits })
+        let (log, plan, version) = match state.unsure {
+            Some((count, version)) => {
+                let count = count.min(state.log.len());
+                let later = state.log.split_off(count);
+                let log = mem::replace(&mut state.log, later);
+                let mut plan = Plan::on(base.data());
+                log.iter().try_for_each(|change| plan.apply(change, base.key(), Modifies::Recorded))?;
+                (log, plan, version)
+            }
+            None => (mem::take(&mut state.log), state.plan.clone(), random_version()?),
+        };
+        Ok((!log.is_empty()).then(|| Draft { base, log: Arc::new(log), plan, version, limits }))
+    }
+
+    /// Records again what was not written. It comes before what was recorded meanwhile.
+    fn put_back(&self, log: Arc<Vec<Change>>, version: i64, kind: ErrorKind) -> Result<(), Error> {
+        let mut state = self.lock();
+        if kind == ErrorKind::ResponseSent {
+            let base = state.base.clone();
+            drop(state);
+            return base.map_or(Ok(()), |base| self.settle(base));
+        }
+        state.unsure = (kind == ErrorKind::Unavailable).then_some((log.len(), version));
+        let later = mem::replace(&mut state.log, Arc::unwrap_or_clone(log));
+        state.log.extend(later);
+        Ok(())
     }
 
     /// Waits for the backend for as long as this request still may.
@@ -544,6 +563,7 @@ impl State {
     /// Takes back everything but that somebody signs out.
     fn keep_endings(&mut self) {
         self.log.retain(|change| matches!(change, Change::Delete | Change::Clear));
+        self.unsure = None;
         self.plan = Plan::on(self.base.as_ref().map(Base::data).unwrap_or_default());
         for change in &self.log {
             let key = self.base.as_ref().and_then(Base::key);

@@ -157,6 +157,22 @@ async fn p05_a_write_whose_answer_was_lost_is_not_applied_twice(store: Store) {
     assert!(answer.headers.contains_key("retry-after"));
     client.does(increment).await.ok();
     assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "2");
+
+    // A save that got no answer is tried again with the response, and applied once; so is what came after it.
+    for fault in [Fault::Before, Fault::After] {
+        let client = Client::new(&store.layer());
+        client.does(|session| session.insert("n", 0)).await.ok();
+        let answer = client.visit(async |session: Session| {
+            increment(&session)?;
+            store.fail("update", fault);
+            assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
+            increment(&session)?;
+            assert_eq!(session.get::<u64>("n")?, Some(2));
+            Ok(())
+        });
+        answer.await.ok();
+        assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "2");
+    }
 }
 
 async fn p05_what_cannot_be_committed_in_time_is_503(store: Store) {

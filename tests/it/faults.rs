@@ -212,8 +212,10 @@ async fn p04_a_login_delivered_twice_around_a_logout(store: Store) {
     assert_eq!(sessions.create("ada", json!({})).await.unwrap_err().kind(), ErrorKind::Unavailable);
     let id = sessions.create("ada", json!({})).await.unwrap();
     sessions.delete(&id).await.unwrap();
-    assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
-    assert_eq!(sessions.clear("ada").await.unwrap(), 1);
+    // The one that nobody has the ID of goes by itself.
+    while !sessions.list("ada").await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
 
     // A logout whose answer is lost has happened, and may be repeated.
     let id = sessions.create("ada", json!({})).await.unwrap();
