@@ -98,7 +98,8 @@ impl Draft {
             false => None,
         };
         let mut committed = match self.plan.identity.clone() {
-            Identity::Bind(key) | Identity::Create(key) => self.sign_in(sessions, &key).await?,
+            // Boxed: most commits are no login, and need not be as large as one.
+            Identity::Bind(key) | Identity::Create(key) => Box::pin(self.sign_in(sessions, &key)).await?,
             Identity::Delete => self.delete(sessions).await?,
             Identity::Keep | Identity::Rework => self.keep(sessions).await?,
         };

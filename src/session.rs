@@ -35,7 +35,7 @@
 
 use std::{
     fmt, mem,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
     time::Duration,
@@ -393,7 +393,7 @@ impl Session {
             return Ok(());
         }
         let _permit = self.0.gate.sessions.permit().await?;
-        let base = self.within_budget(self.fetch()).await?;
+        let base = self.within_budget(pin!(self.fetch())).await?;
         self.settle(base)
     }
 
@@ -478,7 +478,8 @@ impl Session {
         let mut dropped = false;
         while let Some(draft) = self.take_draft()? {
             let (log, version) = (Arc::clone(&draft.log), draft.version);
-            match self.within_budget(draft.commit(&self.0.gate.sessions)).await {
+            let work = pin!(draft.commit(&self.0.gate.sessions));
+            match self.within_budget(work).await {
                 Ok(committed) => {
                     dropped |= committed.dropped;
                     let mut state = self.lock();
@@ -539,7 +540,9 @@ impl Session {
     }
 
     /// Waits for the backend for as long as this request still may.
-    async fn within_budget<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    ///
+    /// It takes the work pinned: a commit is large, and would be copied at each hand it goes through.
+    async fn within_budget<T>(&self, work: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
         let left = self.0.gate.sessions.request_time().saturating_sub(self.lock().spent);
         let began = Instant::now();
         let result = timeout(left, work).await;
