@@ -66,7 +66,7 @@ where
 
 #[tokio::test]
 async fn an_unused_session_allocates_one_arc_and_asks_nobody() {
-    let store = Store::memory();
+    let store = Store::memory().await;
     let layer = store.layer();
     let client = Client::new(&layer);
     client.does(|session| session.create("ada", json!({}))).await.ok();

@@ -283,7 +283,7 @@ async fn a_serializer_that_fails_loses_nothing_and_tells_nothing() {
 #[tokio::test]
 async fn a_record_of_another_serializer_is_unreadable() {
     // Accepting the other format would be a way around a serializer that encrypts or signs.
-    let store = Store::memory();
+    let store = Store::memory().await;
     let plain = store.sessions();
     let own = Sessions::over(crate::store::Spy::on(&store)).clock(store.clock.clone()).serializer(MessagePack);
     let own = own.build().unwrap();

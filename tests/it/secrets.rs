@@ -47,7 +47,7 @@ impl Subscriber for Log {
 #[tokio::test]
 async fn p13_nothing_secret_is_logged_or_printed() {
     tracing::subscriber::set_global_default(Log).unwrap();
-    let store = Store::memory();
+    let store = Store::memory().await;
     let (layer, sessions) = (store.layer(), store.sessions());
     let client = Client::new(&layer);
     let mut ids = Vec::new();
@@ -106,7 +106,7 @@ async fn p13_nothing_secret_is_logged_or_printed() {
 
 #[tokio::test]
 async fn a_stolen_store_signs_nobody_in() {
-    let store = Store::memory();
+    let store = Store::memory().await;
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let id = client.id().unwrap();

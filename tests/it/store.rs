@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use jam_session::{
@@ -17,7 +17,7 @@ macro_rules! on_every_store {
         mod memory {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                super::$test($crate::store::Store::memory()).await;
+                super::$test($crate::store::Store::memory().await).await;
             })*
         }
     };
@@ -28,6 +28,8 @@ macro_rules! on_every_store {
 pub struct Store {
     inner: Sessions,
     pub clock: Clock,
+    /// How exactly this store can be made to tell the time.
+    pub moment: Duration,
     calls: Arc<Mutex<Vec<&'static str>>>,
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
 }
@@ -96,13 +98,13 @@ impl Options {
 }
 
 impl Store {
-    pub fn memory() -> Self {
+    pub async fn memory() -> Self {
         let clock = Clock::manual();
         Self::over(MemorySessions::builder().clock(clock.clone()).build().unwrap().erase(), clock)
     }
 
     fn over(inner: Sessions, clock: Clock) -> Self {
-        Self { inner, clock, calls: Arc::default(), faults: Arc::default() }
+        Self { inner, clock, moment: Duration::from_millis(1), calls: Arc::default(), faults: Arc::default() }
     }
 
     /// Sessions on this store: those of one process. Two of them share nothing but the store.
@@ -125,6 +127,13 @@ impl Store {
     /// Lets time pass.
     pub fn pass(&self, time: Duration) {
         self.clock.advance(time);
+    }
+
+    /// That a time is as expected, as far as this store can tell.
+    #[track_caller]
+    pub fn assert_about(&self, time: SystemTime, expected: SystemTime) {
+        let off = time.duration_since(expected).or_else(|_| expected.duration_since(time)).unwrap();
+        assert!(off < self.moment, "{time:?} is not {expected:?}");
     }
 
     /// The calls that the store got since this was last asked.
