@@ -49,6 +49,18 @@ enum Text {
 /// One value, as JSON.
 pub(crate) type Raw = Arc<str>;
 
+/// One value, taken out of its [`Data`].
+pub(crate) struct Value {
+    source: Bytes,
+    text: Text,
+}
+
+impl Value {
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        from_raw(bytes(&self.source, &self.text))
+    }
+}
+
 impl Data {
     /// The value of that name, or `None`.
     ///
@@ -79,6 +91,12 @@ impl Data {
 
     pub(crate) fn raw(&self, name: &str) -> Option<&[u8]> {
         self.position(name).map(|at| self.bytes(&self.fields[at].value))
+    }
+
+    /// A value, to be read without holding on to the rest.
+    pub(crate) fn value(&self, name: &str) -> Option<Value> {
+        let at = self.position(name)?;
+        Some(Value { source: self.source.clone(), text: self.fields[at].value.clone() })
     }
 
     pub(crate) fn set(&mut self, name: &str, value: Raw) {

@@ -291,6 +291,23 @@ mod tests {
         }
     }
 
+    /// Issued by version 0.1.0: every later version must take it, and find the same record.
+    #[test]
+    fn the_golden_ids_are_read_and_written() {
+        let owner = Owners::new("sessions", b"").unwrap().owner("ada");
+        let secret = Secret(std::array::from_fn(|i| i as u8));
+        for (owner, golden) in [
+            (None, "AAAAAAAAQACAAAAAAAAAAA.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"),
+            (Some(owner), "Rii4kzINEgUu4Shaqdfvmg.AAAAAAAAQACAAAAAAAAAAA.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"),
+        ] {
+            let record = RecordId::new(owner, Sid::parse("AAAAAAAAQACAAAAAAAAAAA").unwrap());
+            assert_eq!(SessionId::new(record, &secret).as_str(), golden);
+            let (read, same) = SessionId::parse(golden).unwrap();
+            assert_eq!(read, record);
+            assert!(same.hash().matches(&secret.hash()));
+        }
+    }
+
     #[test]
     fn one_secret_has_one_spelling() {
         let (id, ..) = id(None);

@@ -1,20 +1,109 @@
-//! x
-#![allow(missing_docs, dead_code)]
-pub mod backend;
+//! Sessions for [tower] and [axum]: the ID is in a cookie, the data on the server.
+//!
+//! A [`SessionLayer`] gives each request a [`Session`]. Handlers take it as an argument, read and write without `.await`, and
+//! what they recorded is written back in one atomic call when the response is ready.
+//!
+//! ```
+//! use axum::{Router, routing::{get, post}};
+//! use jam_session::{Error, MemorySessions, Session, SessionKey, SessionLayer};
+//!
+//! async fn visits(session: Session) -> Result<String, Error> {
+//!     session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?;
+//!     Ok(format!("visit number {:?}", session.get::<u64>("visits")?))
+//! }
+//!
+//! async fn login(session: Session) {
+//!     // Check the password first.
+//!     session.bind("ada");
+//! }
+//!
+//! async fn private(SessionKey(user): SessionKey) -> String {
+//!     format!("hello {user}")
+//! }
+//!
+//! let app: Router = Router::new()
+//!     .route("/", get(visits))
+//!     .route("/login", post(login))
+//!     .route("/private", get(private))
+//!     .layer(SessionLayer::new(MemorySessions::new()));
+//! ```
+//!
+//! # Words
+//!
+//! | word | meaning | elsewhere |
+//! |---|---|---|
+//! | session key | who owns the session, usually the user; one key has many sessions | principal, user id |
+//! | session ID | the secret in the cookie | token, sid |
+//! | handle | the public name of a session, for lists and logs | |
+//! | create | a new session for a session key | login |
+//! | bind | the same, keeping the data of the session before | login |
+//! | rework | the same session, a new ID | regenerate, cycle, rotate, renew |
+//! | delete | ends this session | destroy, flush, logout |
+//! | clear | ends all sessions of a session key | logout everywhere |
+//! | `default_ttl` | how long a session may be unused | idle timeout |
+//! | `max_lifetime` | how long it may be used | absolute timeout |
+//!
+//! # The life of a request
+//!
+//! 1. The [layer](SessionLayer) finds the cookie and puts a [`Session`] into the request's extensions. Nothing is parsed,
+//!    and the backend is not asked: a handler without use for the session costs no trip.
+//! 2. The extractor awaits [`Session::load`]: one trip, and none without a cookie.
+//! 3. The handler reads, and records what is to change.
+//! 4. When its response is ready the layer writes that: one conditional update. If another request has written meanwhile,
+//!    the same changes are made to what is there now; if the session has ended meanwhile, nothing is revived.
+//! 5. A cookie is set if there is a new ID, and only once its record is stored.
+//!
+//! A response with a status of 500 and above, or 408, takes back everything but a sign-out. See [`session`] for more, and
+//! [`Sessions`] for the module without HTTP: for jobs, command lines, and pages that list a user's sessions.
+//!
+//! # Features
+//!
+//! | feature | default | adds |
+//! |---|---|---|
+//! | `axum` | yes | [`Session`], `Option<Session>` and [`SessionKey`] as extractors, [`Error`] as a response |
+//! | `redis` | no | [`RedisSessions`]: one server, Sentinel or Cluster, TLS included |
+//!
+//! Without `axum` this is a plain tower layer over the types of [`http`].
+//!
+//! [tower]: https://docs.rs/tower
+//! [axum]: https://docs.rs/axum
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod layer;
+mod service;
+
+mod cookie;
+mod future;
+
+pub mod session;
+
+mod change;
+mod commit;
+mod data;
+#[cfg(feature = "axum")]
+mod extract;
+
 mod builder;
 mod clock;
-mod data;
-mod error;
-mod id;
-mod record;
 mod sessions;
 mod turns;
 
-#[cfg(feature = "redis")]
-pub use self::backend::redis::{RedisBackend, RedisServer, RedisSessions};
+mod id;
+mod record;
+
+pub mod backend;
+
+mod error;
+
+pub use ::cookie::SameSite;
 #[cfg(feature = "redis")]
 pub use ::redis;
 
+#[cfg(feature = "redis")]
+pub use self::backend::redis::{RedisBackend, RedisServer, RedisSessions};
+#[cfg(feature = "axum")]
+pub use self::extract::SessionKey;
 pub use self::{
     backend::{
         AnyBackend, Backend, Outcome,
@@ -24,7 +113,16 @@ pub use self::{
     clock::Clock,
     data::Data,
     error::{BoxError, Error, ErrorKind},
+    future::ResponseFuture,
     id::{Owner, RecordId, SessionId},
+    layer::SessionLayer,
     record::{Record, Serializer},
+    service::SessionService,
+    session::Session,
     sessions::{SessionInfo, Sessions},
 };
+
+/// The examples in the README, for the tests.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -98,7 +98,7 @@ pub(crate) struct Policy {
 
 /// Where an ID leads.
 pub(crate) enum Found {
-    Live(Live),
+    Live(Box<Live>),
     /// A login ended this session, and went on as another one.
     Ended,
     /// There is a record, and it cannot be read: not even whether the ID is right.
@@ -185,7 +185,7 @@ impl<B: Backend> Sessions<B> {
         self.within_time(async {
             let data = data?;
             let live = self.find(id.as_ref()).await?.ok_or_else(not_found)?;
-            self.rewrite(live, |contents| {
+            self.rewrite(live, random_version()?, |contents| {
                 contents.data = data.clone();
                 Ok(true)
             })
@@ -209,7 +209,7 @@ impl<B: Backend> Sessions<B> {
             let (record, old) = SessionId::parse(id).ok_or_else(not_found)?;
             let new = Secret::random()?;
             let written = self
-                .rewrite(live, |contents| {
+                .rewrite(live, random_version()?, |contents| {
                     self.rotate(contents, &old.hash(), &new);
                     Ok(true)
                 })
@@ -314,7 +314,7 @@ impl<B: Backend> Sessions<B> {
     async fn find(&self, id: &str) -> Result<Option<Live>, Error> {
         let Some((id, secret)) = SessionId::parse(id) else { return Ok(None) };
         match self.look(id, &secret.hash()).await? {
-            Found::Live(live) => Ok(Some(live)),
+            Found::Live(live) => Ok(Some(*live)),
             Found::Unreadable(error) => Err(error),
             Found::Ended | Found::Nothing => Ok(None),
         }
@@ -383,7 +383,7 @@ impl<B: Backend> Sessions<B> {
         }
         Ok(match live {
             live if live.contents.ended => Found::Ended,
-            live if live.is_live_at(now) => Found::Live(live),
+            live if live.is_live_at(now) => Found::Live(Box::new(live)),
             _ => Found::Nothing,
         })
     }
@@ -419,7 +419,11 @@ impl<B: Backend> Sessions<B> {
         for _ in 0..TRIES_FOR_A_NAME {
             let id = RecordId::new(owner, self.new_sid()?);
             let live = Live { id, version: random_version()?, ttl: self.ttl(&contents), contents };
-            if self.backend.create(self.seal(&live)?).await.map_err(on_create)? {
+            let record = self.seal(&live)?;
+            let unclaimed = Unclaimed::new(self, id);
+            let created = self.backend.create(record).await.map_err(on_create)?;
+            unclaimed.claim();
+            if created {
                 tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
                 return Ok((live, SessionId::new(id, &secret)));
             }
@@ -428,15 +432,20 @@ impl<B: Backend> Sessions<B> {
         Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
     }
 
-    /// Writes new contents over what was seen as `live`.
-    pub(crate) async fn write(&self, live: &Live, mut contents: Contents) -> Result<Written, Error> {
-        contents.seen = self.now();
-        let ttl = self.ttl(&contents);
-        self.write_for(live, contents, ttl).await
+    /// Whether a new session with that would be stored.
+    pub(crate) fn check_size(&self, contents: &Contents) -> Result<(), Error> {
+        let owner = contents.key.as_deref().map(|key| self.owner(key));
+        self.shared.policy.codec.write(RecordId::new(owner, self.new_sid()?), contents).map(drop)
     }
 
-    async fn write_for(&self, live: &Live, contents: Contents, ttl: Duration) -> Result<Written, Error> {
-        let new = Live { id: live.id, version: random_version()?, ttl, contents };
+    /// Writes new contents over what was seen as `live`.
+    async fn write(&self, live: &Live, version: i64, mut contents: Contents) -> Result<Written, Error> {
+        contents.seen = self.now();
+        let ttl = self.ttl(&contents);
+        self.write_for(live, Live { id: live.id, version, ttl, contents }).await
+    }
+
+    async fn write_for(&self, live: &Live, new: Live) -> Result<Written, Error> {
         match self.backend.update(live.version, self.seal(&new)?).await.map_err(on_update)? {
             Outcome::Done => Ok(Written::Done(new)),
             // Our own write, of which we had no answer.
@@ -451,9 +460,12 @@ impl<B: Backend> Sessions<B> {
 
     /// Changes a session, again and again until nobody else has meanwhile; `None` if it is gone. The change says whether
     /// there is anything to write.
+    ///
+    /// One version for all tries: only one of them can be written, and whichever it was is recognised by it.
     pub(crate) async fn rewrite(
         &self,
         mut live: Live,
+        version: i64,
         mut change: impl FnMut(&mut Contents) -> Result<bool, Error>,
     ) -> Result<Option<Live>, Error> {
         let mut turn = None;
@@ -462,7 +474,7 @@ impl<B: Backend> Sessions<B> {
             if !change(&mut contents)? {
                 return Ok(Some(live));
             }
-            match self.write(&live, contents).await? {
+            match self.write(&live, version, contents).await? {
                 Written::Done(live) => return Ok(Some(live)),
                 Written::Gone => return Ok(None),
                 Written::Conflict(current) => live = current,
@@ -512,11 +524,23 @@ impl<B: Backend> Sessions<B> {
     /// Not `delete`, even for no time at all: only this way it is known that what was ended was not a tombstone.
     pub(crate) async fn bury(&self, live: &Live, ttl: Duration) -> Result<Written, Error> {
         let contents = Contents { ended: true, data: Data::default(), ..live.contents.clone() };
-        let written = self.write_for(live, contents, ttl).await?;
+        let written = self.write_for(live, Live { id: live.id, version: random_version()?, ttl, contents }).await?;
         if let Written::Done(_) = written {
             tracing::debug!(session = live.id.sid(), "a session was ended");
         }
         Ok(written)
+    }
+
+    /// Removes what nobody will ask for. If that fails, time will do it.
+    pub(crate) async fn remove(&self, id: RecordId) {
+        if !matches!(timeout(self.request_time(), self.backend.delete(id)).await, Ok(Ok(_))) {
+            tracing::warn!(session = id.sid(), "a session that nobody got the ID of was not removed");
+        }
+    }
+
+    /// How long an old ID lives on, or its tombstone.
+    pub(crate) fn grace(&self) -> Duration {
+        self.shared.policy.rework_grace
     }
 
     pub(crate) async fn clear_all(&self, owner: Owner) -> Result<u64, Error> {
@@ -625,6 +649,37 @@ impl fmt::Debug for SessionInfo {
     }
 }
 
+/// A session of which nobody has the ID, or not yet. Dropped like that, by an error or because its time was over, it is
+/// removed in the background.
+pub(crate) struct Unclaimed<'a, B: Backend> {
+    sessions: &'a Sessions<B>,
+    id: Option<RecordId>,
+}
+
+impl<'a, B: Backend> Unclaimed<'a, B> {
+    pub(crate) fn new(sessions: &'a Sessions<B>, id: RecordId) -> Self {
+        Self { sessions, id: Some(id) }
+    }
+
+    /// It is the browser's now, or was never ours.
+    pub(crate) fn claim(mut self) {
+        self.id = None;
+    }
+}
+
+impl<B: Backend> Drop for Unclaimed<'_, B> {
+    fn drop(&mut self) {
+        let (Some(id), Ok(runtime)) = (self.id, tokio::runtime::Handle::try_current()) else { return };
+        let sessions = self.sessions.clone();
+        // No longer than it would take anyway: closing waits for it.
+        let permit = Arc::clone(&sessions.shared.open).try_acquire_owned();
+        runtime.spawn(async move {
+            sessions.remove(id).await;
+            drop(permit);
+        });
+    }
+}
+
 /// A record's place among those that are being touched.
 struct Touching {
     shared: Arc<Shared>,
@@ -679,7 +734,7 @@ fn on_delete(error: crate::BoxError) -> Error {
     Error::backend("a session could not be ended", error)
 }
 
-fn random_version() -> Result<i64, Error> {
+pub(crate) fn random_version() -> Result<i64, Error> {
     Ok(i64::from_be_bytes(random()?) & i64::MAX)
 }
 

@@ -154,19 +154,22 @@ impl MemoryBackend {
     ///
     /// No shard may be locked.
     fn reserve(&self, sessions: usize, bytes: usize) -> Result<()> {
-        loop {
-            let after_sessions = self.sessions.fetch_add(sessions, Relaxed) + sessions;
-            let after_bytes = self.bytes.fetch_add(bytes, Relaxed) + bytes;
-            if after_sessions <= self.max_sessions && after_bytes <= self.max_bytes {
-                return Ok(());
+        let take = |counter: &AtomicUsize, more: usize, most: usize| {
+            let sum = |now: usize| now.checked_add(more).filter(|sum| *sum <= most);
+            counter.fetch_update(Relaxed, Relaxed, sum).is_ok()
+        };
+        // What can never fit is no reason for anybody to give way.
+        let mut room = sessions <= self.max_sessions && bytes <= self.max_bytes;
+        while room {
+            if take(&self.sessions, sessions, self.max_sessions) {
+                if take(&self.bytes, bytes, self.max_bytes) {
+                    return Ok(());
+                }
+                self.release(sessions, 0);
             }
-            self.release(sessions, bytes);
-            if !self.make_room() {
-                return Err(
-                    Error::new(ErrorKind::Unavailable, "the sessions in memory have reached their bound").into()
-                );
-            }
+            room = self.make_room();
         }
+        Err(Error::new(ErrorKind::Unavailable, "the sessions in memory have reached their bound").into())
     }
 
     fn release(&self, sessions: usize, bytes: usize) {

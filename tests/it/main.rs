@@ -1,6 +1,24 @@
-//! All integration tests, in one binary.
+//! All integration tests, in one binary. Functions named `p07_…` prove promise 7 of the README.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+// A test binary has no public face; and in tests, a panic is the answer.
+#![allow(unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod client;
+mod store;
+
+mod concurrency;
+mod cookies;
+mod cost;
+mod endings;
+mod faults;
+mod http;
+mod identity;
+mod login;
+mod manifest;
+mod memory;
+mod module;
 #[cfg(feature = "redis")]
 mod redis;
+mod secrets;
+mod streams;
+mod time;

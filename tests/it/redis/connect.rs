@@ -222,7 +222,7 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
 
     // Trust is a matter of the environment, and that of a process.
     let child = Command::new(std::env::current_exe().unwrap())
-        .args(["redis::connect::speaks_tls", "--exact", "--ignored", "--nocapture"])
+        .args(["redis::connect::speaks_tls", "--exact", "--nocapture"])
         .env("SSL_CERT_FILE", &certificate)
         .env("TLS_URI", format!("rediss://localhost:{port}"))
         .output()
@@ -232,10 +232,11 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
     assert!(server.ask(&["KEYS", "*"]).list().len() >= 2);
 }
 
+/// Run by the test above, in a process of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "run by the test above, in a process of its own"]
 async fn speaks_tls() {
-    let sessions = patient(RedisSessions::builder(std::env::var("TLS_URI").unwrap())).connect().await.unwrap();
+    let Ok(uri) = std::env::var("TLS_URI") else { return };
+    let sessions = patient(RedisSessions::builder(uri)).connect().await.unwrap();
     let id = sessions.create("ada", json!({"a": 1})).await.unwrap();
     assert!(sessions.get(&id).await.unwrap().is_some());
 }

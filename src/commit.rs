@@ -1,0 +1,291 @@
+//! What a draft does to the backend: the one place where a request's changes become calls.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    Data, Error, ErrorKind, SessionId, Sessions,
+    change::{Change, Identity, Plan},
+    clock::millis,
+    id::{Secret, SecretHash},
+    sessions::{Live, Unclaimed, Written, check_key, random_version},
+};
+
+/// What a request found when it loaded its session.
+#[derive(Clone)]
+pub(crate) enum Base {
+    /// No session.
+    Nothing,
+    /// A session, and the hash of the secret that led to it.
+    Live(Box<Live>, SecretHash),
+    /// A login ended the session that the cookie means. No cookie is set here, not even to remove it: the login's own is on
+    /// its way.
+    Replaced,
+    /// A session that ended while the request ran. Its data, as it was last seen, is all there is.
+    Gone(Data),
+    /// A record that cannot be read. It is left alone.
+    Unreadable(Error),
+}
+
+/// What a request wants to be written.
+pub(crate) struct Draft {
+    pub(crate) base: Base,
+    pub(crate) log: Arc<Vec<Change>>,
+    /// What the log comes to on the base.
+    pub(crate) plan: Plan,
+    /// Of the record that an update of the session writes.
+    pub(crate) version: i64,
+    pub(crate) limits: Limits,
+}
+
+/// What this request may not do.
+#[derive(Clone, Copy)]
+pub(crate) struct Limits {
+    /// It was sent by another site, and must not make an anonymous session.
+    pub(crate) cross_site: bool,
+    /// Its response has left, and no cookie can be set.
+    pub(crate) sent: bool,
+}
+
+/// What came of it.
+pub(crate) struct Committed {
+    pub(crate) base: Base,
+    pub(crate) effect: Option<Effect>,
+    /// Changes were dropped: there is no session, and none was to be made.
+    pub(crate) dropped: bool,
+}
+
+/// What the response is to say.
+#[derive(Clone)]
+pub(crate) enum Effect {
+    /// This ID, and how long the session may live.
+    Set(SessionId, Duration),
+    Remove,
+}
+
+impl Base {
+    pub(crate) fn key(&self) -> Option<&str> {
+        match self {
+            Self::Live(live, _) => live.contents.key.as_deref(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn data(&self) -> Data {
+        match self {
+            Self::Live(live, _) => live.contents.data.clone(),
+            Self::Gone(data) => data.clone(),
+            Self::Nothing | Self::Replaced | Self::Unreadable(_) => Data::default(),
+        }
+    }
+}
+
+impl Committed {
+    fn kept(base: Base) -> Self {
+        Self { base, effect: None, dropped: false }
+    }
+
+    fn dropped(base: Base) -> Self {
+        Self { base, effect: None, dropped: true }
+    }
+}
+
+impl Draft {
+    /// Writes it, or says why not; then nothing of it is known to be written.
+    pub(crate) async fn commit(mut self, sessions: &Sessions) -> Result<Committed, Error> {
+        self.check()?;
+        let removed = match self.plan.clear {
+            true => self.clear(sessions).await?,
+            false => None,
+        };
+        let mut committed = match self.plan.identity.clone() {
+            // Boxed: most commits are no login, and need not be as large as one.
+            Identity::Bind(key) | Identity::Create(key) => Box::pin(self.sign_in(sessions, &key)).await?,
+            Identity::Delete => self.delete(sessions).await?,
+            Identity::Keep | Identity::Rework => self.keep(sessions).await?,
+        };
+        committed.effect = committed.effect.or(removed);
+        Ok(committed)
+    }
+
+    /// Nothing is begun that could not be ended.
+    fn check(&self) -> Result<(), Error> {
+        if self.plan.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
+            return Err(Error::new(ErrorKind::Config, "the ttl of a session must not be zero"));
+        }
+        match &self.plan.identity {
+            Identity::Bind(key) | Identity::Create(key) => check_key(key).map(drop)?,
+            Identity::Keep | Identity::Rework | Identity::Delete => {}
+        }
+        if self.limits.sent && self.changes_id() {
+            return Err(Error::new(ErrorKind::ResponseSent, "the response has left: its cookie can no longer be set"));
+        }
+        Ok(())
+    }
+
+    fn changes_id(&self) -> bool {
+        match (&self.plan.identity, &self.base) {
+            (Identity::Bind(_) | Identity::Create(_), _) | (Identity::Rework, Base::Live(..)) => true,
+            (Identity::Delete, _) | (_, Base::Nothing) => !self.plan.data.is_empty(),
+            _ => self.plan.clear && !self.plan.data.is_empty(),
+        }
+    }
+
+    /// All sessions of the loaded one's key, or the loaded one alone if it has none.
+    async fn clear(&mut self, sessions: &Sessions) -> Result<Option<Effect>, Error> {
+        let ended = match &self.base {
+            Base::Live(live, _) => match live.id.owner() {
+                Some(owner) => sessions.clear_all(owner).await? > 0,
+                None => sessions.end(Live::clone(live)).await?,
+            },
+            // Whose sessions these are is not known, and "done" would be a lie.
+            Base::Unreadable(error) => return Err(error.clone()),
+            Base::Nothing | Base::Replaced | Base::Gone(_) => return Ok(None),
+        };
+        self.base = Base::Nothing;
+        self.plan = Plan::replay(&self.log, Data::default(), None)?;
+        Ok(ended.then_some(Effect::Remove))
+    }
+
+    /// Writes to the session that there is, or makes an anonymous one.
+    async fn keep(self, sessions: &Sessions) -> Result<Committed, Error> {
+        match self.base {
+            Base::Live(ref live, _) => {
+                let live = Live::clone(live);
+                self.rewrite(sessions, live).await
+            }
+            Base::Nothing => self.add_anonymous(sessions).await,
+            Base::Unreadable(error) => Err(error),
+            Base::Gone(ref data) if !self.plan.data.same_as(data) => Ok(Committed::dropped(self.base)),
+            Base::Replaced if !self.plan.data.is_empty() => Ok(Committed::dropped(self.base)),
+            Base::Gone(_) | Base::Replaced => Ok(Committed::kept(self.base)),
+        }
+    }
+
+    async fn rewrite(self, sessions: &Sessions, live: Live) -> Result<Committed, Error> {
+        let Base::Live(_, presented) = self.base else { return Ok(Committed::kept(self.base)) };
+        let new = match self.plan.identity {
+            Identity::Rework => Some(Secret::random()?),
+            _ => None,
+        };
+        let last_seen = self.plan.data.clone();
+        let mut plan = Some(self.plan);
+        let written = sessions.rewrite(live, self.version, |contents| {
+            // On a conflict the same changes are made to what is there now.
+            let plan = match plan.take() {
+                Some(plan) => plan,
+                None => Plan::replay(&self.log, contents.data.clone(), contents.key.as_deref())?,
+            };
+            let idle = plan.ttl.map(millis).or(contents.idle);
+            let rotated = new.as_ref().is_some_and(|new| sessions.rotate(contents, &presented, new));
+            let changed = rotated || idle != contents.idle || !plan.data.same_as(&contents.data);
+            contents.idle = idle;
+            contents.data = plan.data;
+            Ok(changed)
+        });
+        let Some(live) = written.await? else { return Ok(Committed::dropped(Base::Gone(last_seen))) };
+        match new.filter(|new| live.contents.hash.matches(&new.hash())) {
+            Some(new) => {
+                let effect = Some(sessions.effect(&live, SessionId::new(live.id, &new)));
+                Ok(Committed { base: Base::Live(Box::new(live), new.hash()), effect, dropped: false })
+            }
+            None => Ok(Committed::kept(Base::Live(Box::new(live), presented))),
+        }
+    }
+
+    async fn add_anonymous(self, sessions: &Sessions) -> Result<Committed, Error> {
+        if self.plan.data.is_empty() {
+            return Ok(Committed::kept(Base::Nothing));
+        }
+        if self.limits.cross_site {
+            return Ok(Committed::dropped(Base::Nothing));
+        }
+        let contents = sessions.contents(None, self.plan.data, self.plan.ttl.map(millis));
+        let (live, id) = sessions.add(contents).await?;
+        Ok(sessions.set_out(live, id))
+    }
+
+    /// Ends the session that there is; data that was written afterwards belongs to another, anonymous one.
+    async fn delete(self, sessions: &Sessions) -> Result<Committed, Error> {
+        let removed = match &self.base {
+            Base::Live(live, _) => sessions.end(Live::clone(live)).await?,
+            // The record stays, but the browser may forget it.
+            Base::Unreadable(_) => true,
+            Base::Nothing | Base::Replaced | Base::Gone(_) => false,
+        };
+        let base = match self.base {
+            // Whoever holds a replaced ID has a new one on its way.
+            Base::Replaced => return Ok(Committed::kept(Base::Replaced)),
+            _ => Base::Nothing,
+        };
+        let mut committed = Self { base, ..self }.add_anonymous(sessions).await?;
+        if removed && committed.effect.is_none() {
+            committed.effect = Some(Effect::Remove);
+        }
+        Ok(committed)
+    }
+
+    /// A session of that key, under a new name and a new secret; the one before ends.
+    async fn sign_in(mut self, sessions: &Sessions, key: &str) -> Result<Committed, Error> {
+        let mut old = match &self.base {
+            Base::Live(live, _) => Some(Live::clone(live)),
+            _ => None,
+        };
+        let foreign = old.take_if(|live| live.contents.key.as_deref().is_some_and(|owner| owner != key));
+        let idle = self.plan.ttl.map(millis).or(old.as_ref().and_then(|old| old.contents.idle));
+        let contents = sessions.contents(Some(key), self.plan.data.clone(), idle);
+        if let Some(live) = foreign {
+            // Another user's session ends first: should anything fail later, nobody is left in it.
+            sessions.check_size(&contents)?;
+            sessions.replace(live).await?;
+        }
+        let (mut new, id) = sessions.add(contents).await?;
+        let unclaimed = Unclaimed::new(sessions, new.id);
+        let mut alive = true;
+        while let Some(live) = old.take() {
+            let data = match sessions.bury(&live, sessions.grace()).await? {
+                Written::Done(_) => break,
+                // It ended meanwhile, and its data with it; or somebody wrote to it, and that goes over too.
+                Written::Gone => Data::default(),
+                Written::Conflict(current) => old.insert(current).contents.data.clone(),
+            };
+            if !self.plan.fresh {
+                self.plan = Plan::replay(&self.log, data, live.contents.key.as_deref())?;
+                let rewritten = sessions.rewrite(new.clone(), random_version()?, |contents| {
+                    contents.data = self.plan.data.clone();
+                    Ok(true)
+                });
+                match rewritten.await? {
+                    Some(rewritten) => new = rewritten,
+                    // All sessions of the key were ended since.
+                    None => alive = false,
+                }
+            }
+        }
+        unclaimed.claim();
+        Ok(match alive {
+            true => sessions.set_out(new, id),
+            false => Committed::dropped(Base::Gone(self.plan.data)),
+        })
+    }
+}
+
+impl Sessions {
+    /// A session that the browser has yet to hear of.
+    fn set_out(&self, live: Live, id: SessionId) -> Committed {
+        let effect = Some(self.effect(&live, id));
+        let hash = live.contents.hash;
+        Committed { base: Base::Live(Box::new(live), hash), effect, dropped: false }
+    }
+
+    fn effect(&self, live: &Live, id: SessionId) -> Effect {
+        Effect::Set(id, Duration::from_millis(live.contents.deadline.saturating_sub(self.now())))
+    }
+
+    /// Ends a session for a login, whatever else is written to it, and leaves a tombstone.
+    async fn replace(&self, mut live: Live) -> Result<(), Error> {
+        while let Written::Conflict(current) = self.bury(&live, self.grace()).await? {
+            live = current;
+        }
+        Ok(())
+    }
+}

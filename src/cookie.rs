@@ -1,0 +1,238 @@
+//! The cookie: finding its value in a request; writing it, or removing it, in a response.
+
+use std::{borrow::Cow, time::Duration};
+
+use cookie::{Cookie, SameSite, time};
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::SessionId;
+
+/// What the cookie is called and where it goes. What is set is checked against all that was set before.
+#[derive(Clone, Debug)]
+pub(crate) struct CookieConfig {
+    name: Option<String>,
+    path: String,
+    domain: Option<String>,
+    same_site: SameSite,
+    secure: Option<bool>,
+    http_only: bool,
+    partitioned: bool,
+    persistent: bool,
+}
+
+impl CookieConfig {
+    /// The values of cookies with exactly this name that are as long as an ID can be, in the order in which they came.
+    ///
+    /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`.
+    pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
+        let name = self.name();
+        let pairs = headers.get_all(header::COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|b| *b == b';'));
+        pairs
+            .filter_map(move |pair| {
+                let pair = pair.strip_prefix(b" ").unwrap_or(pair);
+                pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+            })
+            .filter(|value| value.len() <= SessionId::MAX_LEN)
+            .filter_map(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// Sets the cookie. It is kept for so long, if cookies are to survive the browser's end at all.
+    pub(crate) fn set(&self, id: &SessionId, left: Duration) -> Option<HeaderValue> {
+        let mut cookie = self.cookie(id.as_str());
+        if self.persistent {
+            let left = left.min(MAX_AGE).as_secs();
+            cookie.set_max_age(time::Duration::seconds(left.cast_signed()));
+        }
+        sensitive(&cookie)
+    }
+
+    /// Removes the cookie: with the attributes that it was set with, or the browser keeps it.
+    pub(crate) fn remove(&self) -> Option<HeaderValue> {
+        let mut cookie = self.cookie("");
+        cookie.set_max_age(time::Duration::ZERO);
+        cookie.set_expires(time::OffsetDateTime::UNIX_EPOCH);
+        sensitive(&cookie)
+    }
+
+    /// The one that was set, or else the strictest that the other options allow.
+    pub(crate) fn name(&self) -> &str {
+        match &self.name {
+            Some(name) => name,
+            None if self.secure() && self.domain.is_none() && self.path == "/" => "__Host-id",
+            None if self.secure() => "__Secure-id",
+            None => "id",
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn set_name(&mut self, name: Cow<'_, str>) {
+        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        assert!(!name.is_empty() && name.len() <= MAX_NAME, "a cookie name must have 1 to {MAX_NAME} characters");
+        assert!(name.bytes().all(is_token), "a cookie name must be a token of RFC 9110: no spaces, no separators");
+        self.name = Some(name.into_owned());
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_path(&mut self, path: String) {
+        assert!(path.starts_with('/'), "a cookie path must begin with a slash");
+        assert_attribute(&path);
+        self.path = path;
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_domain(&mut self, domain: String) {
+        assert!(!domain.is_empty(), "a cookie domain must not be empty");
+        assert_attribute(&domain);
+        self.domain = Some(domain);
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_same_site(&mut self, same_site: SameSite) {
+        self.same_site = same_site;
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_secure(&mut self, secure: bool) {
+        self.secure = Some(secure);
+        self.check();
+    }
+
+    pub(crate) fn set_http_only(&mut self, http_only: bool) {
+        self.http_only = http_only;
+    }
+
+    #[track_caller]
+    pub(crate) fn set_partitioned(&mut self, partitioned: bool) {
+        self.partitioned = partitioned;
+        self.check();
+    }
+
+    pub(crate) fn set_persistent(&mut self, persistent: bool) {
+        self.persistent = persistent;
+    }
+
+    fn secure(&self) -> bool {
+        self.secure.unwrap_or(true)
+    }
+
+    /// The combinations that browsers refuse, which would be a session that nobody gets.
+    #[track_caller]
+    fn check(&self) {
+        if !self.secure() {
+            assert!(
+                self.same_site != SameSite::None,
+                "SameSite=None needs secure(true): browsers drop the cookie otherwise"
+            );
+            assert!(!self.partitioned, "a partitioned cookie needs secure(true): browsers drop the cookie otherwise");
+        }
+        let name = self.name.as_deref().unwrap_or_default();
+        // Browsers compare these prefixes without regard to case.
+        let has_prefix =
+            |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+        if has_prefix("__Host-") {
+            assert!(self.domain.is_none(), "a cookie named __Host-… must not have a domain");
+            assert!(self.path == "/", "a cookie named __Host-… must have the path /");
+        }
+        if has_prefix("__Host-") || has_prefix("__Secure-") {
+            assert!(self.secure(), "a cookie named __Host-… or __Secure-… needs secure(true)");
+        }
+    }
+
+    fn cookie<'a>(&'a self, value: &'a str) -> Cookie<'a> {
+        let mut cookie = Cookie::build((self.name(), value))
+            .path(self.path.as_str())
+            .same_site(self.same_site)
+            .secure(self.secure())
+            .http_only(self.http_only)
+            .partitioned(self.partitioned)
+            .build();
+        if let Some(domain) = &self.domain {
+            cookie.set_domain(domain.as_str());
+        }
+        cookie
+    }
+}
+
+impl Default for CookieConfig {
+    fn default() -> Self {
+        Self {
+            name: None,
+            path: "/".to_owned(),
+            domain: None,
+            same_site: SameSite::Lax,
+            secure: None,
+            http_only: true,
+            partitioned: false,
+            persistent: true,
+        }
+    }
+}
+
+#[track_caller]
+fn assert_attribute(value: &str) {
+    let plain = value.bytes().all(|b| b.is_ascii_graphic() && b != b';');
+    assert!(plain, "a cookie attribute must be printable ASCII without spaces and semicolons");
+    assert!(value.len() <= MAX_ATTRIBUTE, "a cookie attribute must have at most {MAX_ATTRIBUTE} characters");
+}
+
+fn sensitive(cookie: &Cookie<'_>) -> Option<HeaderValue> {
+    // Name and attributes were checked when they were set, and an ID is ASCII: it always is a header value.
+    let mut value = HeaderValue::try_from(cookie.to_string()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// What browsers cut longer ones to: RFC 6265bis, section 5.5.
+const MAX_AGE: Duration = Duration::from_secs(400 * 86_400);
+
+/// Both attributes, the name and the longest ID stay below the 4096 bytes that browsers take.
+const MAX_ATTRIBUTE: usize = 1024;
+const MAX_NAME: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(lines: &[&'static str]) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header::COOKIE, HeaderValue::from_static(line));
+        }
+        CookieConfig::default().values(&headers).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn only_the_very_name_is_ours() {
+        assert_eq!(values(&["a=1; __Host-id=x; b=2", "__Host-id=y"]), ["x", "y"]);
+        assert_eq!(values(&["__Host-id=x;__Host-id=y"]), ["x", "y"]);
+        for foreign in [
+            "__host-id=x",
+            "__Host-id =x",
+            "=__Host-id=x",
+            "__Host-idx=x",
+            "x__Host-id=x",
+            "__Host%2Did=x",
+            "\t__Host-id=x",
+            "a=1;  __Host-id=x",
+            "__Host-id",
+            "\"__Host-id=x\"",
+        ] {
+            assert!(values(&[foreign]).is_empty(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_longest_cookie_is_short_enough() {
+        let mut config = CookieConfig::default();
+        config.set_name("n".repeat(MAX_NAME).into());
+        config.set_path(format!("/{}", "p".repeat(MAX_ATTRIBUTE - 1)));
+        config.set_domain("d".repeat(MAX_ATTRIBUTE));
+        config.set_partitioned(true);
+        config.set_same_site(SameSite::None);
+        assert!(config.remove().unwrap().len() + SessionId::MAX_LEN + 20 <= 4096);
+    }
+}

@@ -1,0 +1,158 @@
+//! A browser, as far as sessions care: it keeps cookies. What its requests do is written at each request, as a closure.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    sync::{Arc, Mutex},
+};
+
+use axum::{
+    body::Body,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, Request, StatusCode, header};
+use jam_session::{Error, Session, SessionLayer};
+use tower::{Layer, ServiceExt, service_fn};
+
+/// One browser. A clone is another tab of it.
+#[derive(Clone)]
+pub struct Client {
+    layer: SessionLayer,
+    jar: Arc<Mutex<BTreeMap<String, String>>>,
+}
+
+impl Client {
+    pub fn new(layer: &SessionLayer) -> Self {
+        Self { layer: layer.clone(), jar: Arc::default() }
+    }
+
+    /// The same browser at another server.
+    pub fn at(&self, layer: &SessionLayer) -> Self {
+        Self { layer: layer.clone(), jar: Arc::clone(&self.jar) }
+    }
+
+    /// Another browser that stole the cookies.
+    pub fn thief(&self) -> Self {
+        Self { layer: self.layer.clone(), jar: Arc::new(Mutex::new(self.jar.lock().unwrap().clone())) }
+    }
+
+    /// The session's cookie: name and value.
+    pub fn cookie(&self) -> Option<(String, String)> {
+        let jar = self.jar.lock().unwrap();
+        jar.iter().next().map(|(name, value)| (name.clone(), value.clone()))
+    }
+
+    pub fn id(&self) -> Option<String> {
+        self.cookie().map(|(_, value)| value)
+    }
+
+    pub fn set_id(&self, value: &str) {
+        self.jar.lock().unwrap().insert("__Host-id".to_owned(), value.to_owned());
+    }
+
+    /// A request to a handler that takes the session.
+    pub async fn visit<F, T>(&self, handler: impl FnOnce(Session) -> F) -> Answer
+    where
+        F: Future<Output = Result<T, Error>>,
+        T: IntoResponse,
+    {
+        self.request(Request::default(), async |session: Session| {
+            if let Err(error) = session.load().await {
+                return error.into_response();
+            }
+            handler(session).await.into_response()
+        })
+        .await
+    }
+
+    /// A request to a handler that writes or reads without waiting for anything.
+    pub async fn does<T: IntoResponse>(&self, handler: impl FnOnce(&Session) -> Result<T, Error>) -> Answer {
+        self.visit(async |session: Session| handler(&session)).await
+    }
+
+    /// A request to a handler that gets the session as the layer made it.
+    pub async fn request<F, T>(&self, mut request: Request<Body>, handler: impl FnOnce(Session) -> F) -> Answer
+    where
+        F: Future<Output = T>,
+        T: IntoResponse,
+    {
+        self.add_cookies(request.headers_mut());
+        let mut handler = Some(handler);
+        let service = self.layer.layer(service_fn(|request: Request<Body>| {
+            let session = request.extensions().get::<Session>().unwrap().clone();
+            let handler = handler.take().unwrap();
+            async move { Ok::<Response, Infallible>(handler(session).await.into_response()) }
+        }));
+        let response = service.oneshot(request).await.unwrap();
+        self.take_cookies(response.headers());
+        Answer::new(response).await
+    }
+
+    pub fn add_cookies(&self, headers: &mut HeaderMap) {
+        let jar = self.jar.lock().unwrap();
+        if !jar.is_empty() && !headers.contains_key(header::COOKIE) {
+            let cookies: Vec<_> = jar.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            headers.insert(header::COOKIE, cookies.join("; ").parse().unwrap());
+        }
+    }
+
+    pub fn take_cookies(&self, headers: &HeaderMap) {
+        for cookie in headers.get_all(header::SET_COOKIE) {
+            let cookie = cookie::Cookie::parse(cookie.to_str().unwrap()).unwrap();
+            let mut jar = self.jar.lock().unwrap();
+            match cookie.max_age() {
+                Some(age) if age.is_zero() => jar.remove(cookie.name()),
+                _ => jar.insert(cookie.name().to_owned(), cookie.value().to_owned()),
+            };
+        }
+    }
+}
+
+/// A response, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: String,
+}
+
+impl Answer {
+    async fn new(response: Response) -> Self {
+        let (parts, body) = response.into_parts();
+        let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        Self { status: parts.status, headers: parts.headers, body: String::from_utf8(body.to_vec()).unwrap() }
+    }
+
+    /// The texts of all `Set-Cookie`.
+    pub fn set_cookies(&self) -> Vec<&str> {
+        self.headers.get_all(header::SET_COOKIE).iter().map(|value| value.to_str().unwrap()).collect()
+    }
+
+    /// The one cookie that was set, not removed.
+    pub fn new_id(&self) -> Option<String> {
+        match self.set_cookies()[..] {
+            [] => None,
+            [one] => {
+                let cookie = cookie::Cookie::parse(one.to_owned()).unwrap();
+                (!cookie.value().is_empty()).then(|| cookie.value().to_owned())
+            }
+            ref more => panic!("{} cookies were set", more.len()),
+        }
+    }
+
+    pub fn removes_cookie(&self) -> bool {
+        matches!(self.set_cookies()[..], [one] if one.contains("Max-Age=0"))
+    }
+
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        assert!(self.status.is_success(), "{self:?}");
+        self
+    }
+
+    #[track_caller]
+    pub fn sets_no_cookie(self) -> Self {
+        assert!(self.set_cookies().is_empty(), "{self:?}");
+        self
+    }
+}

@@ -1,0 +1,250 @@
+//! Parallel requests, in one process and in two: nothing is lost, and nothing is applied twice.
+
+use std::{sync::Arc, time::Duration};
+
+use jam_session::{ErrorKind, Session};
+use serde_json::json;
+use tokio::sync::Barrier;
+
+use crate::{
+    client::Client,
+    on_every_store,
+    store::{Fault, Options, Store},
+};
+
+on_every_store! {
+    p05_a_thousand_parallel_modifies_are_a_thousand,
+    p05_a_thousand_parallel_inserts_of_different_names_are_a_thousand,
+    p05_removing_one_name_beside_writing_another,
+    p05_a_whole_update_keeps_what_others_wrote_elsewhere,
+    p05_the_module_replaces_everything,
+    p05_a_closure_runs_once_unless_there_is_a_conflict,
+    p05_what_a_clone_records_during_a_commit_is_not_lost,
+    p05_a_write_whose_answer_was_lost_is_not_applied_twice,
+    p05_what_cannot_be_committed_in_time_is_503,
+    p06_touch_beside_rework_and_set_ttl,
+    first_requests_in_parallel_get_a_session_each,
+}
+
+/// 500 requests each at two processes.
+async fn parallel(store: &Store, change: fn(usize, &Session) -> Result<(), jam_session::Error>) -> Client {
+    let layers = [store.layer(), store.layer()];
+    let client = Client::new(&layers[0]);
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let tasks = (0..1000).map(|i| {
+        let tab = client.thief().at(&layers[i % 2]);
+        tokio::spawn(async move { drop(tab.does(|session| change(i, session)).await.ok().sets_no_cookie()) })
+    });
+    futures_util::future::join_all(tasks.collect::<Vec<_>>()).await.into_iter().for_each(Result::unwrap);
+    client
+}
+
+async fn p05_a_thousand_parallel_modifies_are_a_thousand(store: Store) {
+    let client = parallel(&store, |_, session| session.modify("n", |n: Option<u64>| n.unwrap_or(0) + 1)).await;
+    assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "1000");
+}
+
+async fn p05_a_thousand_parallel_inserts_of_different_names_are_a_thousand(store: Store) {
+    let client = parallel(&store, |i, session| session.insert(&format!("n{i}"), i)).await;
+    let answer = client.does(|session| {
+        let data = session.data()?;
+        assert!((0..1000).all(|i| data.get::<usize>(&format!("n{i}")).unwrap() == Some(i)));
+        Ok(data.names().count().to_string())
+    });
+    assert_eq!(answer.await.body, "1000");
+}
+
+async fn p05_removing_one_name_beside_writing_another(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.update(json!({"a": 1, "b": 1}))).await.ok();
+    let other = client.thief().at(&store.layer());
+    let answer = client.visit(async |session: Session| {
+        other.does(|session| session.insert("b", 2)).await.ok();
+        session.remove("a");
+        Ok(())
+    });
+    answer.await.ok();
+    assert_eq!(names(&client).await, "b");
+    assert_eq!(client.does(|session| Ok(session.get::<u8>("b")?.unwrap().to_string())).await.body, "2");
+}
+
+async fn p05_a_whole_update_keeps_what_others_wrote_elsewhere(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.update(json!({"a": 1, "b": 1}))).await.ok();
+    for loaded in [true, false] {
+        let other = client.thief().at(&store.layer());
+        let answer = client.request(http::Request::default(), async |session: Session| {
+            if loaded {
+                session.load().await?;
+            }
+            other.does(|session| session.insert("c", 2)).await.ok();
+            session.update(json!({"b": 3}))
+        });
+        answer.await.ok();
+        // Not loaded, it was recorded against what is there when it is.
+        assert_eq!(names(&client).await, if loaded { "b,c" } else { "b" });
+    }
+}
+
+async fn p05_the_module_replaces_everything(store: Store) {
+    let sessions = store.sessions();
+    let id = sessions.create("ada", json!({"a": 1, "b": 2})).await.unwrap();
+    let (other, same) = (store.sessions(), id.clone());
+    store.first("update", move || {
+        let (other, same) = (other.clone(), same.clone());
+        async move { other.update(&same, json!({"c": 3})).await.unwrap() }
+    });
+    sessions.update(&id, json!({"d": 4})).await.unwrap();
+    let data = sessions.get(&id).await.unwrap().unwrap();
+    assert_eq!(data.names().collect::<Vec<_>>(), ["d"]);
+}
+
+async fn p05_a_closure_runs_once_unless_there_is_a_conflict(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 10)).await.ok();
+    for conflict in [false, true] {
+        let runs = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let counted = runs.clone();
+        let other = client.thief().at(&store.layer());
+        let answer = client.visit(async |session: Session| {
+            session.modify("n", move |n: Option<u64>| {
+                counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                n.unwrap() + 1
+            })?;
+            assert!(session.get::<u64>("n")?.is_some());
+            if conflict {
+                other.does(|session| session.insert("n", 20)).await.ok();
+            }
+            Ok(())
+        });
+        answer.await.ok();
+        assert_eq!(runs.load(std::sync::atomic::Ordering::SeqCst), if conflict { 2 } else { 1 });
+        let n = client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body;
+        assert_eq!(n, if conflict { "21" } else { "11" });
+    }
+}
+
+async fn p05_what_a_clone_records_during_a_commit_is_not_lost(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 0)).await.ok();
+    let answer = client.visit(async |session: Session| {
+        let clone = session.clone();
+        session.insert("a", 1)?;
+        store.first("update", move || {
+            let clone = clone.clone();
+            async move {
+                clone.insert("b", 2).unwrap();
+                clone.modify("n", |n: Option<u64>| n.unwrap() + 1).unwrap();
+            }
+        });
+        session.save().await?;
+        assert_eq!((session.get::<u8>("a")?, session.get::<u8>("b")?), (Some(1), Some(2)));
+        Ok(())
+    });
+    answer.await.ok();
+    let answer = client.does(|session| Ok(format!("{:?}{:?}", session.get::<u8>("b")?, session.get::<u8>("n")?)));
+    assert_eq!(answer.await.body, "Some(2)Some(1)");
+}
+
+async fn p05_a_write_whose_answer_was_lost_is_not_applied_twice(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 0)).await.ok();
+    let increment = |session: &Session| session.modify("n", |n: Option<u64>| n.unwrap() + 1);
+    store.fail("update", Fault::After);
+    let answer = client.does(increment).await.sets_no_cookie();
+    // It may have happened, and nobody says that it has.
+    assert_eq!(answer.status, 503);
+    assert!(answer.headers.contains_key("retry-after"));
+    client.does(increment).await.ok();
+    assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "2");
+
+    // A save that got no answer is tried again with the response, and applied once; so is what came after it.
+    for fault in [Fault::Before, Fault::After] {
+        let client = Client::new(&store.layer());
+        client.does(|session| session.insert("n", 0)).await.ok();
+        let answer = client.visit(async |session: Session| {
+            increment(&session)?;
+            store.fail("update", fault);
+            assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
+            increment(&session)?;
+            assert_eq!(session.get::<u64>("n")?, Some(2));
+            Ok(())
+        });
+        answer.await.ok();
+        assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "2");
+    }
+}
+
+async fn p05_what_cannot_be_committed_in_time_is_503(store: Store) {
+    let layer = store.layer_with(Options { request_time: Some(Duration::from_millis(50)), ..Options::default() });
+    let client = Client::new(&layer);
+    client.does(|session| session.insert("n", 0)).await.ok();
+    store.fail("update", Fault::Hang);
+    let answer = client.does(|session| session.insert("n", 1)).await.sets_no_cookie();
+    assert_eq!((answer.status.as_u16(), answer.headers["retry-after"].to_str().unwrap()), (503, "1"));
+    // One budget for all trips: a load that hangs leaves nothing for the commit.
+    store.fail("load", Fault::Hang);
+    store.fail("load", Fault::Hang);
+    let answer = client.request(http::Request::default(), async |session: Session| {
+        assert_eq!(session.load().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        session.insert("n", 2)
+    });
+    assert_eq!(answer.await.sets_no_cookie().status, 503);
+    assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "0");
+}
+
+async fn p06_touch_beside_rework_and_set_ttl(store: Store) {
+    let sessions = store.sessions();
+    let client = Client::new(&jam_session::SessionLayer::new(sessions.clone()));
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    store.pass(Duration::from_secs(1800));
+    // A touch that is late: between what it has seen and what it does, the session gets a short life and another ID.
+    let other = client.clone().at(&store.layer_with(Options { default_ttl: Some(None), ..Options::default() }));
+    let client = other.clone();
+    store.first("touch", move || {
+        let other = other.clone();
+        async move {
+            let answer = other.does(|session| {
+                session.rework();
+                session.set_ttl(Duration::from_secs(5));
+                Ok(())
+            });
+            answer.await.ok().new_id().unwrap();
+        }
+    });
+    let reader = client.thief().at(&jam_session::SessionLayer::new(sessions.clone()));
+    reader.does(|session| Ok(session.key().unwrap())).await.ok();
+    // The touch is conditional on what it saw: it has not given the session an hour.
+    sessions.close().await.unwrap();
+    assert_eq!(client.does(|session| Ok(session.key().unwrap())).await.body, "ada");
+    store.pass(Duration::from_secs(5));
+    assert_eq!(client.does(|session| Ok(session.key().is_none().to_string())).await.body, "true");
+}
+
+async fn first_requests_in_parallel_get_a_session_each(store: Store) {
+    let layer = store.layer();
+    let barrier = Arc::new(Barrier::new(50));
+    let tasks = (0..50).map(|i| {
+        let (client, barrier) = (Client::new(&layer), barrier.clone());
+        tokio::spawn(async move {
+            let answer = client.visit(async |session: Session| {
+                barrier.wait().await;
+                session.insert("who", i)
+            });
+            (answer.await.ok().new_id().unwrap(), client)
+        })
+    });
+    let mut ids = std::collections::BTreeSet::new();
+    for (i, task) in tasks.collect::<Vec<_>>().into_iter().enumerate() {
+        let (id, client) = task.await.unwrap();
+        assert!(ids.insert(id));
+        assert_eq!(
+            client.does(|session| Ok(session.get::<usize>("who")?.unwrap().to_string())).await.body,
+            i.to_string()
+        );
+    }
+}
+
+async fn names(client: &Client) -> String {
+    client.does(|session| Ok(session.data()?.names().collect::<Vec<_>>().join(","))).await.ok().body
+}

@@ -1,0 +1,372 @@
+//! A backend that is away, slow, or has lost its mind.
+
+use std::time::Duration;
+
+use jam_session::{Backend, ErrorKind, Record, RecordId, Session};
+use serde_json::json;
+
+use crate::{
+    client::Client,
+    on_every_store,
+    store::{Fault, Options, Store},
+};
+
+on_every_store! {
+    p09_a_backend_error_is_never_an_empty_session,
+    p09_a_module_call_that_gets_no_answer_says_so_in_time,
+    p10_no_id_leaves_that_is_not_stored,
+    p10_a_failed_commit_can_be_tried_again,
+    p11_a_record_that_cannot_be_read_stays_and_hinders_nobody,
+    p11_a_record_moved_to_another_user_is_unreadable,
+    p04_a_login_delivered_twice_around_a_logout,
+    p05_a_conflict_with_oneself_is_done,
+    p16_nothing_is_blocked_by_a_request_that_hangs,
+    p16_dropped_at_any_point_a_commit_is_whole,
+    closing_waits_and_refuses_further_use,
+}
+
+async fn p09_a_backend_error_is_never_an_empty_session(store: Store) {
+    let options = Options { request_time: Some(Duration::from_millis(50)), ..Options::default() };
+    let client = Client::new(&store.layer_with(options));
+    client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+    store.calls();
+    for fault in [Fault::Before, Fault::After, Fault::Hang] {
+        store.fail("load", fault.clone());
+        let answer = client.does(|session| session.insert("n", 2)).await.sets_no_cookie();
+        assert_eq!(answer.status, 503);
+        // The handler does not even ask whether it went well.
+        store.fail("load", fault.clone());
+        let answer = client.request(http::Request::default(), async |session: Session| {
+            let _ = session.load().await;
+            assert!(session.get::<u8>("n").is_err());
+            "fine"
+        });
+        assert_eq!(answer.await.sets_no_cookie().status, 200);
+        store.fail("load", fault.clone());
+        let answer = client.request(http::Request::default(), async |session: Session| session.insert("n", 2));
+        assert_eq!(answer.await.sets_no_cookie().status, 503);
+        store.fail("load", fault);
+        let answer = client.request(http::Request::default(), async |session: Session| session.delete());
+        assert_eq!(answer.await.sets_no_cookie().status, 503);
+        assert_eq!(store.calls(), ["load"; 4]);
+    }
+    assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
+}
+
+async fn p09_a_module_call_that_gets_no_answer_says_so_in_time(store: Store) {
+    let sessions = store.sessions_with(Options { request_time: Some(Duration::from_millis(50)), ..Options::default() });
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    let unavailable = |kind| assert_eq!(kind, ErrorKind::Unavailable);
+    store.fail("load", Fault::Hang);
+    unavailable(sessions.get(&id).await.unwrap_err().kind());
+    store.fail("create", Fault::Hang);
+    unavailable(sessions.create("ada", json!({})).await.unwrap_err().kind());
+    store.fail("update", Fault::Hang);
+    unavailable(sessions.update(&id, json!({})).await.unwrap_err().kind());
+    store.fail("update", Fault::Hang);
+    unavailable(sessions.delete(&id).await.unwrap_err().kind());
+    store.fail("list", Fault::Hang);
+    unavailable(sessions.list("ada").await.unwrap_err().kind());
+    store.fail("clear", Fault::Hang);
+    unavailable(sessions.clear("ada").await.unwrap_err().kind());
+    assert!(sessions.get(&id).await.unwrap().is_some());
+}
+
+async fn p10_no_id_leaves_that_is_not_stored(store: Store) {
+    type Change = fn(&Session) -> Result<(), jam_session::Error>;
+    let changes: [(Change, &str); 4] = [
+        (|session| session.insert("m", 1), "create"),
+        (|session| session.create("ada", json!({})), "create"),
+        (
+            |session| {
+                session.rework();
+                Ok(())
+            },
+            "update",
+        ),
+        (
+            |session| {
+                session.bind("ada");
+                Ok(())
+            },
+            "update",
+        ),
+    ];
+    for (change, verb) in changes {
+        for fault in [Fault::Before, Fault::After] {
+            let client = Client::new(&store.layer());
+            if verb == "update" {
+                client.does(|session| session.insert("n", 1)).await.ok();
+            }
+            let before = client.id();
+            store.fail(verb, fault);
+            let answer = client.does(change).await.sets_no_cookie();
+            assert_eq!(answer.status, 503);
+            assert_eq!(client.id(), before);
+        }
+    }
+}
+
+async fn p10_a_failed_commit_can_be_tried_again(store: Store) {
+    let client = Client::new(&store.layer());
+    let answer = client.visit(async |session: Session| {
+        session.insert("n", 1)?;
+        store.fail("create", Fault::Before);
+        assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
+        session.insert("m", 2)?;
+        Ok(())
+    });
+    answer.await.ok().new_id().unwrap();
+    let answer = client.does(|session| Ok(format!("{:?}{:?}", session.get::<u8>("n")?, session.get::<u8>("m")?)));
+    assert_eq!(answer.await.body, "Some(1)Some(2)");
+}
+
+/// Puts other bytes into the record of a client's session.
+async fn overwrite(store: &Store, client: &Client, payload: &'static [u8]) -> Record {
+    let record = record(store, client).await.unwrap();
+    let spoilt = Record { version: record.version + 1, payload: payload.into(), ..record };
+    let _ = store.backend().update(record.version, spoilt.clone()).await.unwrap();
+    spoilt
+}
+
+async fn record(store: &Store, client: &Client) -> Option<Record> {
+    let id: RecordId = client.id()?.rsplit_once('.')?.0.parse().ok()?;
+    store.backend().load(id).await.unwrap()
+}
+
+async fn p11_a_record_that_cannot_be_read_stays_and_hinders_nobody(store: Store) {
+    for payload in [&b""[..], b"{", b"\x00\x01\x02", b"{\"v\":2}", b"null", b"{\"v\":1}", b"\xff"] {
+        let (layer, sessions) = (store.layer(), store.sessions());
+        let client = Client::new(&layer);
+        client.does(|session| session.create("ada", json!({}))).await.ok();
+        let spoilt = overwrite(&store, &client, payload).await;
+
+        let answer = client.does(|session| {
+            assert_eq!(session.key(), None);
+            assert_eq!(session.get::<u8>("n").unwrap_err().kind(), ErrorKind::Unreadable);
+            session.get::<u8>("n").map(drop)
+        });
+        assert_eq!(answer.await.sets_no_cookie().status, 500);
+        assert_eq!(client.does(|session| session.insert("n", 1)).await.sets_no_cookie().status, 500);
+        let clear = client.does(|session| {
+            session.clear();
+            Ok(())
+        });
+        assert_eq!(clear.await.sets_no_cookie().status, 500);
+        let id = client.id().unwrap();
+        assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);
+        assert_eq!(sessions.update(&id, json!({})).await.unwrap_err().kind(), ErrorKind::Unreadable);
+        // It is not listed, but it is still there.
+        assert!(sessions.list("ada").await.unwrap().is_empty());
+        assert_eq!(record(&store, &client).await.unwrap().payload, spoilt.payload);
+
+        // Signing out and in leaves it behind.
+        let out = client.thief();
+        let delete = out.does(|session| {
+            session.delete();
+            Ok(())
+        });
+        assert!(delete.await.ok().removes_cookie());
+        let bound = client.thief();
+        let bind = bound.does(|session| {
+            session.bind("ada");
+            session.insert("n", 1)
+        });
+        bind.await.ok().new_id().unwrap();
+        assert_eq!(bound.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
+        assert_eq!(record(&store, &client).await.unwrap().payload, spoilt.payload);
+        // And it ends with the others.
+        assert_eq!(sessions.clear("ada").await.unwrap(), 2);
+        assert!(record(&store, &client).await.is_none());
+    }
+}
+
+async fn p11_a_record_moved_to_another_user_is_unreadable(store: Store) {
+    let (layer, sessions) = (store.layer(), store.sessions());
+    let (ada, mallory) = (Client::new(&layer), Client::new(&layer));
+    ada.does(|session| session.create("ada", json!({"role": "admin"}))).await.ok();
+    mallory.does(|session| session.create("mallory", json!({}))).await.ok();
+    // Somebody who can write to the store puts ada's record under mallory's name.
+    let (from, to) = (record(&store, &ada).await.unwrap(), record(&store, &mallory).await.unwrap());
+    let _ = store.backend().update(to.version, Record { id: to.id, ..from }).await.unwrap();
+    let answer = mallory.does(|session| session.get::<String>("role").map(drop));
+    assert_eq!(answer.await.sets_no_cookie().status, 500);
+    // The same store under another pepper or another name: nothing of it is ours.
+    let id = ada.id().unwrap();
+    for options in [
+        Options { pepper: Some("a pepper of 16 bytes"), ..Options::default() },
+        Options { sessions_key: Some("other"), ..Options::default() },
+    ] {
+        let other = store.sessions_with(options);
+        assert_eq!(other.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);
+        assert!(other.list("ada").await.unwrap().is_empty());
+        assert_eq!(other.clear("ada").await.unwrap(), 0);
+    }
+    assert!(sessions.get(&id).await.unwrap().is_some());
+}
+
+async fn p04_a_login_delivered_twice_around_a_logout(store: Store) {
+    // The login's answer is lost, the client tries again and logs out: what is left is what `list` shows, and it ends.
+    let sessions = store.sessions();
+    store.fail("create", Fault::After);
+    assert_eq!(sessions.create("ada", json!({})).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    sessions.delete(&id).await.unwrap();
+    // The one that nobody has the ID of goes by itself.
+    while !sessions.list("ada").await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+
+    // A logout whose answer is lost has happened, and may be repeated.
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    store.fail("update", Fault::After);
+    assert_eq!(sessions.delete(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    sessions.delete(&id).await.unwrap();
+    assert!(sessions.get(&id).await.unwrap().is_none());
+}
+
+async fn p05_a_conflict_with_oneself_is_done(store: Store) {
+    // A backend that repeats a call whose answer it lost: the second time it finds the version that it wrote.
+    struct Repeats<B>(B);
+    impl<B: Backend> Backend for Repeats<B> {
+        async fn load(&self, id: RecordId) -> jam_session::backend::Result<Option<Record>> {
+            self.0.load(id).await
+        }
+        async fn create(&self, record: Record) -> jam_session::backend::Result<bool> {
+            self.0.create(record).await
+        }
+        async fn update(&self, expected: i64, record: Record) -> jam_session::backend::Result<jam_session::Outcome> {
+            let _ = self.0.update(expected, record.clone()).await?;
+            self.0.update(expected, record).await
+        }
+        async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> jam_session::backend::Result<()> {
+            self.0.touch(id, version, ttl).await
+        }
+        async fn delete(&self, id: RecordId) -> jam_session::backend::Result<bool> {
+            self.0.delete(id).await
+        }
+        async fn list(&self, owner: jam_session::Owner) -> jam_session::backend::Result<Vec<Record>> {
+            self.0.list(owner).await
+        }
+        async fn clear(&self, owner: jam_session::Owner, keep: Option<RecordId>) -> jam_session::backend::Result<u64> {
+            self.0.clear(owner, keep).await
+        }
+    }
+    let sessions =
+        jam_session::Sessions::over(Repeats(crate::store::Spy::on(&store))).clock(store.clock.clone()).build().unwrap();
+    let client = Client::new(&jam_session::SessionLayer::new(sessions));
+    client.does(|session| session.insert("n", 0)).await.ok();
+    for _ in 0..5 {
+        client.does(|session| session.modify("n", |n: Option<u64>| n.unwrap() + 1)).await.ok();
+    }
+    assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "5");
+}
+
+async fn p16_nothing_is_blocked_by_a_request_that_hangs(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 0)).await.ok();
+    store.fail("update", Fault::Hang);
+    let hanging = client.thief();
+    let task = tokio::spawn(async move { drop(hanging.does(|session| session.insert("m", 1)).await) });
+    while !store.calls().contains(&"update") {
+        tokio::task::yield_now().await;
+    }
+    // Others of the same session go on, while it hangs and after it is dropped.
+    client.does(|session| session.modify("n", |n: Option<u64>| n.unwrap() + 1)).await.ok();
+    task.abort();
+    client.does(|session| session.modify("n", |n: Option<u64>| n.unwrap() + 1)).await.ok();
+    assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "2");
+}
+
+async fn p16_dropped_at_any_point_a_commit_is_whole(store: Store) {
+    use std::{future::Future, pin::pin, task::Poll};
+    type Change = fn(&Session) -> Result<(), jam_session::Error>;
+    let changes: [Change; 4] = [
+        |session| session.insert("n", 2),
+        |session| {
+            session.rework();
+            session.insert("n", 2)
+        },
+        |session| {
+            session.bind("grace");
+            session.insert("n", 2)
+        },
+        |session| {
+            session.delete();
+            Ok(())
+        },
+    ];
+    let sessions = store.sessions();
+    for change in changes {
+        for polls in 0..12 {
+            let client = Client::new(&jam_session::SessionLayer::new(store.sessions()));
+            client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+            // Each call yields once before and once after, so that there are points to be dropped at.
+            for verb in ["load", "update", "create", "delete"] {
+                store.first(verb, tokio::task::yield_now);
+            }
+            let dropped = client.thief();
+            {
+                let mut request = pin!(dropped.does(change));
+                for _ in 0..polls {
+                    let polled = std::future::poll_fn(|cx| Poll::Ready(request.as_mut().poll(cx).is_ready())).await;
+                    if polled {
+                        break;
+                    }
+                }
+            }
+            // What was begun ends in the background. Then it is before or after, and never between.
+            let mut settled = Vec::new();
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+                let now = state(&sessions).await;
+                if settled != now {
+                    settled = now;
+                }
+            }
+            let before = vec![("ada", Some(1))];
+            let after = [vec![("ada", Some(2))], vec![("grace", Some(2))], vec![]];
+            assert!(settled == before || after.contains(&settled), "after {polls} polls: {settled:?}");
+            sessions.clear("ada").await.unwrap();
+            sessions.clear("grace").await.unwrap();
+            store.forget_faults();
+        }
+    }
+}
+
+async fn state(sessions: &jam_session::Sessions<crate::store::Spy>) -> Vec<(&'static str, Option<u8>)> {
+    let mut all = Vec::new();
+    for key in ["ada", "grace"] {
+        for info in sessions.list(key).await.unwrap() {
+            all.push((key, info.data.get::<u8>("n").unwrap()));
+        }
+    }
+    all
+}
+
+async fn closing_waits_and_refuses_further_use(store: Store) {
+    let sessions = store.sessions();
+    let client = Client::new(&jam_session::SessionLayer::new(sessions.clone()));
+    client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+    // A commit that nobody waits for any more.
+    let (go, gone) = tokio::sync::watch::channel(false);
+    store.first("update", move || {
+        let mut gone = gone.clone();
+        async move { drop(gone.wait_for(|go| *go).await.unwrap()) }
+    });
+    let leaving = client.thief();
+    let task = tokio::spawn(async move { drop(leaving.does(|session| session.insert("n", 2)).await) });
+    while !store.calls().contains(&"update") {
+        tokio::task::yield_now().await;
+    }
+    task.abort();
+    let _ = task.await;
+    let clone = sessions.clone();
+    let closing = tokio::spawn(async move { sessions.close().await });
+    go.send(true).unwrap();
+    closing.await.unwrap().unwrap();
+    assert_eq!(store.sessions().list("ada").await.unwrap()[0].data.get::<u8>("n").unwrap(), Some(2));
+    assert_eq!(clone.list("ada").await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(clone.close().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(client.does(|session| session.insert("n", 3)).await.sets_no_cookie().status, 503);
+}

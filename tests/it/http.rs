@@ -1,0 +1,260 @@
+//! The layer among others: headers, extractors, rejections, nesting, plain tower.
+
+use axum::{
+    Router,
+    body::Body,
+    middleware::from_extractor,
+    routing::{get, post},
+};
+use http::{Request, Response, StatusCode};
+use jam_session::{Error, ErrorKind, MemorySessions, Session, SessionKey, SessionLayer};
+use tower::{Layer, ServiceExt, service_fn};
+
+use crate::{
+    client::{Answer, Client},
+    on_every_store,
+    store::{Fault, Store},
+};
+
+on_every_store! {
+    vary_is_told_when_the_session_was_looked_at,
+    p13_what_carries_a_cookie_is_not_stored,
+    the_extractors_reject_in_the_right_way,
+    p09_an_optional_session_is_no_excuse,
+    layers_with_different_names_work_together,
+    the_same_layer_twice_is_one,
+    two_layers_with_one_name_are_refused,
+    loading_up_front_is_one_load,
+    every_status_below_500_commits,
+    plain_tower_services_load_themselves,
+}
+
+async fn vary_is_told_when_the_session_was_looked_at(store: Store) {
+    let client = Client::new(&store.layer());
+    let vary = |answer: Answer| {
+        let values: Vec<_> = answer.headers.get_all("vary").iter().map(|v| v.to_str().unwrap().to_owned()).collect();
+        values.join("|")
+    };
+    let unused = client.request(Request::default(), async |_| "x").await;
+    assert_eq!(vary(unused), "");
+    assert_eq!(vary(client.does(|session| Ok(session.key().is_none().to_string())).await), "Cookie");
+    assert_eq!(vary(client.does(|session| session.insert("n", 1)).await), "Cookie");
+    let others = client.does(|session| {
+        session.get::<u8>("n")?;
+        Ok([("vary", "Accept-Encoding")])
+    });
+    assert_eq!(vary(others.await), "Accept-Encoding|Cookie");
+    for known in ["accept, COOKIE", "*"] {
+        let answer = client.does(|session| {
+            session.get::<u8>("n")?;
+            Ok([("vary", known)])
+        });
+        assert_eq!(vary(answer.await), known);
+    }
+}
+
+async fn p13_what_carries_a_cookie_is_not_stored(store: Store) {
+    let client = Client::new(&store.layer());
+    let control = |answer: Answer| answer.headers.get("cache-control").map(|v| v.to_str().unwrap().to_owned());
+    let read = client.does(|session| {
+        session.get::<u8>("n")?;
+        Ok([("cache-control", "public, max-age=60")])
+    });
+    assert_eq!(control(read.await).as_deref(), Some("public, max-age=60"));
+    let create = client.does(|session| {
+        session.insert("n", 1)?;
+        Ok([("cache-control", "public, max-age=60")])
+    });
+    assert_eq!(control(create.await).as_deref(), Some("no-store"));
+    let stricter = client.does(|session| {
+        session.rework();
+        Ok([("cache-control", "private, No-Store")])
+    });
+    assert_eq!(control(stricter.await).as_deref(), Some("private, No-Store"));
+    let delete = client.does(|session| {
+        session.delete();
+        Ok(())
+    });
+    assert_eq!(control(delete.await).as_deref(), Some("no-store"));
+}
+
+async fn get_path(app: &Router, client: &Client, path: &str) -> (StatusCode, http::HeaderMap, String) {
+    let mut request = Request::builder().uri(path).body(Body::empty()).unwrap();
+    client.add_cookies(request.headers_mut());
+    let (parts, body) = app.clone().oneshot(request).await.unwrap().into_parts();
+    client.take_cookies(&parts.headers);
+    let body = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+    (parts.status, parts.headers, String::from_utf8(body.to_vec()).unwrap())
+}
+
+fn app() -> Router {
+    Router::new()
+        .route("/unused", get(async || "unused"))
+        .route("/session", get(async |session: Session| session.key().unwrap_or_default()))
+        .route("/option", get(async |session: Option<Session>| session.is_some().to_string()))
+        .route("/key", get(async |SessionKey(key): SessionKey| key))
+        .route("/optional-key", get(async |key: Option<SessionKey>| key.is_some().to_string()))
+        .route("/login", get(async |session: Session| session.bind("ada")))
+}
+
+async fn the_extractors_reject_in_the_right_way(store: Store) {
+    let layer = store.layer();
+    let (app, client) = (app().layer(layer.clone()), Client::new(&layer));
+    let (status, headers, _) = get_path(&app, &client, "/key").await;
+    assert_eq!((status, headers["vary"].to_str().unwrap()), (StatusCode::UNAUTHORIZED, "Cookie"));
+    assert_eq!(get_path(&app, &client, "/optional-key").await.2, "false");
+    get_path(&app, &client, "/login").await;
+    for (path, body) in [("/session", "ada"), ("/option", "true"), ("/key", "ada"), ("/optional-key", "true")] {
+        let (status, headers, got) = get_path(&app, &client, path).await;
+        assert_eq!((status, got.as_str()), (StatusCode::OK, body));
+        assert!(!headers.contains_key("set-cookie"));
+    }
+
+    // Without the layer.
+    let bare = self::app();
+    for path in ["/session", "/key", "/optional-key"] {
+        let (status, _, body) = get_path(&bare, &client, path).await;
+        assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(body.contains("SessionLayer"), "{body}");
+    }
+    assert_eq!(get_path(&bare, &client, "/option").await.2, "false");
+}
+
+async fn p09_an_optional_session_is_no_excuse(store: Store) {
+    let layer = store.layer();
+    let (app, client) = (app().layer(layer.clone()), Client::new(&layer));
+    get_path(&app, &client, "/login").await;
+    for path in ["/session", "/option", "/key", "/optional-key"] {
+        store.fail("load", Fault::Before);
+        let (status, headers, _) = get_path(&app, &client, path).await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
+        assert_eq!(headers["retry-after"], "1");
+        assert!(!headers.contains_key("set-cookie"));
+    }
+    store.fail("load", Fault::Before);
+    assert_eq!(get_path(&app, &client, "/unused").await.0, StatusCode::OK);
+}
+
+async fn layers_with_different_names_work_together(store: Store) {
+    let (outer, inner) = (store.layer().cookie_name("__Host-outer"), store.layer().cookie_name("__Host-inner"));
+    let app = Router::new()
+        .route("/both", get(async |session: Session| session.insert("where", "inner")))
+        .route("/in", get(async |session: Session| session.get::<String>("where").unwrap().unwrap()))
+        .layer(inner)
+        .layer(axum::middleware::from_fn(async |request: Request<Body>, next: axum::middleware::Next| {
+            let session = request.extensions().get::<Session>().unwrap().clone();
+            session.load().await.unwrap();
+            session.modify("passed", |n: Option<u8>| n.unwrap_or(0) + 1).unwrap();
+            next.run(request).await
+        }))
+        .layer(outer.clone());
+    let client = Client::new(&outer);
+    let (_, headers, _) = get_path(&app, &client, "/both").await;
+    let names: Vec<_> = headers.get_all("set-cookie").iter().map(|v| v.to_str().unwrap().split('=').next()).collect();
+    assert_eq!(names, [Some("__Host-inner"), Some("__Host-outer")]);
+    store.calls();
+    assert_eq!(get_path(&app, &client, "/in").await.2, "inner");
+    assert_eq!(store.calls(), ["load", "load", "update"]);
+}
+
+async fn the_same_layer_twice_is_one(store: Store) {
+    let layer = store.layer();
+    let app = Router::new()
+        .route("/", get(async |session: Session| session.modify("n", |n: Option<u8>| n.unwrap_or(0) + 1)))
+        .layer(layer.clone())
+        .layer(layer.clone());
+    let client = Client::new(&layer);
+    let (_, headers, _) = get_path(&app, &client, "/").await;
+    assert_eq!(headers.get_all("set-cookie").iter().count(), 1);
+    get_path(&app, &client, "/").await;
+    assert_eq!(store.calls(), ["create", "load", "update"]);
+}
+
+async fn two_layers_with_one_name_are_refused(store: Store) {
+    for between in [false, true] {
+        let mut app = Router::new().route("/", get(async || "never")).layer(store.layer());
+        if between {
+            app = app.layer(store.layer().cookie_name("other"));
+        }
+        let outer = store.layer();
+        let response = app.layer(outer).oneshot(Request::new(Body::empty())).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let error = response.extensions().get::<Error>().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("cookie_name"), "{error}");
+    }
+}
+
+async fn loading_up_front_is_one_load(store: Store) {
+    let layer = store.layer();
+    let app = Router::new()
+        .route(
+            "/",
+            get(async |session: Session, _: Session, SessionKey(key): SessionKey| {
+                assert_eq!(session.key().as_ref(), Some(&key));
+                key
+            }),
+        )
+        .route("/login", get(async |session: Session| session.bind("ada")))
+        .layer(from_extractor::<Session>())
+        .layer(layer.clone());
+    let client = Client::new(&layer);
+    get_path(&app, &client, "/login").await;
+    store.calls();
+    assert_eq!(get_path(&app, &client, "/").await.2, "ada");
+    assert_eq!(store.calls(), ["load"]);
+}
+
+async fn every_status_below_500_commits(store: Store) {
+    for status in [200, 204, 302, 304, 400, 404, 422] {
+        let client = Client::new(&store.layer());
+        let answer = client.does(|session| {
+            session.insert("n", status)?;
+            Ok(StatusCode::from_u16(status).unwrap())
+        });
+        assert!(answer.await.new_id().is_some(), "{status}");
+    }
+}
+
+async fn plain_tower_services_load_themselves(store: Store) {
+    let service = store.layer().layer(service_fn(async |request: Request<()>| {
+        let session = request.extensions().get::<Session>().unwrap();
+        assert_eq!(session.get::<u8>("n").unwrap_err().kind(), ErrorKind::NotLoaded);
+        // Written before it is loaded, and read afterwards.
+        session.modify("n", |n: Option<u8>| n.unwrap_or(40) + 1)?;
+        session.insert("m", 1)?;
+        session.load().await?;
+        session.modify("n", |n: Option<u8>| n.unwrap_or(0) + 1)?;
+        Ok::<_, Error>(Response::new(session.get::<u8>("n")?.unwrap().to_string()))
+    }));
+    let response = service.oneshot(Request::new(())).await.unwrap();
+    assert_eq!(response.body(), "42");
+    assert!(response.headers().contains_key("set-cookie"));
+}
+
+#[tokio::test]
+async fn the_routes_of_the_readme_of_axum_compile() {
+    // `Error` is a response, and handlers may return it.
+    async fn home(session: Session) -> Result<String, Error> {
+        session.insert("n", 1)?;
+        session.save().await?;
+        Ok(session.get::<u64>("n")?.unwrap().to_string())
+    }
+    let layer = SessionLayer::new(MemorySessions::new());
+    let app: Router = Router::new().route("/", post(home).get(home)).layer(layer.clone());
+    let (status, _, body) = get_path(&app, &Client::new(&layer), "/").await;
+    assert_eq!((status, body.as_str()), (StatusCode::OK, "1"));
+    let wrong = Router::new()
+        .route(
+            "/",
+            get(async |session: Session| {
+                session.insert("n", "text")?;
+                session.get::<u64>("n").map(drop)
+            }),
+        )
+        .layer(layer.clone());
+    let (status, headers, body) = get_path(&wrong, &Client::new(&layer), "/").await;
+    assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(body.contains("u64") && !body.contains("text"), "{body}");
+    assert!(!headers.contains_key("set-cookie"));
+}

@@ -1,0 +1,369 @@
+//! The login example as a browser sees it: its binary, over a socket, with cookies kept.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::{Path, PathBuf},
+    process::{Child, ChildStdout, Command, Stdio},
+    time::Duration,
+};
+
+#[test]
+fn a_user_sees_all_own_sessions_and_ends_the_one_on_another_device() {
+    let app = App::start();
+    let (mut laptop, mut phone) = (app.browser(), app.browser());
+    laptop.sign_in("ada", "lovelace");
+    phone.sign_in("ada", "lovelace");
+    assert_eq!(laptop.get("/").sessions().len(), 2);
+    assert_eq!(phone.get("/").sessions().len(), 2);
+
+    let other = laptop.get("/").another_session();
+    let done = laptop.post("/sessions/end", &[("handle", &other)]);
+    assert_eq!((done.status, done.header("location")), (303, Some("/")));
+    let home = laptop.get("/");
+    assert!(home.shows("That device is signed out."));
+    assert_eq!(home.sessions().len(), 1);
+    assert!(!laptop.get("/").shows("That device is signed out."), "it is said once");
+
+    assert_eq!(phone.get("/private").status, 401);
+    assert!(phone.get("/").asks_to_sign_in());
+    assert!(laptop.get("/").shows("signed in as <strong>ada</strong>"));
+}
+
+#[test]
+fn ending_the_session_of_this_device_signs_out_and_removes_the_cookie() {
+    let app = App::start();
+    let mut browser = app.browser();
+    browser.sign_in("ada", "lovelace");
+    let own = browser.get("/").this_session();
+    browser.post("/sessions/end", &[("handle", &own)]);
+    assert!(browser.cookies.is_empty());
+    assert!(browser.get("/").asks_to_sign_in());
+}
+
+#[test]
+fn nobody_ends_the_session_of_another_user() {
+    let app = App::start();
+    let (mut ada, mut grace) = (app.browser(), app.browser());
+    ada.sign_in("ada", "lovelace");
+    grace.sign_in("grace", "hopper");
+    let of_ada = ada.get("/").this_session();
+    grace.post("/sessions/end", &[("handle", &of_ada)]);
+    assert!(grace.get("/").shows("That session had ended before."));
+    assert_eq!(ada.get("/private").status, 200);
+}
+
+#[test]
+fn a_wrong_password_and_an_unknown_user_are_told_the_same() {
+    let app = App::start();
+    let mut browser = app.browser();
+    let wrong = browser.post("/login", &[("username", "ada"), ("password", "hopper")]);
+    let unknown = browser.post("/login", &[("username", "\"><script>"), ("password", "lovelace")]);
+    for answer in [&wrong, &unknown] {
+        assert_eq!(answer.status, 401);
+        assert!(answer.shows("That user name and that password do not go together."));
+        assert!(answer.asks_to_sign_in());
+    }
+    assert!(wrong.shows("value=\"ada\""), "the name need not be typed again");
+    assert!(unknown.shows("value=\"&quot;&gt;&lt;script&gt;\""), "what was typed is text, never markup");
+    assert!(browser.cookies.is_empty());
+    assert_eq!(browser.get("/private").status, 401);
+}
+
+#[test]
+fn a_new_id_is_the_same_session() {
+    let app = App::start();
+    let mut browser = app.browser();
+    browser.sign_in("ada", "lovelace");
+    let (handle, id) = (browser.get("/").this_session(), browser.id());
+    browser.post("/rotate", &[]);
+    let home = browser.get("/");
+    assert!(home.shows("This session has a new ID."));
+    assert_ne!(browser.id(), id);
+    assert_eq!(home.this_session(), handle);
+    assert_eq!(home.sessions().len(), 1);
+}
+
+#[test]
+fn signing_out_everywhere_ends_all_of_the_users_sessions_and_nobody_elses() {
+    let app = App::start();
+    let (mut laptop, mut phone, mut grace) = (app.browser(), app.browser(), app.browser());
+    laptop.sign_in("ada", "lovelace");
+    phone.sign_in("ada", "lovelace");
+    grace.sign_in("grace", "hopper");
+    laptop.post("/logout-everywhere", &[]);
+    assert!(laptop.cookies.is_empty());
+    assert!(laptop.get("/").asks_to_sign_in());
+    assert!(phone.get("/").asks_to_sign_in());
+    assert_eq!(grace.get("/private").status, 200);
+}
+
+#[test]
+fn the_counter_of_a_visitor_is_kept_across_sign_in_and_the_id_is_not() {
+    let app = App::start();
+    let mut browser = app.browser();
+    assert!(browser.get("/").shows("Visits from this browser: 1"));
+    assert!(browser.get("/").shows("Visits from this browser: 2"));
+    let before = browser.cookies.clone();
+    browser.sign_in("ada", "lovelace");
+    assert_ne!(browser.cookies, before);
+    assert!(browser.get("/").shows("Visits from this browser: 3"));
+
+    let mut thief = app.browser();
+    thief.cookies = before;
+    assert!(thief.get("/").asks_to_sign_in());
+    assert!(browser.get("/").shows("Visits from this browser: 4"));
+}
+
+#[test]
+fn a_form_from_another_site_is_refused_in_words() {
+    let app = App::start();
+    let mut browser = app.browser();
+    browser.sign_in("ada", "lovelace");
+    browser.extra = vec![("Sec-Fetch-Site", "cross-site")];
+    let by_site = browser.post("/logout-everywhere", &[]);
+    browser.extra = vec![("Origin", "https://attacker.example")];
+    let by_origin = browser.post("/logout", &[]);
+    for answer in [by_site, by_origin] {
+        assert_eq!(answer.status, 403);
+        assert!(answer.shows("That form came from another site. Nothing was done."));
+    }
+    browser.extra = vec![("Sec-Fetch-Site", "same-origin")];
+    assert_eq!(browser.get("/private").status, 200);
+    assert_eq!(browser.post("/logout", &[]).status, 303);
+}
+
+#[test]
+fn the_private_page_is_for_those_who_are_signed_in() {
+    let app = App::start();
+    let mut browser = app.browser();
+    let refused = browser.get("/private");
+    assert_eq!(refused.status, 401);
+    assert!(refused.shows("Sign in first.") && refused.asks_to_sign_in());
+    assert!(refused.header("content-type").is_some_and(|kind| kind.starts_with("text/html")));
+
+    browser.sign_in("grace", "hopper");
+    assert!(browser.get("/private").shows("Only you see this, <strong>grace</strong>."));
+    browser.post("/logout", &[]);
+    assert!(browser.cookies.is_empty());
+    assert_eq!(browser.get("/private").status, 401);
+}
+
+#[test]
+fn every_answer_forbids_scripts_frames_and_storing() {
+    let app = App::start();
+    let mut browser = app.browser();
+    for path in ["/", "/private", "/nowhere"] {
+        let answer = browser.get(path);
+        let policy = answer.header("content-security-policy").unwrap_or_default();
+        assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{path}");
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
+    }
+    let reopened = browser.get("/login");
+    assert_eq!((reopened.status, reopened.header("allow")), (405, Some("POST")));
+    assert!(reopened.shows("This address only takes what a form sends."));
+    assert_eq!(browser.get("/nowhere").status, 404);
+    assert_eq!(browser.get("/style.css").header("content-type"), Some("text/css; charset=utf-8"));
+}
+
+#[test]
+#[cfg(unix)]
+fn an_interrupt_ends_it_in_order() {
+    let mut app = App::start();
+    app.browser().get("/");
+    let pid = app.child.id().to_string();
+    assert!(Command::new("sh").args(["-c", "kill -INT \"$0\"", &pid]).status().unwrap().success());
+    assert!(app.child.wait().unwrap().success());
+}
+
+#[test]
+fn a_store_that_is_not_there_is_an_error_in_words() {
+    let output = example().env("SESSION_STORE", "floppy:secret").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    assert!(said.contains("SESSION_STORE") && said.contains("floppy") && !said.contains("secret"), "{said}");
+}
+
+/// The example, serving on a port of its own until it is dropped.
+struct App {
+    child: Child,
+    address: String,
+    /// Kept open: whoever prints into a closed pipe fails.
+    _stdout: BufReader<ChildStdout>,
+}
+
+impl App {
+    fn start() -> Self {
+        let mut child = example().env("SESSION_STORE", "memory").stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on http://").map(str::to_owned);
+        let mut app = Self { child, address: String::new(), _stdout: stdout };
+        app.address = address.unwrap_or_else(|| panic!("the example said {line:?}"));
+        app
+    }
+
+    fn browser(&self) -> Browser {
+        Browser { address: self.address.clone(), cookies: BTreeMap::new(), extra: Vec::new() }
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Cargo builds examples along with the tests, and puts them beside the folder of the tests; but not for `--test it` alone.
+fn example() -> Command {
+    let tests = env::current_exe().unwrap();
+    let path = PathBuf::from_iter([tests.parent().unwrap(), "../examples/login".as_ref()])
+        .with_extension(env::consts::EXE_EXTENSION);
+    assert!(is_built(&path), "{} is missing or old: `cargo build --example login` makes it", path.display());
+    let mut command = Command::new(path);
+    command.env("LISTEN", "127.0.0.1:0");
+    command
+}
+
+/// Whether it is there, and newer than all it is made from, which cargo lists beside it.
+fn is_built(path: &Path) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
+    let sources = fs::read_to_string(path.with_extension("d")).unwrap_or_default();
+    let mut sources = sources.split_whitespace().skip(1);
+    path.exists() && sources.all(|source| modified(source.as_ref()) <= modified(path))
+}
+
+/// One browser: a connection for each request, and a jar of cookies.
+struct Browser {
+    address: String,
+    cookies: BTreeMap<String, String>,
+    /// Headers that go with every request.
+    extra: Vec<(&'static str, &'static str)>,
+}
+
+struct Page {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: String,
+}
+
+impl Browser {
+    fn get(&mut self, path: &str) -> Page {
+        self.send("GET", path, "")
+    }
+
+    fn post(&mut self, path: &str, form: &[(&str, &str)]) -> Page {
+        let pairs: Vec<_> = form.iter().map(|(name, value)| format!("{name}={}", percent_encoded(value))).collect();
+        self.send("POST", path, &pairs.join("&"))
+    }
+
+    #[track_caller]
+    fn sign_in(&mut self, username: &str, password: &str) {
+        let answer = self.post("/login", &[("username", username), ("password", password)]);
+        assert_eq!((answer.status, answer.header("location")), (303, Some("/")), "{}", answer.body);
+        assert_eq!(answer.header("cache-control"), Some("no-store"));
+    }
+
+    fn id(&self) -> String {
+        self.cookies["__Host-id"].clone()
+    }
+
+    fn send(&mut self, method: &str, path: &str, body: &str) -> Page {
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
+        if method == "POST" {
+            request += "Content-Type: application/x-www-form-urlencoded\r\n";
+            request += &format!("Content-Length: {}\r\n", body.len());
+        }
+        if !self.cookies.is_empty() {
+            let pairs: Vec<_> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            request += &format!("Cookie: {}\r\n", pairs.join("; "));
+        }
+        for (name, value) in &self.extra {
+            request += &format!("{name}: {value}\r\n");
+        }
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        stream.write_all(format!("{request}\r\n{body}").as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let page = Page::parse(&answer);
+        for (name, value) in &page.headers {
+            if name == "set-cookie" {
+                self.keep(value);
+            }
+        }
+        page
+    }
+
+    /// Takes a cookie as a browser does, and insists on what this one must say.
+    fn keep(&mut self, set_cookie: &str) {
+        let (pair, attributes) = set_cookie.split_once("; ").unwrap();
+        let attributes: Vec<_> = attributes.split("; ").collect();
+        for attribute in ["HttpOnly", "Secure", "SameSite=Lax", "Path=/"] {
+            assert!(attributes.contains(&attribute), "no {attribute} in {attributes:?}");
+        }
+        let (name, value) = pair.split_once('=').unwrap();
+        assert_eq!(name, "__Host-id");
+        if attributes.contains(&"Max-Age=0") {
+            self.cookies.remove(name);
+        } else {
+            self.cookies.insert(name.to_owned(), value.to_owned());
+        }
+    }
+}
+
+impl Page {
+    /// Its body has a known length or ends with the connection: the example never sends chunks.
+    fn parse(answer: &str) -> Self {
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap().parse().unwrap();
+        let headers = lines.map(|line| line.split_once(": ").unwrap());
+        let headers = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned())).collect();
+        Self { status, headers, body: body.to_owned() }
+    }
+
+    fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(header, _)| header == name).map(|(_, value)| value.as_str())
+    }
+
+    fn shows(&self, text: &str) -> bool {
+        self.body.contains(text)
+    }
+
+    fn asks_to_sign_in(&self) -> bool {
+        self.shows("action=\"/login\"")
+    }
+
+    /// The handle of each session in the list, and whether it is this device's.
+    fn sessions(&self) -> Vec<(String, bool)> {
+        let items = self.body.split("</li>");
+        let with_handle = items.filter_map(|item| Some((item, item.split_once("name=\"handle\" value=\"")?.1)));
+        with_handle
+            .map(|(item, rest)| (rest.split('"').next().unwrap().to_owned(), item.contains("This device")))
+            .collect()
+    }
+
+    fn this_session(&self) -> String {
+        self.sessions().into_iter().find(|(_, is_this)| *is_this).unwrap().0
+    }
+
+    fn another_session(&self) -> String {
+        self.sessions().into_iter().find(|(_, is_this)| !is_this).unwrap().0
+    }
+}
+
+fn percent_encoded(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}

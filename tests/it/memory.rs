@@ -1,0 +1,111 @@
+//! The bounds of the memory backend.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use jam_session::{Backend, Clock, ErrorKind, MemorySessions, Record, SessionLayer};
+use serde_json::json;
+
+use crate::client::Client;
+
+#[tokio::test]
+async fn p19_when_it_is_full_anonymous_sessions_give_way_least_recently_used_first() {
+    let sessions = MemorySessions::builder().max_sessions(4).build().unwrap();
+    let layer = SessionLayer::new(sessions.clone());
+    let ada = sessions.create("ada", json!({})).await.unwrap();
+    let visitors: Vec<_> = (0..3).map(|_| Client::new(&layer)).collect();
+    for visitor in &visitors {
+        visitor.does(|session| session.insert("n", 1)).await.ok();
+    }
+    // The first one is used again, the second one written to: the third is the oldest now.
+    visitors[0].does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.ok();
+    visitors[1].does(|session| session.insert("n", 2)).await.ok();
+    let fourth = Client::new(&layer);
+    fourth.does(|session| session.insert("n", 1)).await.ok().new_id().unwrap();
+    let mut alive = Vec::new();
+    for client in [&visitors[0], &visitors[1], &visitors[2], &fourth] {
+        alive.push(client.does(|session| Ok(session.handle().is_some().to_string())).await.body == "true");
+    }
+    assert_eq!(alive, [true, true, false, true]);
+
+    // Those with a key take the place of all others, and of none of their own.
+    for _ in 0..3 {
+        sessions.create("grace", json!({})).await.unwrap();
+    }
+    assert_eq!(sessions.create("ada", json!({})).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    let refused = Client::new(&layer).does(|session| session.insert("n", 1)).await.sets_no_cookie();
+    assert_eq!(refused.status, 503);
+    assert!(sessions.get(&ada).await.unwrap().is_some());
+    assert_eq!(sessions.list("grace").await.unwrap().len(), 3);
+    assert_eq!(sessions.backend().sessions(), 4);
+    // A write to one that is there still fits.
+    sessions.update(&ada, json!({"n": 1})).await.unwrap();
+    sessions.delete(&ada).await.unwrap();
+    sessions.create("ada", json!({})).await.unwrap();
+}
+
+#[tokio::test]
+async fn p19_bytes_are_bounded_too() {
+    let sessions = MemorySessions::builder().max_bytes(64 * 1024).build().unwrap();
+    let layer = SessionLayer::new(sessions.clone());
+    let filler = "x".repeat(4000);
+    for _ in 0..100 {
+        Client::new(&layer).does(|session| session.insert("filler", &filler)).await.ok().new_id().unwrap();
+        assert!(sessions.backend().bytes() <= 64 * 1024);
+    }
+    let id = sessions.create("ada", json!({"filler": filler})).await.unwrap();
+    // What can never fit is refused, and nobody gives way for it.
+    let before = sessions.backend().sessions();
+    let error = sessions.update(&id, json!({"filler": "x".repeat(70_000)})).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+    assert_eq!(sessions.backend().sessions(), before);
+    assert_eq!(sessions.get(&id).await.unwrap().unwrap().get::<String>("filler").unwrap(), Some(filler));
+}
+
+#[tokio::test]
+async fn p19_expired_sessions_go_before_live_ones() {
+    let clock = Clock::manual();
+    let sessions = MemorySessions::builder().max_sessions(20).clock(clock.clone()).build().unwrap();
+    let layer = SessionLayer::new(sessions.clone());
+    for i in 0..10 {
+        sessions.create(format!("user{i}"), json!({})).await.unwrap();
+    }
+    clock.advance(Duration::from_secs(1800));
+    let visitor = Client::new(&layer);
+    visitor.does(|session| session.insert("n", 1)).await.ok();
+    clock.advance(Duration::from_secs(1800));
+    for i in 0..19 {
+        sessions.create(format!("new{i}"), json!({})).await.unwrap();
+    }
+    assert_eq!(visitor.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
+}
+
+#[tokio::test]
+async fn p19_a_million_anonymous_visits_leave_nothing() {
+    let clock = Clock::manual();
+    let options = MemorySessions::builder().clock(clock.clone()).anonymous_lifetime(Duration::from_secs(60));
+    let sessions = options.build().unwrap();
+    let layer = SessionLayer::new(sessions.clone());
+    // At a rate at which a thousand are alive at a time: first visits as they are, then the rest of the million as what
+    // such a visit leaves in the store.
+    let mut most = 0;
+    for _ in 0..10_000 {
+        clock.advance(Duration::from_millis(60));
+        Client::new(&layer).does(|session| session.insert("n", 1)).await.ok();
+        most = most.max(sessions.backend().sessions());
+    }
+    for i in 0..990_000 {
+        clock.advance(Duration::from_millis(60));
+        let ttl = Duration::from_secs(60);
+        let id = format!("{i:022}").parse().unwrap();
+        sessions.backend().create(Record { id, version: 1, ttl, payload: Bytes::new() }).await.unwrap();
+        most = most.max(sessions.backend().sessions());
+    }
+    assert!(most <= 1100, "{most}");
+    clock.advance(Duration::from_secs(60));
+    // A few calls later the rest is gone as well.
+    for i in 0..2000 {
+        sessions.list(format!("user{i}")).await.unwrap();
+    }
+    assert_eq!((sessions.backend().sessions(), sessions.backend().bytes()), (0, 0));
+}

@@ -1,0 +1,134 @@
+//! Nothing secret in `Debug`, errors, logs or the store.
+
+use std::{cell::RefCell, fmt::Write};
+
+use jam_session::{Backend, Data, Session, SessionKey};
+use serde_json::json;
+use tracing::{Event, Subscriber, field::Visit, span};
+
+use crate::{
+    client::Client,
+    store::{Fault, Store},
+};
+
+thread_local! {
+    static LOG: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Writes down all events of this crate, for each thread apart: tests run side by side.
+struct Log;
+
+impl Subscriber for Log {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("jam_session")
+    }
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn event(&self, event: &Event<'_>) {
+        struct Fields<'a>(&'a mut String);
+        impl Visit for Fields<'_> {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                let _ = write!(self.0, " {field}={value:?}");
+            }
+        }
+        LOG.with_borrow_mut(|log| {
+            let _ = write!(log, "{}", event.metadata().level());
+            event.record(&mut Fields(log));
+            log.push('\n');
+        });
+    }
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+#[tokio::test]
+async fn p13_nothing_secret_is_logged_or_printed() {
+    tracing::subscriber::set_global_default(Log).unwrap();
+    let store = Store::memory().await;
+    let (layer, sessions) = (store.layer(), store.sessions());
+    let client = Client::new(&layer);
+    let mut ids = Vec::new();
+    let mut printed = format!("{layer:?}{sessions:?}{:?}", SessionKey("ada-lovelace".to_owned()));
+
+    client.does(|session| session.insert("card", "4111-1111")).await.ok();
+    ids.push(client.id().unwrap());
+    let answer = client.does(|session| {
+        session.bind("ada-lovelace");
+        Ok(format!("{session:?}{:?}", session.data()?))
+    });
+    printed += &answer.await.ok().body;
+    ids.push(client.id().unwrap());
+    // A wrong secret, an unreadable record, a lost session, a failing backend, wrong types.
+    let thief = Client::new(&layer);
+    thief.set_id(&format!("{}.{}", ids[1].rsplit_once('.').unwrap().0, "A".repeat(43)));
+    thief.does(|session| Ok(session.key().is_none().to_string())).await.ok();
+    let wrong = client.does(|session| session.get::<u64>("card").map(drop)).await;
+    printed += &wrong.body;
+    store.fail("update", Fault::Before);
+    let failed = client.does(|session| session.insert("card", "4222-2222")).await;
+    printed += &format!("{:?}{}", failed.headers, failed.body);
+    let info = sessions.list("ada-lovelace").await.unwrap();
+    printed += &format!("{info:?}");
+    let gone = client.visit(async |session: Session| {
+        sessions.clear("ada-lovelace").await?;
+        session.insert("card", "4333-3333")
+    });
+    gone.await.ok();
+    let id = sessions.create("ada-lovelace", json!({"card": "4444-4444"})).await.unwrap();
+    ids.push(id.as_str().to_owned());
+    let record: jam_session::RecordId = id.as_str().rsplit_once('.').unwrap().0.parse().unwrap();
+    let stored = store.backend().load(record).await.unwrap().unwrap();
+    let spoilt = jam_session::Record { version: 1, payload: "{4444-4444".into(), ..stored.clone() };
+    let _ = store.backend().update(stored.version, spoilt).await.unwrap();
+    let error = sessions.get(&id).await.unwrap_err();
+    printed += &format!("{error} {error:?} {record:?} {stored:?} {:?}", record.owner());
+    printed += &format!("{id:?}");
+
+    let log = LOG.take();
+    assert!(log.contains("was created") && log.contains("wrong secret") && log.contains("cannot be read"), "{log}");
+    for text in [&log, &printed] {
+        for secret in ["4111", "4222", "4333", "4444", "ada-lovelace", "card"] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+        for id in &ids {
+            let (name, secret) = id.rsplit_once('.').unwrap();
+            assert!(!text.contains(secret), "{text}");
+            // Handles are for logs; owners are not.
+            if let Some((owner, _)) = name.split_once('.') {
+                assert!(!text.contains(owner), "{text}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stolen_store_signs_nobody_in() {
+    let store = Store::memory().await;
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let id = client.id().unwrap();
+    let (name, secret) = id.rsplit_once('.').unwrap();
+    let record = store.backend().load(name.parse().unwrap()).await.unwrap().unwrap();
+    let dump = String::from_utf8(record.payload.to_vec()).unwrap();
+    assert!(!dump.contains(secret));
+    // Nothing in it works as a secret, the hash that stands for it least of all.
+    let thief = Client::new(&store.layer());
+    let words =
+        dump.split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_').filter(|word| word.len() == 43);
+    let mut tried = 0;
+    for word in words {
+        tried += 1;
+        thief.set_id(&format!("{name}.{word}"));
+        assert_eq!(thief.does(|session| Ok(session.key().is_none().to_string())).await.body, "true");
+    }
+    assert_eq!(tried, 1);
+}
+
+#[test]
+fn p13_data_does_not_print_itself() {
+    let data: Data = serde_json::from_value(json!({"card": "4111"})).unwrap();
+    assert!(!format!("{data:?}").contains("card"));
+}

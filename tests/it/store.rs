@@ -1,0 +1,226 @@
+//! The stores that tests run on, spied upon; and the options that tests set.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::{Duration, SystemTime},
+};
+
+use jam_session::{
+    Backend, Builder, Clock, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions, backend::Result,
+};
+
+/// Runs each of these tests on every store.
+#[macro_export]
+macro_rules! on_every_store {
+    ($($test:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::store::Store::memory().await).await;
+            })*
+        }
+    };
+}
+
+/// A store, and a clock for it that only the test moves.
+#[derive(Clone)]
+pub struct Store {
+    inner: Sessions,
+    pub clock: Clock,
+    /// How exactly this store can be made to tell the time.
+    pub moment: Duration,
+    calls: Arc<Mutex<Vec<&'static str>>>,
+    faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
+}
+
+/// What goes wrong with a call.
+#[derive(Clone)]
+pub enum Fault {
+    /// An error, and nothing has happened.
+    Before,
+    /// An error, although it has happened.
+    After,
+    /// No answer.
+    Hang,
+    /// Something else happens first.
+    First(Arc<dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>),
+}
+
+/// What a test wants other than by default.
+#[derive(Clone, Default)]
+pub struct Options {
+    pub default_ttl: Option<Option<Duration>>,
+    pub max_lifetime: Option<Duration>,
+    pub anonymous_lifetime: Option<Duration>,
+    pub touch_interval: Option<Duration>,
+    pub rework_grace: Option<Duration>,
+    pub request_time: Option<Duration>,
+    pub max_size: Option<usize>,
+    pub pepper: Option<&'static str>,
+    pub sessions_key: Option<&'static str>,
+    pub id_factory: Option<fn() -> String>,
+}
+
+impl Options {
+    pub fn apply<T>(&self, mut builder: Builder<T>) -> Builder<T> {
+        // A test may be slow; nothing in it waits for this to pass.
+        builder = builder.request_time(self.request_time.unwrap_or(Duration::from_secs(60)));
+        if let Some(ttl) = self.default_ttl {
+            builder = builder.default_ttl(ttl);
+        }
+        if let Some(lifetime) = self.max_lifetime {
+            builder = builder.max_lifetime(lifetime);
+        }
+        if let Some(lifetime) = self.anonymous_lifetime {
+            builder = builder.anonymous_lifetime(lifetime);
+        }
+        if let Some(interval) = self.touch_interval {
+            builder = builder.touch_interval(interval);
+        }
+        if let Some(grace) = self.rework_grace {
+            builder = builder.rework_grace(grace);
+        }
+        if let Some(size) = self.max_size {
+            builder = builder.max_size(size);
+        }
+        if let Some(pepper) = self.pepper {
+            builder = builder.pepper(pepper);
+        }
+        if let Some(prefix) = self.sessions_key {
+            builder = builder.sessions_key(prefix);
+        }
+        if let Some(factory) = self.id_factory {
+            builder = builder.id_factory(factory);
+        }
+        builder
+    }
+}
+
+impl Store {
+    pub async fn memory() -> Self {
+        let clock = Clock::manual();
+        Self::over(MemorySessions::builder().clock(clock.clone()).build().unwrap().erase(), clock)
+    }
+
+    fn over(inner: Sessions, clock: Clock) -> Self {
+        Self { inner, clock, moment: Duration::from_millis(1), calls: Arc::default(), faults: Arc::default() }
+    }
+
+    /// Sessions on this store: those of one process. Two of them share nothing but the store.
+    pub fn sessions(&self) -> Sessions<Spy> {
+        self.sessions_with(Options::default())
+    }
+
+    pub fn sessions_with(&self, options: Options) -> Sessions<Spy> {
+        options.apply(Sessions::over(Spy(self.clone()))).clock(self.clock.clone()).build().unwrap()
+    }
+
+    pub fn layer(&self) -> SessionLayer {
+        SessionLayer::new(self.sessions())
+    }
+
+    pub fn layer_with(&self, options: Options) -> SessionLayer {
+        SessionLayer::new(self.sessions_with(options))
+    }
+
+    /// Lets time pass.
+    pub fn pass(&self, time: Duration) {
+        self.clock.advance(time);
+    }
+
+    /// That a time is as expected, as far as this store can tell.
+    #[track_caller]
+    pub fn assert_about(&self, time: SystemTime, expected: SystemTime) {
+        let off = time.duration_since(expected).or_else(|_| expected.duration_since(time)).unwrap();
+        assert!(off < self.moment, "{time:?} is not {expected:?}");
+    }
+
+    /// The calls that the store got since this was last asked.
+    pub fn calls(&self) -> Vec<&'static str> {
+        std::mem::take(&mut self.calls.lock().unwrap())
+    }
+
+    /// What goes wrong with the next call of that verb.
+    pub fn fail(&self, verb: &'static str, fault: Fault) {
+        self.faults.lock().unwrap().push_back((verb, fault));
+    }
+
+    pub fn forget_faults(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+
+    /// Something that happens between what a request has read and what it writes with that verb.
+    pub fn first<F>(&self, verb: &'static str, first: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.fail(verb, Fault::First(Arc::new(move || Box::pin(first()))));
+    }
+
+    /// The store itself.
+    pub fn backend(&self) -> &impl Backend {
+        self.inner.backend()
+    }
+}
+
+/// Passes every call on, and notes it.
+pub struct Spy(Store);
+
+impl Spy {
+    pub fn on(store: &Store) -> Self {
+        Self(store.clone())
+    }
+
+    async fn call<T>(&self, verb: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
+        self.0.calls.lock().unwrap().push(verb);
+        let fault = {
+            let mut faults = self.0.faults.lock().unwrap();
+            let at = faults.iter().position(|(of, _)| *of == verb || *of == "any");
+            at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
+        };
+        match fault {
+            None => call.await,
+            Some(Fault::Before) => Err("the wire was cut before".into()),
+            Some(Fault::After) => {
+                call.await?;
+                Err("the wire was cut after".into())
+            }
+            Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::First(first)) => {
+                first().await;
+                call.await
+            }
+        }
+    }
+}
+
+impl Backend for Spy {
+    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
+        self.call("load", self.0.inner.backend().load(id)).await
+    }
+
+    async fn create(&self, record: Record) -> Result<bool> {
+        self.call("create", self.0.inner.backend().create(record)).await
+    }
+
+    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
+        self.call("update", self.0.inner.backend().update(expected, record)).await
+    }
+
+    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
+        self.call("touch", self.0.inner.backend().touch(id, version, ttl)).await
+    }
+
+    async fn delete(&self, id: RecordId) -> Result<bool> {
+        self.call("delete", self.0.inner.backend().delete(id)).await
+    }
+
+    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
+        self.call("list", self.0.inner.backend().list(owner)).await
+    }
+
+    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
+        self.call("clear", self.0.inner.backend().clear(owner, keep)).await
+    }
+}
