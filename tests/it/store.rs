@@ -20,6 +20,21 @@ macro_rules! on_every_store {
                 super::$test($crate::store::Store::memory().await).await;
             })*
         }
+        $crate::on_every_store!(@ redis_server Server: $($test),*);
+        $crate::on_every_store!(@ redis_sentinel Sentinel: $($test),*);
+        $crate::on_every_store!(@ redis_cluster Cluster: $($test),*);
+    };
+    (@ $module:ident $topology:ident: $($test:ident),*) => {
+        #[cfg(feature = "redis")]
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let topology = $crate::redis::harness::Topology::$topology;
+                if let Some(place) = $crate::redis::harness::Place::new(topology) {
+                    super::$test($crate::store::Store::redis(place).await).await;
+                }
+            })*
+        }
     };
 }
 
@@ -32,6 +47,9 @@ pub struct Store {
     pub moment: Duration,
     calls: Arc<Mutex<Vec<&'static str>>>,
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
+    /// Where to make what is stored older, of a store that has a clock of its own.
+    #[cfg(feature = "redis")]
+    place: Option<Arc<crate::redis::harness::Place>>,
 }
 
 /// What goes wrong with a call.
@@ -103,8 +121,24 @@ impl Store {
         Self::over(MemorySessions::builder().clock(clock.clone()).build().unwrap().erase(), clock)
     }
 
+    /// Its clock is the server's: time passes for what is stored by making that older. While a test runs, it goes on.
+    #[cfg(feature = "redis")]
+    pub async fn redis(place: crate::redis::harness::Place) -> Self {
+        let inner = place.sessions().await.erase();
+        let moment = Duration::from_secs(20);
+        Self { moment, place: Some(Arc::new(place)), ..Self::over(inner, Clock::manual()) }
+    }
+
     fn over(inner: Sessions, clock: Clock) -> Self {
-        Self { inner, clock, moment: Duration::from_millis(1), calls: Arc::default(), faults: Arc::default() }
+        Self {
+            inner,
+            clock,
+            moment: Duration::from_millis(1),
+            calls: Arc::default(),
+            faults: Arc::default(),
+            #[cfg(feature = "redis")]
+            place: None,
+        }
     }
 
     /// Sessions on this store: those of one process. Two of them share nothing but the store.
@@ -127,6 +161,10 @@ impl Store {
     /// Lets time pass.
     pub fn pass(&self, time: Duration) {
         self.clock.advance(time);
+        #[cfg(feature = "redis")]
+        if let Some(place) = &self.place {
+            place.age(time);
+        }
     }
 
     /// That a time is as expected, as far as this store can tell.
