@@ -17,6 +17,7 @@ mod login;
 mod manifest;
 mod memory;
 mod module;
+mod regressions;
 mod secrets;
 mod streams;
 mod time;
