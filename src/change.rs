@@ -14,10 +14,10 @@ use crate::{
 /// One thing that a handler asked for.
 #[derive(Clone)]
 pub(crate) enum Change {
-    Set(String, Raw),
-    Remove(String),
+    Set(Arc<str>, Raw),
+    Remove(Arc<str>),
     /// With what the closure gave when it was recorded; nothing if it was recorded before the session was loaded.
-    Modify(String, Modify, Option<Raw>),
+    Modify(Arc<str>, Modify, Option<Raw>),
     /// The whole data, where it is not known yet what it differs from.
     Replace(Data),
     Ttl(Duration),
@@ -26,6 +26,8 @@ pub(crate) enum Change {
     Rework,
     Delete,
     Clear,
+    /// A closure that failed when it came to it. It fails the commit.
+    Failed(Error),
 }
 
 /// Makes the new value from the old one, both as JSON.
@@ -39,8 +41,12 @@ pub(crate) struct Plan {
     pub(crate) identity: Identity,
     pub(crate) ttl: Option<Duration>,
     pub(crate) data: Data,
-    /// The data is no longer that of the loaded session with changes, but began empty.
+    /// What others write to the loaded session meanwhile does not matter to the data.
     pub(crate) fresh: bool,
+    /// The data began empty, whatever is loaded.
+    pub(crate) known: bool,
+    /// The loaded session is gone; its data is for reading only.
+    pub(crate) gone: bool,
 }
 
 /// Which session there is to be afterwards. Later ones win, but for `Rework`, which only wins over `Keep`.
@@ -92,13 +98,13 @@ impl Plan {
             Change::Replace(data) => self.data = data.clone(),
             Change::Ttl(ttl) => self.ttl = Some(*ttl),
             Change::Bind(new) => {
-                // Nothing goes over from one user to another.
-                if self.key(key).is_some_and(|key| key != new) {
+                if self.leave(key, new) || self.gone {
                     self.start_afresh();
                 }
                 self.identity = Identity::Bind(new.clone());
             }
             Change::Create(new, data) => {
+                self.leave(key, new);
                 self.start_afresh();
                 self.data = data.clone();
                 self.identity = Identity::Create(new.clone());
@@ -109,18 +115,33 @@ impl Plan {
                 }
             }
             Change::Delete => {
+                self.ttl = None;
                 self.start_afresh();
                 self.identity = Identity::Delete;
             }
             Change::Clear => {
                 self.clear = true;
-                // A login in the same request stays: it comes after.
-                if !matches!(self.identity, Identity::Bind(_) | Identity::Create(_)) {
-                    self.start_afresh();
+                match self.identity {
+                    // A login in the same request comes after, and goes on with what it has by now.
+                    Identity::Bind(_) | Identity::Create(_) => self.fresh = true,
+                    Identity::Keep | Identity::Rework | Identity::Delete => {
+                        self.ttl = None;
+                        self.start_afresh();
+                    }
                 }
             }
+            Change::Failed(error) => return Err(error.clone()),
         }
         Ok(())
+    }
+
+    /// Whether signing in as `new` leaves another user's session. Nothing goes over from one user to another.
+    fn leave(&mut self, key: Option<&str>, new: &str) -> bool {
+        let leaves = self.key(key).is_some_and(|key| key != new);
+        if leaves {
+            self.ttl = None;
+        }
+        leaves
     }
 
     /// The session key that there will be.
@@ -135,27 +156,52 @@ impl Plan {
     fn start_afresh(&mut self) {
         self.data = Data::default();
         self.fresh = true;
+        self.known = true;
     }
 }
 
 impl Change {
-    /// The same change, to be taken as it is from now on: it is known on what.
-    pub(crate) fn settle(self, plan: &Plan) -> Result<Vec<Self>, Error> {
-        Ok(match self {
-            Self::Modify(name, modify, None) => {
-                let value = modify(plan.data.raw(&name))?;
-                vec![Self::Modify(name, modify, Some(value))]
-            }
+    /// The same change, to be taken as it is from now on: it is known on what. Closures run here.
+    pub(crate) fn settle(self, plan: &Plan) -> Vec<Self> {
+        match self {
+            Self::Modify(name, modify, None) => match modify(plan.data.raw(&name)) {
+                Ok(value) => vec![Self::Modify(name, modify, Some(value))],
+                Err(error) => vec![Self::Failed(error)],
+            },
             Self::Replace(data) => data
                 .difference_from(&plan.data)
                 .into_iter()
                 .map(|(name, value)| match value {
-                    Some(value) => Self::Set(name, value),
-                    None => Self::Remove(name),
+                    Some(value) => Self::Set(name.into(), value),
+                    None => Self::Remove(name.into()),
                 })
                 .collect(),
             other => vec![other],
-        })
+        }
+    }
+
+    /// The same change, to be settled again: what it was recorded on is not what there is.
+    pub(crate) fn unsettle(self) -> Self {
+        match self {
+            Self::Modify(name, modify, _) => Self::Modify(name, modify, None),
+            other => other,
+        }
+    }
+
+    /// Whether it ends sessions: nothing else that goes wrong may take that back.
+    pub(crate) fn is_ending(&self) -> bool {
+        matches!(self, Self::Delete | Self::Clear)
+    }
+
+    /// Whether a later `change` leaves nothing of this one.
+    pub(crate) fn is_undone_by(&self, change: &Self) -> bool {
+        match change {
+            Self::Delete => !matches!(self, Self::Clear),
+            Self::Create(..) => {
+                !matches!(self, Self::Clear | Self::Ttl(_) | Self::Bind(_) | Self::Delete | Self::Create(..))
+            }
+            _ => false,
+        }
     }
 
     /// A change of one value by a closure.
@@ -188,7 +234,7 @@ mod tests {
     }
 
     fn set(name: &str, value: u8) -> Change {
-        Change::Set(name.to_owned(), super::json(value).unwrap())
+        Change::Set(name.into(), super::json(value).unwrap())
     }
 
     fn bind(key: &str) -> Change {
@@ -231,7 +277,7 @@ mod tests {
     #[test]
     fn a_whole_update_is_its_difference() {
         let plan = Plan::on(data(json!({"a": 1, "b": 2, "c": 3})));
-        let log = Change::Replace(data(json!({"a": 1, "b": 9}))).settle(&plan).unwrap();
+        let log = Change::Replace(data(json!({"a": 1, "b": 9}))).settle(&plan);
         // Meanwhile another request has written `a` and `d`.
         let replayed = Plan::replay(&log, data(json!({"a": 7, "b": 2, "c": 3, "d": 4})), None).unwrap();
         assert!(replayed.data.same_as(&data(json!({"a": 7, "b": 9, "d": 4}))));
@@ -240,9 +286,9 @@ mod tests {
     #[test]
     fn a_modify_runs_again_only_on_a_replay() {
         let modify = Change::modifier(|n: Option<u64>| n.unwrap_or(0) + 1);
-        let change = Change::Modify("n".to_owned(), modify, None);
+        let change = Change::Modify("n".into(), modify, None);
         let plan = Plan::on(data(json!({"n": 1})));
-        let log = change.settle(&plan).unwrap();
+        let log = change.settle(&plan);
 
         let mut first = plan.clone();
         first.apply(&log[0], None, Modifies::Recorded).unwrap();

@@ -1,6 +1,8 @@
 //! What a draft does to the backend: the one place where a request's changes become calls.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
+
+use tokio::task::yield_now;
 
 use crate::{
     Data, Error, ErrorKind, SessionId, Sessions,
@@ -20,8 +22,8 @@ pub(crate) enum Base {
     /// A login ended the session that the cookie means. No cookie is set here, not even to remove it: the login's own is on
     /// its way.
     Replaced,
-    /// A session that ended while the request ran. Its data, as it was last seen, is all there is.
-    Gone(Data),
+    /// A session that ended while the request ran. Its key and its data, as they were last seen, are all there is.
+    Gone(Option<String>, Data),
     /// A record that cannot be read. It is left alone.
     Unreadable(Error),
 }
@@ -29,12 +31,19 @@ pub(crate) enum Base {
 /// What a request wants to be written.
 pub(crate) struct Draft {
     pub(crate) base: Base,
-    pub(crate) log: Arc<Vec<Change>>,
+    pub(crate) log: Vec<Change>,
     /// What the log comes to on the base.
     pub(crate) plan: Plan,
-    /// Of the record that an update of the session writes.
-    pub(crate) version: i64,
+    pub(crate) attempt: Attempt,
     pub(crate) limits: Limits,
+}
+
+/// By what a write to the session is recognised, if it has to be written again for want of an answer.
+#[derive(Clone)]
+pub(crate) struct Attempt {
+    version: i64,
+    /// The new one, of a rework.
+    secret: Option<Secret>,
 }
 
 /// What this request may not do.
@@ -52,13 +61,15 @@ pub(crate) struct Committed {
     pub(crate) effect: Option<Effect>,
     /// Changes were dropped: there is no session, and none was to be made.
     pub(crate) dropped: bool,
+    /// They were made to other data than the handler saw: somebody else had written.
+    pub(crate) replayed: bool,
 }
 
 /// What the response is to say.
 #[derive(Clone)]
 pub(crate) enum Effect {
-    /// This ID, and how long the session may live.
-    Set(SessionId, Duration),
+    /// This ID, and when the session ends at the latest.
+    Set(SessionId, u64),
     Remove,
 }
 
@@ -66,26 +77,38 @@ impl Base {
     pub(crate) fn key(&self) -> Option<&str> {
         match self {
             Self::Live(live, _) => live.contents.key.as_deref(),
-            _ => None,
+            Self::Gone(key, _) => key.as_deref(),
+            Self::Nothing | Self::Replaced | Self::Unreadable(_) => None,
         }
     }
 
-    pub(crate) fn data(&self) -> Data {
+    /// Nothing asked for yet.
+    pub(crate) fn plan(&self) -> Plan {
         match self {
-            Self::Live(live, _) => live.contents.data.clone(),
-            Self::Gone(data) => data.clone(),
-            Self::Nothing | Self::Replaced | Self::Unreadable(_) => Data::default(),
+            Self::Live(live, _) => Plan::on(live.contents.data.clone()),
+            Self::Gone(_, data) => Plan { gone: true, ..Plan::on(data.clone()) },
+            Self::Nothing | Self::Replaced | Self::Unreadable(_) => Plan::default(),
         }
+    }
+}
+
+impl Attempt {
+    pub(crate) fn of(plan: &Plan) -> Result<Self, Error> {
+        let secret = match plan.identity {
+            Identity::Rework => Some(Secret::random()?),
+            _ => None,
+        };
+        Ok(Self { version: random_version()?, secret })
     }
 }
 
 impl Committed {
     fn kept(base: Base) -> Self {
-        Self { base, effect: None, dropped: false }
+        Self { base, effect: None, dropped: false, replayed: false }
     }
 
     fn dropped(base: Base) -> Self {
-        Self { base, effect: None, dropped: true }
+        Self { dropped: true, ..Self::kept(base) }
     }
 }
 
@@ -109,6 +132,11 @@ impl Draft {
 
     /// Nothing is begun that could not be ended.
     fn check(&self) -> Result<(), Error> {
+        for change in &self.log {
+            if let Change::Failed(error) = change {
+                return Err(error.clone());
+            }
+        }
         if self.plan.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
             return Err(Error::new(ErrorKind::Config, "the ttl of a session must not be zero"));
         }
@@ -133,16 +161,21 @@ impl Draft {
     /// All sessions of the loaded one's key, or the loaded one alone if it has none.
     async fn clear(&mut self, sessions: &Sessions) -> Result<Option<Effect>, Error> {
         let ended = match &self.base {
-            Base::Live(live, _) => match live.id.owner() {
-                Some(owner) => sessions.clear_all(owner).await? > 0,
-                None => sessions.end(Live::clone(live)).await?,
+            Base::Live(live, _) if live.id.owner().is_none() => match sessions.end(Live::clone(live)).await? {
+                Written::Replaced => {
+                    self.base = Base::Replaced;
+                    return Ok(None);
+                }
+                ended => matches!(ended, Written::Done(_)),
             },
             // Whose sessions these are is not known, and "done" would be a lie.
             Base::Unreadable(error) => return Err(error.clone()),
-            Base::Nothing | Base::Replaced | Base::Gone(_) => return Ok(None),
+            base => match base.key() {
+                Some(key) => sessions.clear_all(sessions.owner(key)).await? > 0,
+                None => return Ok(None),
+            },
         };
         self.base = Base::Nothing;
-        self.plan = Plan::replay(&self.log, Data::default(), None)?;
         Ok(ended.then_some(Effect::Remove))
     }
 
@@ -155,41 +188,44 @@ impl Draft {
             }
             Base::Nothing => self.add_anonymous(sessions).await,
             Base::Unreadable(error) => Err(error),
-            Base::Gone(ref data) if !self.plan.data.same_as(data) => Ok(Committed::dropped(self.base)),
+            Base::Gone(_, ref data) if !self.plan.data.same_as(data) => Ok(Committed::dropped(self.base)),
             Base::Replaced if !self.plan.data.is_empty() => Ok(Committed::dropped(self.base)),
-            Base::Gone(_) | Base::Replaced => Ok(Committed::kept(self.base)),
+            Base::Gone(..) | Base::Replaced => Ok(Committed::kept(self.base)),
         }
     }
 
     async fn rewrite(self, sessions: &Sessions, live: Live) -> Result<Committed, Error> {
         let Base::Live(_, presented) = self.base else { return Ok(Committed::kept(self.base)) };
-        let new = match self.plan.identity {
-            Identity::Rework => Some(Secret::random()?),
-            _ => None,
-        };
-        let last_seen = self.plan.data.clone();
+        let Attempt { version, secret } = self.attempt;
+        let (key, last_seen) = (live.contents.key.clone(), self.plan.data.clone());
         let mut plan = Some(self.plan);
-        let written = sessions.rewrite(live, self.version, |contents| {
+        let mut replayed = false;
+        let written = sessions.rewrite(live, version, |contents| {
             // On a conflict the same changes are made to what is there now.
             let plan = match plan.take() {
                 Some(plan) => plan,
-                None => Plan::replay(&self.log, contents.data.clone(), contents.key.as_deref())?,
+                None => {
+                    replayed = true;
+                    Plan::replay(&self.log, contents.data.clone(), contents.key.as_deref())?
+                }
             };
             let idle = plan.ttl.map(millis).or(contents.idle);
-            let rotated = new.as_ref().is_some_and(|new| sessions.rotate(contents, &presented, new));
+            let rotated = secret.as_ref().is_some_and(|new| sessions.rotate(contents, &presented, new));
             let changed = rotated || idle != contents.idle || !plan.data.same_as(&contents.data);
             contents.idle = idle;
             contents.data = plan.data;
             Ok(changed)
         });
-        let Some(live) = written.await? else { return Ok(Committed::dropped(Base::Gone(last_seen))) };
-        match new.filter(|new| live.contents.hash.matches(&new.hash())) {
-            Some(new) => {
-                let effect = Some(sessions.effect(&live, SessionId::new(live.id, &new)));
-                Ok(Committed { base: Base::Live(Box::new(live), new.hash()), effect, dropped: false })
-            }
-            None => Ok(Committed::kept(Base::Live(Box::new(live), presented))),
-        }
+        let live = match written.await? {
+            Written::Done(live) => live,
+            Written::Replaced => return Ok(Committed::dropped(Base::Replaced)),
+            Written::Unreadable(error) => return Err(error),
+            Written::Gone | Written::Conflict(_) => return Ok(Committed::dropped(Base::Gone(key, last_seen))),
+        };
+        let new = secret.filter(|new| live.contents.hash.matches(&new.hash()));
+        let effect = new.as_ref().map(|new| Effect::Set(SessionId::new(live.id, new), live.contents.deadline));
+        let hash = new.map_or(presented, |new| new.hash());
+        Ok(Committed { base: Base::Live(Box::new(live), hash), effect, dropped: false, replayed })
     }
 
     async fn add_anonymous(self, sessions: &Sessions) -> Result<Committed, Error> {
@@ -201,23 +237,28 @@ impl Draft {
         }
         let contents = sessions.contents(None, self.plan.data, self.plan.ttl.map(millis));
         let (live, id) = sessions.add(contents).await?;
-        Ok(sessions.set_out(live, id))
+        Ok(set_out(live, id, false))
     }
 
     /// Ends the session that there is; data that was written afterwards belongs to another, anonymous one.
-    async fn delete(self, sessions: &Sessions) -> Result<Committed, Error> {
+    async fn delete(mut self, sessions: &Sessions) -> Result<Committed, Error> {
         let removed = match &self.base {
-            Base::Live(live, _) => sessions.end(Live::clone(live)).await?,
+            Base::Live(live, _) => match sessions.end(Live::clone(live)).await? {
+                Written::Replaced => {
+                    self.base = Base::Replaced;
+                    false
+                }
+                ended => matches!(ended, Written::Done(_)),
+            },
             // The record stays, but the browser may forget it.
             Base::Unreadable(_) => true,
-            Base::Nothing | Base::Replaced | Base::Gone(_) => false,
+            Base::Nothing | Base::Replaced | Base::Gone(..) => false,
         };
-        let base = match self.base {
-            // Whoever holds a replaced ID has a new one on its way.
-            Base::Replaced => return Ok(Committed::kept(Base::Replaced)),
-            _ => Base::Nothing,
-        };
-        let mut committed = Self { base, ..self }.add_anonymous(sessions).await?;
+        // Whoever holds a replaced ID has a new one on its way.
+        if let Base::Replaced = self.base {
+            return self.keep(sessions).await;
+        }
+        let mut committed = Self { base: Base::Nothing, ..self }.add_anonymous(sessions).await?;
         if removed && committed.effect.is_none() {
             committed.effect = Some(Effect::Remove);
         }
@@ -231,61 +272,60 @@ impl Draft {
             _ => None,
         };
         let foreign = old.take_if(|live| live.contents.key.as_deref().is_some_and(|owner| owner != key));
-        let idle = self.plan.ttl.map(millis).or(old.as_ref().and_then(|old| old.contents.idle));
+        let kept = old.as_ref().filter(|_| !self.plan.known);
+        let idle = self.plan.ttl.map(millis).or(kept.and_then(|old| old.contents.idle));
         let contents = sessions.contents(Some(key), self.plan.data.clone(), idle);
         if let Some(live) = foreign {
             // Another user's session ends first: should anything fail later, nobody is left in it.
             sessions.check_size(&contents)?;
-            sessions.replace(live).await?;
+            replace(sessions, live).await?;
         }
         let (mut new, id) = sessions.add(contents).await?;
         let unclaimed = Unclaimed::new(sessions, new.id);
-        let mut alive = true;
+        let (mut alive, mut replayed) = (true, false);
         while let Some(live) = old.take() {
             let data = match sessions.bury(&live, sessions.grace()).await? {
-                Written::Done(_) => break,
+                // One that became unreadable is left behind.
+                Written::Done(_) | Written::Unreadable(_) => break,
                 // It ended meanwhile, and its data with it; or somebody wrote to it, and that goes over too.
-                Written::Gone => Data::default(),
+                Written::Gone | Written::Replaced => Data::default(),
                 Written::Conflict(current) => old.insert(current).contents.data.clone(),
             };
             if !self.plan.fresh {
+                replayed = true;
                 self.plan = Plan::replay(&self.log, data, live.contents.key.as_deref())?;
                 let rewritten = sessions.rewrite(new.clone(), random_version()?, |contents| {
                     contents.data = self.plan.data.clone();
                     Ok(true)
                 });
                 match rewritten.await? {
-                    Some(rewritten) => new = rewritten,
+                    Written::Done(rewritten) => new = rewritten,
                     // All sessions of the key were ended since.
-                    None => alive = false,
+                    _ => alive = false,
                 }
             }
+            yield_now().await;
         }
         unclaimed.claim();
         Ok(match alive {
-            true => sessions.set_out(new, id),
-            false => Committed::dropped(Base::Gone(self.plan.data)),
+            true => set_out(new, id, replayed),
+            false => Committed::dropped(Base::Gone(Some(key.to_owned()), self.plan.data)),
         })
     }
 }
 
-impl Sessions {
-    /// A session that the browser has yet to hear of.
-    fn set_out(&self, live: Live, id: SessionId) -> Committed {
-        let effect = Some(self.effect(&live, id));
-        let hash = live.contents.hash;
-        Committed { base: Base::Live(Box::new(live), hash), effect, dropped: false }
-    }
+/// A session that the browser has yet to hear of.
+fn set_out(live: Live, id: SessionId, replayed: bool) -> Committed {
+    let effect = Some(Effect::Set(id, live.contents.deadline));
+    let hash = live.contents.hash;
+    Committed { base: Base::Live(Box::new(live), hash), effect, dropped: false, replayed }
+}
 
-    fn effect(&self, live: &Live, id: SessionId) -> Effect {
-        Effect::Set(id, Duration::from_millis(live.contents.deadline.saturating_sub(self.now())))
+/// Ends a session for a login, whatever else is written to it, and leaves a tombstone.
+async fn replace(sessions: &Sessions, mut live: Live) -> Result<(), Error> {
+    while let Written::Conflict(current) = sessions.bury(&live, sessions.grace()).await? {
+        live = current;
+        yield_now().await;
     }
-
-    /// Ends a session for a login, whatever else is written to it, and leaves a tombstone.
-    async fn replace(&self, mut live: Live) -> Result<(), Error> {
-        while let Written::Conflict(current) = self.bury(&live, self.grace()).await? {
-            live = current;
-        }
-        Ok(())
-    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 //! A record's data is kept as the bytes it was read from, with the place of each name and value in them. Reading one
 //! value deserializes that value alone; writing one copies the others as they are.
 
-use std::{borrow::Cow, fmt, ops::Range, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, fmt, ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use serde::{
@@ -115,24 +115,31 @@ impl Data {
 
     /// Whether both hold the same names with the same values, in whatever order.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        self.fields.len() == other.fields.len()
-            && self.fields.iter().zip(&other.fields).all(|(mine, theirs)| {
-                if self.bytes(&mine.name) == other.bytes(&theirs.name) {
-                    return self.bytes(&mine.value) == other.bytes(&theirs.value);
-                }
-                let name = std::str::from_utf8(self.bytes(&mine.name)).unwrap_or_default();
-                other.raw(name) == Some(self.bytes(&mine.value))
-            })
+        if self.fields.len() != other.fields.len() {
+            return false;
+        }
+        let same = |(mine, theirs): (&Field, &Field)| {
+            self.bytes(&mine.name) == other.bytes(&theirs.name) && self.bytes(&mine.value) == other.bytes(&theirs.value)
+        };
+        // Nearly always in the same order.
+        if self.fields.iter().zip(&other.fields).all(same) {
+            return true;
+        }
+        let theirs = other.by_name();
+        self.fields.iter().all(|field| theirs.get(self.bytes(&field.name)) == Some(&self.bytes(&field.value)))
     }
 
     /// Every name of this with its value, or with `None` where `other` alone has it: what turns `other` into this.
     pub(crate) fn difference_from(&self, other: &Self) -> Vec<(String, Option<Raw>)> {
-        let set = self
-            .names()
-            .filter(|name| self.raw(name) != other.raw(name))
-            .map(|name| (name.to_owned(), self.raw(name).map(to_raw)));
-        let removed = other.names().filter(|name| self.raw(name).is_none()).map(|name| (name.to_owned(), None));
-        set.chain(removed).collect()
+        let (mine, theirs) = (self.by_name(), other.by_name());
+        let set = self.names().filter(|name| mine.get(name.as_bytes()) != theirs.get(name.as_bytes()));
+        let set = set.map(|name| (name.to_owned(), mine.get(name.as_bytes()).map(|value| to_raw(value))));
+        let removed = other.names().filter(|name| !mine.contains_key(name.as_bytes()));
+        set.chain(removed.map(|name| (name.to_owned(), None))).collect()
+    }
+
+    fn by_name(&self) -> HashMap<&[u8], &[u8]> {
+        self.fields.iter().map(|field| (self.bytes(&field.name), self.bytes(&field.value))).collect()
     }
 
     /// Appends the JSON object.

@@ -43,7 +43,9 @@ pub enum ErrorKind {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
+    /// An error of that kind, for a [`Backend`](crate::Backend) that knows better than [`ErrorKind::Unavailable`]. The
+    /// message is lowercase, says what was being done, and shows no ID, key or data.
+    pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, message: message.into(), source: None }
     }
 
@@ -62,8 +64,8 @@ impl Error {
 }
 
 impl ErrorKind {
-    /// The status code that goes with it.
-    pub(crate) fn status(self) -> http::StatusCode {
+    /// The status code that the layer and the extractors answer with.
+    pub fn status(self) -> http::StatusCode {
         use http::StatusCode;
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,

@@ -73,12 +73,17 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
 }
 
 /// The status of its [kind](ErrorKind), its message as text, `Retry-After` with a 503; and itself among the extensions.
+/// Types of the application are not named to strangers.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         if self.kind().status().is_server_error() {
             tracing::error!(error = %self, "a request failed for its session");
         }
-        let mut response = (self.kind().status(), self.to_string()).into_response();
+        let text = match self.kind() {
+            ErrorKind::Data => "a value does not fit the session".to_owned(),
+            _ => self.to_string(),
+        };
+        let mut response = (self.kind().status(), text).into_response();
         if self.kind() == ErrorKind::Unavailable {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -11,7 +11,7 @@ use pin_project_lite::pin_project;
 use crate::{
     Session,
     service::{close, finish},
-    session::{Commit, Visit},
+    visit::{Commit, Visit},
 };
 
 pin_project! {

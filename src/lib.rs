@@ -77,6 +77,7 @@ mod cookie;
 mod future;
 
 pub mod session;
+mod visit;
 
 mod change;
 mod commit;

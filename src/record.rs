@@ -107,6 +107,8 @@ impl Codec {
         self.write_head(&mut out, id, contents)
             .map_err(|_| Error::new(ErrorKind::Data, "a session could not be written as JSON"))?;
         match &self.serializer {
+            // There is nothing more to it, and no serializer that could fail.
+            _ if contents.ended => out.push(b'}'),
             None => {
                 out.extend_from_slice(br#","data":"#);
                 contents.data.write_json(&mut out)?;
@@ -118,7 +120,9 @@ impl Codec {
                 out.extend(data.map_err(|_| Error::new(ErrorKind::Data, "the serializer did not write a session"))?);
             }
         }
-        if out.len() > self.max_size {
+        // What comes and goes by itself does not count: a session of the largest size can be rotated, and ended.
+        let lasting = out.len().saturating_sub(contents.previous.len() * PREVIOUS_LEN);
+        if lasting > self.max_size && !contents.ended {
             let message = format!("a session of {} bytes is larger than max_size, {} bytes", out.len(), self.max_size);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
@@ -155,6 +159,16 @@ impl Codec {
     /// # Errors
     /// `Unreadable` whatever is wrong with it, in words that say what and show nothing of it.
     pub(crate) fn read(&self, id: RecordId, payload: &Bytes) -> Result<Contents, Error> {
+        self.read_if(id, payload, |_| true)?.ok_or_else(|| unreadable("a record was not asked for"))
+    }
+
+    /// The same, if its secrets are the right ones: for a stranger the data is not even looked at.
+    pub(crate) fn read_if(
+        &self,
+        id: RecordId,
+        payload: &Bytes,
+        is_right: impl FnOnce(&Secrets<'_>) -> bool,
+    ) -> Result<Option<Contents>, Error> {
         let mut heads = serde_json::Deserializer::from_slice(payload).into_iter::<Head<'_>>();
         let head = match heads.next() {
             Some(Ok(head)) if head.v == 1 => head,
@@ -168,14 +182,18 @@ impl Codec {
         if head.id.parse().ok() != Some(id) || head.key.is_some() != id.owner().is_some() {
             return Err(unreadable("a record belongs to another session"));
         }
+        if !is_right(&Secrets { hash: &head.hash, previous: &head.previous }) {
+            return Ok(None);
+        }
         let data = match (&self.serializer, head.data) {
+            _ if head.ended => Data::default(),
             (None, Some(data)) => data.within(payload),
             (Some(serializer), None) => serializer
                 .read(&payload[heads.byte_offset()..])
                 .map_err(|_| unreadable("the serializer did not read a record"))?,
             _ => return Err(unreadable("a record was written by another serializer")),
         };
-        Ok(Contents {
+        Ok(Some(Contents {
             key: head.key.map(Cow::into_owned),
             hash: head.hash,
             previous: head.previous,
@@ -186,7 +204,30 @@ impl Codec {
             idle: head.idle,
             ended: head.ended,
             data,
-        })
+        }))
+    }
+}
+
+/// The secrets that lead to a session, hashed.
+pub(crate) struct Secrets<'a> {
+    hash: &'a SecretHash,
+    previous: &'a [(SecretHash, u64)],
+}
+
+impl Secrets<'_> {
+    /// Whether that one does: the newest, or one before within its grace.
+    pub(crate) fn opens_with(&self, secret: &SecretHash, now: u64) -> bool {
+        // All are compared, so that the time it takes tells nothing.
+        self.previous
+            .iter()
+            .fold(self.hash.matches(secret), |opens, (hash, until)| opens | (hash.matches(secret) & (*until > now)))
+    }
+}
+
+impl Contents {
+    /// See [`Secrets::opens_with`].
+    pub(crate) fn opens_with(&self, secret: &SecretHash, now: u64) -> bool {
+        Secrets { hash: &self.hash, previous: &self.previous }.opens_with(secret, now)
     }
 }
 
@@ -220,6 +261,9 @@ impl<'de> Deserialize<'de> for SecretHash {
         Self::parse(text).ok_or_else(|| D::Error::custom("not a hash"))
     }
 }
+
+/// How long one secret of before gets as JSON, at most.
+const PREVIOUS_LEN: usize = r#","previous":[["",18446744073709551615]]"#.len() + 43;
 
 fn unreadable(message: &'static str) -> Error {
     Error::new(ErrorKind::Unreadable, message)

@@ -3,16 +3,13 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use http::{Request, Response};
 use tower_service::Service;
 
-use crate::{
-    Error, ErrorKind, ResponseFuture, Session, Sessions,
-    cookie::CookieConfig,
-    session::{Commit, Effect},
-};
+use crate::{Error, ErrorKind, ResponseFuture, Session, Sessions, commit::Effect, cookie::CookieConfig, visit::Commit};
 
 /// What a [`SessionLayer`](crate::SessionLayer) makes of a service.
 #[derive(Clone)]
@@ -26,6 +23,13 @@ pub struct SessionService<S> {
 pub(crate) struct Gate {
     pub(crate) sessions: Sessions,
     pub(crate) cookie: CookieConfig,
+}
+
+/// Whose request it is.
+enum Visitor {
+    New(Session),
+    /// This very layer was passed before: what it made then is what handlers get.
+    Known(Session),
 }
 
 impl<S, ReqBody, ResBody> Service<Request<ReqBody>> for SessionService<S>
@@ -42,13 +46,17 @@ where
     }
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
-        let session = match self.gate.open(&request) {
-            Ok(Some(session)) => session,
-            Ok(None) => return ResponseFuture::passing(self.inner.call(request)),
-            Err(error) => return ResponseFuture::refusing(refuse(&error)),
-        };
-        request.extensions_mut().insert(session.clone());
-        ResponseFuture::new(self.inner.call(request), session)
+        match self.gate.open(&request) {
+            Ok(Visitor::New(session)) => {
+                request.extensions_mut().insert(session.clone());
+                ResponseFuture::new(self.inner.call(request), session)
+            }
+            Ok(Visitor::Known(session)) => {
+                request.extensions_mut().insert(session);
+                ResponseFuture::passing(self.inner.call(request))
+            }
+            Err(error) => ResponseFuture::refusing(refuse(&error)),
+        }
     }
 }
 
@@ -69,13 +77,12 @@ impl Gate {
         Self { sessions, cookie: CookieConfig::default() }
     }
 
-    /// The session of a request, not looked at yet: nothing is parsed, and nothing asked of the backend. `None` if this
-    /// very layer was passed before.
-    fn open<B>(self: &Arc<Self>, request: &Request<B>) -> Result<Option<Session>, Error> {
+    /// The session of a request, not looked at yet: nothing is parsed, and nothing asked of the backend.
+    fn open<B>(self: &Arc<Self>, request: &Request<B>) -> Result<Visitor, Error> {
         let outer = request.extensions().get::<Session>();
         for session in std::iter::successors(outer, |session| session.outer()) {
             if Arc::ptr_eq(session.gate(), self) {
-                return Ok(None);
+                return Ok(Visitor::Known(session.clone()));
             }
             if session.gate().cookie.name() == self.cookie.name() {
                 return Err(Error::new(
@@ -85,7 +92,7 @@ impl Gate {
             }
         }
         let values = self.cookie.values(request.headers());
-        Ok(Some(Session::new(Arc::clone(self), values, is_cross_site_write(request), outer.cloned())))
+        Ok(Visitor::New(Session::new(Arc::clone(self), values, is_cross_site_write(request), outer.cloned())))
     }
 }
 
@@ -112,7 +119,10 @@ pub(crate) fn finish<B: Default>(
     }
     let gate = session.gate();
     let cookie = match session.effect() {
-        Some(Effect::Set(id, left)) => gate.cookie.set(&id, left),
+        Some(Effect::Set(id, deadline)) => {
+            let left = deadline.saturating_sub(gate.sessions.now());
+            gate.cookie.set(&id, Duration::from_millis(left))
+        }
         Some(Effect::Remove) => gate.cookie.remove(),
         None => None,
     };

@@ -18,7 +18,11 @@
 //! | `insert`, `delete`, `insert` | an anonymous new session with the second value |
 //! | `bind` or `create`, then `delete` | signed out |
 //! | `delete`, then `bind` or `create` | signed in, with the data written after `delete` |
-//! | `clear`, then `bind` or `create` | all others ended, and signed in |
+//! | `clear`, then `bind` or `create` | all others ended, and signed in, with the data written after `clear` |
+//! | `bind` or `create`, then `clear` | all others ended, and signed in, with the data that it had |
+//!
+//! A sign-out counts whatever else of a request fails: with `clear` and then `bind("")` the response is a 500, and all are
+//! signed out.
 //!
 //! # When the session is gone
 //!
@@ -37,24 +41,23 @@ use std::{
     fmt, mem,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
     time::Duration,
 };
 
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    runtime::Handle,
+    sync::OwnedSemaphorePermit,
     time::{Instant, timeout},
 };
 
-pub(crate) use crate::commit::Effect;
 use crate::{
     Data, Error, ErrorKind, SessionId,
     change::{Change, Identity, Modifies, Plan},
-    commit::{Base, Draft, Limits},
+    commit::{Attempt, Base, Draft, Effect, Limits},
     data::json,
     service::Gate,
-    sessions::{Found, Live, not_found, random_version, too_late},
+    sessions::{Found, Live, not_found, too_late},
+    visit::Commit,
 };
 
 /// The session of a request. See the [module docs](self).
@@ -95,9 +98,11 @@ struct State {
     /// What is recorded and not yet written, and what that comes to.
     log: Vec<Change>,
     plan: Plan,
-    /// So many of them may be written already, under that version: nobody answered.
-    unsure: Option<(usize, i64)>,
-    /// Counts what changes base and plan.
+    /// So many of them, from the first, are being written.
+    in_flight: usize,
+    /// So many of them may be written already, in that attempt: nobody answered.
+    unsure: Option<(usize, Attempt)>,
+    /// Counts how often the log lost something that was not written.
     revision: u64,
     /// How long the backend has been waited for since it last did something for this request.
     spent: Duration,
@@ -109,7 +114,7 @@ struct State {
 
 /// When a commit happens.
 #[derive(Clone, Copy, PartialEq)]
-enum When {
+pub(crate) enum When {
     /// Asked for, in between.
     Save,
     /// With the response.
@@ -130,6 +135,7 @@ impl Session {
         if self.is_loaded() {
             return Ok(());
         }
+        let _permit = self.0.gate.sessions.permit()?;
         let _turn = self.0.turn.lock().await;
         self.load_in_turn().await
     }
@@ -158,7 +164,7 @@ impl Session {
     /// # Errors
     /// [`ErrorKind::Data`] if the value does not serialize.
     pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
-        self.record(Change::Set(name.to_owned(), json(value)?))
+        self.record(Change::Set(name.into(), json(value)?))
     }
 
     /// Makes the new value from the old one. Of changes made this way none is lost, however many requests make them.
@@ -173,19 +179,24 @@ impl Session {
         name: &str,
         change: impl Fn(Option<T>) -> T + Send + Sync + 'static,
     ) -> Result<(), Error> {
-        let change = Change::Modify(name.to_owned(), Change::modifier(change), None);
+        let change = Change::Modify(name.into(), Change::modifier(change), None);
+        let mut tries = 0..TRIES_TO_MODIFY;
         loop {
-            let (plan, revision) = {
+            // The closure is the caller's code, and runs outside the lock.
+            let plan = {
                 let mut state = self.look();
-                if state.base.is_none() {
+                if !state.is_known() {
                     return state.record(change);
                 }
-                (Plan::on(state.plan.data.clone()), state.revision)
+                Plan::on(state.plan.data.clone())
             };
-            // The closure is the caller's code, and runs outside the lock.
-            let settled = change.clone().settle(&plan)?;
+            let settled = change.clone().settle(&plan);
+            if let [Change::Failed(error)] = &settled[..] {
+                return Err(error.clone());
+            }
             let mut state = self.look();
-            if state.revision == revision {
+            // Another clone may have written that name meanwhile. The closure itself may, too: not for ever.
+            if state.plan.data.raw(name) == plan.data.raw(name) || tries.next().is_none() {
                 return settled.into_iter().try_for_each(|change| state.record(change));
             }
         }
@@ -193,7 +204,7 @@ impl Session {
 
     /// Removes one value. That there is none is no error, and no change.
     pub fn remove(&self, name: &str) {
-        self.record_plain(Change::Remove(name.to_owned()));
+        self.record_plain(Change::Remove(name.into()));
     }
 
     /// Replaces all data with anything that serializes to a JSON object.
@@ -201,16 +212,17 @@ impl Session {
     /// What other requests wrote meanwhile to names that this does not change stays.
     ///
     /// # Errors
-    /// [`ErrorKind::Data`] if it does not serialize to an object.
+    /// [`ErrorKind::Data`] if it does not serialize to an object, [`ErrorKind::Unreadable`] if the record cannot be read.
     pub fn update(&self, data: impl Serialize) -> Result<(), Error> {
         let change = Change::Replace(Data::from_serialize(data)?);
         let mut state = self.look();
-        match state.base {
-            None => state.record(change),
-            Some(_) => {
-                let settled = change.settle(&state.plan)?;
+        match &state.base {
+            Some(Base::Unreadable(error)) if !state.plan.known => Err(error.clone()),
+            _ if state.is_known() => {
+                let settled = change.settle(&state.plan);
                 settled.into_iter().try_for_each(|change| state.record(change))
             }
+            _ => state.record(change),
         }
     }
 
@@ -249,14 +261,14 @@ impl Session {
     }
 
     /// The session key, if somebody is signed in: after a recorded [`bind`](Self::bind), [`create`](Self::create) or
-    /// [`delete`](Self::delete) the one that there will be.
+    /// [`delete`](Self::delete) the one that there will be. Before [`load`](Self::load) nobody is known to be.
     pub fn key(&self) -> Option<String> {
         let state = self.look();
         state.plan.key(state.base.as_ref().and_then(Base::key)).map(str::to_owned)
     }
 
     /// The public name of this session, as in [`SessionInfo::handle`](crate::SessionInfo::handle); `None` if there is no
-    /// session. A login that is only recorded has none yet.
+    /// session, or it is not loaded. A login that is only recorded has none yet.
     pub fn handle(&self) -> Option<String> {
         match &self.look().base {
             Some(Base::Live(live, _)) => Some(live.id.sid().to_owned()),
@@ -281,7 +293,7 @@ impl Session {
     /// recorded.
     pub async fn save(&self) -> Result<(), Error> {
         drop(self.look());
-        Commit::new(self.clone().commit(When::Save)).await
+        Commit::new(self.clone(), When::Save).await
     }
 }
 
@@ -335,19 +347,37 @@ impl Session {
             let mut state = self.lock();
             if state.log.is_empty() {
                 state.sent = true;
+                state.spent = Duration::ZERO;
                 return None;
             }
         }
-        let when = if failed { When::Failure } else { When::Response };
-        Some(Commit::new(self.clone().commit(when)))
+        Some(Commit::new(self.clone(), if failed { When::Failure } else { When::Response }))
     }
 
-    /// The request is gone, without a response.
-    fn abandon(&self) {
-        if let Some(commit) = self.close(true) {
-            // Dropping an unfinished commit leaves it to a task.
-            drop(commit);
+    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        self.0.gate.sessions.permit()
+    }
+
+    /// Whether there is a sign-out that is not written yet.
+    pub(crate) fn has_endings(&self) -> bool {
+        self.lock().log.iter().any(Change::is_ending)
+    }
+
+    pub(crate) async fn commit(self, when: When, permit: Result<OwnedSemaphorePermit, Error>) -> Result<(), Error> {
+        let _turn = self.0.turn.lock().await;
+        let committed = match &permit {
+            Ok(_) => self.commit_in_turn(when).await,
+            Err(closed) => Err(closed.clone()),
+        };
+        if when == When::Save {
+            return committed;
         }
+        if committed.as_ref().is_err_and(|error| error.kind() != ErrorKind::Unavailable) && self.has_endings() {
+            // Whatever else is wrong with what was recorded, it does not keep anybody signed in.
+            self.commit_in_turn(When::Failure).await?;
+        }
+        self.leave(committed.is_ok());
+        committed
     }
 }
 
@@ -365,10 +395,11 @@ impl Session {
 
     fn readable(&self) -> Result<MutexGuard<'_, State>, Error> {
         let state = self.look();
-        let kept = matches!(state.plan.identity, Identity::Keep | Identity::Rework) && !state.plan.clear;
         match &state.base {
             None => Err(Error::new(ErrorKind::NotLoaded, "the session was read before it was loaded")),
-            Some(Base::Unreadable(error)) if kept => Err(error.clone()),
+            Some(Base::Unreadable(error)) if matches!(state.plan.identity, Identity::Keep | Identity::Rework) => {
+                Err(error.clone())
+            }
             Some(_) => Ok(state),
         }
     }
@@ -378,6 +409,8 @@ impl Session {
     }
 
     fn record(&self, change: Change) -> Result<(), Error> {
+        let undone = self.look().undo_before(&change);
+        drop(undone);
         self.look().record(change)
     }
 
@@ -392,9 +425,9 @@ impl Session {
         if self.is_loaded() {
             return Ok(());
         }
-        let _permit = self.0.gate.sessions.permit().await?;
         let base = self.within_budget(pin!(self.fetch())).await?;
-        self.settle(base)
+        self.settle(base, Modifies::Recorded);
+        Ok(())
     }
 
     /// The session that the cookies lead to.
@@ -426,71 +459,73 @@ impl Session {
     }
 
     /// Takes what was loaded or written for what is there, and applies to it what is recorded.
-    fn settle(&self, base: Base) -> Result<(), Error> {
+    fn settle(&self, base: Base, modifies: Modifies) {
+        let (mut plan, mut settled, mut revision) = (base.plan(), Vec::new(), None);
+        let mut seen = 0;
         loop {
-            let (log, revision) = {
-                let state = self.lock();
-                (state.log.clone(), state.revision)
+            let new = {
+                let mut state = self.lock();
+                if revision.replace(state.revision).is_some_and(|revision| revision != state.revision) {
+                    (plan, settled, seen) = (base.plan(), Vec::new(), 0);
+                }
+                if state.log.len() == seen {
+                    state.base = Some(base);
+                    state.plan = plan;
+                    let old = mem::replace(&mut state.log, settled);
+                    // Closures are the caller's, and are dropped outside the lock as well.
+                    drop(state);
+                    return drop(old);
+                }
+                state.log[seen..].to_vec()
             };
-            // Closures are the caller's code, and run outside the lock.
-            let mut plan = Plan::on(base.data());
-            let mut settled = Vec::with_capacity(log.len());
-            for change in log {
-                for change in change.settle(&plan)? {
-                    plan.apply(&change, base.key(), Modifies::Recorded)?;
+            seen += new.len();
+            // Closures run outside the lock, and may record something themselves: then there is more to come.
+            for change in new {
+                let change = if modifies == Modifies::Again { change.unsettle() } else { change };
+                for change in change.settle(&plan) {
+                    // What fails does so when it is committed.
+                    let _ = plan.apply(&change, base.key(), Modifies::Recorded);
                     settled.push(change);
                 }
             }
-            let mut state = self.lock();
-            if state.revision == revision {
-                state.base = Some(base);
-                state.plan = plan;
-                state.log = settled;
-                state.revision += 1;
-                return Ok(());
-            }
         }
-    }
-
-    async fn commit(self, when: When) -> Result<(), Error> {
-        let _turn = self.0.turn.lock().await;
-        let committed = self.commit_in_turn(when).await;
-        if when != When::Save {
-            let mut state = self.lock();
-            state.sent = true;
-            state.spent = Duration::ZERO;
-        }
-        committed
     }
 
     async fn commit_in_turn(&self, when: When) -> Result<(), Error> {
-        {
-            let mut state = self.lock();
-            if when == When::Failure {
-                state.keep_endings();
-            }
-            if state.log.is_empty() {
-                return Ok(());
-            }
+        let undone = self.lock().begin(when);
+        drop(undone);
+        if self.lock().log.is_empty() {
+            return Ok(());
         }
         self.load_in_turn().await?;
-        let _permit = self.0.gate.sessions.permit().await?;
         let mut dropped = false;
         while let Some(draft) = self.take_draft()? {
-            let (log, version) = (Arc::clone(&draft.log), draft.version);
+            let (count, attempt) = (draft.log.len(), draft.attempt.clone());
             let work = pin!(draft.commit(&self.0.gate.sessions));
             match self.within_budget(work).await {
                 Ok(committed) => {
                     dropped |= committed.dropped;
-                    let mut state = self.lock();
-                    state.spent = Duration::ZERO;
-                    state.unsure = None;
-                    state.effect = committed.effect.or(state.effect.take());
-                    drop(state);
-                    self.settle(committed.base)?;
+                    let written = {
+                        let mut state = self.lock();
+                        state.spent = Duration::ZERO;
+                        state.effect = committed.effect.or(state.effect.take());
+                        state.forget(count)
+                    };
+                    drop(written);
+                    let modifies = if committed.replayed { Modifies::Again } else { Modifies::Recorded };
+                    self.settle(committed.base, modifies);
+                }
+                Err(error) if error.kind() == ErrorKind::ResponseSent => {
+                    let refused = self.lock().forget(count);
+                    drop(refused);
+                    let base = self.lock().base.clone().unwrap_or(Base::Nothing);
+                    self.settle(base, Modifies::Again);
+                    return Err(error);
                 }
                 Err(error) => {
-                    self.put_back(log, version, error.kind())?;
+                    let mut state = self.lock();
+                    state.in_flight = 0;
+                    state.unsure = (error.kind() == ErrorKind::Unavailable).then_some((count, attempt));
                     return Err(error);
                 }
             }
@@ -505,45 +540,50 @@ impl Session {
         }
     }
 
-    /// What is to be written next. What may be written already comes alone, and under the same version: should it be there,
-    /// the backend shows that version, and nothing is applied twice.
+    /// What is to be written next. What may be written already comes alone, and in the same attempt: should it be there,
+    /// it is recognised, and nothing is applied twice.
     fn take_draft(&self) -> Result<Option<Draft>, Error> {
         let mut state = self.lock();
         let Some(base) = state.base.clone() else { return Ok(None) };
         let limits = Limits { cross_site: self.0.cross_site, sent: state.sent };
-        let (log, plan, version) = match state.unsure {
-            Some((count, version)) => {
-                let count = count.min(state.log.len());
-                let later = state.log.split_off(count);
-                let log = mem::replace(&mut state.log, later);
-                let mut plan = Plan::on(base.data());
+        let (log, plan, attempt) = match &state.unsure {
+            Some((count, attempt)) if *count < state.log.len() => {
+                let log = state.log[..*count].to_vec();
+                let mut plan = base.plan();
                 log.iter().try_for_each(|change| plan.apply(change, base.key(), Modifies::Recorded))?;
-                (log, plan, version)
+                (log, plan, attempt.clone())
             }
-            None => (mem::take(&mut state.log), state.plan.clone(), random_version()?),
+            Some((_, attempt)) => (state.log.clone(), state.plan.clone(), attempt.clone()),
+            None => (state.log.clone(), state.plan.clone(), Attempt::of(&state.plan)?),
         };
-        Ok((!log.is_empty()).then(|| Draft { base, log: Arc::new(log), plan, version, limits }))
+        state.in_flight = log.len();
+        Ok((!log.is_empty()).then_some(Draft { base, log, plan, attempt, limits }))
     }
 
-    /// Records again what was not written. It comes before what was recorded meanwhile.
-    fn put_back(&self, log: Arc<Vec<Change>>, version: i64, kind: ErrorKind) -> Result<(), Error> {
-        let mut state = self.lock();
-        if kind == ErrorKind::ResponseSent {
-            let base = state.base.clone();
-            drop(state);
-            return base.map_or(Ok(()), |base| self.settle(base));
-        }
-        state.unsure = (kind == ErrorKind::Unavailable).then_some((log.len(), version));
-        let later = mem::replace(&mut state.log, Arc::unwrap_or_clone(log));
-        state.log.extend(later);
-        Ok(())
+    /// The response has left. What it did not bring, nothing brings any more.
+    fn leave(&self, committed: bool) {
+        let undone = {
+            let mut state = self.lock();
+            state.sent = true;
+            state.spent = Duration::ZERO;
+            if committed { Vec::new() } else { state.undo(|_| false) }
+        };
+        drop(undone);
     }
 
     /// Waits for the backend for as long as this request still may.
     ///
     /// It takes the work pinned: a commit is large, and would be copied at each hand it goes through.
     async fn within_budget<T>(&self, work: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
-        let left = self.0.gate.sessions.request_time().saturating_sub(self.lock().spent);
+        let spent = {
+            let mut state = self.lock();
+            // A stream may go on for hours: what it saves is not one request.
+            if state.sent {
+                state.spent = Duration::ZERO;
+            }
+            state.spent
+        };
+        let left = self.0.gate.sessions.request_time().saturating_sub(spent);
         let began = Instant::now();
         let result = timeout(left, work).await;
         self.lock().spent += began.elapsed();
@@ -552,6 +592,11 @@ impl Session {
 }
 
 impl State {
+    /// Whether it is known what a change is made to.
+    fn is_known(&self) -> bool {
+        self.base.is_some() || self.plan.known
+    }
+
     fn record(&mut self, change: Change) -> Result<(), Error> {
         // Before it is loaded, a closure has nothing to run on.
         if !matches!(change, Change::Modify(_, _, None)) {
@@ -559,21 +604,49 @@ impl State {
             self.plan.apply(&change, key, Modifies::Recorded)?;
         }
         self.log.push(change);
-        self.revision += 1;
         Ok(())
     }
 
-    /// Takes back everything but that somebody signs out.
-    fn keep_endings(&mut self) {
-        self.log.retain(|change| matches!(change, Change::Delete | Change::Clear));
-        self.unsure = None;
-        self.plan = Plan::on(self.base.as_ref().map(Base::data).unwrap_or_default());
-        for change in &self.log {
-            let key = self.base.as_ref().and_then(Base::key);
-            // Neither of the two can fail.
-            let _ = self.plan.apply(change, key, Modifies::Recorded);
+    /// Takes what a change will leave nothing of: a closure that fails must not be in the way of a sign-out. What is being
+    /// written, or may be written, is history already.
+    fn undo_before(&mut self, change: &Change) -> Vec<Change> {
+        let history = self.in_flight.max(self.unsure.as_ref().map_or(0, |(count, _)| *count));
+        if !self.log.iter().skip(history).any(|earlier| earlier.is_undone_by(change)) {
+            return Vec::new();
         }
         self.revision += 1;
+        let later = self.log.split_off(history);
+        let (undone, kept): (_, Vec<_>) = later.into_iter().partition(|earlier| earlier.is_undone_by(change));
+        self.log.extend(kept);
+        undone
+    }
+
+    /// Takes what a commit starts from: with a response that failed, everything else is undone.
+    fn begin(&mut self, when: When) -> Vec<Change> {
+        self.in_flight = 0;
+        if when == When::Failure { self.undo(Change::is_ending) } else { Vec::new() }
+    }
+
+    /// Keeps only some of what is recorded. What is not kept is the caller's to drop, outside the lock: there may be code
+    /// of others in it.
+    fn undo(&mut self, is_kept: impl Fn(&Change) -> bool) -> Vec<Change> {
+        let kept = self.log.iter().filter(|change| is_kept(change)).cloned().collect();
+        let all = mem::replace(&mut self.log, kept);
+        (self.in_flight, self.unsure) = (0, None);
+        self.revision += 1;
+        self.plan = self.base.as_ref().map(Base::plan).unwrap_or_default();
+        let key = self.base.as_ref().and_then(Base::key);
+        for change in self.log.iter() {
+            let _ = self.plan.apply(change, key, Modifies::Recorded);
+        }
+        all
+    }
+
+    /// So many changes are done with. They are the caller's to drop, outside the lock.
+    fn forget(&mut self, count: usize) -> Vec<Change> {
+        (self.in_flight, self.unsure) = (0, None);
+        self.revision += 1;
+        self.log.drain(..count.min(self.log.len())).collect()
     }
 }
 
@@ -583,67 +656,8 @@ impl fmt::Debug for Session {
     }
 }
 
-/// A request on its way through the handler. Dropped there, by a panic or because the client left, it still signs out.
-pub(crate) struct Visit(Option<Session>);
-
-impl Visit {
-    pub(crate) fn new(session: Session) -> Self {
-        Self(Some(session))
-    }
-
-    /// The handler has answered.
-    pub(crate) fn end(mut self) -> Option<Session> {
-        self.0.take()
-    }
-}
-
-impl Drop for Visit {
-    fn drop(&mut self) {
-        if let Some(session) = &self.0 {
-            session.abandon();
-        }
-    }
-}
-
-/// A commit that, once begun, runs to its end: dropped before, it goes on in a task of its own.
-pub(crate) struct Commit(Option<Pin<Box<Work>>>);
-
-type Work = dyn Future<Output = Result<(), Error>> + Send;
-
-impl Commit {
-    fn new(work: impl Future<Output = Result<(), Error>> + Send + 'static) -> Self {
-        Self(Some(Box::pin(work)))
-    }
-}
-
-impl Future for Commit {
-    type Output = Result<(), Error>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(work) = &mut self.0 else { return Poll::Ready(Ok(())) };
-        let result = work.as_mut().poll(cx);
-        if result.is_ready() {
-            self.0 = None;
-        }
-        result
-    }
-}
-
-impl Drop for Commit {
-    fn drop(&mut self) {
-        let Some(work) = self.0.take() else { return };
-        match Handle::try_current() {
-            Ok(runtime) => {
-                runtime.spawn(async move {
-                    if let Err(error) = work.await {
-                        tracing::warn!(%error, "what a request without a client recorded was not written");
-                    }
-                });
-            }
-            Err(_) => tracing::warn!("what a request recorded was not written: there is no runtime any more"),
-        }
-    }
-}
-
 /// How many cookies of our name are tried.
 const MAX_COOKIES: usize = 3;
+
+/// How often a closure runs for clones that all write the same name.
+const TRIES_TO_MODIFY: usize = 8;

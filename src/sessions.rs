@@ -3,12 +3,17 @@
 use std::{
     collections::HashSet,
     fmt,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::Serialize;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::yield_now,
+    time::timeout,
+};
 
 use crate::{
     AnyBackend, Backend, Builder, Clock, Data, Error, ErrorKind, Outcome, Owner, Record, RecordId, SessionId,
@@ -120,7 +125,11 @@ pub(crate) struct Live {
 pub(crate) enum Written {
     Done(Live),
     Gone,
+    /// A login has ended it, and went on as another one.
+    Replaced,
+    /// Somebody else has written. If what that is cannot be read, this is all that is known.
     Conflict(Live),
+    Unreadable(Error),
 }
 
 impl<B: Backend> Sessions<B> {
@@ -190,8 +199,8 @@ impl<B: Backend> Sessions<B> {
                 Ok(true)
             })
             .await?
+            .done()
             .map(drop)
-            .ok_or_else(not_found)
         })
         .await
     }
@@ -208,15 +217,19 @@ impl<B: Backend> Sessions<B> {
             let live = self.find(id).await?.ok_or_else(not_found)?;
             let (record, old) = SessionId::parse(id).ok_or_else(not_found)?;
             let new = Secret::random()?;
-            let written = self
+            let live = self
                 .rewrite(live, random_version()?, |contents| {
                     self.rotate(contents, &old.hash(), &new);
                     Ok(true)
                 })
                 .await?
-                .ok_or_else(not_found)?;
-            let rotated = written.contents.hash.matches(&new.hash());
-            Ok(SessionId::new(record, if rotated { &new } else { &old }))
+                .done()?;
+            match live.contents.hash.matches(&new.hash()) {
+                true => Ok(SessionId::new(record, &new)),
+                // Somebody else has rotated it. Without a grace the ID is dead by now.
+                false if live.contents.opens_with(&old.hash(), self.now()) => Ok(SessionId::new(record, &old)),
+                false => Err(not_found()),
+            }
         })
         .await
     }
@@ -242,9 +255,13 @@ impl<B: Backend> Sessions<B> {
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
         let owner = self.shared.policy.owners.owner(key.as_ref());
         self.within_time(async {
-            // What a login left at an old ID is no session, though the backend counts it.
-            let records = self.records(owner).await?;
-            let tombstones = records.iter().filter(|record| self.is_tombstone(record)).count() as u64;
+            // What a login left at an old ID is no session, though the backend counts it. Ending matters more than counting:
+            // it does not depend on a list.
+            let records = timeout(self.request_time() / 2, self.records(owner)).await;
+            let tombstones = match records {
+                Ok(Ok(records)) => records.iter().filter(|record| self.is_tombstone(record)).count() as u64,
+                _ => 0,
+            };
             let ended = self.clear_all(owner).await?;
             Ok(ended.saturating_sub(tombstones))
         })
@@ -284,7 +301,7 @@ impl<B: Backend> Sessions<B> {
         self.within_time(async {
             let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(false) };
             match self.open(record) {
-                Ok(live) if live.is_live_at(self.now()) => self.end(live).await,
+                Ok(live) if live.is_live_at(self.now()) => Ok(matches!(self.end(live).await?, Written::Done(_))),
                 Ok(_) => Ok(false),
                 Err(_) => self.backend.delete(id).await.map_err(on_delete),
             }
@@ -306,7 +323,7 @@ impl<B: Backend> Sessions<B> {
 
     /// Runs a call of the module, if they are open, for as long as it may take.
     async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let _permit = self.shared.open.acquire().await.map_err(|_| closed())?;
+        let _permit = self.permit()?;
         timeout(self.request_time(), work).await.map_err(|_| too_late())?
     }
 
@@ -325,7 +342,7 @@ impl<B: Backend> Sessions<B> {
         let left = millis(ttl);
         // The time to live began to run at its last use. Where the deadline has cut it, this says too early rather than too
         // late, and when it was last written is known besides.
-        let used = self.idle(&contents).map(|idle| (now + left).saturating_sub(idle));
+        let used = self.idle(&contents).map(|idle| now.saturating_add(left).saturating_sub(idle));
         SessionInfo {
             handle: id.sid().to_owned(),
             created: time(contents.created),
@@ -349,9 +366,10 @@ impl<B: Backend> Sessions<B> {
 
 /// What the module and the layer are made of.
 impl<B: Backend> Sessions<B> {
-    /// A permit to work, for as long as it is kept.
-    pub(crate) async fn permit(&self) -> Result<tokio::sync::OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.shared.open).acquire_owned().await.map_err(|_| closed())
+    /// A permit to work, for as long as it is kept; none once they are being closed. Whoever works takes one, at the
+    /// outermost: closing waits for those, and gives no others.
+    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.shared.open).try_acquire_owned().map_err(|_| closed())
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -366,26 +384,37 @@ impl<B: Backend> Sessions<B> {
         self.shared.policy.owners.owner(key)
     }
 
-    /// Asks the backend for a record, and the record for the secret, before anything else of it is looked at.
+    /// Asks the backend for a record, and the record for the secret, before anything else is done with it.
     pub(crate) async fn look(&self, id: RecordId, secret: &SecretHash) -> Result<Found, Error> {
         let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
-        let live = match self.open(record) {
-            Ok(live) => live,
-            Err(error) => {
-                tracing::warn!(%error, session = id.sid(), "a session cannot be read");
-                return Ok(Found::Unreadable(error));
-            }
-        };
         let now = self.now();
-        if !live.contents.opens_with(secret, now) {
-            tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
-            return Ok(Found::Nothing);
-        }
+        let opened = self.shared.policy.codec.read_if(record.id, &record.payload, |head| head.opens_with(secret, now));
+        let contents =
+            match opened.and_then(|contents| contents.map(|contents| self.check_owner(id, contents)).transpose()) {
+                Ok(Some(contents)) => contents,
+                Ok(None) => {
+                    tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
+                    return Ok(Found::Nothing);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, session = id.sid(), "a session cannot be read");
+                    return Ok(Found::Unreadable(error));
+                }
+            };
+        let live = Live { id, version: record.version, ttl: record.ttl, contents };
         Ok(match live {
             live if live.contents.ended => Found::Ended,
             live if live.is_live_at(now) => Found::Live(Box::new(live)),
             _ => Found::Nothing,
         })
+    }
+
+    /// A session that its owner could not clear is nobody's.
+    fn check_owner(&self, id: RecordId, contents: Contents) -> Result<Contents, Error> {
+        match contents.key.as_deref().map(|key| self.owner(key)) == id.owner() {
+            true => Ok(contents),
+            false => Err(Error::new(ErrorKind::Unreadable, "a record belongs to another session key")),
+        }
     }
 
     /// What a new session starts with. [`add`](Self::add) fills in its secret.
@@ -446,20 +475,24 @@ impl<B: Backend> Sessions<B> {
     }
 
     async fn write_for(&self, live: &Live, new: Live) -> Result<Written, Error> {
-        match self.backend.update(live.version, self.seal(&new)?).await.map_err(on_update)? {
-            Outcome::Done => Ok(Written::Done(new)),
-            // Our own write, of which we had no answer.
-            Outcome::Conflict(current) if current.version == new.version => Ok(Written::Done(new)),
-            Outcome::Gone => Ok(Written::Gone),
-            Outcome::Conflict(current) => {
-                let current = self.open(current)?;
-                Ok(if current.is_live_at(self.now()) { Written::Conflict(current) } else { Written::Gone })
-            }
-        }
+        let record = self.seal(&new)?;
+        let current = match self.backend.update(live.version, record).await.map_err(on_update)? {
+            Outcome::Done => return Ok(Written::Done(new)),
+            Outcome::Gone => return Ok(Written::Gone),
+            Outcome::Conflict(current) => current,
+        };
+        Ok(match self.open(current) {
+            // Our own write, of which we had no answer. What is in it counts, not what we would write now.
+            Ok(current) if current.version == new.version => Written::Done(current),
+            Ok(current) if current.contents.ended => Written::Replaced,
+            Ok(current) if current.is_live_at(self.now()) => Written::Conflict(current),
+            Ok(_) => Written::Gone,
+            Err(error) => Written::Unreadable(error),
+        })
     }
 
-    /// Changes a session, again and again until nobody else has meanwhile; `None` if it is gone. The change says whether
-    /// there is anything to write.
+    /// Changes a session, again and again until nobody else has meanwhile. The change says whether there is anything to
+    /// write.
     ///
     /// One version for all tries: only one of them can be written, and whichever it was is recognised by it.
     pub(crate) async fn rewrite(
@@ -467,22 +500,33 @@ impl<B: Backend> Sessions<B> {
         mut live: Live,
         version: i64,
         mut change: impl FnMut(&mut Contents) -> Result<bool, Error>,
-    ) -> Result<Option<Live>, Error> {
+    ) -> Result<Written, Error> {
         let mut turn = None;
         loop {
-            let mut contents = live.contents.clone();
-            if !change(&mut contents)? {
-                return Ok(Some(live));
-            }
-            match self.write(&live, version, contents).await? {
-                Written::Done(live) => return Ok(Some(live)),
-                Written::Gone => return Ok(None),
-                Written::Conflict(current) => live = current,
-            }
-            // The first try is free: most sessions are written by one request at a time.
             if turn.is_none() {
                 turn = Some(self.shared.turns.take(live.id).await);
             }
+            let mut contents = live.contents.clone();
+            if !change(&mut contents)? {
+                return Ok(Written::Done(live));
+            }
+            let written = {
+                let mut write = pin!(self.write(&live, version, contents));
+                match timeout(MAX_TURN, &mut write).await {
+                    Ok(written) => written?,
+                    // Turns save conflicts, and nothing depends on them: one that hangs does not keep the others waiting.
+                    Err(_) => {
+                        turn = None;
+                        write.await?
+                    }
+                }
+            };
+            match written {
+                Written::Conflict(current) => live = current,
+                written => return Ok(written),
+            }
+            // A backend that never waits would never let time run out.
+            yield_now().await;
         }
     }
 
@@ -503,20 +547,19 @@ impl<B: Backend> Sessions<B> {
         true
     }
 
-    /// Ends a session for good, and says whether it was still there. What a login has ended meanwhile was not.
-    pub(crate) async fn end(&self, mut live: Live) -> Result<bool, Error> {
+    /// Ends a session for good. `Done` says that it was still there.
+    pub(crate) async fn end(&self, mut live: Live) -> Result<Written, Error> {
         for _ in 0..TRIES_TO_END {
-            match self.bury(&live, Duration::ZERO).await {
-                Ok(Written::Done(_)) => return Ok(true),
-                Ok(Written::Gone) => return Ok(false),
-                Ok(Written::Conflict(current)) => live = current,
-                // It became unreadable meanwhile.
-                Err(error) if error.kind() == ErrorKind::Unreadable => break,
-                Err(error) => return Err(error),
+            match self.bury(&live, Duration::ZERO).await? {
+                Written::Conflict(current) => live = current,
+                // It became unreadable meanwhile; it was the right one when it was loaded.
+                Written::Unreadable(_) => break,
+                ended => return Ok(ended),
             }
         }
         // Ending wins against any number of writers.
-        self.backend.delete(live.id).await.map_err(on_delete)
+        let ended = self.backend.delete(live.id).await.map_err(on_delete)?;
+        Ok(if ended { Written::Done(live) } else { Written::Gone })
     }
 
     /// Ends a session, if nobody has written it meanwhile, and leaves a tombstone for so long.
@@ -563,7 +606,7 @@ impl<B: Backend> Sessions<B> {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        let Ok(permit) = Arc::clone(&self.shared.open).try_acquire_owned() else { return };
+        let Ok(permit) = self.permit() else { return };
         let Some(touching) = Touching::begin(&self.shared, live.id) else { return };
         let (backend, id, version) = (Arc::clone(&self.backend), live.id, live.version);
         let time = self.request_time();
@@ -579,6 +622,7 @@ impl<B: Backend> Sessions<B> {
 
     fn open(&self, record: Record) -> Result<Live, Error> {
         let contents = self.shared.policy.codec.read(record.id, &record.payload)?;
+        let contents = self.check_owner(record.id, contents)?;
         Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents })
     }
 
@@ -611,18 +655,20 @@ impl<B: Backend> Sessions<B> {
     }
 }
 
-impl Live {
-    pub(crate) fn is_live_at(&self, now: u64) -> bool {
-        !self.contents.ended && self.contents.deadline > now
+impl Written {
+    /// What is there now, if this call has written it.
+    pub(crate) fn done(self) -> Result<Live, Error> {
+        match self {
+            Self::Done(live) => Ok(live),
+            Self::Unreadable(error) => Err(error),
+            Self::Gone | Self::Replaced | Self::Conflict(_) => Err(not_found()),
+        }
     }
 }
 
-impl Contents {
-    /// Whether that secret leads here: the newest, or one before within its grace.
-    fn opens_with(&self, secret: &SecretHash, now: u64) -> bool {
-        self.previous
-            .iter()
-            .fold(self.hash.matches(secret), |opens, (hash, until)| opens | (hash.matches(secret) & (*until > now)))
+impl Live {
+    pub(crate) fn is_live_at(&self, now: u64) -> bool {
+        !self.contents.ended && self.contents.deadline > now
     }
 }
 
@@ -671,8 +717,7 @@ impl<B: Backend> Drop for Unclaimed<'_, B> {
     fn drop(&mut self) {
         let (Some(id), Ok(runtime)) = (self.id, tokio::runtime::Handle::try_current()) else { return };
         let sessions = self.sessions.clone();
-        // No longer than it would take anyway: closing waits for it.
-        let permit = Arc::clone(&sessions.shared.open).try_acquire_owned();
+        let permit = sessions.permit();
         runtime.spawn(async move {
             sessions.remove(id).await;
             drop(permit);
@@ -743,6 +788,7 @@ fn time(ms: u64) -> SystemTime {
 }
 
 const MAX_KEY: usize = 1024;
+const MAX_TURN: Duration = Duration::from_millis(100);
 const MAX_PREVIOUS: usize = 4;
 const MAX_TOUCH_INTERVAL: Duration = Duration::from_secs(300);
 const PERMITS: u32 = 1 << 28;

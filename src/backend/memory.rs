@@ -5,7 +5,7 @@ use std::{
     hash::{BuildHasher, RandomState},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -35,10 +35,22 @@ pub struct MemoryBackend {
     clock: Clock,
     max_sessions: usize,
     max_bytes: usize,
-    sessions: AtomicUsize,
-    bytes: AtomicUsize,
+    usage: Mutex<Usage>,
     /// Counts uses, so that the least recent one can be told across shards.
     uses: AtomicU64,
+}
+
+/// What is there, and what is about to be.
+#[derive(Debug, Default)]
+struct Usage {
+    keyed: Room,
+    anonymous: Room,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    sessions: usize,
+    bytes: usize,
 }
 
 /// All records of an owner are in one shard, so that `list` and `clear` see one moment.
@@ -46,7 +58,7 @@ pub struct MemoryBackend {
 struct Shard {
     entries: Slab<Entry>,
     by_id: HashMap<RecordId, usize>,
-    by_owner: HashMap<Owner, Vec<usize>>,
+    by_owner: BTreeSet<(Owner, usize)>,
     by_expiry: BTreeSet<(Duration, usize)>,
     /// Anonymous records, linked from the least to the most recently used.
     oldest: Option<usize>,
@@ -105,12 +117,14 @@ impl Builder<MemoryBackend> {
 impl MemoryBackend {
     /// How many sessions it holds, expired ones included that nothing had the place of yet.
     pub fn sessions(&self) -> usize {
-        self.sessions.load(Relaxed)
+        let usage = self.usage();
+        usage.keyed.sessions + usage.anonymous.sessions
     }
 
     /// About how many bytes of memory they take.
     pub fn bytes(&self) -> usize {
-        self.bytes.load(Relaxed)
+        let usage = self.usage();
+        usage.keyed.bytes + usage.anonymous.bytes
     }
 
     /// The shard of that record, locked and with some expired ones gone, and the time.
@@ -146,44 +160,72 @@ impl MemoryBackend {
 
     fn remove(&self, shard: &mut Shard, at: usize) {
         let entry = shard.remove(at);
-        self.sessions.fetch_sub(1, Relaxed);
-        self.bytes.fetch_sub(cost(&entry.payload), Relaxed);
+        self.release(entry.id, Room::of(&entry.payload));
     }
 
-    /// Takes room for one more session or none, and for so many bytes; nothing of it if there is not enough.
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn release(&self, id: RecordId, room: Room) {
+        let mut usage = self.usage();
+        let used = usage.of(id);
+        used.sessions = used.sessions.saturating_sub(room.sessions);
+        used.bytes = used.bytes.saturating_sub(room.bytes);
+    }
+
+    /// Takes room for a record, beside what it already has, and lets others give way for it if need be; nothing of that
+    /// if it would not be enough.
     ///
-    /// No shard may be locked.
-    fn reserve(&self, sessions: usize, bytes: usize) -> Result<()> {
-        let take = |counter: &AtomicUsize, more: usize, most: usize| {
-            let sum = |now: usize| now.checked_add(more).filter(|sum| *sum <= most);
-            counter.fetch_update(Relaxed, Relaxed, sum).is_ok()
-        };
-        // What can never fit is no reason for anybody to give way.
-        let mut room = sessions <= self.max_sessions && bytes <= self.max_bytes;
-        while room {
-            if take(&self.sessions, sessions, self.max_sessions) {
-                if take(&self.bytes, bytes, self.max_bytes) {
-                    return Ok(());
-                }
-                self.release(sessions, 0);
+    /// No shard may be locked: making room may need any of them.
+    fn reserve(&self, id: RecordId, more: Room, has: Room) -> Result<()> {
+        while !self.take(id, more) {
+            let stays = self.usage().keyed;
+            let own = if id.owner().is_none() { has } else { Room::default() };
+            // Anonymous ones give way, all but the one that this is for; those with a key do not.
+            let could_fit = stays.sessions.saturating_add(own.sessions).saturating_add(more.sessions)
+                <= self.max_sessions
+                && stays.bytes.saturating_add(own.bytes).saturating_add(more.bytes) <= self.max_bytes;
+            if self.drop_any_expired() || (could_fit && self.drop_least_recently_used(id)) {
+                continue;
             }
-            room = self.make_room();
+            if !could_fit {
+                return Err(
+                    Error::new(ErrorKind::Unavailable, "the sessions in memory have reached their bound").into()
+                );
+            }
+            // What could give way is on its way in or out, in other threads.
+            std::thread::yield_now();
         }
-        Err(Error::new(ErrorKind::Unavailable, "the sessions in memory have reached their bound").into())
+        Ok(())
     }
 
-    fn release(&self, sessions: usize, bytes: usize) {
-        self.sessions.fetch_sub(sessions, Relaxed);
-        self.bytes.fetch_sub(bytes, Relaxed);
+    fn take(&self, id: RecordId, more: Room) -> bool {
+        let mut usage = self.usage();
+        let sessions = usage.keyed.sessions + usage.anonymous.sessions;
+        let bytes = usage.keyed.bytes + usage.anonymous.bytes;
+        let fits = sessions.saturating_add(more.sessions) <= self.max_sessions
+            && bytes.saturating_add(more.bytes) <= self.max_bytes;
+        if fits {
+            let used = usage.of(id);
+            used.sessions += more.sessions;
+            used.bytes += more.bytes;
+        }
+        fits
     }
 
-    /// Drops one record: an expired one, else the anonymous one that was not used for longest.
-    fn make_room(&self) -> bool {
+    fn drop_any_expired(&self) -> bool {
         let now = self.clock.elapsed();
-        if self.shards.iter().any(|shard| self.drop_expired(&mut lock(shard), now)) {
-            return true;
-        }
-        let oldest = |shard: &Shard| Some((shard.entries.get(shard.oldest?)?.used, shard.oldest?));
+        self.shards.iter().any(|shard| self.drop_expired(&mut lock(shard), now))
+    }
+
+    /// Drops the anonymous record that was not used for longest, but not `except`.
+    fn drop_least_recently_used(&self, except: RecordId) -> bool {
+        let oldest = |shard: &Shard| {
+            let at = shard.oldest.filter(|&at| shard.entries[at].id != except);
+            let at = at.or_else(|| shard.entries[shard.oldest?].newer)?;
+            Some((shard.entries[at].used, at))
+        };
         let candidates = self.shards.iter().filter_map(|shard| Some((oldest(&lock(shard))?.0, shard)));
         let Some((_, shard)) = candidates.min_by_key(|(used, _)| *used) else { return false };
         let mut shard = lock(shard);
@@ -192,6 +234,24 @@ impl MemoryBackend {
             self.remove(&mut shard, at);
         }
         true
+    }
+}
+
+impl Usage {
+    fn of(&mut self, id: RecordId) -> &mut Room {
+        if id.owner().is_some() { &mut self.keyed } else { &mut self.anonymous }
+    }
+}
+
+impl Room {
+    /// What a record takes, with its places in the maps.
+    fn of(payload: &Bytes) -> Self {
+        Self { sessions: 1, bytes: payload.len() + OVERHEAD }
+    }
+
+    /// What `self` has more than `other`, of each.
+    fn beyond(self, other: Self) -> Self {
+        Self { sessions: self.sessions.saturating_sub(other.sessions), bytes: self.bytes.saturating_sub(other.bytes) }
     }
 }
 
@@ -205,8 +265,7 @@ impl Default for MemoryBackend {
             clock: Clock::system(),
             max_sessions: usize::MAX,
             max_bytes: MAX_BYTES,
-            sessions: AtomicUsize::new(0),
-            bytes: AtomicUsize::new(0),
+            usage: Mutex::default(),
             uses: AtomicU64::new(0),
         }
     }
@@ -221,12 +280,11 @@ impl Backend for MemoryBackend {
     }
 
     async fn create(&self, record: Record) -> Result<bool> {
-        // Before the shard is locked: making room may need any of them.
-        let cost = cost(&record.payload);
-        self.reserve(1, cost)?;
+        let room = Room::of(&record.payload);
+        self.reserve(record.id, room, Room::default())?;
         let (mut shard, now) = self.shard(record.id);
         if shard.live(record.id, now).is_some() {
-            self.release(1, cost);
+            self.release(record.id, room);
             return Ok(false);
         }
         if let Some(&dead) = shard.by_id.get(&record.id) {
@@ -237,23 +295,40 @@ impl Backend for MemoryBackend {
     }
 
     async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        let new = cost(&record.payload);
-        self.reserve(0, new)?;
-        let (mut shard, now) = self.shard(record.id);
-        let Some(at) = shard.live(record.id, now) else {
-            self.release(0, new);
-            return Ok(Outcome::Gone);
-        };
-        if shard.entries[at].version != expected {
-            self.release(0, new);
-            return Ok(Outcome::Conflict(shard.record(at, now)));
+        let new = Room::of(&record.payload);
+        let mut reserved = Room::default();
+        loop {
+            let (mut shard, now) = self.shard(record.id);
+            let Some(at) = shard.live(record.id, now) else {
+                self.release(record.id, reserved);
+                return Ok(Outcome::Gone);
+            };
+            if shard.entries[at].version != expected {
+                self.release(record.id, reserved);
+                return Ok(Outcome::Conflict(shard.record(at, now)));
+            }
+            let old = Room::of(&shard.entries[at].payload);
+            let more = new.beyond(old).beyond(reserved);
+            if more.bytes > 0 {
+                // Others may have to give way for it, and they may be in this shard.
+                drop(shard);
+                if let Err(full) = self.reserve(record.id, more, old) {
+                    self.release(record.id, reserved);
+                    return Err(full);
+                }
+                reserved.bytes += more.bytes;
+                continue;
+            }
+            self.release(
+                record.id,
+                Room { sessions: 0, bytes: (old.bytes + reserved.bytes).saturating_sub(new.bytes) },
+            );
+            shard.entries[at].version = record.version;
+            shard.entries[at].payload = record.payload;
+            shard.expire_at(at, now.saturating_add(record.ttl));
+            shard.mark_used(at, &self.uses);
+            return Ok(Outcome::Done);
         }
-        self.release(0, cost(&shard.entries[at].payload));
-        shard.entries[at].version = record.version;
-        shard.entries[at].payload = record.payload;
-        shard.expire_at(at, now.saturating_add(record.ttl));
-        shard.mark_used(at, &self.uses);
-        Ok(Outcome::Done)
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
@@ -273,14 +348,13 @@ impl Backend for MemoryBackend {
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
         let (shard, now) = self.shard_of(&owner);
-        let all = shard.by_owner.get(&owner).into_iter().flatten();
-        Ok(all.filter(|&&at| shard.entries[at].expires > now).map(|&at| shard.record(at, now)).collect())
+        Ok(shard.of(owner).filter(|&at| shard.entries[at].expires > now).map(|at| shard.record(at, now)).collect())
     }
 
     async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
         let (mut shard, now) = self.shard_of(&owner);
         let mut ended = 0;
-        for at in shard.by_owner.get(&owner).cloned().unwrap_or_default() {
+        for at in shard.of(owner).collect::<Vec<_>>() {
             if Some(shard.entries[at].id) != keep {
                 ended += u64::from(shard.entries[at].expires > now);
                 self.remove(&mut shard, at);
@@ -298,6 +372,10 @@ impl Shard {
     fn live(&self, id: RecordId, now: Duration) -> Option<usize> {
         let at = *self.by_id.get(&id)?;
         (self.entries[at].expires > now).then_some(at)
+    }
+
+    fn of(&self, owner: Owner) -> impl Iterator<Item = usize> {
+        self.by_owner.range((owner, 0)..=(owner, usize::MAX)).map(|(_, at)| *at)
     }
 
     fn record(&self, at: usize, now: Duration) -> Record {
@@ -324,7 +402,7 @@ impl Shard {
         self.by_id.insert(record.id, at);
         self.by_expiry.insert((expires, at));
         match record.id.owner() {
-            Some(owner) => self.by_owner.entry(owner).or_default().push(at),
+            Some(owner) => _ = self.by_owner.insert((owner, at)),
             None => self.link(at, uses),
         }
     }
@@ -332,15 +410,8 @@ impl Shard {
     fn remove(&mut self, at: usize) -> Entry {
         let id = self.entries[at].id;
         match id.owner() {
+            Some(owner) => _ = self.by_owner.remove(&(owner, at)),
             None => self.unlink(at),
-            Some(owner) => {
-                if let Some(all) = self.by_owner.get_mut(&owner) {
-                    all.retain(|&other| other != at);
-                    if all.is_empty() {
-                        self.by_owner.remove(&owner);
-                    }
-                }
-            }
         }
         self.by_id.remove(&id);
         self.by_expiry.remove(&(self.entries[at].expires, at));
@@ -394,11 +465,6 @@ impl std::fmt::Debug for Shard {
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     // No user code runs under the lock, so nothing can have stopped halfway.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// What a record takes, with its places in the maps.
-fn cost(payload: &Bytes) -> usize {
-    payload.len() + OVERHEAD
 }
 
 const OVERHEAD: usize = size_of::<Entry>() + 2 * size_of::<(RecordId, usize)>() + 2 * size_of::<(Duration, usize)>();

@@ -19,6 +19,7 @@ mod memory;
 mod module;
 #[cfg(feature = "redis")]
 mod redis;
+mod regressions;
 mod secrets;
 mod streams;
 mod time;

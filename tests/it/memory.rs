@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::body::Bytes;
-use jam_session::{Backend, Clock, ErrorKind, MemorySessions, Record, SessionLayer};
+use jam_session::{Backend, Clock, ErrorKind, MemorySessions, Outcome, Record, SessionLayer};
 use serde_json::json;
 
 use crate::client::Client;
@@ -60,6 +60,30 @@ async fn p19_bytes_are_bounded_too() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert_eq!(sessions.backend().sessions(), before);
     assert_eq!(sessions.get(&id).await.unwrap().unwrap().get::<String>("filler").unwrap(), Some(filler));
+}
+
+#[tokio::test]
+async fn what_it_holds_is_counted_whatever_happens() {
+    let sessions = MemorySessions::new();
+    let backend = sessions.backend();
+    let record = |version, size| Record {
+        id: "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap(),
+        version,
+        ttl: Duration::from_secs(60),
+        payload: vec![0; size].into(),
+    };
+    assert!(backend.create(record(1, 100)).await.unwrap());
+    let bytes = backend.bytes();
+    assert!(!backend.create(record(2, 5000)).await.unwrap());
+    assert!(matches!(backend.update(9, record(3, 5000)).await.unwrap(), Outcome::Conflict(_)));
+    assert_eq!((backend.sessions(), backend.bytes()), (1, bytes));
+    assert!(matches!(backend.update(1, record(4, 600)).await.unwrap(), Outcome::Done));
+    assert_eq!(backend.bytes(), bytes + 500);
+    assert!(matches!(backend.update(4, record(5, 50)).await.unwrap(), Outcome::Done));
+    assert_eq!(backend.bytes(), bytes - 50);
+    assert!(backend.delete(record(5, 0).id).await.unwrap());
+    assert!(matches!(backend.update(5, record(6, 5000)).await.unwrap(), Outcome::Gone));
+    assert_eq!((backend.sessions(), backend.bytes()), (0, 0));
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use jam_session::{ErrorKind, Session, SessionLayer};
+use jam_session::{Backend, ErrorKind, Session, SessionLayer};
 use serde_json::json;
 
 use crate::{
@@ -15,6 +15,7 @@ on_every_store! {
     p18_idle_ends_a_session_to_the_millisecond,
     p18_use_keeps_a_session_and_at_most_the_interval_is_lost,
     p18_the_deadline_ends_it_whatever_is_done,
+    p18_a_touch_never_passes_the_deadline,
     p18_only_login_starts_a_new_deadline,
     p18_anonymous_sessions_have_a_deadline_of_their_own,
     p18_set_ttl_stays_with_the_session,
@@ -82,6 +83,26 @@ async fn p18_the_deadline_ends_it_whatever_is_done(store: Store) {
     assert_eq!(client.does(|session| Ok(session.key().is_some().to_string())).await.body, "true");
     store.pass(store.moment);
     assert_eq!(client.does(|session| Ok(session.key().is_some().to_string())).await.body, "false");
+}
+
+async fn p18_a_touch_never_passes_the_deadline(store: Store) {
+    let options = Options { max_lifetime: Some(2 * HOUR), ..Options::default() };
+    let sessions = store.sessions_with(options);
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    let record = id.as_str().rsplit_once('.').unwrap().0.parse().unwrap();
+    let left = async || store.backend().load(record).await.unwrap().unwrap().ttl;
+    for lived in [HOUR / 2, HOUR, 3 * HOUR / 2] {
+        store.pass(HOUR / 2);
+        sessions.get(&id).await.unwrap().unwrap();
+        let told = HOUR.min(2 * HOUR - lived);
+        while left().await + store.moment <= told {
+            tokio::task::yield_now().await;
+        }
+        assert!(left().await <= told, "after {lived:?}");
+        // And so is a write.
+        sessions.update(&id, json!({"lived": lived.as_secs()})).await.unwrap();
+        assert!(left().await <= told, "after {lived:?}");
+    }
 }
 
 async fn p18_only_login_starts_a_new_deadline(store: Store) {
