@@ -4,7 +4,8 @@
 //! cargo run --example login
 //! ```
 //!
-//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`memory`). The cookie is
+//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`memory`;
+//! with the feature `redis` also `redis://HOST`). The cookie is
 //! `__Host-id`, with `Secure`: browsers take it over HTTPS, and over plain HTTP from `localhost` and `127.0.0.1`.
 
 use std::{
@@ -58,9 +59,17 @@ async fn interrupted() {
 async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
     match store.split_once(':').unwrap_or((store, "")) {
         ("memory", "") => Ok(MemorySessions::new().erase()),
-        (kind @ ("json" | "redis" | "rediss"), _) => {
-            Err(format!("SESSION_STORE: this build has no {kind} store").into())
+        #[cfg(feature = "redis")]
+        ("redis" | "rediss", _) => {
+            let sessions = jam_session::RedisSessions::connect(store).await?;
+            for finding in sessions.doctor().await {
+                eprintln!("redis: {finding}");
+            }
+            Ok(sessions.erase())
         }
+        #[cfg(not(feature = "redis"))]
+        (kind @ ("redis" | "rediss"), _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
+        (kind @ "json", _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
         // The rest of it may hold a password.
         (kind, _) => Err(format!("SESSION_STORE: {kind} is none of memory, json:PATH and redis://HOST").into()),
     }

@@ -6,7 +6,7 @@ mod cost;
 mod failover;
 mod faults;
 pub mod harness;
-mod process;
+pub mod process;
 mod proxy;
 mod replays;
 mod wire;
