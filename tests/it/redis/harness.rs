@@ -150,7 +150,8 @@ impl WithSentinels {
         let ports = ports(2 + sentinels);
         let master = Process::start_on(&binary, ports[0], &[]);
         let replica = Process::start_on(&binary, ports[1], &["--replicaof", "127.0.0.1", &ports[0].to_string()]);
-        until("the replica follows", || replica.address.info("replication", "master_link_status") == "up");
+        // A sentinel asks the master for its replicas at once, and then not for ten seconds.
+        until("the replica follows", || master.address.info("replication", "slave0").contains("state=online"));
         let quorum = sentinels / 2 + 1;
         let sentinels: Vec<Process> =
             ports[2..].iter().map(|port| Process::start_sentinel(&binary, *port, ports[0], quorum)).collect();
