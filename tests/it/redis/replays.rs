@@ -1,8 +1,9 @@
 //! Clients, proxies and networks say things twice, late, or lose the answer.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use jam_session::{Backend, ErrorKind, Record, RecordId, RedisBackend, RedisSessions, Sessions};
+use jam_session::{Backend, ErrorKind, Outcome, Record, RecordId, RedisBackend, RedisSessions, Sessions};
+use tokio::task::JoinSet;
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
@@ -287,4 +288,54 @@ async fn the_first_write_learns_the_time_by_itself() {
         while sessions.backend().create(record(id, 1, "x")).await.is_err() {}
         assert!(sessions.backend().load(id).await.unwrap().is_some());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_increment_counts_once_although_answers_are_lost() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let proxy = Arc::new(Proxy::before(&server.address).await);
+    let id = of(owner("ada"), "one");
+    let mut writers = JoinSet::new();
+    // Two processes, as it were: each with a connection of its own.
+    let mut processes = Vec::new();
+    for _ in 0..2 {
+        processes.push(patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap());
+    }
+    assert!(processes[0].backend().create(record(id, 0, "0")).await.unwrap());
+    let loser = Arc::clone(&proxy);
+    let losing = tokio::spawn(async move {
+        loop {
+            loser.swallow_next_answer();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    for writer in 0..10i64 {
+        let sessions = processes[usize::from(writer % 2 == 0)].clone();
+        writers.spawn(async move {
+            for step in 1..=100 {
+                let mut there = loop {
+                    if let Ok(there) = sessions.backend().load(id).await {
+                        break there.expect("it is there");
+                    }
+                };
+                loop {
+                    let count: i64 = std::str::from_utf8(&there.payload).unwrap().parse().unwrap();
+                    let next = record(id, 1000 * (writer + 1) + step, &(count + 1).to_string());
+                    match sessions.backend().update(there.version, next).await {
+                        Ok(Outcome::Done) => break,
+                        Ok(Outcome::Conflict(current)) => there = current,
+                        Ok(Outcome::Gone) => panic!("it is gone"),
+                        // Twice in a row: whether it happened is told to whoever says the same again.
+                        Err(_) => {}
+                    }
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+    losing.abort();
+    let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+    assert_eq!(payload(direct.backend(), id).await.as_deref(), Some("1000"));
+    assert!(proxy.connections() > 20, "few answers were lost");
 }
