@@ -103,6 +103,7 @@ pub use self::extract::SessionKey;
 pub use self::{
     backend::{
         AnyBackend, Backend, Outcome,
+        json::{Durability, JsonBackend, JsonSessions},
         memory::{MemoryBackend, MemorySessions},
     },
     builder::Builder,
