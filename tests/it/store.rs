@@ -7,8 +7,11 @@ use std::{
 };
 
 use jam_session::{
-    Backend, Builder, Clock, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions, backend::Result,
+    Backend, Builder, Clock, JsonSessions, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions,
+    backend::Result,
 };
+
+use crate::folder::Folder;
 
 /// Runs each of these tests on every store.
 #[macro_export]
@@ -18,6 +21,12 @@ macro_rules! on_every_store {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
                 super::$test($crate::store::Store::memory().await).await;
+            })*
+        }
+        mod json {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::store::Store::json().await).await;
             })*
         }
     };
@@ -32,6 +41,8 @@ pub struct Store {
     pub moment: Duration,
     calls: Arc<Mutex<Vec<&'static str>>>,
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
+    /// What it is in, to be removed after it.
+    _folder: Option<Arc<Folder>>,
 }
 
 /// What goes wrong with a call.
@@ -103,8 +114,15 @@ impl Store {
         Self::over(MemorySessions::builder().clock(clock.clone()).build().unwrap().erase(), clock)
     }
 
+    pub async fn json() -> Self {
+        let (clock, folder) = (Clock::manual(), Folder::new());
+        let inner = JsonSessions::builder(folder.file()).clock(clock.clone()).open().await.unwrap().erase();
+        Self { _folder: Some(Arc::new(folder)), ..Self::over(inner, clock) }
+    }
+
     fn over(inner: Sessions, clock: Clock) -> Self {
-        Self { inner, clock, moment: Duration::from_millis(1), calls: Arc::default(), faults: Arc::default() }
+        let (calls, faults) = (Arc::default(), Arc::default());
+        Self { inner, clock, moment: Duration::from_millis(1), calls, faults, _folder: None }
     }
 
     /// Sessions on this store: those of one process. Two of them share nothing but the store.
