@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use crate::folder::Folder;
+
 #[test]
 fn a_user_sees_all_own_sessions_and_ends_the_one_on_another_device() {
     let app = App::start();
@@ -180,6 +182,25 @@ fn an_interrupt_ends_it_in_order() {
 }
 
 #[test]
+fn who_signed_in_is_still_signed_in_when_it_is_stopped_and_started() {
+    let folder = Folder::new();
+    let store = format!("json:{}", folder.file().display());
+    let app = App::start_on(&store);
+    let mut browser = app.browser();
+    browser.sign_in("ada", "lovelace");
+    // It gets no chance to say goodbye.
+    drop(app);
+    let app = App::start_on(&store);
+    browser.address.clone_from(&app.address);
+    assert!(browser.get("/").shows("signed in as <strong>ada</strong>"));
+    browser.post("/logout", &[]);
+    drop(app);
+    let app = App::start_on(&store);
+    browser.address.clone_from(&app.address);
+    assert!(browser.get("/").asks_to_sign_in());
+}
+
+#[test]
 fn a_store_that_is_not_there_is_an_error_in_words() {
     let output = example().env("SESSION_STORE", "floppy:secret").output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
@@ -197,7 +218,11 @@ struct App {
 
 impl App {
     fn start() -> Self {
-        let mut child = example().env("SESSION_STORE", "memory").stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_on("memory")
+    }
+
+    fn start_on(store: &str) -> Self {
+        let mut child = example().env("SESSION_STORE", store).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         stdout.read_line(&mut line).unwrap();
