@@ -4,8 +4,8 @@
 //! cargo run --example login
 //! ```
 //!
-//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`memory`;
-//! with the feature `redis` also `redis://HOST`). The cookie is
+//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`json:sessions.json`, `memory`,
+//! or with the feature `redis` also `redis://HOST`): sign in, stop it, start it, and you are still signed in. The cookie is
 //! `__Host-id`, with `Secure`: browsers take it over HTTPS, and over plain HTTP from `localhost` and `127.0.0.1`.
 
 use std::{
@@ -26,7 +26,9 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
-use jam_session::{Error, ErrorKind, MemorySessions, Session, SessionInfo, SessionKey, SessionLayer, Sessions};
+use jam_session::{
+    Error, ErrorKind, JsonSessions, MemorySessions, Session, SessionInfo, SessionKey, SessionLayer, Sessions,
+};
 use maud::{DOCTYPE, Markup, html};
 use serde::Deserialize;
 use tokio::{net::TcpListener, select, signal, sync::Semaphore, task::spawn_blocking, time::sleep};
@@ -34,7 +36,7 @@ use tower_http::csrf::CsrfLayer;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    let sessions = open(&env::var("SESSION_STORE").unwrap_or_else(|_| "memory".to_owned())).await?;
+    let sessions = open(&env::var("SESSION_STORE").unwrap_or_else(|_| "json:sessions.json".to_owned())).await?;
     let listener = TcpListener::bind(env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned())).await?;
     println!("listening on http://{}", listener.local_addr()?);
     println!("sign in as ada (password lovelace) or grace (password hopper)");
@@ -59,6 +61,7 @@ async fn interrupted() {
 async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
     match store.split_once(':').unwrap_or((store, "")) {
         ("memory", "") => Ok(MemorySessions::new().erase()),
+        ("json", path) => Ok(JsonSessions::open(path).await?.erase()),
         #[cfg(feature = "redis")]
         ("redis" | "rediss", _) => {
             let sessions = jam_session::RedisSessions::connect(store).await?;
@@ -69,7 +72,6 @@ async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
         }
         #[cfg(not(feature = "redis"))]
         (kind @ ("redis" | "rediss"), _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
-        (kind @ "json", _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
         // The rest of it may hold a password.
         (kind, _) => Err(format!("SESSION_STORE: {kind} is none of memory, json:PATH and redis://HOST").into()),
     }

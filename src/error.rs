@@ -57,6 +57,14 @@ impl Error {
         }
     }
 
+    pub(crate) fn caused(
+        kind: ErrorKind,
+        message: impl Into<Cow<'static, str>>,
+        source: impl StdError + Send + Sync + 'static,
+    ) -> Self {
+        Self { kind, message: message.into(), source: Some(Arc::new(source)) }
+    }
+
     /// What went wrong, for code to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.kind

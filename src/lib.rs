@@ -108,6 +108,7 @@ pub use self::extract::SessionKey;
 pub use self::{
     backend::{
         AnyBackend, Backend, Outcome,
+        json::{Durability, JsonBackend, JsonSessions},
         memory::{MemoryBackend, MemorySessions},
     },
     builder::Builder,

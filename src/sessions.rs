@@ -278,7 +278,7 @@ impl<B: Backend> Sessions<B> {
             let now = self.now();
             let mut infos = Vec::new();
             for record in self.records(owner).await? {
-                match self.open(record) {
+                match self.unseal(record) {
                     Ok(live) if live.is_live_at(now) => infos.push(self.info(live, now)),
                     Ok(_) => {}
                     Err(error) => tracing::warn!(%error, "a session is not listed"),
@@ -300,7 +300,7 @@ impl<B: Backend> Sessions<B> {
         let id = RecordId::new(Some(owner), sid);
         self.within_time(async {
             let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(false) };
-            match self.open(record) {
+            match self.unseal(record) {
                 Ok(live) if live.is_live_at(self.now()) => Ok(matches!(self.end(live).await?, Written::Done(_))),
                 Ok(_) => Ok(false),
                 Err(_) => self.backend.delete(id).await.map_err(on_delete),
@@ -353,7 +353,7 @@ impl<B: Backend> Sessions<B> {
     }
 
     fn is_tombstone(&self, record: &Record) -> bool {
-        self.open(record.clone()).is_ok_and(|live| live.contents.ended)
+        self.unseal(record.clone()).is_ok_and(|live| live.contents.ended)
     }
 
     async fn records(&self, owner: Owner) -> Result<Vec<Record>, Error> {
@@ -481,7 +481,7 @@ impl<B: Backend> Sessions<B> {
             Outcome::Gone => return Ok(Written::Gone),
             Outcome::Conflict(current) => current,
         };
-        Ok(match self.open(current) {
+        Ok(match self.unseal(current) {
             // Our own write, of which we had no answer. What is in it counts, not what we would write now.
             Ok(current) if current.version == new.version => Written::Done(current),
             Ok(current) if current.contents.ended => Written::Replaced,
@@ -620,7 +620,7 @@ impl<B: Backend> Sessions<B> {
         });
     }
 
-    fn open(&self, record: Record) -> Result<Live, Error> {
+    fn unseal(&self, record: Record) -> Result<Live, Error> {
         let contents = self.shared.policy.codec.read(record.id, &record.payload)?;
         let contents = self.check_owner(record.id, contents)?;
         Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents })

@@ -104,6 +104,7 @@
 //! ```
 
 mod any;
+pub mod json;
 pub(crate) mod memory;
 #[cfg(feature = "redis")]
 pub mod redis;

@@ -10,6 +10,8 @@ use std::{
     time::Duration,
 };
 
+use crate::folder::Folder;
+
 #[test]
 fn a_user_sees_all_own_sessions_and_ends_the_one_on_another_device() {
     let app = App::start();
@@ -177,6 +179,25 @@ fn an_interrupt_ends_it_in_order() {
     let pid = app.child.id().to_string();
     assert!(Command::new("sh").args(["-c", "kill -INT \"$0\"", &pid]).status().unwrap().success());
     assert!(app.child.wait().unwrap().success());
+}
+
+#[test]
+fn who_signed_in_is_still_signed_in_when_it_is_stopped_and_started() {
+    let folder = Folder::new();
+    let store = format!("json:{}", folder.file().display());
+    let app = App::start_on(&store);
+    let mut browser = app.browser();
+    browser.sign_in("ada", "lovelace");
+    // It gets no chance to say goodbye.
+    drop(app);
+    let app = App::start_on(&store);
+    browser.address.clone_from(&app.address);
+    assert!(browser.get("/").shows("signed in as <strong>ada</strong>"));
+    browser.post("/logout", &[]);
+    drop(app);
+    let app = App::start_on(&store);
+    browser.address.clone_from(&app.address);
+    assert!(browser.get("/").asks_to_sign_in());
 }
 
 #[test]

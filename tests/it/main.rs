@@ -4,6 +4,7 @@
 #![allow(unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod client;
+mod folder;
 mod store;
 
 mod concurrency;
@@ -13,6 +14,7 @@ mod endings;
 mod faults;
 mod http;
 mod identity;
+mod json;
 mod login;
 mod manifest;
 mod memory;

@@ -7,8 +7,11 @@ use std::{
 };
 
 use jam_session::{
-    Backend, Builder, Clock, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions, backend::Result,
+    Backend, Builder, Clock, JsonSessions, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions,
+    backend::Result,
 };
+
+use crate::folder::Folder;
 
 /// Runs each of these tests on every store.
 #[macro_export]
@@ -18,6 +21,12 @@ macro_rules! on_every_store {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
                 super::$test($crate::store::Store::memory().await).await;
+            })*
+        }
+        mod json {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                super::$test($crate::store::Store::json().await).await;
             })*
         }
         $crate::on_every_store!(@ redis_server Server: $($test),*);
@@ -47,6 +56,8 @@ pub struct Store {
     pub moment: Duration,
     calls: Arc<Mutex<Vec<&'static str>>>,
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
+    /// What it is in, to be removed after it.
+    _folder: Option<Arc<Folder>>,
     /// Where to make what is stored older, of a store that has a clock of its own.
     #[cfg(feature = "redis")]
     place: Option<Arc<crate::redis::harness::Place>>,
@@ -121,6 +132,12 @@ impl Store {
         Self::over(MemorySessions::builder().clock(clock.clone()).build().unwrap().erase(), clock)
     }
 
+    pub async fn json() -> Self {
+        let (clock, folder) = (Clock::manual(), Folder::new());
+        let inner = JsonSessions::builder(folder.file()).clock(clock.clone()).open().await.unwrap().erase();
+        Self { _folder: Some(Arc::new(folder)), ..Self::over(inner, clock) }
+    }
+
     /// Its clock is the server's: time passes for what is stored by making that older. While a test runs, it goes on.
     #[cfg(feature = "redis")]
     pub async fn redis(place: crate::redis::harness::Place) -> Self {
@@ -138,6 +155,7 @@ impl Store {
             faults: Arc::default(),
             #[cfg(feature = "redis")]
             place: None,
+            _folder: None,
         }
     }
 

@@ -1,0 +1,167 @@
+//! Writing the file anew, beside the one in use: without what is dead, or because nothing can be said of the other.
+
+use std::{
+    io,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+        mpsc::{self, Receiver, TryRecvError},
+    },
+    thread::{self, JoinHandle},
+};
+
+use super::{
+    disk::{Disk, Handle, read_full, write_all},
+    inbox::Inbox,
+    journal::At,
+    line::Line,
+    read,
+    table::Table,
+};
+
+/// A file that is not in its place yet. Everything in it was synced.
+pub(super) struct Beside {
+    pub(super) file: Arc<dyn Handle>,
+    pub(super) len: u64,
+}
+
+/// A file being written in a thread of its own, while changes go on.
+pub(super) struct Compaction {
+    /// Where the old file ended when it began. What came after that is copied as it is.
+    pub(super) from: At,
+    /// Where the old file ends now.
+    good: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    done: Receiver<io::Result<Copied>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// The new file, and up to where the old one was copied.
+pub(super) struct Copied {
+    pub(super) beside: Beside,
+    pub(super) until: u64,
+}
+
+/// Writes all live records into a new file, as those after change `n`.
+///
+/// What changes meanwhile may be in it or not: what came after `n` has to be done again in either case.
+pub(super) fn write_beside(disk: &dyn Disk, table: &RwLock<Table>, n: u64, stop: &AtomicBool) -> io::Result<Beside> {
+    disk.remove_beside()?;
+    let file = disk.beside()?;
+    let mut records = Vec::new();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = read(table).some(from, &mut records);
+    }
+    let mut len = 0;
+    let mut bytes = Vec::with_capacity(CHUNK + CHUNK / 4);
+    Line::Head { records: records.len() as u64, n }.write(None, &mut bytes);
+    for (id, kept) in records {
+        Line::Put { id, version: kept.version, time: kept.time, payload: kept.payload }.write(None, &mut bytes);
+        if bytes.len() >= CHUNK {
+            if stop.load(SeqCst) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            write_all(&*file, &bytes, len)?;
+            len += bytes.len() as u64;
+            bytes.clear();
+        }
+    }
+    write_all(&*file, &bytes, len)?;
+    file.sync()?;
+    Ok(Beside { file, len: len + bytes.len() as u64 })
+}
+
+impl Beside {
+    /// Copies a part of the old file to the end, byte for byte.
+    pub(super) fn copy(&mut self, old: &dyn Handle, mut from: u64, until: u64) -> io::Result<()> {
+        let mut bytes = vec![0; CHUNK];
+        while from < until {
+            let some = usize::try_from(until - from).unwrap_or(usize::MAX).min(bytes.len());
+            let Some(bytes) = bytes.get_mut(..some) else { break };
+            if read_full(old, bytes, from)? < some {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            write_all(&*self.file, bytes, self.len)?;
+            self.len += some as u64;
+            from += some as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Compaction {
+    /// Begins in the background, and rings when it is done.
+    pub(super) fn start(
+        disk: Arc<dyn Disk>,
+        table: Arc<RwLock<Table>>,
+        inbox: Arc<Inbox>,
+        old: Arc<dyn Handle>,
+        from: At,
+    ) -> io::Result<Self> {
+        let (good, stop) = (Arc::new(AtomicU64::new(from.offset)), Arc::new(AtomicBool::new(false)));
+        let (send, done) = mpsc::sync_channel(1);
+        let work = {
+            let (good, stop) = (Arc::clone(&good), Arc::clone(&stop));
+            move || {
+                // Nobody listens any more if it was stopped.
+                let _ = send.send(copy_all(&*disk, &table, &*old, from, &good, &stop));
+                drop((disk, old));
+                inbox.ring();
+            }
+        };
+        let thread = thread::Builder::new().name("jam-session-compact".to_owned()).spawn(work)?;
+        Ok(Self { from, good, stop, done, thread: Some(thread) })
+    }
+
+    /// The old file goes up to here now. What is before that is never taken back.
+    pub(super) fn goes_on(&self, good: At) {
+        self.good.store(good.offset, SeqCst);
+    }
+
+    /// What came of it, once it is done.
+    pub(super) fn result(&self) -> Option<io::Result<Copied>> {
+        match self.done.try_recv() {
+            Ok(result) => Some(result),
+            Err(TryRecvError::Empty) => None,
+            Err(TryRecvError::Disconnected) => Some(Err(io::Error::other("the thread stopped"))),
+        }
+    }
+}
+
+impl Drop for Compaction {
+    /// Stops it, and waits until it is stopped: it holds what the lock is for.
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Writes the file, and follows the old one until there is little left to copy.
+fn copy_all(
+    disk: &dyn Disk,
+    table: &RwLock<Table>,
+    old: &dyn Handle,
+    from: At,
+    good: &AtomicU64,
+    stop: &AtomicBool,
+) -> io::Result<Copied> {
+    let mut beside = write_beside(disk, table, from.n, stop)?;
+    let mut until = from.offset;
+    for _ in 0..ROUNDS {
+        let end = good.load(SeqCst);
+        if stop.load(SeqCst) || end - until < CHUNK as u64 {
+            break;
+        }
+        beside.copy(old, until, end)?;
+        beside.file.sync()?;
+        until = end;
+    }
+    Ok(Copied { beside, until })
+}
+
+const CHUNK: usize = 1 << 18;
+/// How often it tries to catch up with those who write, before it makes them wait.
+const ROUNDS: usize = 8;
