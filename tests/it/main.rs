@@ -10,6 +10,7 @@ mod store;
 mod concurrency;
 mod cookies;
 mod cost;
+mod encryption;
 mod endings;
 mod faults;
 mod http;
