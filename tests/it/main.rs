@@ -20,6 +20,7 @@ mod login;
 mod manifest;
 mod memory;
 mod module;
+mod parsers;
 mod regressions;
 mod secrets;
 mod streams;
