@@ -4,13 +4,14 @@ use std::time::{Duration, SystemTime};
 
 use base64ct::{Base64UrlUnpadded, Encoding};
 use jam_session::{
-    Backend, BoxError, Data, Error, ErrorKind, Keyring, Owner, Record, RecordId, Serializer, Session, SessionLayer,
-    Sessions,
+    Backend, BoxError, Data, Error, ErrorKind, JsonSessions, Keyring, Owner, Record, RecordId, Serializer, Session,
+    SessionLayer, Sessions,
 };
 use serde_json::json;
 
 use crate::{
     client::{Answer, Client},
+    folder::Folder,
     on_every_store,
     store::{Fault, Options, Spy, Store},
 };
@@ -679,6 +680,49 @@ async fn visits_are_free(store: &Store, client: &Client, layer: &SessionLayer) -
     let answer = client.at(layer).does(|session| Ok(session.key().is_some().to_string())).await.ok();
     tokio::task::yield_now().await;
     answer.body == "true" && answer.set_cookies().is_empty() && store.calls() == ["load"]
+}
+
+#[tokio::test]
+async fn p13_a_sealed_file_shows_nothing_and_no_file_signs_in() {
+    for keyring in [Some(key_a()), None] {
+        let folder = Folder::new();
+        let options = Options { keyring: keyring.clone(), ..Options::default() };
+        let sessions = options.apply(JsonSessions::builder(folder.file())).open().await.unwrap();
+        let client = Client::new(&SessionLayer::new(sessions.clone()));
+        client.does(|session| session.insert("cart", "teapot")).await.ok();
+        let mut ids = vec![client.id().unwrap()];
+        for user in ["ada-lovelace", "grace-hopper"] {
+            client.does(|session| session.create(user, json!({"card": "4111-1111"}))).await.ok();
+            ids.push(client.id().unwrap());
+        }
+        act(&client, |session| session.rework()).await.ok();
+        ids.push(client.id().unwrap());
+        sessions.delete(ids.last().unwrap()).await.unwrap();
+        let last = sessions.create("grace-hopper", json!({"card": "4222-2222"})).await.unwrap();
+        sessions.close().await.unwrap();
+
+        // All that was ever written: the file is a journal.
+        let dump = std::fs::read_to_string(folder.file()).unwrap();
+        assert!(dump.lines().count() > 5);
+        assert!(ids.iter().all(|id| !dump.contains(&id[id.len() - 43..])));
+        let shown = ["teapot", "lovelace", "hopper", "4111", "4222", "cart", "card"].map(|word| dump.contains(word));
+        assert_eq!(shown, [keyring.is_none(); 7], "{dump}");
+
+        let sessions = options.apply(JsonSessions::builder(folder.file())).open().await.unwrap();
+        let is_text = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+        let words: std::collections::BTreeSet<_> = dump.split(|c| !is_text(c)).collect();
+        let names = words.iter().filter(|word| word.parse::<RecordId>().is_ok());
+        let secrets: Vec<_> = words.iter().filter(|word| word.len() == 43).collect();
+        for name in names {
+            for secret in &secrets {
+                assert!(sessions.get(format!("{name}.{secret}")).await.unwrap().is_none());
+            }
+        }
+        for word in words {
+            assert!(sessions.get(word).await.unwrap().is_none());
+        }
+        assert!(sessions.get(&last).await.unwrap().is_some());
+    }
 }
 
 #[test]
