@@ -13,7 +13,7 @@
 //! ```
 //!
 //! A secret is 32 random bytes as URL-safe base64, with or without `=`. [`Keyring::generate`] makes one, and so does
-//! `head -c 32 /dev/urandom | base64 | tr +/ -_`. The first key of a ring seals, and every key of it opens.
+//! `head -c 32 /dev/urandom | base64 | tr -- +/ -_`. The first key of a ring seals, and every key of it opens.
 //!
 //! # What is sealed, and how
 //!

@@ -1,4 +1,4 @@
-//! Run with `cargo +nightly fuzz run cookie_header fuzz/corpus/cookie_header tests/corpus/cookie_header`.
+//! Run with `mkdir -p fuzz/corpus/cookie_header`, then `cargo +nightly fuzz run cookie_header fuzz/corpus/cookie_header tests/corpus/cookie_header`.
 
 #![no_main]
 

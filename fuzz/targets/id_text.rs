@@ -1,4 +1,4 @@
-//! Run with `cargo +nightly fuzz run id_text fuzz/corpus/id_text tests/corpus/id_text`.
+//! Run with `mkdir -p fuzz/corpus/id_text`, then `cargo +nightly fuzz run id_text fuzz/corpus/id_text tests/corpus/id_text`.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Run with `cargo +nightly fuzz run record_bytes fuzz/corpus/record_bytes tests/corpus/record_bytes`.
+//! Run with `mkdir -p fuzz/corpus/record_bytes`, then `cargo +nightly fuzz run record_bytes fuzz/corpus/record_bytes tests/corpus/record_bytes`.
 
 #![no_main]
 
