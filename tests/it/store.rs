@@ -7,8 +7,8 @@ use std::{
 };
 
 use jam_session::{
-    Backend, Builder, Clock, JsonSessions, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions,
-    backend::Result,
+    Backend, Builder, Clock, JsonSessions, Keyring, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer,
+    Sessions, backend::Result,
 };
 
 use crate::folder::Folder;
@@ -89,6 +89,7 @@ pub struct Options {
     pub pepper: Option<&'static str>,
     pub sessions_key: Option<&'static str>,
     pub id_factory: Option<fn() -> String>,
+    pub keyring: Option<Keyring>,
 }
 
 impl Options {
@@ -121,6 +122,9 @@ impl Options {
         }
         if let Some(factory) = self.id_factory {
             builder = builder.id_factory(factory);
+        }
+        if let Some(keyring) = &self.keyring {
+            builder = builder.encrypt(keyring.clone());
         }
         builder
     }
