@@ -6,7 +6,7 @@ use jam_session::{Backend, ErrorKind, Session, SessionId};
 use serde_json::json;
 use tokio::sync::Barrier;
 
-use crate::{client::Client, on_every_store, store::Store};
+use crate::{client::Client, on_every_store, store::Store, store::eventually};
 
 on_every_store! {
     p04_a_slow_request_does_not_revive_what_was_signed_out,
@@ -365,9 +365,7 @@ async fn p16_a_panic_does_not_lose_a_sign_out(store: Store) {
             answer.await
         });
         assert!(task.await.is_err());
-        while !sessions.list("ada").await.unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        eventually(async || sessions.list("ada").await.unwrap().is_empty()).await;
         assert_dead(&store, &client).await;
     }
 }
@@ -393,9 +391,7 @@ async fn p16_a_client_that_leaves_does_not_lose_a_sign_out(store: Store) {
         });
         waits.await.unwrap();
         task.abort();
-        while !sessions.list("ada").await.unwrap().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        eventually(async || sessions.list("ada").await.unwrap().is_empty()).await;
         assert_dead(&store, &client).await;
     }
 }

@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::{
     client::Client,
     on_every_store,
+    store::eventually,
     store::{Fault, Options, Store},
 };
 
@@ -213,9 +214,7 @@ async fn p04_a_login_delivered_twice_around_a_logout(store: Store) {
     let id = sessions.create("ada", json!({})).await.unwrap();
     sessions.delete(&id).await.unwrap();
     // The one that nobody has the ID of goes by itself.
-    while !sessions.list("ada").await.unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || sessions.list("ada").await.unwrap().is_empty()).await;
 
     // A logout whose answer is lost has happened, and may be repeated.
     let id = sessions.create("ada", json!({})).await.unwrap();
@@ -268,9 +267,7 @@ async fn p16_nothing_is_blocked_by_a_request_that_hangs(store: Store) {
     store.fail("update", Fault::Hang);
     let hanging = client.thief();
     let task = tokio::spawn(async move { drop(hanging.does(|session| session.insert("m", 1)).await) });
-    while !store.calls().contains(&"update") {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || store.calls().contains(&"update")).await;
     // Others of the same session go on, while it hangs and after it is dropped.
     client.does(|session| session.modify("n", |n: Option<u64>| n.unwrap() + 1)).await.ok();
     task.abort();
@@ -374,9 +371,7 @@ async fn closing_waits_and_refuses_further_use(store: Store) {
     });
     let leaving = client.thief();
     let task = tokio::spawn(async move { drop(leaving.does(|session| session.insert("n", 2)).await) });
-    while !store.calls().contains(&"update") {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || store.calls().contains(&"update")).await;
     task.abort();
     let _ = task.await;
     let clone = sessions.clone();

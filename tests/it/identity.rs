@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::{
     client::Client,
     on_every_store,
+    store::eventually,
     store::{Fault, Options, Store},
 };
 
@@ -569,9 +570,7 @@ async fn p07_a_login_that_fails_halfway_leaves_the_old_session_as_it_was(store: 
         assert_eq!(client.does(|session| Ok(session.get::<u8>("cart")?.unwrap().to_string())).await.body, "1");
     }
     // The half that was stored is removed again, in the background.
-    while !sessions.list("ada").await.unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || sessions.list("ada").await.unwrap().is_empty()).await;
     client.does(bind_ada).await.ok().new_id().unwrap();
 }
 

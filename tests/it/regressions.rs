@@ -19,8 +19,32 @@ use tokio::sync::Barrier;
 
 use crate::{
     client::Client,
+    on_every_store,
+    store::eventually,
     store::{Fault, Options, Store},
 };
+
+on_every_store! {
+    p05_a_save_whose_answer_was_lost_then_the_response_is_applied_once,
+    p05_a_modify_recorded_while_a_conflicting_save_runs_is_not_lost,
+    p06_a_rework_whose_answer_was_lost_and_is_repeated_gives_the_browser_the_new_id,
+    p06_a_rework_that_lost_without_grace_gives_no_dead_id,
+    p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out,
+    load_after_a_modify_of_another_type_fails_only_that_modify,
+    what_was_answered_503_is_not_applied_later_by_a_clone,
+    p08_clear_does_not_depend_on_a_listing,
+    p11_a_payload_that_names_another_owner_is_unreadable,
+    a_backend_that_gives_an_endless_ttl_does_not_panic_the_list,
+    max_age_is_counted_at_response_time,
+    what_a_handler_reads_after_bind_and_clear_is_what_is_written,
+    save_says_so_when_delete_and_insert_on_a_replaced_id_drop_the_insert,
+    a_login_that_starts_afresh_does_not_inherit_the_idle_time_of_the_anonymous_session,
+    a_ttl_recorded_before_a_login_as_another_user_is_dropped_with_the_rest,
+    a_login_whose_create_got_no_answer_leaves_no_session_behind,
+    docs_backend_nothing_else_is_called_after_close,
+    p07_a_login_after_a_save_that_said_not_found_does_not_take_the_dead_sessions_data_along,
+    p07_what_was_recorded_before_bind_to_another_user_is_dropped_also_with_clear,
+}
 
 async fn n(client: &Client) -> String {
     client.does(|session| Ok(format!("{:?}", session.get::<u64>("n")?))).await.body
@@ -34,9 +58,7 @@ fn record_id(id: &str) -> RecordId {
     id.rsplit_once('.').unwrap().0.parse().unwrap()
 }
 
-#[tokio::test]
-async fn p05_a_save_whose_answer_was_lost_then_the_response_is_applied_once() {
-    let store = Store::memory().await;
+async fn p05_a_save_whose_answer_was_lost_then_the_response_is_applied_once(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("n", 0)).await.ok();
     let answer = client.visit(async |session: Session| {
@@ -49,9 +71,7 @@ async fn p05_a_save_whose_answer_was_lost_then_the_response_is_applied_once() {
     assert_eq!(n(&client).await, "Some(1)");
 }
 
-#[tokio::test]
-async fn p05_a_modify_recorded_while_a_conflicting_save_runs_is_not_lost() {
-    let store = Store::memory().await;
+async fn p05_a_modify_recorded_while_a_conflicting_save_runs_is_not_lost(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("n", 0)).await.ok();
     let other = client.thief().at(&store.layer());
@@ -105,9 +125,7 @@ async fn s4_commits_of_one_record_queue_in_a_process_and_do_not_conflict() {
     assert!(updates <= 2 * N, "{updates} updates for {N} commits");
 }
 
-#[tokio::test]
-async fn p06_a_rework_whose_answer_was_lost_and_is_repeated_gives_the_browser_the_new_id() {
-    let store = Store::memory().await;
+async fn p06_a_rework_whose_answer_was_lost_and_is_repeated_gives_the_browser_the_new_id(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let answer = client.visit(async |session: Session| {
@@ -121,9 +139,7 @@ async fn p06_a_rework_whose_answer_was_lost_and_is_repeated_gives_the_browser_th
     assert_eq!(client.does(|session| Ok(format!("{:?}", session.key()))).await.body, "Some(\"ada\")");
 }
 
-#[tokio::test]
-async fn p06_a_rework_that_lost_without_grace_gives_no_dead_id() {
-    let store = Store::memory().await;
+async fn p06_a_rework_that_lost_without_grace_gives_no_dead_id(store: Store) {
     let sessions = store.sessions_with(Options { rework_grace: Some(Duration::ZERO), ..Options::default() });
     let id = sessions.create("ada", json!({})).await.unwrap();
     let grace = Some(Duration::ZERO);
@@ -204,9 +220,7 @@ async fn p16_an_impossible_key_after_clear_does_not_lose_the_clear() {
     .await;
 }
 
-#[tokio::test]
-async fn p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out() {
-    let store = Store::memory().await;
+async fn p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let panicking = client.clone();
@@ -219,14 +233,10 @@ async fn p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out() {
         drop(answer.await);
     });
     assert!(task.await.is_err());
-    while !store.sessions().list("ada").await.unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || store.sessions().list("ada").await.unwrap().is_empty()).await;
 }
 
-#[tokio::test]
-async fn load_after_a_modify_of_another_type_fails_only_that_modify() {
-    let store = Store::memory().await;
+async fn load_after_a_modify_of_another_type_fails_only_that_modify(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({"n": "text"}))).await.ok();
     let answer = client.request(http::Request::default(), async |session: Session| {
@@ -262,9 +272,7 @@ async fn streams_save_again_once_the_backend_is_back() {
     assert!(last.is_ok(), "{last:?}");
 }
 
-#[tokio::test]
-async fn what_was_answered_503_is_not_applied_later_by_a_clone() {
-    let store = Store::memory().await;
+async fn what_was_answered_503_is_not_applied_later_by_a_clone(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({"n": 0}))).await.ok();
     let mut kept = None;
@@ -342,9 +350,7 @@ async fn p19_what_cannot_fit_beside_the_keyed_ones_evicts_nobody() {
     assert_eq!(sessions.backend().sessions(), before);
 }
 
-#[tokio::test]
-async fn p08_clear_does_not_depend_on_a_listing() {
-    let store = Store::memory().await;
+async fn p08_clear_does_not_depend_on_a_listing(store: Store) {
     let sessions = store.sessions();
     sessions.create("ada", json!({})).await.unwrap();
     store.fail("list", Fault::Before);
@@ -379,9 +385,7 @@ impl Backend for Hostile {
     }
 }
 
-#[tokio::test]
-async fn p11_a_payload_that_names_another_owner_is_unreadable() {
-    let store = Store::memory().await;
+async fn p11_a_payload_that_names_another_owner_is_unreadable(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("mallory", json!({}))).await.ok();
     let record = store.backend().load(record_id(&client.id().unwrap())).await.unwrap().unwrap();
@@ -392,9 +396,7 @@ async fn p11_a_payload_that_names_another_owner_is_unreadable() {
     assert_eq!(body, "None", "the session of mallory's slot is root's now, and clear(\"root\") does not end it");
 }
 
-#[tokio::test]
-async fn a_backend_that_gives_an_endless_ttl_does_not_panic_the_list() {
-    let store = Store::memory().await;
+async fn a_backend_that_gives_an_endless_ttl_does_not_panic_the_list(store: Store) {
     let hostile = Hostile(store.clone(), |record| Record { ttl: Duration::MAX, ..record });
     let sessions = Sessions::over(hostile).clock(store.clock.clone()).build().unwrap();
     sessions.create("ada", json!({})).await.unwrap();
@@ -490,9 +492,7 @@ async fn p11_a_record_that_became_unreadable_meanwhile_does_not_keep_its_owner_f
     }
 }
 
-#[tokio::test]
-async fn max_age_is_counted_at_response_time() {
-    let store = Store::memory().await;
+async fn max_age_is_counted_at_response_time(store: Store) {
     let options = Options { anonymous_lifetime: Some(Duration::from_secs(1000)), ..Options::default() };
     let client = Client::new(&store.layer_with(options));
     let answer = client.visit(async |session: Session| {
@@ -505,9 +505,7 @@ async fn max_age_is_counted_at_response_time() {
     assert!(answer.set_cookies()[0].contains("Max-Age=400"), "{:?}", answer.set_cookies());
 }
 
-#[tokio::test]
-async fn what_a_handler_reads_after_bind_and_clear_is_what_is_written() {
-    let store = Store::memory().await;
+async fn what_a_handler_reads_after_bind_and_clear_is_what_is_written(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({"n": 7}))).await.ok();
     let seen = client.does(|session| {
@@ -545,9 +543,7 @@ async fn clear_by_a_session_that_was_revoked_meanwhile_is_one_thing_or_the_other
     assert_eq!(left[0], left[1], "(status, sessions of ada left): without and with a save before");
 }
 
-#[tokio::test]
-async fn save_says_so_when_delete_and_insert_on_a_replaced_id_drop_the_insert() {
-    let store = Store::memory().await;
+async fn save_says_so_when_delete_and_insert_on_a_replaced_id_drop_the_insert(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("n", 1)).await.ok();
     let old = client.thief();
@@ -562,9 +558,7 @@ async fn save_says_so_when_delete_and_insert_on_a_replaced_id_drop_the_insert() 
     assert!(body.starts_with("Err(NotFound)"), "{body}");
 }
 
-#[tokio::test]
-async fn a_login_that_starts_afresh_does_not_inherit_the_idle_time_of_the_anonymous_session() {
-    let store = Store::memory().await;
+async fn a_login_that_starts_afresh_does_not_inherit_the_idle_time_of_the_anonymous_session(store: Store) {
     let client = Client::new(&store.layer());
     let cart = client.does(|session| {
         session.insert("cart", 1)?;
@@ -578,9 +572,7 @@ async fn a_login_that_starts_afresh_does_not_inherit_the_idle_time_of_the_anonym
     assert_eq!(key, "None", "default_ttl is an hour");
 }
 
-#[tokio::test]
-async fn a_ttl_recorded_before_a_login_as_another_user_is_dropped_with_the_rest() {
-    let store = Store::memory().await;
+async fn a_ttl_recorded_before_a_login_as_another_user_is_dropped_with_the_rest(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let login = client.does(|session| {
@@ -618,9 +610,7 @@ async fn p07_a_logout_with_a_flash_beside_bind_does_not_overwrite_the_logins_coo
     }
 }
 
-#[tokio::test]
-async fn a_login_whose_create_got_no_answer_leaves_no_session_behind() {
-    let store = Store::memory().await;
+async fn a_login_whose_create_got_no_answer_leaves_no_session_behind(store: Store) {
     let client = Client::new(&store.layer());
     store.fail("create", Fault::After);
     let answer = client.does(|session| {
@@ -628,9 +618,7 @@ async fn a_login_whose_create_got_no_answer_leaves_no_session_behind() {
         Ok(())
     });
     assert_eq!(answer.await.status, 503);
-    while !store.sessions().list("ada").await.unwrap().is_empty() {
-        tokio::task::yield_now().await;
-    }
+    eventually(async || store.sessions().list("ada").await.unwrap().is_empty()).await;
 }
 
 #[tokio::test]
@@ -685,9 +673,7 @@ async fn the_innermost_layers_session_is_the_one_that_handlers_get() {
     assert!(cookie.starts_with("__Host-a="), "{cookie}");
 }
 
-#[tokio::test]
-async fn docs_backend_nothing_else_is_called_after_close() {
-    let store = Store::memory().await;
+async fn docs_backend_nothing_else_is_called_after_close(store: Store) {
     let sessions = store.sessions();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
     client.does(|session| session.insert("n", 1)).await.ok();
@@ -706,9 +692,7 @@ async fn docs_backend_nothing_else_is_called_after_close() {
     assert!(store.calls().is_empty(), "called after close");
 }
 
-#[tokio::test]
-async fn p07_a_login_after_a_save_that_said_not_found_does_not_take_the_dead_sessions_data_along() {
-    let store = Store::memory().await;
+async fn p07_a_login_after_a_save_that_said_not_found_does_not_take_the_dead_sessions_data_along(store: Store) {
     let sessions = store.sessions();
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({"card": 4111}))).await.ok();
@@ -724,9 +708,7 @@ async fn p07_a_login_after_a_save_that_said_not_found_does_not_take_the_dead_ses
     assert_eq!(names.await.body, "", "ada's data is grace's now");
 }
 
-#[tokio::test]
-async fn p07_what_was_recorded_before_bind_to_another_user_is_dropped_also_with_clear() {
-    let store = Store::memory().await;
+async fn p07_what_was_recorded_before_bind_to_another_user_is_dropped_also_with_clear(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let answer = client.does(|session| {

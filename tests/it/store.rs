@@ -224,6 +224,16 @@ impl Store {
     }
 }
 
+/// Waits until that is so, and not for ever.
+pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
+    let wait = async {
+        while !condition().await {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it is not so after a minute");
+}
+
 /// Passes every call on, and notes it.
 pub struct Spy(Store);
 
