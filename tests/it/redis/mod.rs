@@ -6,6 +6,7 @@ mod cost;
 mod failover;
 mod faults;
 pub mod harness;
+mod layer;
 pub mod process;
 mod proxy;
 mod replays;

@@ -1,0 +1,145 @@
+//! Redis behind the layer: two processes, lost answers and outages, as a browser sees them.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use jam_session::{RedisSessions, Session, SessionLayer};
+use serde_json::json;
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use super::{
+    harness::{binaries, patient},
+    process::Process,
+    proxy::Proxy,
+};
+use crate::{client::Client, store::eventually};
+
+/// A thousand requests to two processes, 50 at a time, each of which adds one; how many were answered with success.
+async fn increments(layers: &[SessionLayer; 2], client: &Client) -> u64 {
+    let places = Arc::new(Semaphore::new(50));
+    let mut requests = JoinSet::new();
+    for i in 0..1000 {
+        let (tab, places) = (client.thief().at(&layers[i % 2]), places.clone());
+        requests.spawn(async move {
+            let _place = places.acquire().await.unwrap();
+            let answer = tab.does(|session| session.modify("n", |n: Option<u64>| n.unwrap_or(0) + 1)).await;
+            assert!(matches!(answer.status, StatusCode::OK | StatusCode::SERVICE_UNAVAILABLE), "{answer:?}");
+            assert!(answer.set_cookies().is_empty());
+            u64::from(answer.status == StatusCode::OK)
+        });
+    }
+    requests.join_all().await.into_iter().sum()
+}
+
+async fn count(client: &Client) -> u64 {
+    client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.ok().body.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_increments_at_two_processes_are_a_thousand() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let layer = async || SessionLayer::new(patient(RedisSessions::builder(server.uri())).connect().await.unwrap());
+    let layers = [layer().await, layer().await];
+    let client = Client::new(&layers[0]);
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    assert_eq!(increments(&layers, &client).await, 1000);
+    assert_eq!(count(&client).await, 1000);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_answered_with_success_counts_once_also_when_answers_are_lost() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let proxy = Arc::new(Proxy::before(&server.address).await);
+    let layer = async || SessionLayer::new(patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap());
+    let layers = [layer().await, layer().await];
+    let client = Client::new(&layers[0]);
+    client.does(|session| session.create("ada", json!({"n": 0}))).await.ok();
+    let losing = tokio::spawn({
+        let proxy = proxy.clone();
+        async move {
+            loop {
+                proxy.swallow_next_answer();
+                while !proxy.has_swallowed() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    });
+    let success = increments(&layers, &client).await;
+    losing.abort();
+    let direct = SessionLayer::new(patient(RedisSessions::builder(server.uri())).connect().await.unwrap());
+    let n = count(&client.at(&direct)).await;
+    // A 503 says that it is not known.
+    assert!((success..=1000).contains(&n), "{success} were answered with success, and {n} were counted");
+    assert!(proxy.connections() > 2, "no answer was lost");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_only_those_are_refused_who_need_it_and_nobody_is_signed_out() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let sessions = RedisSessions::builder(server.uri()).deadline(Duration::from_millis(200)).connect().await.unwrap();
+    let layer = SessionLayer::new(sessions);
+    let client = Client::new(&layer);
+    client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+
+    for (stop, go) in [("STOP", "CONT"), ("STOP", "CONT")] {
+        server.signal(stop);
+        let stranger = Client::new(&layer);
+        stranger.does(|session| Ok(session.key().is_none().to_string())).await.ok().sets_no_cookie();
+        client.request(http::Request::default(), async |_: Session| "unused").await.ok().sets_no_cookie();
+        for _ in 0..2 {
+            let read = client.does(|session| Ok(session.key().unwrap())).await.sets_no_cookie();
+            assert_eq!(read.status, StatusCode::SERVICE_UNAVAILABLE);
+            assert!(read.headers.contains_key("retry-after"));
+            let first = stranger.does(|session| session.insert("n", 1)).await.sets_no_cookie();
+            assert_eq!(first.status, StatusCode::SERVICE_UNAVAILABLE);
+            let login = client.does(|session| session.create("grace", json!({}))).await.sets_no_cookie();
+            assert_eq!(login.status, StatusCode::SERVICE_UNAVAILABLE);
+            let logout = client.request(http::Request::default(), async |session: Session| session.delete()).await;
+            assert_eq!(logout.sets_no_cookie().status, StatusCode::SERVICE_UNAVAILABLE);
+        }
+        server.signal(go);
+        // It comes back without help, and nothing of what was refused has signed anybody out.
+        eventually(async || client.does(|session| Ok(session.key().unwrap_or_default())).await.body == "ada").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_request_at_one_process_revives_nothing_that_another_has_ended() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let connect = async || patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+    let (slow, fast) = (SessionLayer::new(connect().await), connect().await);
+    for ending in ["logout", "clear", "rework"] {
+        let client = Client::new(&slow);
+        client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+        let old = client.thief();
+        let there = client.at(&SessionLayer::new(fast.clone()));
+        let answer = old.visit(async |session: Session| {
+            let ended = there.does(|session| {
+                match ending {
+                    "logout" => session.delete(),
+                    "clear" => session.clear(),
+                    _ => session.rework(),
+                }
+                Ok(())
+            });
+            ended.await.ok();
+            session.insert("late", 1)?;
+            session.rework();
+            Ok(())
+        });
+        answer.await.ok().sets_no_cookie();
+        let late = there.does(|session| Ok(format!("{:?} {:?}", session.key(), session.get::<u8>("late")?)));
+        match ending {
+            // The write is in, the newest ID is the other process's, and the old one dies with the grace.
+            "rework" => assert_eq!(late.await.body, "Some(\"ada\") Some(1)"),
+            _ => assert_eq!(late.await.body, "None None"),
+        }
+        fast.clear("ada").await.unwrap();
+        assert_eq!(old.does(|session| Ok(session.key().is_none().to_string())).await.body, "true");
+    }
+}
