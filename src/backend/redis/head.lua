@@ -1,4 +1,5 @@
--- In front of every script. ARGV: not-after, window, nonce, sid.
+-- In front of every script. ARGV: not-after, window, nonce, sid, what the script needs; and one more, 'again', if it was asked
+-- before and the answer was lost.
 --
 -- A record is live while its key has more than KEEP left. What is within KEEP of its end, because it expired, or because
 -- it was ended, stays as a tombstone: so that a duplicate of what made it is recognised, however late within the window.

@@ -56,8 +56,10 @@
 //! An operation answers within its [`deadline`](crate::Builder::deadline), if need be with an error, which the module makes an
 //! [`Unavailable`](crate::ErrorKind::Unavailable). No error is ever taken for "no session".
 //!
-//! * A lost connection is made anew, once for all who wait, and the operation repeated: it finds whether it was done. A server
-//!   that is silent three times in a row gets another connection. Sentinel is listened to, a Cluster asked anew.
+//! * A lost connection is made anew, once for all who wait, and the operation repeated: it finds whether it was done. An update
+//!   that cannot, for eight others or more came in between, is an error. Not so on a connection that repeats by itself, as a
+//!   Cluster's does, and does not say so: there it is a conflict, and who then writes again may have written twice.
+//! * A server that is silent three times in a row gets another connection. Sentinel is listened to, a Cluster asked anew.
 //! * What a server gets to do after the deadline, it refuses: every write says until when it holds, by the server's clock.
 //! * `READONLY`, `MASTERDOWN` and `NOREPLICAS` are tried once more on a new connection; `LOADING`, `CLUSTERDOWN`, `OOM` and any
 //!   other answer is an error at once. When memory is used up, sessions can still end.
@@ -98,7 +100,7 @@ mod time;
 
 use std::{
     fmt,
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
 
@@ -110,7 +112,7 @@ pub use self::{
     server::RedisServer,
 };
 use self::{
-    failure::Failure,
+    failure::{Failure, Kind},
     keys::{Keys, RecordKeys, slot},
     resilient::{Request, Resilient},
     script::{Call, Script},
@@ -188,13 +190,15 @@ impl Inner {
         let until = begun + self.deadline;
         let slot = keys.first().map_or(0, |key| slot(key));
         let window = (millis(self.deadline) + CLOCK_SLACK).to_string();
+        // Refused is not done; but an answer that was lost before the refusal stays lost.
+        let lost = AtomicBool::new(false);
         let mut again = true;
         loop {
             let not_after = self.time.at(slot, until).to_string();
             let mut args: Vec<&[u8]> = vec![not_after.as_bytes(), window.as_bytes(), &nonce, sid.as_bytes()];
             args.extend(rest);
             let sent = Instant::now();
-            let answer = self.link.run(script, &Call { keys, args: &args }, slot, until).await?;
+            let answer = self.link.run(script, &Call { keys, args: &args, again: &lost }, slot, until).await?;
             let (reply, now) = Reply::read(answer)?;
             self.time.learn(slot, now, sent, Instant::now());
             match reply.code {
@@ -295,6 +299,10 @@ impl Backend for RedisBackend {
                 Ok(there.map_or(Outcome::Gone, Outcome::Conflict))
             }
             (UNREADABLE, _) => Err(unreadable().into()),
+            (UNKNOWN, _) => {
+                let unknown = "the answer of Redis was lost, and it is not known whether the change was applied";
+                Err(Failure::new(Kind::Lost, unknown).into())
+            }
             _ => Err(Failure::garbage().into()),
         }
     }
@@ -436,6 +444,7 @@ const NOT_THERE: i64 = 0;
 const CONFLICT: i64 = 2;
 const LATE: i64 = -1;
 const UNREADABLE: i64 = -2;
+const UNKNOWN: i64 = -3;
 
 const FORMAT: u8 = 1;
 /// As in `head.lua`, in milliseconds.

@@ -23,7 +23,8 @@ use super::{
 
 /// Any connection, made to recover.
 ///
-/// * What is dropped, or has become a replica, is replaced, and the operation repeated once. All operations may be.
+/// * What is dropped, or has become a replica, is replaced, and the operation repeated once. All operations may be; a script is
+///   told when its answer was lost.
 /// * What only stays silent is kept, for it may answer again; after three times in a row its replacement is made beside it.
 ///   They are counted by slot: in a Cluster, the other nodes' answers say nothing about a dead one.
 /// * A Cluster's connection heals what is dropped by itself, and repeats; it is replaced only when that did not help.
@@ -52,9 +53,11 @@ struct State {
 }
 
 /// What is sent at once, and answered at once.
-pub(super) enum Request {
+pub(super) enum Request<'a> {
     One(Cmd),
     Many(Pipeline),
+    ByHash(&'a Script, &'a Call<'a>),
+    ByText(&'a Script, &'a Call<'a>),
 }
 
 /// [`ConnectionLike`], shared: a clone is the same connection.
@@ -90,10 +93,13 @@ impl Resilient {
         slot: usize,
         until: Instant,
     ) -> Result<Value, Failure> {
-        match self.send_one(script.by_hash(call), slot, until).await {
-            Err(failure) if failure.kind == Kind::NoScript => self.send_one(script.by_text(call), slot, until).await,
+        let answers = match self.send(&Request::ByHash(script, call), slot, until).await {
+            Err(failure) if failure.kind == Kind::NoScript => {
+                self.send(&Request::ByText(script, call), slot, until).await
+            }
             done => done,
-        }
+        };
+        answers?.pop().ok_or_else(Failure::garbage)
     }
 
     pub(super) async fn send_one(&self, command: Cmd, slot: usize, until: Instant) -> Result<Value, Failure> {
@@ -101,20 +107,24 @@ impl Resilient {
     }
 
     /// Sends, and gives the answers, none of which is an error.
-    pub(super) async fn send(&self, request: &Request, slot: usize, until: Instant) -> Result<Vec<Value>, Failure> {
+    pub(super) async fn send(&self, request: &Request<'_>, slot: usize, until: Instant) -> Result<Vec<Value>, Failure> {
         let mut waiting = Waiting::begin(self, slot, until);
         let result = timeout_at(until.into(), self.attempt(request)).await.unwrap_or_else(|_| Err(Failure::silent()));
         waiting.end(&result);
         result
     }
 
-    async fn attempt(&self, request: &Request) -> Result<Vec<Value>, Failure> {
+    async fn attempt(&self, request: &Request<'_>) -> Result<Vec<Value>, Failure> {
         let (generation, mut connection) = self.connection().await?;
         let failure = match request.send(connection.as_mut()).await {
             Err(failure) if self.replaces(generation, &failure) => failure,
             done => return done,
         };
         tracing::debug!(%failure, "a connection to Redis is replaced");
+        // Who was found to be a replica has written nothing.
+        if failure.kind != Kind::Demoted {
+            request.was_lost();
+        }
         let (_, mut connection) = self.connection().await?;
         request.send(connection.as_mut()).await
     }
@@ -319,16 +329,26 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Request {
+impl Request<'_> {
+    /// It may have been done all the same: from now on, it says so.
+    fn was_lost(&self) {
+        if let Self::ByHash(_, call) | Self::ByText(_, call) = self {
+            call.again.store(true, Relaxed);
+        }
+    }
+
     async fn send(&self, connection: &mut dyn Connection) -> Result<Vec<Value>, Failure> {
+        let one = |answer| vec![answer];
         let answers: RedisResult<Vec<Value>> = match self {
-            Self::One(command) => connection.req_packed_command(command).await.map(|answer| vec![answer]),
+            Self::One(command) => connection.req_packed_command(command).await.map(one),
             Self::Many(pipeline) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await,
+            Self::ByHash(script, call) => connection.req_packed_command(&script.by_hash(call)).await.map(one),
+            Self::ByText(script, call) => connection.req_packed_command(&script.by_text(call)).await.map(one),
         };
         let answers = answers?;
         let expected = match self {
-            Self::One(_) => 1,
             Self::Many(pipeline) => pipeline.len(),
+            _ => 1,
         };
         if answers.len() != expected {
             return Err(Failure::garbage());

@@ -1,13 +1,16 @@
 //! The scripts, and how one is called.
 
-use std::sync::LazyLock;
+use std::sync::{
+    LazyLock,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use redis::Cmd;
 
 /// Lua, which Redis runs as one: nothing happens in between.
 ///
 /// All of them keep to commands of Redis 6.2, to the keys they declare, and to one slot. Each may be run again with the same
-/// nonce: it then finds that it has run, and answers the same.
+/// nonce: it then finds that it has run, and answers the same, or that it cannot know.
 pub(super) struct Script {
     pub(super) text: &'static str,
     hash: String,
@@ -33,6 +36,8 @@ impl Script {
 pub(super) struct Call<'a> {
     pub(super) keys: &'a [&'a str],
     pub(super) args: &'a [&'a [u8]],
+    /// Whether it was sent before, and may have run, for its answer was lost.
+    pub(super) again: &'a AtomicBool,
 }
 
 impl Call<'_> {
@@ -41,6 +46,9 @@ impl Call<'_> {
         command.arg(script).arg(self.keys.len()).arg(self.keys);
         for arg in self.args {
             command.arg(arg);
+        }
+        if self.again.load(Relaxed) {
+            command.arg("again");
         }
         command
     }

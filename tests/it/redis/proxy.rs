@@ -24,6 +24,9 @@ struct State {
     frozen_below: watch::Sender<usize>,
     connections: AtomicUsize,
     swallow: AtomicBool,
+    swallow_request: AtomicBool,
+    /// What was swallowed is not missed yet.
+    held: watch::Sender<bool>,
     /// What the client last sent in one piece.
     last: Mutex<Vec<u8>>,
     /// How many pieces there were.
@@ -42,6 +45,8 @@ impl Proxy {
             frozen_below: watch::Sender::new(0),
             connections: AtomicUsize::new(0),
             swallow: AtomicBool::new(false),
+            swallow_request: AtomicBool::new(false),
+            held: watch::Sender::new(false),
             last: Mutex::default(),
             pieces: AtomicUsize::new(0),
         });
@@ -65,8 +70,18 @@ impl Proxy {
         self.state.swallow.store(true, SeqCst);
     }
 
+    /// The next request does not reach the server, and the connection is lost.
+    pub fn swallow_next_request(&self) {
+        self.state.swallow_request.store(true, SeqCst);
+    }
+
     pub fn has_swallowed(&self) -> bool {
-        !self.state.swallow.load(SeqCst)
+        !self.state.swallow.load(SeqCst) && !self.state.swallow_request.load(SeqCst)
+    }
+
+    /// Connections that lost something stay open, until they are not held.
+    pub fn hold(&self, held: bool) {
+        self.state.held.send_replace(held);
     }
 
     /// The connections that there are pass nothing on any more, and are not closed. New ones do.
@@ -124,6 +139,10 @@ impl State {
             *self.last.lock().unwrap() = buffer[..read].to_vec();
             self.pieces.fetch_add(1, SeqCst);
             self.thawed(number).await;
+            if self.swallow_request.swap(false, SeqCst) {
+                self.let_go().await;
+                break;
+            }
             if server.write_all(&buffer[..read]).await.is_err() {
                 break;
             }
@@ -136,11 +155,19 @@ impl State {
         let mut buffer = vec![0; 1 << 16];
         while let Ok(read @ 1..) = server.read(&mut buffer).await {
             self.thawed(number).await;
-            if self.swallow.swap(false, SeqCst) || client.write_all(&buffer[..read]).await.is_err() {
+            if self.swallow.swap(false, SeqCst) {
+                self.let_go().await;
+                break;
+            }
+            if client.write_all(&buffer[..read]).await.is_err() {
                 break;
             }
         }
         let _ = client.shutdown().await;
+    }
+
+    async fn let_go(&self) {
+        let _ = self.held.subscribe().wait_for(|held| !held).await;
     }
 
     async fn thawed(&self, number: usize) {

@@ -291,12 +291,138 @@ async fn the_first_write_learns_the_time_by_itself() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeat_that_cannot_know_is_an_error() {
+    for road in roads().await {
+        let direct = patient(RedisSessions::builder(road.server.uri())).connect().await.unwrap();
+        for id in both() {
+            // With and without versions before the one that was expected.
+            for (before, foreign) in [0, 3, 20].into_iter().flat_map(|before| (0..=9).map(move |n| (before, n))) {
+                let case = format!("{foreign} foreign writes, {before} before, {id:?}");
+                // The answer is lost: it is in.
+                let (said, count) = repeat(&road, &direct, id, before, foreign, Lost::Answer).await;
+                assert_eq!(said, if foreign <= 7 { "done" } else { "unknown" }, "{case}");
+                assert_eq!(count, before + foreign + 1, "{case}");
+                // The request is lost: it is not in, unless the repeat could still write it.
+                let (said, count) = repeat(&road, &direct, id, before, foreign, Lost::Request).await;
+                let expected = ["done", "conflict", "unknown"][usize::from(foreign > 0) + usize::from(foreign > 7)];
+                assert_eq!(said, expected, "{case}");
+                assert_eq!(count, before + foreign + i64::from(foreign == 0), "{case}");
+            }
+            // A server that has forgotten the script is asked three times, and the first is not forgotten.
+            let (said, count) = repeat(&road, &direct, id, 0, 9, Lost::AnswerAndScripts).await;
+            assert_eq!((said, count), ("unknown", 10), "{id:?}");
+            let (said, _) = repeat(&road, &direct, id, 0, 9, Lost::AnswerAndRecord).await;
+            assert_eq!(said, "gone", "{id:?}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_lost_is_a_conflict_however_old() {
+    for road in roads().await {
+        let backend = road.backend();
+        for id in both() {
+            assert!(backend.create(record(id, 1, "0")).await.unwrap());
+            for version in 1..20 {
+                assert_eq!(update(backend, version, record(id, version + 1, "x")).await, "done");
+            }
+            assert_eq!(update(backend, 1, record(id, 100, "y")).await, "conflict");
+            road.server.ask(&["SCRIPT", "FLUSH"]);
+            assert_eq!(update(backend, 1, record(id, 100, "y")).await, "conflict", "nor is an unknown script a loss");
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Lost {
+    Request,
+    Answer,
+    AnswerAndScripts,
+    AnswerAndRecord,
+}
+
+/// Adds one, loses that, and lets others add theirs before the repeat arrives. Gives what became of it, and the count.
+async fn repeat(
+    road: &Road,
+    direct: &RedisSessions,
+    id: RecordId,
+    before: i64,
+    foreign: i64,
+    lost: Lost,
+) -> (&'static str, i64) {
+    const MINE: i64 = 1000;
+    let others = direct.backend();
+    let _ = others.delete(id).await.unwrap();
+    road.server.ask(&["FLUSHALL"]);
+    assert!(others.create(record(id, 1, "0")).await.unwrap());
+    let add = async |version| {
+        let there = others.load(id).await.unwrap().unwrap();
+        let next = record(id, version, &(count_of(&there) + 1).to_string());
+        assert_eq!(update(others, there.version, next).await, "done");
+    };
+    for version in 0..before {
+        add(2 + version).await;
+    }
+    // A connection that there is, and the only thing that is lost.
+    let there = road.backend().load(id).await.unwrap().unwrap();
+    road.proxy.hold(true);
+    match lost {
+        Lost::Request => road.proxy.swallow_next_request(),
+        _ => road.proxy.swallow_next_answer(),
+    }
+    let mine = record(id, MINE, &(count_of(&there) + 1).to_string());
+    let ((), said) = tokio::join!(
+        async {
+            while !road.proxy.has_swallowed() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            for version in 0..foreign {
+                add(MINE + 1 + version).await;
+            }
+            match lost {
+                Lost::AnswerAndScripts => drop(road.server.ask(&["SCRIPT", "FLUSH"])),
+                Lost::AnswerAndRecord => assert!(others.delete(id).await.unwrap()),
+                _ => {}
+            }
+            road.proxy.hold(false);
+        },
+        road.backend().update(there.version, mine)
+    );
+    let said = match said {
+        Ok(Outcome::Done) => "done",
+        Ok(Outcome::Gone) => "gone",
+        Ok(Outcome::Conflict(_)) => "conflict",
+        Err(error) => {
+            assert!(error.to_string().contains("it is not known whether"), "{error}");
+            assert_eq!(unavailable(Err(error)), ErrorKind::Unavailable);
+            "unknown"
+        }
+    };
+    (said, others.load(id).await.unwrap().map_or(0, |there| count_of(&there)))
+}
+
+fn count_of(there: &Record) -> i64 {
+    std::str::from_utf8(&there.payload).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_increment_counts_once_although_answers_are_lost() {
     let Some(binary) = binaries().into_iter().next() else { return };
-    let server = Process::start(&binary, &[]);
+    for (writers, steps, most) in [(3, 200, 20), (10, 100, 500)] {
+        let server = Process::start(&binary, &[]);
+        let (done, unknown) = increment(&server, writers, steps).await;
+        assert_eq!(done + unknown, writers * steps);
+        let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let count = count_of(&direct.backend().load(of(owner("ada"), "one")).await.unwrap().unwrap());
+        assert!((done..=done + unknown).contains(&count), "{count}: {done} were done, of {unknown} nobody knows");
+        assert!(unknown <= most, "{unknown} of {} are not known", writers * steps);
+    }
+}
+
+/// Many writers, whose answers are lost now and then. Gives how many increments were done, and of how many that is not known.
+async fn increment(server: &Process, writers: i64, steps: i64) -> (i64, i64) {
     let proxy = Arc::new(Proxy::before(&server.address).await);
     let id = of(owner("ada"), "one");
-    let mut writers = JoinSet::new();
     // Two processes, as it were: each with a connection of its own.
     let mut processes = Vec::new();
     for _ in 0..2 {
@@ -307,35 +433,44 @@ async fn each_increment_counts_once_although_answers_are_lost() {
     let losing = tokio::spawn(async move {
         loop {
             loser.swallow_next_answer();
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            // Not so soon that it is the repeat whose answer is lost.
+            let lost = loser.trips();
+            while loser.trips() < lost + 20 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
         }
     });
-    for writer in 0..10i64 {
+    let mut writing = JoinSet::new();
+    for writer in 0..writers {
         let sessions = processes[usize::from(writer % 2 == 0)].clone();
-        writers.spawn(async move {
-            for step in 1..=100 {
+        writing.spawn(async move {
+            let mut done = 0;
+            for step in 1..=steps {
                 let mut there = loop {
                     if let Ok(there) = sessions.backend().load(id).await {
                         break there.expect("it is there");
                     }
                 };
                 loop {
-                    let count: i64 = std::str::from_utf8(&there.payload).unwrap().parse().unwrap();
-                    let next = record(id, 1000 * (writer + 1) + step, &(count + 1).to_string());
+                    let next = record(id, 1000 * (writer + 1) + step, &(count_of(&there) + 1).to_string());
                     match sessions.backend().update(there.version, next).await {
-                        Ok(Outcome::Done) => break,
-                        Ok(Outcome::Conflict(current)) => there = current,
+                        Ok(Outcome::Done) => done += 1,
+                        Ok(Outcome::Conflict(current)) => {
+                            there = current;
+                            continue;
+                        }
                         Ok(Outcome::Gone) => panic!("it is gone"),
-                        // Twice in a row: whether it happened is told to whoever says the same again.
+                        // It may be in. Whoever added it again would not know how often it is.
                         Err(_) => {}
                     }
+                    break;
                 }
             }
+            done
         });
     }
-    writers.join_all().await;
+    let done = writing.join_all().await.into_iter().sum();
     losing.abort();
-    let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
-    assert_eq!(payload(direct.backend(), id).await.as_deref(), Some("1000"));
     assert!(proxy.connections() > 20, "few answers were lost");
+    (done, writers * steps - done)
 }
