@@ -9,7 +9,7 @@ use crate::{
     change::{Change, Identity, Plan},
     clock::millis,
     id::{Secret, SecretHash},
-    sessions::{Live, Unclaimed, Written, check_key, random_version},
+    live::{Live, Unclaimed, Written, check_key, random_version},
 };
 
 /// What a request found when it loaded its session.

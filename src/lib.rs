@@ -87,6 +87,7 @@ mod extract;
 
 mod builder;
 mod clock;
+mod live;
 mod sessions;
 mod turns;
 

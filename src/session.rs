@@ -56,8 +56,8 @@ use crate::{
     commit::{Attempt, Base, Draft, Effect, Limits},
     data::json,
     id::Presented,
+    live::{Found, Live, not_found, too_late},
     service::Gate,
-    sessions::{Found, Live, not_found, too_late},
     visit::Commit,
 };
 
