@@ -2,11 +2,19 @@
 //!
 //! The fuzz targets call the same functions; what they found worth keeping is in `tests/corpus`, and is tried here.
 
-use std::{convert::Infallible, sync::LazyLock, time::Duration};
+use std::{
+    convert::Infallible,
+    sync::{
+        LazyLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use http::{HeaderValue, Request, Response, header};
 use jam_session::{
-    Backend, Keyring, Outcome, Owner, Record, RecordId, Session, SessionLayer, Sessions, backend::Result,
+    Backend, Durability, JsonSessions, Keyring, Outcome, Owner, Record, RecordId, Session, SessionLayer, Sessions,
+    backend::Result,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, ServiceExt, service_fn};
@@ -79,6 +87,32 @@ pub fn record_bytes(bytes: &[u8]) {
             let _ = sessions.delete(id).await;
         });
     }
+}
+
+/// A file given as `sessions.json`: it is opened, perhaps with a torn end cut off, or refused and left as it is.
+pub fn json_lines(bytes: &[u8]) {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let name = format!("jam-session-lines-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
+    let folder = std::env::temp_dir().join(name);
+    std::fs::create_dir(&folder).unwrap();
+    let path = folder.join("sessions.json");
+    std::fs::write(&path, bytes).unwrap();
+    RUNTIME.block_on(async {
+        match JsonSessions::builder(&path).durability(Durability::Flush).open().await {
+            Ok(sessions) => {
+                sessions.list("ada").await.unwrap();
+                let id = sessions.create("ada", serde_json::json!({"n": 1})).await.unwrap();
+                assert!(sessions.get(&id).await.unwrap().is_some());
+                sessions.close().await.unwrap();
+                // What was written behind it is found again.
+                let sessions = JsonSessions::open(&path).await.unwrap();
+                assert!(sessions.get(&id).await.unwrap().is_some());
+                sessions.close().await.unwrap();
+            }
+            Err(_) => assert_eq!(std::fs::read(&path).unwrap(), bytes),
+        }
+    });
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 fn sessions(keyring: usize, backend: Holds) -> Sessions<Holds> {
@@ -162,5 +196,21 @@ mod replay {
     #[test]
     fn nothing_in_a_record_makes_it_panic() {
         replay("record_bytes", super::record_bytes);
+    }
+
+    #[test]
+    fn json_lines() {
+        let folder = format!("{}/tests/corpus/json_lines", env!("CARGO_MANIFEST_DIR"));
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            super::json_lines(&bytes);
+            // Each of these is a file on the disk: not at every byte.
+            for at in (0..bytes.len()).step_by(23) {
+                super::json_lines(&bytes[..at]);
+                let mut other = bytes.clone();
+                other[at] ^= 1;
+                super::json_lines(&other);
+            }
+        }
     }
 }

@@ -189,6 +189,11 @@ impl Store {
         }
     }
 
+    /// Whether it is a server, with a clock and timeouts of its own.
+    pub fn is_remote(&self) -> bool {
+        self.moment > Duration::from_millis(1)
+    }
+
     /// That a time is as expected, as far as this store can tell.
     #[track_caller]
     pub fn assert_about(&self, time: SystemTime, expected: SystemTime) {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
-use jam_session::{RedisSessions, Session, SessionLayer};
+use jam_session::{Keyring, RecordId, RedisSessions, Session, SessionLayer};
 use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -141,5 +141,58 @@ async fn a_slow_request_at_one_process_revives_nothing_that_another_has_ended() 
         }
         fast.clear("ada").await.unwrap();
         assert_eq!(old.does(|session| Ok(session.key().is_none().to_string())).await.body, "true");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p13_a_dump_of_redis_signs_nobody_in_and_shows_nothing_that_is_sealed() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    for keyring in [Some(Keyring::generate().unwrap()), None] {
+        let server = Process::start(&binary, &[]);
+        let mut builder = patient(RedisSessions::builder(server.uri()));
+        if let Some(keyring) = &keyring {
+            builder = builder.encrypt(keyring.clone());
+        }
+        let sessions = builder.connect().await.unwrap();
+        let client = Client::new(&SessionLayer::new(sessions.clone()));
+        client.does(|session| session.insert("cart", "teapot")).await.ok();
+        let mut ids = vec![client.id().unwrap()];
+        client.does(|session| session.create("ada-lovelace", json!({"card": "4111-1111"}))).await.ok();
+        ids.push(client.id().unwrap());
+        let rework = client.does(|session| {
+            session.rework();
+            Ok(())
+        });
+        rework.await.ok();
+        ids.push(client.id().unwrap());
+
+        // All keys, and all that is in them.
+        let mut dump = String::new();
+        for key in server.ask(&["KEYS", "*"]).list() {
+            let key = key.text();
+            let value = match server.ask(&["TYPE", &key]).text().as_str() {
+                "string" => server.ask(&["GET", &key]).text(),
+                "zset" => server.ask(&["ZRANGE", &key, "0", "-1"]).list().iter().map(|member| member.text()).collect(),
+                other => panic!("{key} is a {other}"),
+            };
+            dump += &format!("{key} {value}\n");
+        }
+        assert!(dump.lines().count() >= 3, "{dump}");
+        for id in &ids {
+            assert!(!dump.contains(&id[id.len() - 43..]), "an ID is in it");
+        }
+        let shown = ["lovelace", "4111", "card"].map(|word| dump.contains(word));
+        assert_eq!(shown, [keyring.is_none(); 3]);
+        // No word of it is an ID, or the secret of one.
+        let is_text = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_' || c == '.';
+        let words: Vec<_> = dump.split(|c| !is_text(c)).filter(|word| word.len() > 20).collect();
+        let names: Vec<_> = words.iter().filter(|word| word.parse::<RecordId>().is_ok()).collect();
+        for word in &words {
+            assert!(sessions.get(word).await.unwrap().is_none());
+            for name in &names {
+                assert!(sessions.get(format!("{name}.{word}")).await.unwrap().is_none());
+            }
+        }
+        assert_eq!(client.does(|session| Ok(session.key().unwrap())).await.body, "ada-lovelace");
     }
 }
