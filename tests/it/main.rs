@@ -20,6 +20,7 @@ mod manifest;
 mod memory;
 mod module;
 mod regressions;
+mod review3;
 mod secrets;
 mod streams;
 mod time;
