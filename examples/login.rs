@@ -4,8 +4,8 @@
 //! cargo run --example login
 //! ```
 //!
-//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`json:sessions.json`, or
-//! `memory`): sign in, stop it, start it, and you are still signed in. The cookie is
+//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`json:sessions.json`, `memory`,
+//! or with the feature `redis` also `redis://HOST`): sign in, stop it, start it, and you are still signed in. The cookie is
 //! `__Host-id`, with `Secure`: browsers take it over HTTPS, and over plain HTTP from `localhost` and `127.0.0.1`.
 
 use std::{
@@ -62,6 +62,15 @@ async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
     match store.split_once(':').unwrap_or((store, "")) {
         ("memory", "") => Ok(MemorySessions::new().erase()),
         ("json", path) => Ok(JsonSessions::open(path).await?.erase()),
+        #[cfg(feature = "redis")]
+        ("redis" | "rediss", _) => {
+            let sessions = jam_session::RedisSessions::connect(store).await?;
+            for finding in sessions.doctor().await {
+                eprintln!("redis: {finding}");
+            }
+            Ok(sessions.erase())
+        }
+        #[cfg(not(feature = "redis"))]
         (kind @ ("redis" | "rediss"), _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
         // The rest of it may hold a password.
         (kind, _) => Err(format!("SESSION_STORE: {kind} is none of memory, json:PATH and redis://HOST").into()),

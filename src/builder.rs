@@ -2,9 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
+use zeroize::Zeroizing;
+
 use crate::{
-    Backend, Clock, Error, ErrorKind, Serializer, Sessions,
+    Backend, Clock, Error, ErrorKind, Keyring, Serializer, Sessions,
     id::{Owners, Sid},
+    keyring::Keys,
     record::Codec,
     sessions::Policy,
 };
@@ -37,7 +40,8 @@ struct Options {
     rework_grace: Duration,
     request_time: Duration,
     max_size: usize,
-    pepper: Option<Vec<u8>>,
+    pepper: Option<Zeroizing<Vec<u8>>>,
+    keyring: Option<Keyring>,
     id_factory: Option<IdFactory>,
     serializer: Option<Arc<dyn Serializer>>,
     clock: Clock,
@@ -57,6 +61,7 @@ impl<T> Builder<T> {
             request_time: Duration::from_secs(1),
             max_size: 1 << 20,
             pepper: None,
+            keyring: None,
             id_factory: None,
             serializer: None,
             clock: Clock::system(),
@@ -116,7 +121,7 @@ impl<T> Builder<T> {
     }
 
     /// How many bytes a record may have; 1 MiB unless set. A larger one fails with [`ErrorKind::TooLarge`], and nothing of
-    /// it is applied.
+    /// it is applied. Sealing, with [`encrypt`](Self::encrypt), adds 45 that do not count.
     pub fn max_size(mut self, bytes: usize) -> Self {
         self.options.max_size = bytes;
         self
@@ -126,7 +131,14 @@ impl<T> Builder<T> {
     ///
     /// It never rotates: under another one no session of before is found, by nobody.
     pub fn pepper(mut self, secret: impl Into<Vec<u8>>) -> Self {
-        self.options.pepper = Some(secret.into());
+        self.options.pepper = Some(Zeroizing::new(secret.into()));
+        self
+    }
+
+    /// Seals IDs and records with the keys of that ring. What is plain, or sealed with other keys, is then not taken: see
+    /// [`keyring`](crate::keyring) for how to turn this on, and change keys, without signing anyone out.
+    pub fn encrypt(mut self, keyring: Keyring) -> Self {
+        self.options.keyring = Some(keyring);
         self
     }
 
@@ -201,9 +213,13 @@ impl Options {
         if self.id_factory.as_ref().is_some_and(|make| Sid::parse(&make()).is_none()) {
             return refuse("the id_factory must give 22 to 43 characters of A-Z, a-z, 0-9, _ and -");
         }
-        let owners = Owners::new(&self.sessions_key, self.pepper.as_deref().unwrap_or_default())?;
+        let owners =
+            Owners::new(&self.sessions_key, self.pepper.as_ref().map(|pepper| pepper.as_slice()).unwrap_or_default())?;
+        let keys = self.keyring.as_ref().map(|ring| Keys::new(ring, &self.sessions_key)).transpose()?.map(Arc::new);
         Ok(Policy {
-            codec: Codec { realm: owners.realm(), serializer: self.serializer, max_size: self.max_size },
+            #[cfg(feature = "redis")]
+            sessions_key: self.sessions_key,
+            codec: Codec { realm: owners.realm(), serializer: self.serializer, keys, max_size: self.max_size },
             owners,
             default_ttl: self.default_ttl,
             max_lifetime: self.max_lifetime,

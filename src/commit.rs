@@ -197,6 +197,7 @@ impl Draft {
     async fn rewrite(self, sessions: &Sessions, live: Live) -> Result<Committed, Error> {
         let Base::Live(_, presented) = self.base else { return Ok(Committed::kept(self.base)) };
         let Attempt { version, secret } = self.attempt;
+        let id = secret.as_ref().map(|new| sessions.id(live.id, new)).transpose()?;
         let (key, last_seen) = (live.contents.key.clone(), self.plan.data.clone());
         let mut plan = Some(self.plan);
         let mut replayed = false;
@@ -223,7 +224,7 @@ impl Draft {
             Written::Gone | Written::Conflict(_) => return Ok(Committed::dropped(Base::Gone(key, last_seen))),
         };
         let new = secret.filter(|new| live.contents.hash.matches(&new.hash()));
-        let effect = new.as_ref().map(|new| Effect::Set(SessionId::new(live.id, new), live.contents.deadline));
+        let effect = id.filter(|_| new.is_some()).map(|id| Effect::Set(id, live.contents.deadline));
         let hash = new.map_or(presented, |new| new.hash());
         Ok(Committed { base: Base::Live(Box::new(live), hash), effect, dropped: false, replayed })
     }

@@ -30,6 +30,10 @@ pub enum ErrorKind {
     Unavailable,
     /// 500: the record is there, but it cannot be read. It stays as it is.
     Unreadable,
+    /// 500: the same, because a sealed record was altered, cut or moved. See [`keyring`](crate::keyring).
+    Corrupt,
+    /// 500: the same, because a record was sealed with a key that is not on the [`Keyring`](crate::Keyring).
+    WrongKey,
     /// 500: a value does not serialize, or not deserialize as the type asked for, or a session key is empty or too long.
     Data,
     /// 507: the record would be larger than `max_size`. Nothing was applied.
@@ -80,9 +84,13 @@ impl ErrorKind {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Config | Self::Unreadable | Self::Data | Self::NotLoaded | Self::ResponseSent => {
-                StatusCode::INTERNAL_SERVER_ERROR
-            }
+            Self::Config
+            | Self::Unreadable
+            | Self::Corrupt
+            | Self::WrongKey
+            | Self::Data
+            | Self::NotLoaded
+            | Self::ResponseSent => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! The text in the cookie, a [`SessionId`], is `<slot>.<sid>.<secret>` for a session with a key and `<sid>.<secret>` for
 //! an anonymous one. The backend gets to see only the first part of it, the [`RecordId`]; the secret stays with the
-//! browser, and the record holds its SHA-256. Whoever steals the store signs in nowhere.
+//! browser, and the record holds its SHA-256. Whoever steals the store signs in nowhere. With a
+//! [`Keyring`](crate::Keyring) the whole text is sealed, and has no dots.
 
 use std::{fmt, str::FromStr};
 
@@ -11,7 +12,10 @@ use ctutils::CtEq;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
-use crate::{Error, ErrorKind};
+use crate::{
+    Error, ErrorKind,
+    keyring::{self, Keys, Purpose},
+};
 
 /// The secret that leads to one session: what the cookie holds. [`as_str`](Self::as_str) gives its text.
 ///
@@ -42,6 +46,14 @@ pub(crate) struct Sid {
     bytes: [u8; Sid::MAX],
 }
 
+/// What the text of an ID says.
+pub(crate) struct Presented {
+    pub(crate) record: RecordId,
+    pub(crate) secret: Secret,
+    /// The text is not as it would be written today: it was sealed with another key than the first, or is plain.
+    pub(crate) stale: bool,
+}
+
 /// 256 random bits that only the browser keeps.
 #[derive(Clone)]
 pub(crate) struct Secret([u8; 32]);
@@ -56,18 +68,50 @@ impl SessionId {
         &self.0
     }
 
-    pub(crate) fn new(record: RecordId, secret: &Secret) -> Self {
-        Self(format!("{record}.{}", Base64UrlUnpadded::encode_string(&secret.0)))
+    /// # Errors
+    /// `Unavailable` if it is to be sealed and the system has no random bytes.
+    pub(crate) fn new(keys: Option<&Keys>, record: RecordId, secret: &Secret) -> Result<Self, Error> {
+        let plain = format!("{record}.{}", Base64UrlUnpadded::encode_string(&secret.0));
+        match keys.filter(|keys| keys.seals()) {
+            None => Ok(Self(plain)),
+            Some(keys) => Ok(Self(Base64UrlUnpadded::encode_string(&keys.seal(Purpose::Id, plain.as_bytes())?))),
+        }
+    }
+
+    /// A text that [`read`](Self::read) has read.
+    pub(crate) fn known(text: &str) -> Self {
+        Self(text.to_owned())
     }
 
     /// Reads only what [`new`](Self::new) can have written, to the letter.
-    pub(crate) fn parse(text: &str) -> Option<(RecordId, Secret)> {
-        let (record, secret) = text.rsplit_once('.')?;
-        Some((RecordId::parse(record)?, Secret(decode(secret)?)))
+    pub(crate) fn read(keys: Option<&Keys>, text: &str, now: u64) -> Option<Presented> {
+        if text.len() > Self::MAX_LEN {
+            return None;
+        }
+        let Some(keys) = keys else { return Self::parse(text, false) };
+        // A sealed text has no dots.
+        if text.contains('.') {
+            return keys.takes_plain(now).then(|| Self::parse(text, keys.seals()))?;
+        }
+        let sealed = Base64UrlUnpadded::decode_vec(text).ok()?;
+        match keys.open(Purpose::Id, &sealed) {
+            Ok(opened) => Self::parse(std::str::from_utf8(&opened.text).ok()?, opened.stale),
+            Err(error) => {
+                tracing::info!(%error, "an ID was refused");
+                None
+            }
+        }
     }
 
+    fn parse(plain: &str, stale: bool) -> Option<Presented> {
+        let (record, secret) = plain.rsplit_once('.')?;
+        Some(Presented { record: RecordId::parse(record)?, secret: Secret(decode(secret)?), stale })
+    }
+
+    const MAX_PLAIN: usize = RecordId::MAX_LEN + 1 + 43;
+
     /// The longest text that can be one.
-    pub(crate) const MAX_LEN: usize = RecordId::MAX_LEN + 1 + 43;
+    pub(crate) const MAX_LEN: usize = (4 * (Self::MAX_PLAIN + keyring::OVERHEAD)).div_ceil(3);
 }
 
 impl AsRef<str> for SessionId {
@@ -276,7 +320,11 @@ mod tests {
     fn id(owner: Option<Owner>) -> (SessionId, RecordId, Secret) {
         let record = RecordId::new(owner, Sid::random().unwrap());
         let secret = Secret::random().unwrap();
-        (SessionId::new(record, &secret), record, secret)
+        (SessionId::new(None, record, &secret).unwrap(), record, secret)
+    }
+
+    fn read(text: &str) -> Option<Presented> {
+        SessionId::read(None, text, 0)
     }
 
     #[test]
@@ -284,9 +332,10 @@ mod tests {
         let owner = Owners::new("sessions", b"").unwrap().owner("ada");
         for owner in [None, Some(owner)] {
             let (id, record, secret) = id(owner);
-            let (parsed, same) = SessionId::parse(id.as_str()).unwrap();
-            assert_eq!(parsed, record);
-            assert!(same.hash().matches(&secret.hash()));
+            let read = read(id.as_str()).unwrap();
+            assert_eq!(read.record, record);
+            assert!(read.secret.hash().matches(&secret.hash()));
+            assert!(!read.stale);
             assert_eq!(record.to_string().parse::<RecordId>().unwrap(), record);
         }
     }
@@ -301,10 +350,10 @@ mod tests {
             (Some(owner), "Rii4kzINEgUu4Shaqdfvmg.AAAAAAAAQACAAAAAAAAAAA.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"),
         ] {
             let record = RecordId::new(owner, Sid::parse("AAAAAAAAQACAAAAAAAAAAA").unwrap());
-            assert_eq!(SessionId::new(record, &secret).as_str(), golden);
-            let (read, same) = SessionId::parse(golden).unwrap();
-            assert_eq!(read, record);
-            assert!(same.hash().matches(&secret.hash()));
+            assert_eq!(SessionId::new(None, record, &secret).unwrap().as_str(), golden);
+            let read = read(golden).unwrap();
+            assert_eq!(read.record, record);
+            assert!(read.secret.hash().matches(&secret.hash()));
         }
     }
 
@@ -313,11 +362,11 @@ mod tests {
         let (id, ..) = id(None);
         let (head, last) = id.as_str().split_at(id.as_str().len() - 1);
         let others = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-        let (_, secret) = SessionId::parse(id.as_str()).unwrap();
+        let secret = read(id.as_str()).unwrap().secret;
         for other in others.chars().filter(|c| !last.contains(*c)) {
             // 43 characters hold 258 bits: the last two must be zero, or two texts would be one ID.
-            if let Some((_, parsed)) = SessionId::parse(&format!("{head}{other}")) {
-                assert!(!parsed.hash().matches(&secret.hash()));
+            if let Some(read) = read(&format!("{head}{other}")) {
+                assert!(!read.secret.hash().matches(&secret.hash()));
             }
         }
     }
@@ -327,10 +376,10 @@ mod tests {
         let (id, ..) = id(None);
         let long = "a".repeat(4096);
         for text in ["", ".", "..", "...", "a.b", "../../etc/passwd", "\0", "é", &long, &id.as_str()[1..]] {
-            assert!(SessionId::parse(text).is_none() || text.len() == id.as_str().len() - 1, "{text}");
+            assert!(read(text).is_none() || text.len() == id.as_str().len() - 1, "{text}");
         }
         for end in 0..id.as_str().len() {
-            assert!(SessionId::parse(&id.as_str()[..end]).is_none());
+            assert!(read(&id.as_str()[..end]).is_none());
         }
     }
 

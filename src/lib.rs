@@ -51,7 +51,7 @@
 //! 3. The handler reads, and records what is to change.
 //! 4. When its response is ready the layer writes that: one conditional update. If another request has written meanwhile,
 //!    the same changes are made to what is there now; if the session has ended meanwhile, nothing is revived.
-//! 5. A cookie is set if there is a new ID, and only once its record is stored.
+//! 5. A cookie is set if there is a new ID, and only once its record is stored; or if the [key](keyring) has changed that seals it.
 //!
 //! A response with a status of 500 and above, or 408, takes back everything but a sign-out. See [`session`] for more, and
 //! [`Sessions`] for the module without HTTP: for jobs, command lines, and pages that list a user's sessions.
@@ -61,6 +61,7 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `axum` | yes | [`Session`], `Option<Session>` and [`SessionKey`] as extractors, [`Error`] as a response |
+//! | `redis` | no | [`RedisSessions`]: one server, Sentinel or Cluster, TLS included |
 //!
 //! Without `axum` this is a plain tower layer over the types of [`http`].
 //!
@@ -90,6 +91,7 @@ mod sessions;
 mod turns;
 
 mod id;
+pub mod keyring;
 mod record;
 
 pub mod backend;
@@ -97,7 +99,11 @@ pub mod backend;
 mod error;
 
 pub use ::cookie::SameSite;
+#[cfg(feature = "redis")]
+pub use ::redis;
 
+#[cfg(feature = "redis")]
+pub use self::backend::redis::{RedisBackend, RedisServer, RedisSessions};
 #[cfg(feature = "axum")]
 pub use self::extract::SessionKey;
 pub use self::{
@@ -112,6 +118,7 @@ pub use self::{
     error::{BoxError, Error, ErrorKind},
     future::ResponseFuture,
     id::{Owner, RecordId, SessionId},
+    keyring::Keyring,
     layer::SessionLayer,
     record::{Record, Serializer},
     service::SessionService,

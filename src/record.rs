@@ -7,8 +7,9 @@
 //! {"v":1,"realm":"…","id":"…","key":"ada","hash":"…","created":…,"signed_in":…,"seen":…,"deadline":…,"data":{…}}
 //! ```
 //!
-//! Times are milliseconds since 1970. The first byte, `{`, stands for this format; others may follow. With a
-//! [`Serializer`] of one's own there is no `data` inside, and what that wrote follows the last brace.
+//! Times are milliseconds since 1970. The first byte, `{`, stands for this format. With a [`Serializer`] of one's own there
+//! is no `data` inside, and what that wrote follows the last brace. With a [`Keyring`](crate::Keyring) all of this is
+//! sealed, and the first byte is 2.
 
 use std::{borrow::Cow, fmt, io::Write, sync::Arc, time::Duration};
 
@@ -19,6 +20,7 @@ use crate::{
     BoxError, Data, Error, ErrorKind,
     data::Fields,
     id::{RecordId, SecretHash},
+    keyring::{self, Keys, Opened, Purpose},
 };
 
 /// What a [`Backend`](crate::Backend) stores under a [`RecordId`].
@@ -96,12 +98,15 @@ pub(crate) struct Contents {
 pub(crate) struct Codec {
     pub(crate) realm: String,
     pub(crate) serializer: Option<Arc<dyn Serializer>>,
+    pub(crate) keys: Option<Arc<Keys>>,
+    /// Of what is sealed, not of what that adds.
     pub(crate) max_size: usize,
 }
 
 impl Codec {
     /// # Errors
-    /// `Data` if the serializer fails, `TooLarge` if the payload is.
+    /// `Data` if the serializer fails, `TooLarge` if the payload is, `Unavailable` if it is to be sealed and the system has no
+    /// random bytes.
     pub(crate) fn write(&self, id: RecordId, contents: &Contents) -> Result<Bytes, Error> {
         let mut out = Vec::with_capacity(320 + contents.data.json_len());
         self.write_head(&mut out, id, contents)
@@ -126,7 +131,10 @@ impl Codec {
             let message = format!("a session of {} bytes is larger than max_size, {} bytes", out.len(), self.max_size);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
-        Ok(out.into())
+        match self.keys.as_ref().filter(|keys| keys.seals()) {
+            None => Ok(out.into()),
+            Some(keys) => Ok(keys.seal(Purpose::Record(id), &out)?.into()),
+        }
     }
 
     fn write_head(&self, out: &mut Vec<u8>, id: RecordId, contents: &Contents) -> std::io::Result<()> {
@@ -156,14 +164,41 @@ impl Codec {
         Ok(())
     }
 
+    /// The contents, and whether the payload is stale: not sealed as it would be today.
+    ///
     /// # Errors
-    /// `Unreadable` whatever is wrong with it, in words that say what and show nothing of it.
-    pub(crate) fn read(&self, id: RecordId, payload: &Bytes) -> Result<Contents, Error> {
-        self.read_if(id, payload, |_| true)?.ok_or_else(|| unreadable("a record was not asked for"))
+    /// `Corrupt` or `WrongKey` if it is sealed and does not open, else `Unreadable` whatever is wrong with it, in words that
+    /// say what and show nothing of it.
+    pub(crate) fn read(&self, id: RecordId, payload: &Bytes, now: u64) -> Result<(Contents, bool), Error> {
+        self.read_if(id, payload, now, |_| true)?.ok_or_else(|| unreadable("a record was not asked for"))
     }
 
     /// The same, if its secrets are the right ones: for a stranger the data is not even looked at.
     pub(crate) fn read_if(
+        &self,
+        id: RecordId,
+        payload: &Bytes,
+        now: u64,
+        is_right: impl FnOnce(&Secrets<'_>) -> bool,
+    ) -> Result<Option<(Contents, bool)>, Error> {
+        let is_sealed = payload.first() == Some(&keyring::SEALED);
+        let opened;
+        let (plain, stale) = match &self.keys {
+            None if is_sealed => return Err(keyring::wrong_key()),
+            None => (payload, false),
+            Some(keys) if is_sealed => {
+                let Opened { text, stale } = keys.open(Purpose::Record(id), payload)?;
+                opened = Bytes::from(text);
+                (&opened, stale)
+            }
+            Some(keys) if keys.takes_plain(now) => (payload, keys.seals()),
+            Some(_) => return Err(unreadable("a record is not sealed, and there is a keyring")),
+        };
+        let contents = self.read_plain(id, plain, is_right)?;
+        Ok(contents.map(|contents| (contents, stale)))
+    }
+
+    fn read_plain(
         &self,
         id: RecordId,
         payload: &Bytes,
@@ -277,7 +312,7 @@ mod tests {
     use crate::id::{Owners, Secret, Sid};
 
     fn codec() -> Codec {
-        Codec { realm: Owners::new("sessions", b"").unwrap().realm(), serializer: None, max_size: 1 << 20 }
+        Codec { realm: Owners::new("sessions", b"").unwrap().realm(), serializer: None, keys: None, max_size: 1 << 20 }
     }
 
     fn contents(key: Option<&str>) -> Contents {
@@ -305,7 +340,7 @@ mod tests {
         for key in [None, Some("ada"), Some("a\0\"{}*é:")] {
             let (id, contents) = (id(key), contents(key));
             let payload = codec().write(id, &contents).unwrap();
-            let read = codec().read(id, &payload).unwrap();
+            let read = codec().read(id, &payload, 0).unwrap().0;
             assert_eq!(read.key, contents.key);
             assert!(read.hash.matches(&contents.hash));
             assert_eq!(read.previous.len(), 2);
@@ -321,7 +356,7 @@ mod tests {
         let id = id(Some("ada"));
         let payload = codec().write(id, &contents(Some("ada"))).unwrap();
         for end in 0..payload.len() {
-            let error = codec().read(id, &payload.slice(..end)).err().unwrap();
+            let error = codec().read(id, &payload.slice(..end), 0).err().unwrap();
             assert_eq!(error.kind(), ErrorKind::Unreadable);
         }
     }
@@ -330,10 +365,10 @@ mod tests {
     fn a_record_under_another_name_or_prefix_is_unreadable() {
         let (ada, grace) = (id(Some("ada")), id(Some("grace")));
         let payload = codec().write(ada, &contents(Some("ada"))).unwrap();
-        assert_eq!(codec().read(grace, &payload).err().unwrap().kind(), ErrorKind::Unreadable);
+        assert_eq!(codec().read(grace, &payload, 0).err().unwrap().kind(), ErrorKind::Unreadable);
 
         let other = Codec { realm: Owners::new("sessions", b"a pepper").unwrap().realm(), ..codec() };
-        assert_eq!(other.read(ada, &payload).err().unwrap().kind(), ErrorKind::Unreadable);
+        assert_eq!(other.read(ada, &payload, 0).err().unwrap().kind(), ErrorKind::Unreadable);
     }
 
     /// Written by version 0.1.0: every later version must read it.
@@ -343,7 +378,7 @@ mod tests {
         let golden = Bytes::from_static(golden);
         let owner = Owners::new("sessions", b"").unwrap().owner("ada");
         let id = RecordId::new(Some(owner), Sid::parse("AAAAAAAAQACAAAAAAAAAAA").unwrap());
-        let read = codec().read(id, &golden).unwrap();
+        let read = codec().read(id, &golden, 0).unwrap().0;
         assert_eq!(read.key.as_deref(), Some("ada"));
         assert_eq!(read.data.get::<String>("role").unwrap().as_deref(), Some("admin"));
         assert_eq!(codec().write(id, &read).unwrap(), golden);
@@ -354,6 +389,6 @@ mod tests {
         let id = id(None);
         let payload = codec().write(id, &contents(None)).unwrap();
         let text = std::str::from_utf8(&payload).unwrap().replacen(r#""created""#, r#""later":[1],"created""#, 1);
-        assert!(codec().read(id, &Bytes::from(text)).is_ok());
+        assert!(codec().read(id, &Bytes::from(text), 0).is_ok());
     }
 }

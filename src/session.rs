@@ -51,10 +51,11 @@ use tokio::{
 };
 
 use crate::{
-    Data, Error, ErrorKind, SessionId,
+    Data, Error, ErrorKind,
     change::{Change, Identity, Modifies, Plan},
     commit::{Attempt, Base, Draft, Effect, Limits},
     data::json,
+    id::Presented,
     service::Gate,
     sessions::{Found, Live, not_found, too_late},
     visit::Commit,
@@ -110,6 +111,8 @@ struct State {
     sent: bool,
     /// What the response is to say.
     effect: Option<Effect>,
+    /// The ID that the request came with, if its cookie is to be sealed anew.
+    stale: Option<Box<Presented>>,
 }
 
 /// When a commit happens.
@@ -345,13 +348,19 @@ impl Session {
     pub(crate) fn close(&self, failed: bool) -> Option<Commit> {
         if let Ok(_turn) = self.0.turn.try_lock() {
             let mut state = self.lock();
-            if state.log.is_empty() {
+            if state.log.is_empty() && state.stale.is_none() {
                 state.sent = true;
                 state.spent = Duration::ZERO;
                 return None;
             }
         }
         Some(Commit::new(self.clone(), if failed { When::Failure } else { When::Response }))
+    }
+
+    /// The same for a request that is gone: there is no response to carry a cookie.
+    pub(crate) fn abandon(&self) -> Option<Commit> {
+        self.lock().stale = None;
+        self.close(true)
     }
 
     pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
@@ -375,6 +384,9 @@ impl Session {
         if committed.as_ref().is_err_and(|error| error.kind() != ErrorKind::Unavailable) && self.has_endings() {
             // Whatever else is wrong with what was recorded, it does not keep anybody signed in.
             self.commit_in_turn(When::Failure).await?;
+        }
+        if committed.is_ok() {
+            self.renew_cookie().await;
         }
         self.leave(committed.is_ok());
         committed
@@ -425,26 +437,26 @@ impl Session {
         if self.is_loaded() {
             return Ok(());
         }
-        let base = self.within_budget(pin!(self.fetch())).await?;
+        let (base, stale) = self.within_budget(pin!(self.fetch())).await?;
+        self.lock().stale = stale;
         self.settle(base, Modifies::Recorded);
         Ok(())
     }
 
-    /// The session that the cookies lead to.
-    async fn fetch(&self) -> Result<Base, Error> {
+    /// The session that the cookies lead to, and the ID that did if its cookie is to be sealed anew.
+    async fn fetch(&self) -> Result<(Base, Option<Box<Presented>>), Error> {
         let sessions = &self.0.gate.sessions;
         let cookies = self.0.cookies.as_deref().unwrap_or_default();
-        let ids = cookies.split(';').filter_map(SessionId::parse).take(MAX_COOKIES);
+        let ids = cookies.split(';').filter_map(|text| sessions.presented(text)).take(MAX_COOKIES);
         let mut found: Option<(Box<Live>, _)> = None;
         let mut otherwise = Base::Nothing;
-        for (id, secret) in ids {
-            let hash = secret.hash();
-            match (sessions.look(id, &hash).await?, &found) {
-                (Found::Live(live), None) => found = Some((live, hash)),
+        for id in ids {
+            match (sessions.look(id.record, &id.secret.hash()).await?, &found) {
+                (Found::Live(live), None) => found = Some((live, id)),
                 (Found::Live(live), Some((first, _))) if live.id.owner() != first.id.owner() => {
                     // One of them was planted, and there is no telling which.
                     tracing::warn!("a request came with live sessions of different owners, and got none");
-                    return Ok(Base::Nothing);
+                    return Ok((Base::Nothing, None));
                 }
                 (Found::Ended, _) => otherwise = Base::Replaced,
                 (Found::Unreadable(error), _) if matches!(otherwise, Base::Nothing) => {
@@ -453,9 +465,12 @@ impl Session {
                 (Found::Live(_) | Found::Unreadable(_) | Found::Nothing, _) => {}
             }
         }
-        let Some((live, hash)) = found else { return Ok(otherwise) };
+        let Some((live, id)) = found else { return Ok((otherwise, None)) };
         sessions.touch(&live);
-        Ok(Base::Live(live, hash))
+        let hash = id.secret.hash();
+        // Who came with a secret from before a rework has the newest on its way.
+        let stale = (id.stale && live.contents.hash.matches(&hash)).then(|| Box::new(id));
+        Ok((Base::Live(live, hash), stale))
     }
 
     /// Takes what was loaded or written for what is there, and applies to it what is recorded.
@@ -537,6 +552,26 @@ impl Session {
                 tracing::info!("changes to a session that is gone were dropped");
                 Ok(())
             }
+        }
+    }
+
+    /// Seals the cookie anew, if what it was sealed with is to go, and nothing else sets it.
+    ///
+    /// The session is looked at once more: a login or a rework may have answered since, and its cookie must stay.
+    async fn renew_cookie(&self) {
+        let stale = {
+            let mut state = self.lock();
+            state.stale.take().filter(|_| state.effect.is_none())
+        };
+        let Some(stale) = stale else { return };
+        let (sessions, hash) = (&self.0.gate.sessions, stale.secret.hash());
+        match self.within_budget(pin!(sessions.look(stale.record, &hash))).await {
+            Ok(Found::Live(live)) if live.contents.hash.matches(&hash) => {
+                let id = sessions.id(stale.record, &stale.secret);
+                self.lock().effect = id.ok().map(|id| Effect::Set(id, live.contents.deadline));
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "a cookie was not sealed anew"),
         }
     }
 

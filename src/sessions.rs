@@ -19,7 +19,7 @@ use crate::{
     AnyBackend, Backend, Builder, Clock, Data, Error, ErrorKind, Outcome, Owner, Record, RecordId, SessionId,
     builder::IdFactory,
     clock::millis,
-    id::{Owners, Secret, SecretHash, Sid, random},
+    id::{Owners, Presented, Secret, SecretHash, Sid, random},
     record::{Codec, Contents},
     turns::Turns,
 };
@@ -87,6 +87,8 @@ struct Shared {
 
 /// What the [`Builder`] was told.
 pub(crate) struct Policy {
+    #[cfg(feature = "redis")]
+    pub(crate) sessions_key: String,
     pub(crate) codec: Codec,
     pub(crate) owners: Owners,
     pub(crate) default_ttl: Option<Duration>,
@@ -117,6 +119,8 @@ pub(crate) struct Live {
     /// What the backend still gave it.
     pub(crate) ttl: Duration,
     pub(crate) contents: Contents,
+    /// The record is not sealed as it would be today.
+    pub(crate) stale: bool,
 }
 
 /// What became of a write.
@@ -211,21 +215,21 @@ impl<B: Backend> Sessions<B> {
     /// [`ErrorKind::NotFound`] if there is no such session, and as [`get`](Self::get).
     pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
         self.within_time(async {
-            let id = id.as_ref();
-            let live = self.find(id).await?.ok_or_else(not_found)?;
-            let (record, old) = SessionId::parse(id).ok_or_else(not_found)?;
+            let old = self.presented(id.as_ref()).ok_or_else(not_found)?;
+            let live = self.find_presented(&old).await?.ok_or_else(not_found)?;
             let new = Secret::random()?;
+            let (new_id, old_hash) = (self.id(old.record, &new)?, old.secret.hash());
             let live = self
                 .rewrite(live, random_version()?, |contents| {
-                    self.rotate(contents, &old.hash(), &new);
+                    self.rotate(contents, &old_hash, &new);
                     Ok(true)
                 })
                 .await?
                 .done()?;
             match live.contents.hash.matches(&new.hash()) {
-                true => Ok(SessionId::new(record, &new)),
+                true => Ok(new_id),
                 // Somebody else has rotated it. Without a grace the ID is dead by now.
-                false if live.contents.opens_with(&old.hash(), self.now()) => Ok(SessionId::new(record, &old)),
+                false if live.contents.opens_with(&old_hash, self.now()) => Ok(SessionId::known(id.as_ref())),
                 false => Err(not_found()),
             }
         })
@@ -327,8 +331,14 @@ impl<B: Backend> Sessions<B> {
 
     /// Where the text of an ID leads; `None` for nowhere.
     async fn find(&self, id: &str) -> Result<Option<Live>, Error> {
-        let Some((id, secret)) = SessionId::parse(id) else { return Ok(None) };
-        match self.look(id, &secret.hash()).await? {
+        match self.presented(id) {
+            Some(presented) => self.find_presented(&presented).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn find_presented(&self, id: &Presented) -> Result<Option<Live>, Error> {
+        match self.look(id.record, &id.secret.hash()).await? {
             Found::Live(live) => Ok(Some(*live)),
             Found::Unreadable(error) => Err(error),
             Found::Ended | Found::Nothing => Ok(None),
@@ -382,14 +392,24 @@ impl<B: Backend> Sessions<B> {
         self.shared.policy.owners.owner(key)
     }
 
+    /// What a text says that may be an ID; `None` if it is none, or does not open.
+    pub(crate) fn presented(&self, text: &str) -> Option<Presented> {
+        SessionId::read(self.shared.policy.codec.keys.as_deref(), text, self.now())
+    }
+
+    pub(crate) fn id(&self, record: RecordId, secret: &Secret) -> Result<SessionId, Error> {
+        SessionId::new(self.shared.policy.codec.keys.as_deref(), record, secret)
+    }
+
     /// Asks the backend for a record, and the record for the secret, before anything else is done with it.
     pub(crate) async fn look(&self, id: RecordId, secret: &SecretHash) -> Result<Found, Error> {
         let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
         let now = self.now();
-        let opened = self.shared.policy.codec.read_if(record.id, &record.payload, |head| head.opens_with(secret, now));
-        let contents =
-            match opened.and_then(|contents| contents.map(|contents| self.check_owner(id, contents)).transpose()) {
-                Ok(Some(contents)) => contents,
+        let codec = &self.shared.policy.codec;
+        let opened = codec.read_if(record.id, &record.payload, now, |head| head.opens_with(secret, now));
+        let (contents, stale) =
+            match opened.and_then(|opened| opened.map(|opened| self.check_owner(id, opened)).transpose()) {
+                Ok(Some(opened)) => opened,
                 Ok(None) => {
                     tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
                     return Ok(Found::Nothing);
@@ -399,7 +419,7 @@ impl<B: Backend> Sessions<B> {
                     return Ok(Found::Unreadable(error));
                 }
             };
-        let live = Live { id, version: record.version, ttl: record.ttl, contents };
+        let live = Live { id, version: record.version, ttl: record.ttl, contents, stale };
         Ok(match live {
             live if live.contents.ended => Found::Ended,
             live if live.is_live_at(now) => Found::Live(Box::new(live)),
@@ -408,9 +428,9 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// A session that its owner could not clear is nobody's.
-    fn check_owner(&self, id: RecordId, contents: Contents) -> Result<Contents, Error> {
-        match contents.key.as_deref().map(|key| self.owner(key)) == id.owner() {
-            true => Ok(contents),
+    fn check_owner(&self, id: RecordId, opened: (Contents, bool)) -> Result<(Contents, bool), Error> {
+        match opened.0.key.as_deref().map(|key| self.owner(key)) == id.owner() {
+            true => Ok(opened),
             false => Err(Error::new(ErrorKind::Unreadable, "a record belongs to another session key")),
         }
     }
@@ -445,14 +465,14 @@ impl<B: Backend> Sessions<B> {
         // A name may be taken: that of a broken factory always is.
         for _ in 0..TRIES_FOR_A_NAME {
             let id = RecordId::new(owner, self.new_sid()?);
-            let live = Live { id, version: random_version()?, ttl: self.ttl(&contents), contents };
-            let record = self.seal(&live)?;
+            let live = Live { id, version: random_version()?, ttl: self.ttl(&contents), contents, stale: false };
+            let (record, text) = (self.seal(&live)?, self.id(id, &secret)?);
             let unclaimed = Unclaimed::new(self, id);
             let created = self.backend.create(record).await.map_err(on_create)?;
             unclaimed.claim();
             if created {
                 tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
-                return Ok((live, SessionId::new(id, &secret)));
+                return Ok((live, text));
             }
             contents = live.contents;
         }
@@ -469,7 +489,7 @@ impl<B: Backend> Sessions<B> {
     async fn write(&self, live: &Live, version: i64, mut contents: Contents) -> Result<Written, Error> {
         contents.seen = self.now();
         let ttl = self.ttl(&contents);
-        self.write_for(live, Live { id: live.id, version, ttl, contents }).await
+        self.write_for(live, Live { id: live.id, version, ttl, contents, stale: false }).await
     }
 
     async fn write_for(&self, live: &Live, new: Live) -> Result<Written, Error> {
@@ -565,7 +585,8 @@ impl<B: Backend> Sessions<B> {
     /// Not `delete`, even for no time at all: only this way it is known that what was ended was not a tombstone.
     pub(crate) async fn bury(&self, live: &Live, ttl: Duration) -> Result<Written, Error> {
         let contents = Contents { ended: true, data: Data::default(), ..live.contents.clone() };
-        let written = self.write_for(live, Live { id: live.id, version: random_version()?, ttl, contents }).await?;
+        let new = Live { id: live.id, version: random_version()?, ttl, contents, stale: false };
+        let written = self.write_for(live, new).await?;
         if let Written::Done(_) = written {
             tracing::debug!(session = live.id.sid(), "a session was ended");
         }
@@ -591,37 +612,50 @@ impl<B: Backend> Sessions<B> {
             .map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
     }
 
-    /// Tells the backend that the session is in use, in the background, if it was not told lately.
+    /// Tells the backend that the session is in use, in the background, if it was not told lately. A record that is not
+    /// sealed as it would be today is sealed anew on this occasion.
     pub(crate) fn touch(&self, live: &Live) {
-        let Some(idle) = self.idle(&live.contents) else { return };
-        let full = self.ttl(&live.contents);
-        let interval = self
-            .shared
-            .policy
-            .touch_interval
-            .unwrap_or_else(|| (Duration::from_millis(idle) / 10).min(MAX_TOUCH_INTERVAL));
-        if full.saturating_sub(live.ttl) < interval.max(Duration::from_millis(1)) {
+        if !live.stale && !self.is_touch_due(live) {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let Ok(permit) = self.permit() else { return };
         let Some(touching) = Touching::begin(&self.shared, live.id) else { return };
-        let (backend, id, version) = (Arc::clone(&self.backend), live.id, live.version);
-        let time = self.request_time();
+        let (sessions, live) = (self.clone(), live.clone());
         runtime.spawn(async move {
-            match timeout(time, backend.touch(id, version, full)).await {
+            let id = live.id;
+            match timeout(sessions.request_time(), sessions.refresh(live)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(error, session = id.sid(), "a session was not touched"),
+                Ok(Err(error)) => tracing::debug!(%error, session = id.sid(), "a session was not touched"),
                 Err(_) => tracing::debug!(session = id.sid(), "a session was not touched in time"),
             }
             drop((touching, permit));
         });
     }
 
+    fn is_touch_due(&self, live: &Live) -> bool {
+        let Some(idle) = self.idle(&live.contents) else { return false };
+        let interval = self
+            .shared
+            .policy
+            .touch_interval
+            .unwrap_or_else(|| (Duration::from_millis(idle) / 10).min(MAX_TOUCH_INTERVAL));
+        self.ttl(&live.contents).saturating_sub(live.ttl) >= interval.max(Duration::from_millis(1))
+    }
+
+    async fn refresh(&self, live: Live) -> Result<(), Error> {
+        if live.stale {
+            // Whoever has written to it meanwhile has sealed it, too.
+            return self.write(&live, random_version()?, live.contents.clone()).await.map(drop);
+        }
+        let touched = self.backend.touch(live.id, live.version, self.ttl(&live.contents)).await;
+        touched.map_err(|error| Error::backend("a session could not be touched", error))
+    }
+
     fn unseal(&self, record: Record) -> Result<Live, Error> {
-        let contents = self.shared.policy.codec.read(record.id, &record.payload)?;
-        let contents = self.check_owner(record.id, contents)?;
-        Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents })
+        let opened = self.shared.policy.codec.read(record.id, &record.payload, self.now())?;
+        let (contents, stale) = self.check_owner(record.id, opened)?;
+        Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents, stale })
     }
 
     fn seal(&self, live: &Live) -> Result<Record, Error> {

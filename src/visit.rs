@@ -26,7 +26,7 @@ impl Visit {
 impl Drop for Visit {
     fn drop(&mut self) {
         // An unfinished commit that is dropped goes on in a task.
-        drop(self.0.take().and_then(|session| session.close(true)));
+        drop(self.0.take().and_then(|session| session.abandon()));
     }
 }
 

@@ -106,6 +106,8 @@
 mod any;
 pub mod json;
 pub(crate) mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::time::Duration;
 

@@ -208,6 +208,26 @@ fn a_store_that_is_not_there_is_an_error_in_words() {
     assert!(said.contains("SESSION_STORE") && said.contains("floppy") && !said.contains("secret"), "{said}");
 }
 
+#[cfg(feature = "redis")]
+#[test]
+fn two_processes_on_one_redis_are_one_application() {
+    use crate::redis::{harness::binary, process};
+    let Some(binary) = binary() else { return };
+    let redis = process::Process::start_on(&binary, process::ports(1)[0], &[]);
+    let apps = [App::start_on(&redis.uri()), App::start_on(&redis.uri())];
+    let mut browser = apps[0].browser();
+    browser.sign_in("ada", "lovelace");
+    browser.address.clone_from(&apps[1].address);
+    assert_eq!(browser.get("/private").status, 200);
+    let mut phone = apps[1].browser();
+    phone.sign_in("ada", "lovelace");
+    assert_eq!(browser.get("/").sessions().len(), 2);
+    phone.post("/logout-everywhere", &[]);
+    assert_eq!(browser.get("/private").status, 401);
+    browser.address.clone_from(&apps[0].address);
+    assert_eq!(browser.get("/private").status, 401);
+}
+
 /// The example, serving on a port of its own until it is dropped.
 struct App {
     child: Child,

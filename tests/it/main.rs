@@ -10,6 +10,7 @@ mod store;
 mod concurrency;
 mod cookies;
 mod cost;
+mod encryption;
 mod endings;
 mod faults;
 mod http;
@@ -19,6 +20,9 @@ mod login;
 mod manifest;
 mod memory;
 mod module;
+mod parsers;
+#[cfg(feature = "redis")]
+mod redis;
 mod regressions;
 mod review3;
 mod secrets;

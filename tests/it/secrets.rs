@@ -2,13 +2,13 @@
 
 use std::{cell::RefCell, fmt::Write};
 
-use jam_session::{Backend, Data, Session, SessionKey};
+use jam_session::{Backend, Data, Keyring, Session, SessionKey};
 use serde_json::json;
 use tracing::{Event, Subscriber, field::Visit, span};
 
 use crate::{
     client::Client,
-    store::{Fault, Store},
+    store::{Fault, Options, Store},
 };
 
 thread_local! {
@@ -44,9 +44,15 @@ impl Subscriber for Log {
     fn exit(&self, _: &span::Id) {}
 }
 
+fn log_all() {
+    // Only the first of the tests in this process that want it can set it, and that is enough.
+    let _ = tracing::subscriber::set_global_default(Log);
+    LOG.take();
+}
+
 #[tokio::test]
 async fn p13_nothing_secret_is_logged_or_printed() {
-    tracing::subscriber::set_global_default(Log).unwrap();
+    log_all();
     let store = Store::memory().await;
     let (layer, sessions) = (store.layer(), store.sessions());
     let client = Client::new(&layer);
@@ -101,6 +107,57 @@ async fn p13_nothing_secret_is_logged_or_printed() {
                 assert!(!text.contains(owner), "{text}");
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn p13_a_keyring_adds_nothing_to_logs_and_errors() {
+    log_all();
+    let (store, keyring) = (Store::memory().await, Keyring::generate().unwrap());
+    let key = keyring.primary_secret();
+    let mut printed = format!("{keyring:?}");
+    for wrong in [format!("{key}="), format!("{key}A"), key[..40].to_owned(), format!("{key},{key}")] {
+        let error = Keyring::new(wrong).unwrap_err();
+        printed += &format!("{error} {error:?}");
+    }
+    let error = keyring.clone().also_opens(&key).unwrap_err();
+    printed += &format!("{error} {error:?}");
+
+    let layer = store.layer_with(Options { keyring: Some(keyring.clone()), ..Options::default() });
+    let other = Keyring::generate().unwrap().also_opens(&key).unwrap();
+    let moved = store.layer_with(Options { keyring: Some(other), ..Options::default() });
+    printed += &format!("{layer:?}");
+    let client = Client::new(&layer);
+    client.does(|session| session.create("ada-lovelace", json!({"card": "4111-1111"}))).await.ok();
+    let mut ids = vec![client.id().unwrap()];
+    // Forged, foreign, plain; then sealed anew, and spoilt.
+    let thief = Client::new(&layer);
+    for text in [&ids[0][..100], &format!("{}A", &ids[0][..ids[0].len() - 1]), "AAAAAAAAQACAAAAAAAAAAA.AAAA"] {
+        thief.set_id(text);
+        thief.does(|session| Ok(session.key().is_none().to_string())).await.ok();
+    }
+    store.fail("load", Fault::Before);
+    client.does(|session| Ok(session.key().is_none().to_string())).await;
+    let client = client.at(&moved);
+    client.does(|session| session.insert("card", "4222-2222")).await.ok();
+    ids.push(client.id().unwrap());
+    let stranger = store.sessions_with(Options { keyring: Some(Keyring::generate().unwrap()), ..Options::default() });
+    printed += &format!("{:?}", stranger.list("ada-lovelace").await.unwrap());
+    let plain = store.sessions().create("ada-lovelace", json!({})).await.unwrap();
+    let name = plain.as_str().rsplit_once('.').unwrap().0.parse().unwrap();
+    let stored = store.backend().load(name).await.unwrap().unwrap();
+    let spoilt = jam_session::Record { version: 1, payload: vec![2; 100].into(), ..stored.clone() };
+    let _ = store.backend().update(stored.version, spoilt).await.unwrap();
+    let error = store.sessions().get(&plain).await.unwrap_err();
+    printed += &format!("{error} {error:?}");
+
+    let log = LOG.take();
+    assert!(log.contains("refused") && log.contains("not listed") && log.contains("not on the keyring"), "{log}");
+    for text in [&log, &printed] {
+        for secret in ["4111", "4222", "lovelace", "card", &key[..20], &key[20..]] {
+            assert!(!text.contains(secret), "{secret} in {text}");
+        }
+        assert!(ids.iter().all(|id| !text.contains(&id[..40]) && !text.contains(&id[id.len() - 40..])), "{text}");
     }
 }
 

@@ -7,8 +7,8 @@ use std::{
 };
 
 use jam_session::{
-    Backend, Builder, Clock, JsonSessions, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions,
-    backend::Result,
+    Backend, Builder, Clock, JsonSessions, Keyring, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer,
+    Sessions, backend::Result,
 };
 
 use crate::folder::Folder;
@@ -29,6 +29,21 @@ macro_rules! on_every_store {
                 super::$test($crate::store::Store::json().await).await;
             })*
         }
+        $crate::on_every_store!(@ redis_server Server: $($test),*);
+        $crate::on_every_store!(@ redis_sentinel Sentinel: $($test),*);
+        $crate::on_every_store!(@ redis_cluster Cluster: $($test),*);
+    };
+    (@ $module:ident $topology:ident: $($test:ident),*) => {
+        #[cfg(feature = "redis")]
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let topology = $crate::redis::harness::Topology::$topology;
+                if let Some(place) = $crate::redis::harness::Place::new(topology) {
+                    super::$test($crate::store::Store::redis(place).await).await;
+                }
+            })*
+        }
     };
 }
 
@@ -43,6 +58,9 @@ pub struct Store {
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
     /// What it is in, to be removed after it.
     _folder: Option<Arc<Folder>>,
+    /// Where to make what is stored older, of a store that has a clock of its own.
+    #[cfg(feature = "redis")]
+    place: Option<Arc<crate::redis::harness::Place>>,
 }
 
 /// What goes wrong with a call.
@@ -71,6 +89,7 @@ pub struct Options {
     pub pepper: Option<&'static str>,
     pub sessions_key: Option<&'static str>,
     pub id_factory: Option<fn() -> String>,
+    pub keyring: Option<Keyring>,
 }
 
 impl Options {
@@ -104,6 +123,9 @@ impl Options {
         if let Some(factory) = self.id_factory {
             builder = builder.id_factory(factory);
         }
+        if let Some(keyring) = &self.keyring {
+            builder = builder.encrypt(keyring.clone());
+        }
         builder
     }
 }
@@ -120,9 +142,25 @@ impl Store {
         Self { _folder: Some(Arc::new(folder)), ..Self::over(inner, clock) }
     }
 
+    /// Its clock is the server's: time passes for what is stored by making that older. While a test runs, it goes on.
+    #[cfg(feature = "redis")]
+    pub async fn redis(place: crate::redis::harness::Place) -> Self {
+        let inner = place.sessions().await.erase();
+        let moment = Duration::from_secs(20);
+        Self { moment, place: Some(Arc::new(place)), ..Self::over(inner, Clock::manual()) }
+    }
+
     fn over(inner: Sessions, clock: Clock) -> Self {
-        let (calls, faults) = (Arc::default(), Arc::default());
-        Self { inner, clock, moment: Duration::from_millis(1), calls, faults, _folder: None }
+        Self {
+            inner,
+            clock,
+            moment: Duration::from_millis(1),
+            calls: Arc::default(),
+            faults: Arc::default(),
+            #[cfg(feature = "redis")]
+            place: None,
+            _folder: None,
+        }
     }
 
     /// Sessions on this store: those of one process. Two of them share nothing but the store.
@@ -145,6 +183,10 @@ impl Store {
     /// Lets time pass.
     pub fn pass(&self, time: Duration) {
         self.clock.advance(time);
+        #[cfg(feature = "redis")]
+        if let Some(place) = &self.place {
+            place.age(time);
+        }
     }
 
     /// That a time is as expected, as far as this store can tell.

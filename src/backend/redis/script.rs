@@ -1,0 +1,64 @@
+//! The scripts, and how one is called.
+
+use std::sync::LazyLock;
+
+use redis::Cmd;
+
+/// Lua, which Redis runs as one: nothing happens in between.
+///
+/// All of them keep to commands of Redis 6.2, to the keys they declare, and to one slot. Each may be run again with the same
+/// nonce: it then finds that it has run, and answers the same.
+pub(super) struct Script {
+    pub(super) text: &'static str,
+    hash: String,
+}
+
+impl Script {
+    fn new(text: &'static str) -> Self {
+        Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
+    }
+
+    /// By its hash, which the server knows once it has seen the text.
+    pub(super) fn by_hash(&self, call: &Call<'_>) -> Cmd {
+        call.command("EVALSHA", &self.hash)
+    }
+
+    /// By its text. Not `SCRIPT LOAD`, which in a Cluster waits for every node.
+    pub(super) fn by_text(&self, call: &Call<'_>) -> Cmd {
+        call.command("EVAL", self.text)
+    }
+}
+
+/// What a script is called with.
+pub(super) struct Call<'a> {
+    pub(super) keys: &'a [&'a str],
+    pub(super) args: &'a [&'a [u8]],
+}
+
+impl Call<'_> {
+    fn command(&self, name: &str, script: &str) -> Cmd {
+        let mut command = redis::cmd(name);
+        command.arg(script).arg(self.keys.len()).arg(self.keys);
+        for arg in self.args {
+            command.arg(arg);
+        }
+        command
+    }
+}
+
+macro_rules! script {
+    ($file:literal) => {
+        LazyLock::new(|| Script::new(concat!(include_str!("head.lua"), include_str!($file))))
+    };
+}
+
+pub(super) static CREATE: LazyLock<Script> = script!("create.lua");
+pub(super) static UPDATE: LazyLock<Script> = script!("update.lua");
+pub(super) static TOUCH: LazyLock<Script> = script!("touch.lua");
+pub(super) static DELETE: LazyLock<Script> = script!("delete.lua");
+pub(super) static CLEAR: LazyLock<Script> = script!("clear.lua");
+pub(super) static TIDY: LazyLock<Script> = script!("tidy.lua");
+
+pub(super) fn all() -> [&'static Script; 6] {
+    [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &TIDY]
+}

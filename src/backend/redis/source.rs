@@ -1,0 +1,252 @@
+//! Where connections come from: one server, Sentinel, a Cluster, or the application.
+
+use std::{
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    time::Duration,
+};
+
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushKind,
+    Value,
+    aio::MultiplexedConnection,
+    cluster::{ClusterClient, ClusterClientBuilder},
+    io::tcp::{TcpSettings, socket2::TcpKeepalive},
+};
+use tokio::{
+    sync::mpsc,
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
+
+use super::{
+    failure::{Failure, Kind},
+    resilient::Connection,
+};
+
+pub(super) enum Source {
+    Server(Client),
+    Sentinel(Sentinel),
+    Cluster(Box<ClusterClient>),
+    /// The application's own, which is not ours to replace.
+    Own(Box<dyn Connection>),
+}
+
+pub(super) struct Sentinel {
+    sentinels: Vec<Client>,
+    name: String,
+    /// How to speak to the master; its address is the sentinels' to tell.
+    master: ConnectionInfo,
+    /// Who knew it last.
+    first: AtomicUsize,
+}
+
+impl Source {
+    pub(super) fn server(uri: &str) -> Result<Self, Failure> {
+        Ok(Self::Server(client(parse(uri)?)?))
+    }
+
+    pub(super) fn sentinel(uri: &str, sentinels: &[String], name: String) -> Result<Self, Failure> {
+        let sentinels = sentinels.iter().map(|uri| client(parse(uri)?)).collect::<Result<Vec<_>, _>>()?;
+        if sentinels.is_empty() {
+            return Err(Failure::new(Kind::Config, "there must be a sentinel to ask"));
+        }
+        Ok(Self::Sentinel(Sentinel { sentinels, name, master: parse(uri)?, first: AtomicUsize::new(0) }))
+    }
+
+    pub(super) fn cluster(uris: &[String]) -> Result<Self, Failure> {
+        let nodes = uris.iter().map(|uri| parse(uri)).collect::<Result<Vec<_>, _>>()?;
+        if nodes.iter().any(|node| node.redis_settings().db() != 0) {
+            return Err(Failure::new(Kind::Config, "a Redis Cluster has no database but 0"));
+        }
+        if nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::Unix(_))) {
+            return Err(Failure::new(Kind::Config, "a Redis Cluster cannot be reached through unix sockets"));
+        }
+        let builder = ClusterClientBuilder::new(nodes)
+            .tcp_settings(tcp())
+            .connection_timeout(Duration::from_millis(300))
+            .response_timeout(Duration::from_millis(400))
+            .overall_response_timeout(Some(Duration::from_secs(1)))
+            .retries(5)
+            .min_retry_wait(20)
+            .max_retry_wait(200)
+            .retry_wait_formula(20, 2);
+        Ok(Self::Cluster(Box::new(builder.build()?)))
+    }
+
+    /// How long an attempt to connect may take.
+    pub(super) fn time(&self) -> Duration {
+        match self {
+            Self::Server(_) | Self::Own(_) => Duration::from_secs(1),
+            Self::Sentinel(_) | Self::Cluster(_) => Duration::from_millis(1500),
+        }
+    }
+
+    /// Whether its connections repair themselves, so that a failed operation is not repeated at once.
+    pub(super) fn heals(&self) -> bool {
+        matches!(self, Self::Cluster(_))
+    }
+
+    pub(super) async fn connect(&self) -> Result<Box<dyn Connection>, Failure> {
+        match self {
+            Self::Server(client) => Ok(Box::new(connect(client).await?)),
+            Self::Sentinel(sentinel) => Ok(Box::new(sentinel.connect().await?)),
+            Self::Cluster(client) => Ok(Box::new(client.get_async_connection().await?)),
+            Self::Own(connection) => Ok(connection.another()),
+        }
+    }
+
+    /// Calls back whenever the sentinels say that there is another master.
+    pub(super) fn watch(&self, switched: impl Fn() + Clone + Send + Sync + 'static) -> Vec<AbortHandle> {
+        let Self::Sentinel(sentinel) = self else { return Vec::new() };
+        let watch = |client: &Client| {
+            let watching = watch(client.clone(), sentinel.name.clone(), switched.clone());
+            tokio::spawn(watching).abort_handle()
+        };
+        sentinel.sentinels.iter().map(watch).collect()
+    }
+}
+
+impl Sentinel {
+    async fn connect(&self) -> Result<MultiplexedConnection, Failure> {
+        let mut failure = Failure::new(Kind::Config, "no sentinel knows a master of that name");
+        let first = self.first.load(Relaxed);
+        for at in (0..self.sentinels.len()).map(|at| (first + at) % self.sentinels.len()) {
+            match timeout(ASK, self.ask(&self.sentinels[at])).await.unwrap_or_else(|_| Err(Failure::silent())) {
+                Ok(Some(master)) => match connect_to_master(&master).await {
+                    Ok(connection) => {
+                        self.first.store(at, Relaxed);
+                        return Ok(connection);
+                    }
+                    Err(other) => failure = other,
+                },
+                Ok(None) => {}
+                Err(other) if failure.kind == Kind::Config => failure = other,
+                Err(_) => {}
+            }
+        }
+        Err(failure)
+    }
+
+    async fn ask(&self, sentinel: &Client) -> Result<Option<Client>, Failure> {
+        let mut connection = connect(sentinel).await?;
+        let mut question = redis::cmd("SENTINEL");
+        question.arg("get-master-addr-by-name").arg(&self.name);
+        let answer: Option<(String, u16)> = question.query_async(&mut connection).await?;
+        let Some((host, port)) = answer else { return Ok(None) };
+        let addr = match self.master.addr() {
+            ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
+                ConnectionAddr::TcpTls { host, port, insecure: *insecure, tls_params: tls_params.clone() }
+            }
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        client(self.master.clone().set_addr(addr)).map(Some)
+    }
+}
+
+/// While a failover is under way, a sentinel may still name the one that was.
+async fn connect_to_master(master: &Client) -> Result<MultiplexedConnection, Failure> {
+    let mut connection = connect(master).await?;
+    let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
+    let is_master = match &role {
+        Value::Array(role) => matches!(role.first(), Some(Value::BulkString(role)) if role == b"master"),
+        _ => false,
+    };
+    if is_master {
+        Ok(connection)
+    } else {
+        Err(Failure::new(Kind::Demoted, "the master that a sentinel named is none"))
+    }
+}
+
+async fn connect(client: &Client) -> Result<MultiplexedConnection, Failure> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT))
+        // The deadline of the operation holds instead.
+        .set_response_timeout(None)
+        .set_pipeline_buffer_size(1024);
+    Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+}
+
+/// Listens to one sentinel, for as long as nobody aborts it.
+async fn watch(sentinel: Client, name: String, switched: impl Fn()) {
+    let mut missed = false;
+    loop {
+        if let Err(failure) = listen(&sentinel, &name, &mut missed, &switched).await {
+            tracing::debug!(%failure, "a sentinel cannot be listened to");
+        }
+        sleep(LISTEN_AGAIN).await;
+    }
+}
+
+async fn listen(sentinel: &Client, name: &str, missed: &mut bool, switched: &impl Fn()) -> Result<(), Failure> {
+    let info = sentinel.get_connection_info().clone();
+    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+    let (sender, mut pushes) = mpsc::unbounded_channel();
+    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_push_sender(sender);
+    let client = Client::open(info.set_redis_settings(settings))?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    connection.subscribe("+switch-master").await?;
+    // Between two connections it may have said so: the next operation asks anew.
+    if std::mem::replace(missed, true) {
+        switched();
+    }
+    while let Some(push) = pushes.recv().await {
+        match push.kind {
+            PushKind::Message if push.data.iter().any(|part| is_about(part, name)) => {
+                tracing::info!("the sentinels have made another server the master");
+                switched();
+            }
+            PushKind::Disconnection => break,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// `<name> <old host> <old port> <new host> <new port>`
+fn is_about(message: &Value, name: &str) -> bool {
+    match message {
+        Value::BulkString(text) => text.strip_prefix(name.as_bytes()).is_some_and(|rest| rest.starts_with(b" ")),
+        _ => false,
+    }
+}
+
+fn parse(uri: &str) -> Result<ConnectionInfo, Failure> {
+    let wrong = |_| {
+        Failure::new(
+            Kind::Config,
+            "a Redis URI is redis://, rediss:// or unix://, such as redis://:password@host:6379/0",
+        )
+    };
+    let info = uri.into_connection_info().map_err(wrong)?;
+    if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+        provide_crypto();
+    }
+    let settings = info.redis_settings().clone().set_lib_name("jam-session", env!("CARGO_PKG_VERSION"));
+    Ok(info.set_redis_settings(settings).set_tcp_settings(tcp()))
+}
+
+fn client(info: ConnectionInfo) -> Result<Client, Failure> {
+    Ok(Client::open(info)?)
+}
+
+/// Without a provider that the process has chosen, or that is the only one compiled in, rustls panics.
+fn provide_crypto() {
+    if rustls::crypto::CryptoProvider::get_default().is_none() {
+        // Only ever refused because somebody else was quicker.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    }
+}
+
+fn tcp() -> TcpSettings {
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(5)).with_interval(Duration::from_secs(2)).with_retries(3);
+    let settings = TcpSettings::default().set_nodelay(true).set_keepalive(keepalive);
+    #[cfg(target_os = "linux")]
+    let settings = settings.set_user_timeout(Duration::from_secs(5));
+    settings
+}
+
+const CONNECT: Duration = Duration::from_millis(500);
+const ASK: Duration = Duration::from_millis(250);
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);

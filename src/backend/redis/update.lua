@@ -1,0 +1,11 @@
+-- KEYS: record [index]   ARGV: …, ttl, payload, expected   -> 1 done | 0 gone | 2 conflict, record, ttl | -1 late | -2 unreadable
+local older = versions(KEYS[1])
+if not older then return {-2, now} end
+if knows(older, ARGV[3]) then return {1, now} end
+if older == '' or not is_live(KEYS[1], KEYS[2]) then return {0, now} end
+if string.sub(older, 1, 8) ~= ARGV[7] then
+  return {2, now, redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
+end
+if late() then return {-1, now} end
+put(KEYS[1], KEYS[2], ARGV[3], older, ARGV[6], tonumber(ARGV[5]))
+return {1, now}

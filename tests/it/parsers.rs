@@ -1,0 +1,166 @@
+//! What a stranger can reach: bytes for the cookie header, the text of an ID, a record. Nothing makes them panic.
+//!
+//! The fuzz targets call the same functions; what they found worth keeping is in `tests/corpus`, and is tried here.
+
+use std::{convert::Infallible, sync::LazyLock, time::Duration};
+
+use http::{HeaderValue, Request, Response, header};
+use jam_session::{
+    Backend, Keyring, Outcome, Owner, Record, RecordId, Session, SessionLayer, Sessions, backend::Result,
+};
+use tokio::runtime::Runtime;
+use tower::{Layer, ServiceExt, service_fn};
+
+/// Without a keyring, with one, and with one that is about to be turned on.
+static KEYRINGS: LazyLock<[Option<Keyring>; 3]> = LazyLock::new(|| {
+    let keyring = || Keyring::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8").unwrap();
+    [None, Some(keyring()), Some(keyring().opens_only())]
+});
+
+static RUNTIME: LazyLock<Runtime> =
+    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap());
+
+/// A `Cookie` header: whatever is in it, the visitor is nobody, and no cookie is set.
+pub fn cookie_header(bytes: &[u8]) {
+    static LAYERS: LazyLock<[SessionLayer; 3]> =
+        LazyLock::new(|| [0, 1, 2].map(|i| SessionLayer::new(sessions(i, Holds(None)))));
+    let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
+    for layer in &*LAYERS {
+        let mut request = Request::new(());
+        request.headers_mut().insert(header::COOKIE, value.clone());
+        let service = layer.layer(service_fn(async |request: Request<()>| {
+            let session = request.extensions().get::<Session>().unwrap();
+            session.load().await.unwrap();
+            assert!(session.key().is_none() && session.data().unwrap().is_empty());
+            Ok::<_, Infallible>(Response::new(()))
+        }));
+        let response = RUNTIME.block_on(service.oneshot(request)).unwrap();
+        assert!(!response.headers().contains_key(header::SET_COOKIE));
+    }
+}
+
+/// The text of an ID, or of a part of one: what is read is written again as it was.
+pub fn id_text(bytes: &[u8]) {
+    static SESSIONS: LazyLock<[Sessions<Holds>; 3]> = LazyLock::new(|| [0, 1, 2].map(|i| sessions(i, Holds(None))));
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(id) = text.parse::<RecordId>() {
+        assert_eq!(id.to_string(), text);
+    }
+    if let Ok(owner) = text.parse::<Owner>() {
+        assert_eq!(owner.to_string(), text);
+    }
+    for sessions in &*SESSIONS {
+        RUNTIME.block_on(async {
+            assert!(sessions.get(text).await.unwrap().is_none());
+            sessions.delete(text).await.unwrap();
+        });
+    }
+}
+
+/// The payload of a record: what is read of it can be written again.
+pub fn record_bytes(bytes: &[u8]) {
+    const PLAIN: &str = "Rii4kzINEgUu4Shaqdfvmg.AAAAAAAAQACAAAAAAAAAAA.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
+    const SEALED: &str = "Auta208AAQIDBAUGBwgJCgsMDQ4PEBESExQVFheEQTh4BePcW918Uu2fT9JHk4lKUwPRySKLhIQvwgnIekulJCY1v3Ukb3YP1yBX\
+        ahk1oRI7jFlJfs3UYCkJHpElI9cB0y-5kEnpVBcDaSkNRwIa4n6fBZQ7dfxjUoIvxWcdR3Dh4uoKpX8";
+    for i in 0..3 {
+        let sessions = sessions(i, Holds(Some(bytes.to_vec().into())));
+        let id = if i == 1 { SEALED } else { PLAIN };
+        RUNTIME.block_on(async {
+            if let Ok(Some(data)) = sessions.get(id).await {
+                let names: Vec<_> = data.names().map(str::to_owned).collect();
+                for name in &names {
+                    data.get::<serde_json::Value>(name).unwrap();
+                }
+                sessions.update(id, &data).await.unwrap();
+                sessions.rework(id).await.unwrap();
+            }
+            sessions.list("ada").await.unwrap();
+            sessions.clear("ada").await.unwrap();
+            let _ = sessions.delete(id).await;
+        });
+    }
+}
+
+fn sessions(keyring: usize, backend: Holds) -> Sessions<Holds> {
+    let builder = Sessions::over(backend);
+    match &KEYRINGS[keyring] {
+        None => builder.build().unwrap(),
+        Some(keyring) => builder.encrypt(keyring.clone()).build().unwrap(),
+    }
+}
+
+/// A store that holds the same under every name, or nothing.
+struct Holds(Option<bytes::Bytes>);
+
+impl Holds {
+    fn record(&self, id: RecordId) -> Option<Record> {
+        self.0.clone().map(|payload| Record { id, version: 1, ttl: Duration::from_secs(60), payload })
+    }
+}
+
+impl Backend for Holds {
+    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
+        Ok(self.record(id))
+    }
+
+    async fn create(&self, _: Record) -> Result<bool> {
+        Ok(true)
+    }
+
+    async fn update(&self, _: i64, _: Record) -> Result<Outcome> {
+        Ok(if self.0.is_some() { Outcome::Done } else { Outcome::Gone })
+    }
+
+    async fn touch(&self, _: RecordId, _: i64, _: Duration) -> Result<()> {
+        Ok(())
+    }
+
+    async fn delete(&self, _: RecordId) -> Result<bool> {
+        Ok(self.0.is_some())
+    }
+
+    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
+        let id = format!("{owner}.AAAAAAAAQACAAAAAAAAAAA").parse()?;
+        Ok(self.record(id).into_iter().collect())
+    }
+
+    async fn clear(&self, _: Owner, _: Option<RecordId>) -> Result<u64> {
+        Ok(self.0.iter().len() as u64)
+    }
+}
+
+#[cfg(test)]
+mod replay {
+    fn replay(corpus: &str, target: fn(&[u8])) {
+        let folder = format!("{}/tests/corpus/{corpus}", env!("CARGO_MANIFEST_DIR"));
+        let mut tried = 0;
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+            target(&bytes);
+            // Cut anywhere, and with each byte another, it is no worse.
+            for at in 0..bytes.len().min(600) {
+                target(&bytes[..at]);
+                let mut other = bytes.clone();
+                other[at] = other[at].wrapping_add(1);
+                target(&other);
+            }
+            tried += 1;
+        }
+        assert!(tried > 3, "the corpus of {corpus} is gone");
+    }
+
+    #[test]
+    fn nothing_in_a_cookie_header_makes_it_panic() {
+        replay("cookie_header", super::cookie_header);
+    }
+
+    #[test]
+    fn nothing_in_an_id_makes_it_panic() {
+        replay("id_text", super::id_text);
+    }
+
+    #[test]
+    fn nothing_in_a_record_makes_it_panic() {
+        replay("record_bytes", super::record_bytes);
+    }
+}

@@ -1,0 +1,266 @@
+//! Finding the way to Redis, and saying why there is none.
+
+use std::{fs, path::Path, process::Command, time::Duration};
+
+use jam_session::{Backend, Error, ErrorKind, RedisSessions, backend::redis::Level, redis};
+use serde_json::json;
+
+use super::{
+    contract::{anonymous, of, owner, record},
+    harness::{Place, Topology, binaries, binary, cluster, patient, sentinel, server},
+    process::{Process, ports},
+    wire::{Address, Wire},
+};
+
+crate::on_every_redis!(the_doctor_knows_the_server, a_connection_of_the_application_will_do);
+
+fn config(result: Result<RedisSessions, Error>) -> String {
+    let error = result.expect_err("it cannot work");
+    assert_eq!(error.kind(), ErrorKind::Config, "{error:?}");
+    error.to_string()
+}
+
+fn unavailable(result: Result<RedisSessions, Error>) {
+    assert_eq!(result.expect_err("nothing is there").kind(), ErrorKind::Unavailable);
+}
+
+/// A port on which nothing listens.
+fn nobody() -> String {
+    Address::Port(ports(1)[0]).uri()
+}
+
+#[tokio::test]
+async fn a_uri_that_is_none_is_refused_and_not_repeated() {
+    for uri in ["", "localhost", "http://localhost", "redis://:sesame@localhost:port", "redis://localhost/sesame"] {
+        let message = config(RedisSessions::connect(uri).await);
+        assert!(message.contains("redis://") && !message.contains("sesame"), "{message}");
+    }
+    let builder = RedisSessions::builder("redis://:sesame@localhost");
+    assert!(!format!("{builder:?}").contains("sesame"));
+}
+
+#[tokio::test]
+async fn options_that_cannot_work_are_refused() {
+    config(RedisSessions::builder("redis://localhost").deadline(Duration::ZERO).connect().await);
+    config(RedisSessions::builder("redis://localhost").deadline(Duration::from_secs(60)).connect().await);
+    config(RedisSessions::builder("redis://localhost").sessions_key("a{b").connect().await);
+    config(RedisSessions::builder("redis://localhost/3").cluster(Vec::<String>::new()).connect().await);
+    config(RedisSessions::builder("unix:///tmp/redis.sock").cluster(["redis://localhost"]).connect().await);
+    config(RedisSessions::builder("redis://localhost").sentinel(Vec::<String>::new(), "mymaster").connect().await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_is_wrong_is_said_at_once() {
+    for binary in binaries() {
+        let server = Process::start_on(&binary, ports(1)[0], &["--requirepass", "sesame"]);
+        let at = |who: &str| format!("redis://{who}127.0.0.1:{}", server.address.port());
+        let message = config(RedisSessions::connect(at(":wrong@")).await);
+        assert!(message.contains("credentials") && !message.contains("wrong"), "{message}");
+        config(RedisSessions::builder(at(":wrong@")).lazy(true).connect().await);
+        config(RedisSessions::connect(at("")).await);
+        config(RedisSessions::connect(at("nobody:sesame@")).await);
+
+        let sessions = patient(RedisSessions::builder(at(":sesame@") + "/3")).connect().await.unwrap();
+        sessions.create("ada", json!({})).await.unwrap();
+        let mut wire = Wire::connect(&server.address).unwrap();
+        wire.ask(&["AUTH", "sesame"]);
+        assert!(wire.ask(&["INFO", "keyspace"]).text().contains("db3:keys=2"));
+        // A user who may do no more than what sessions need.
+        let rights = ["~sessions:*", "+evalsha", "+eval", "+get", "+set", "+mget", "+pttl", "+pexpire", "+unlink"];
+        let more =
+            ["+zadd", "+zrem", "+zscore", "+zrange", "+zrangebyscore", "+zcount", "+getrange", "+exists", "+time"];
+        let user = ["ACL", "SETUSER", "app", "on", ">pw"];
+        let all: Vec<&str> = user.iter().chain(&rights).chain(&more).copied().collect();
+        assert!(!wire.ask(&all).is_error());
+        let sessions = patient(RedisSessions::builder(at("app:pw@"))).connect().await.unwrap();
+        let id = sessions.create("ada", json!({})).await.unwrap();
+        sessions.update(&id, json!({"a": 1})).await.unwrap();
+        assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+        assert_eq!(sessions.clear("ada").await.unwrap(), 1);
+        sessions.create("ada", json!({})).await.unwrap();
+        sessions.delete(&id).await.unwrap();
+        let findings = sessions.doctor().await;
+        assert!(findings.iter().all(|finding| finding.level != Level::Problem), "{findings:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_of_a_cluster_that_is_wrong_is_said_too() {
+    let Some(binary) = binary() else { return };
+    let node = Process::start_on(&binary, ports(1)[0], &["--cluster-enabled", "yes", "--requirepass", "sesame"]);
+    let uri = format!("redis://:wrong@127.0.0.1:{}", node.address.port());
+    assert!(config(RedisSessions::builder(uri).cluster(Vec::<String>::new()).connect().await).contains("credentials"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_away_is_an_error_unless_it_may_come_later() {
+    unavailable(RedisSessions::connect(nobody()).await);
+    unavailable(RedisSessions::builder(nobody()).cluster([nobody()]).connect().await);
+    unavailable(RedisSessions::builder(nobody()).sentinel([nobody()], "mymaster").connect().await);
+    for binary in binaries() {
+        let port = ports(1)[0];
+        let builder = patient(RedisSessions::builder(Address::Port(port).uri()));
+        let sessions = builder.lazy(true).connect().await.unwrap();
+        let error = sessions.create("ada", json!({})).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        let problem = &sessions.doctor().await[0];
+        assert_eq!(problem.level, Level::Problem, "{problem}");
+
+        let _server = Process::start_on(&binary, port, &[]);
+        while sessions.create("ada", json!({})).await.is_err() {}
+        assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_topology_has_its_own_way() {
+    if binary().is_none() {
+        return;
+    }
+    let node = cluster().nodes[0].uri();
+    assert!(config(RedisSessions::connect(node).await).contains("cluster"));
+    let sentinels = [sentinel().sentinels[0].uri()];
+    let message = config(RedisSessions::builder("redis://master").sentinel(sentinels, "nobody").connect().await);
+    assert!(message.contains("sentinel"), "{message}");
+    // One node of it is enough to find the others, and one sentinel of two.
+    let nodes = [nobody(), cluster().nodes[4].uri()];
+    patient(RedisSessions::builder(nobody())).cluster(nodes).connect().await.unwrap();
+    let sentinels = [nobody(), sentinel().sentinels[0].uri()];
+    patient(RedisSessions::builder("redis://master")).sentinel(sentinels, "mymaster").connect().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_closed_stays_closed() {
+    if binary().is_none() {
+        return;
+    }
+    let sessions = patient(RedisSessions::builder(server().uri())).sessions_key("closed").connect().await.unwrap();
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    sessions.close().await.unwrap();
+    assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert!(sessions.backend().load(anonymous("one")).await.is_err());
+}
+
+async fn a_connection_of_the_application_will_do(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let id = of(owner("ada"), "one");
+    let builder = patient(RedisSessions::builder("")).sessions_key(&place.prefix);
+    let sessions = match on {
+        Topology::Cluster => {
+            let nodes = cluster().nodes.iter().map(Process::uri);
+            let client = redis::cluster::ClusterClient::new(nodes).unwrap();
+            builder.connection(client.get_async_connection().await.unwrap()).connect().await.unwrap()
+        }
+        _ => {
+            let client = redis::Client::open(place.masters()[0].uri() + "?protocol=resp3").unwrap();
+            builder.connection(client.get_multiplexed_async_connection().await.unwrap()).connect().await.unwrap()
+        }
+    };
+    assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+    assert!(sessions.backend().load(id).await.unwrap().is_some());
+    assert!(sessions.backend().update(9, record(id, 2, "y")).await.is_ok());
+    assert_eq!(sessions.backend().list(owner("ada")).await.unwrap().len(), 1);
+    assert_eq!(sessions.backend().clear(owner("ada"), None).await.unwrap(), 1);
+    assert!(sessions.doctor().await.len() > 2);
+}
+
+async fn the_doctor_knows_the_server(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let findings = sessions.doctor().await;
+    let about = |subject: &str| findings.iter().any(|finding| finding.subject == subject);
+    for subject in ["version", "memory", "persistence", "replicas", "latency", "clock"] {
+        assert!(about(subject), "{subject} in {findings:?}");
+    }
+    // None of them has a limit to its memory.
+    let memory = findings.iter().find(|finding| finding.subject == "memory").unwrap();
+    assert_eq!(memory.level, Level::Advice);
+    assert!(memory.to_string().starts_with("advice: memory: "));
+    assert_eq!(about("cluster"), on == Topology::Cluster);
+    assert!(findings.iter().all(|finding| finding.level != Level::Problem), "{findings:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_sees_what_is_wrong() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let says = async |subject: &str, level: Level| {
+            let findings = sessions.doctor().await;
+            assert!(findings.iter().any(|found| found.subject == subject && found.level == level), "{findings:?}");
+        };
+        says("memory", Level::Advice).await;
+        server.ask(&["CONFIG", "SET", "maxmemory-policy", "volatile-ttl"]);
+        says("memory", Level::Fine).await;
+        says("persistence", Level::Advice).await;
+        server.ask(&["CONFIG", "SET", "appendonly", "yes"]);
+        says("persistence", Level::Fine).await;
+        server.ask(&["ACL", "SETUSER", "default", "-config"]);
+        says("settings", Level::Fine).await;
+        server.ask(&["ACL", "SETUSER", "default", "-info"]);
+        says("server", Level::Fine).await;
+        server.ask(&["ACL", "SETUSER", "default", "+info"]);
+        server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
+        says("role", Level::Problem).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_is_spoken_to_a_server_that_is_trusted() {
+    let Some(binary) = binary() else { return };
+    let files = Process::start(&binary, &[]);
+    let Some((certificate, key)) = certificate(&files.folder) else { return };
+    let [port, plain] = ports(2)[..] else { panic!("two ports") };
+    let tls = port.to_string();
+    let args =
+        ["--tls-port", &tls, "--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-auth-clients", "no"];
+    let server = Process::start_on(&binary, plain, &args);
+
+    // Whom nobody vouches for is no server; nor is one that speaks no TLS. Neither is a panic.
+    unavailable(RedisSessions::connect(format!("rediss://localhost:{port}")).await);
+    unavailable(RedisSessions::connect(format!("rediss://localhost:{plain}")).await);
+
+    // Trust is a matter of the environment, and that of a process.
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["redis::connect::speaks_tls", "--exact", "--nocapture"])
+        .env("SSL_CERT_FILE", &certificate)
+        .env("TLS_URI", format!("rediss://localhost:{port}"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&child.stderr));
+    assert!(server.ask(&["KEYS", "*"]).list().len() >= 2);
+}
+
+/// Run by the test above, in a process of its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn speaks_tls() {
+    let Ok(uri) = std::env::var("TLS_URI") else { return };
+    let sessions = patient(RedisSessions::builder(uri)).connect().await.unwrap();
+    let id = sessions.create("ada", json!({"a": 1})).await.unwrap();
+    assert!(sessions.get(&id).await.unwrap().is_some());
+}
+
+/// One that vouches for itself, for `localhost`.
+fn certificate(folder: &Path) -> Option<(String, String)> {
+    let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
+    let config = folder.join("tls.cnf");
+    let text = "[req]\ndistinguished_name=d\nx509_extensions=x\nprompt=no\n[d]\nCN=localhost\n\
+                [x]\nsubjectAltName=DNS:localhost\nbasicConstraints=critical,CA:FALSE\n";
+    fs::write(&config, text).unwrap();
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])
+        .arg("-config")
+        .arg(&config)
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output();
+    if made.is_ok_and(|made| made.status.success()) {
+        return Some((certificate.display().to_string(), key.display().to_string()));
+    }
+    assert!(std::env::var_os("CI").is_none(), "there is no openssl to make a certificate with");
+    eprintln!("skipped: there is no openssl to make a certificate with");
+    None
+}

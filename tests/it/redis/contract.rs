@@ -1,0 +1,476 @@
+//! What every verb promises, on every topology and every server at hand.
+
+use std::{collections::HashSet, time::Duration};
+
+use jam_session::{Backend, Outcome, Owner, Record, RecordId, RedisBackend};
+use serde_json::json;
+
+use super::{
+    harness::{Place, Topology},
+    process::until,
+    wire::Reply,
+};
+
+crate::on_every_redis!(
+    what_is_created_is_loaded,
+    a_name_that_is_taken_is_left_alone,
+    an_update_needs_the_version_it_has_seen,
+    a_logout_is_an_update_without_time,
+    a_touch_moves_only_the_version_it_has_seen,
+    what_is_deleted_is_gone_for_every_verb,
+    what_has_expired_is_gone_for_every_verb,
+    a_time_to_live_is_never_lengthened,
+    list_and_clear_are_about_one_owner,
+    the_index_is_the_authority,
+    a_record_that_was_evicted_is_taken_out_of_the_index,
+    the_dead_make_room_in_the_index,
+    no_key_is_ever_without_an_end,
+    nothing_is_lost_among_many_writers,
+    nothing_survives_a_clear,
+    a_session_goes_all_the_way,
+    strange_names_are_names,
+    two_prefixes_never_meet,
+    what_cannot_be_read_is_an_error_and_stays,
+);
+
+pub const HOUR: Duration = Duration::from_secs(3600);
+
+pub fn owner(name: &str) -> Owner {
+    format!("{name:A<22}").parse().unwrap()
+}
+
+pub fn of(owner: Owner, sid: &str) -> RecordId {
+    format!("{owner}.{sid:_<22}").parse().unwrap()
+}
+
+pub fn anonymous(sid: &str) -> RecordId {
+    format!("{sid:_<22}").parse().unwrap()
+}
+
+pub fn record(id: RecordId, version: i64, payload: &str) -> Record {
+    Record { id, version, ttl: HOUR, payload: payload.to_owned().into() }
+}
+
+/// One with an owner, and one without.
+fn both() -> [RecordId; 2] {
+    [of(owner("ada"), "one"), anonymous("one")]
+}
+
+pub async fn payload(backend: &RedisBackend, id: RecordId) -> Option<String> {
+    let record = backend.load(id).await.unwrap()?;
+    Some(String::from_utf8(record.payload.to_vec()).unwrap())
+}
+
+pub async fn update(backend: &RedisBackend, expected: i64, record: Record) -> &'static str {
+    match backend.update(expected, record).await.unwrap() {
+        Outcome::Done => "done",
+        Outcome::Gone => "gone",
+        Outcome::Conflict(_) => "conflict",
+    }
+}
+
+async fn what_is_created_is_loaded(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    for id in both() {
+        assert!(sessions.backend().load(id).await.unwrap().is_none());
+        assert!(sessions.backend().create(record(id, 7, "a\0b")).await.unwrap());
+        let loaded = sessions.backend().load(id).await.unwrap().unwrap();
+        assert_eq!((loaded.id, loaded.version, &loaded.payload[..]), (id, 7, &b"a\0b"[..]));
+        assert!(loaded.ttl <= HOUR && loaded.ttl > HOUR - Duration::from_secs(60));
+        let big = "x".repeat(300_000);
+        assert_eq!(update(sessions.backend(), 7, record(id, i64::MAX, &big)).await, "done");
+        let loaded = sessions.backend().load(id).await.unwrap().unwrap();
+        assert_eq!((loaded.version, &loaded.payload[..]), (i64::MAX, big.as_bytes()));
+        assert_eq!(update(sessions.backend(), i64::MAX, record(id, 0, "")).await, "done");
+        let loaded = sessions.backend().load(id).await.unwrap().unwrap();
+        assert_eq!((loaded.version, loaded.payload.len()), (0, 0));
+    }
+}
+
+async fn a_name_that_is_taken_is_left_alone(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    for id in both() {
+        assert!(sessions.backend().create(record(id, 1, "first")).await.unwrap());
+        assert!(!sessions.backend().create(record(id, 2, "second")).await.unwrap());
+        assert_eq!(payload(sessions.backend(), id).await.as_deref(), Some("first"));
+    }
+}
+
+async fn an_update_needs_the_version_it_has_seen(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    for id in both() {
+        assert_eq!(update(backend, 1, record(id, 2, "x")).await, "gone");
+        assert!(backend.load(id).await.unwrap().is_none());
+        assert!(backend.create(record(id, 1, "first")).await.unwrap());
+        assert_eq!(update(backend, 1, record(id, 2, "second")).await, "done");
+        let Outcome::Conflict(there) = backend.update(1, record(id, 3, "third")).await.unwrap() else {
+            panic!("no conflict")
+        };
+        assert_eq!((there.id, there.version, &there.payload[..]), (id, 2, &b"second"[..]));
+        assert!(there.ttl <= HOUR && there.ttl > HOUR - Duration::from_secs(60));
+        assert_eq!(payload(backend, id).await.as_deref(), Some("second"));
+        // Many more than a record remembers.
+        for version in 2..40 {
+            assert_eq!(update(backend, version, record(id, version + 1, "later")).await, "done");
+        }
+        assert_eq!(update(backend, 2, record(id, 99, "late")).await, "conflict");
+    }
+}
+
+async fn a_logout_is_an_update_without_time(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    for id in both() {
+        assert!(backend.create(record(id, 1, "in")).await.unwrap());
+        let out = |version| Record { ttl: Duration::ZERO, ..record(id, version, "out") };
+        assert_eq!(update(backend, 9, out(2)).await, "conflict");
+        assert_eq!(payload(backend, id).await.as_deref(), Some("in"));
+        assert_eq!(update(backend, 1, out(2)).await, "done");
+        assert!(backend.load(id).await.unwrap().is_none());
+        assert_eq!(update(backend, 2, record(id, 3, "back")).await, "gone");
+        assert!(!backend.delete(id).await.unwrap());
+        backend.touch(id, 2, HOUR).await.unwrap();
+        assert!(backend.load(id).await.unwrap().is_none());
+        assert!(backend.list(owner("ada")).await.unwrap().is_empty());
+        // Nothing of what was in it is kept.
+        for (server, key) in place.keys() {
+            assert!(!server.ask(&["GET", &key]).text().contains("in"), "{key}");
+        }
+        assert!(backend.create(record(id, 4, "anew")).await.unwrap());
+        assert_eq!(payload(backend, id).await.as_deref(), Some("anew"));
+        assert!(backend.delete(id).await.unwrap());
+    }
+}
+
+async fn a_touch_moves_only_the_version_it_has_seen(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    for id in both() {
+        assert!(backend.create(record(id, 1, "x")).await.unwrap());
+        place.age(HOUR / 2);
+        let left = async || backend.load(id).await.unwrap().unwrap().ttl;
+        assert!(left().await <= HOUR / 2);
+        backend.touch(id, 2, HOUR).await.unwrap();
+        assert!(left().await <= HOUR / 2);
+        backend.touch(id, 1, HOUR).await.unwrap();
+        assert!(left().await > HOUR / 2);
+        // The index goes along: the record is there for as long as it says.
+        place.age(HOUR * 3 / 4);
+        assert!(backend.load(id).await.unwrap().is_some());
+        backend.touch(id, 1, Duration::ZERO).await.unwrap();
+        assert!(backend.load(id).await.unwrap().is_none());
+    }
+}
+
+async fn what_is_deleted_is_gone_for_every_verb(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    for id in both() {
+        assert!(!sessions.backend().delete(id).await.unwrap());
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        assert!(sessions.backend().delete(id).await.unwrap());
+        is_gone(sessions.backend(), id).await;
+    }
+}
+
+async fn what_has_expired_is_gone_for_every_verb(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    for id in both() {
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        place.age(HOUR - Duration::from_secs(60));
+        assert!(sessions.backend().load(id).await.unwrap().is_some());
+        place.age(Duration::from_secs(60));
+        is_gone(sessions.backend(), id).await;
+    }
+}
+
+/// And its name is free.
+async fn is_gone(backend: &RedisBackend, id: RecordId) {
+    assert!(backend.load(id).await.unwrap().is_none());
+    assert_eq!(update(backend, 1, record(id, 2, "y")).await, "gone");
+    backend.touch(id, 1, HOUR).await.unwrap();
+    assert!(backend.load(id).await.unwrap().is_none());
+    assert!(!backend.delete(id).await.unwrap());
+    if let Some(owner) = id.owner() {
+        assert!(backend.list(owner).await.unwrap().is_empty());
+        assert_eq!(backend.clear(owner, None).await.unwrap(), 0);
+    }
+    assert!(backend.create(record(id, 3, "z")).await.unwrap());
+    assert_eq!(payload(backend, id).await.as_deref(), Some("z"));
+    assert!(backend.delete(id).await.unwrap());
+}
+
+async fn a_time_to_live_is_never_lengthened(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    for id in both() {
+        let almost = Record { ttl: Duration::from_micros(999), ..record(id, 1, "x") };
+        assert!(sessions.backend().create(almost).await.unwrap());
+        assert!(sessions.backend().load(id).await.unwrap().is_none());
+        let forever = Record { ttl: Duration::MAX, ..record(id, 2, "x") };
+        assert!(sessions.backend().create(forever).await.unwrap());
+        assert!(sessions.backend().load(id).await.unwrap().is_some());
+        let less = Record { ttl: Duration::from_millis(59_999), ..record(id, 3, "x") };
+        assert_eq!(update(sessions.backend(), 2, less).await, "done");
+        assert!(sessions.backend().load(id).await.unwrap().unwrap().ttl < Duration::from_secs(60));
+    }
+}
+
+async fn list_and_clear_are_about_one_owner(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    let (ada, grace) = (owner("ada"), owner("grace"));
+    // More than are asked for at once.
+    for at in 0..250 {
+        assert!(backend.create(record(of(ada, &format!("s{at}")), at, "x")).await.unwrap());
+    }
+    assert!(backend.create(record(of(grace, "s0"), 1, "x")).await.unwrap());
+    let listed: HashSet<_> = backend.list(ada).await.unwrap().into_iter().map(|r| (r.id, r.version)).collect();
+    assert_eq!(listed.len(), 250);
+    assert!(listed.contains(&(of(ada, "s249"), 249)));
+
+    assert_eq!(backend.clear(ada, Some(of(ada, "s7"))).await.unwrap(), 249);
+    let left = backend.list(ada).await.unwrap();
+    assert_eq!(left.iter().map(|record| record.id).collect::<Vec<_>>(), [of(ada, "s7")]);
+    assert!(left[0].ttl > HOUR / 2);
+    assert!(backend.load(of(ada, "s7")).await.unwrap().is_some());
+    assert!(backend.load(of(ada, "s8")).await.unwrap().is_none());
+    // What somebody else's looks like keeps nothing.
+    assert_eq!(backend.clear(ada, Some(of(grace, "s7"))).await.unwrap(), 1);
+    assert_eq!(backend.clear(ada, None).await.unwrap(), 0);
+    assert_eq!(backend.list(grace).await.unwrap().len(), 1);
+    // What the records held goes soon after, in the background.
+    let soon = |(server, key): &(_, String)| {
+        let server: &super::wire::Address = server;
+        !key.contains(&ada.to_string()) || server.ask(&["PTTL", key]).number() <= 10_000
+    };
+    until("the records are let go", || place.keys().iter().all(soon));
+}
+
+async fn the_index_is_the_authority(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    let id = of(owner("ada"), "one");
+    assert!(backend.create(record(id, 1, "x")).await.unwrap());
+    let (server, index) = place.keys().into_iter().find(|(_, key)| key.ends_with(":i")).unwrap();
+    server.ask(&["DEL", &index]);
+    assert!(backend.load(id).await.unwrap().is_none());
+    assert_eq!(update(backend, 1, record(id, 2, "y")).await, "gone");
+    backend.touch(id, 1, HOUR).await.unwrap();
+    assert!(backend.load(id).await.unwrap().is_none());
+    assert!(backend.list(owner("ada")).await.unwrap().is_empty());
+    // Another login of the same user does not bring it back.
+    assert!(backend.create(record(of(owner("ada"), "two"), 1, "x")).await.unwrap());
+    assert!(backend.load(id).await.unwrap().is_none());
+}
+
+async fn a_record_that_was_evicted_is_taken_out_of_the_index(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    let (gone, stays) = (of(owner("ada"), "gone"), of(owner("ada"), "stays"));
+    assert!(backend.create(record(gone, 1, "x")).await.unwrap());
+    assert!(backend.create(record(stays, 1, "x")).await.unwrap());
+    let key = |id: RecordId| place.keys().into_iter().find(|(_, key)| key.ends_with(id.sid())).unwrap();
+    let (server, evicted) = key(gone);
+    server.ask(&["DEL", &evicted]);
+    assert!(backend.load(gone).await.unwrap().is_none());
+    let listed = backend.list(owner("ada")).await.unwrap();
+    assert_eq!(listed.len(), 1);
+    let index = evicted.split_once(":s:").unwrap().0.to_owned() + ":i";
+    until("the index is healed", || server.ask(&["ZCARD", &index]) == Reply::Number(1));
+    assert!(backend.load(stays).await.unwrap().is_some());
+}
+
+async fn the_dead_make_room_in_the_index(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let ada = owner("ada");
+    for at in 0..20 {
+        let short = Record { ttl: HOUR / 2, ..record(of(ada, &format!("s{at}")), 1, "x") };
+        assert!(sessions.backend().create(short).await.unwrap());
+    }
+    assert!(sessions.backend().create(record(of(ada, "long"), 1, "x")).await.unwrap());
+    place.age(HOUR / 2);
+    let size = || {
+        let (server, index) = place.keys().into_iter().find(|(_, key)| key.ends_with(":i")).unwrap();
+        server.ask(&["ZCARD", &index]).number()
+    };
+    assert_eq!(size(), 21);
+    assert!(sessions.backend().create(record(of(ada, "new1"), 1, "x")).await.unwrap());
+    assert_eq!(size(), 6);
+    assert!(sessions.backend().create(record(of(ada, "new2"), 1, "x")).await.unwrap());
+    assert_eq!(size(), 3);
+    assert_eq!(sessions.backend().clear(ada, None).await.unwrap(), 3);
+}
+
+async fn no_key_is_ever_without_an_end(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    let mut versions = 0;
+    for id in both().into_iter().cycle().take(60) {
+        versions += 1;
+        let ttl = [HOUR, HOUR / 3, Duration::MAX, Duration::ZERO][versions % 4];
+        let version = i64::try_from(versions).unwrap();
+        let record = Record { ttl, ..record(id, version, "x") };
+        match versions % 7 {
+            0 | 1 => drop(backend.create(record).await.unwrap()),
+            2 | 3 => {
+                if let Some(there) = backend.load(id).await.unwrap() {
+                    let _ = backend.update(there.version, record).await.unwrap();
+                }
+            }
+            4 => backend.touch(id, version - 1, ttl).await.unwrap(),
+            5 => drop(backend.delete(id).await.unwrap()),
+            _ => drop(backend.clear(owner("ada"), Some(id)).await.unwrap()),
+        }
+        for (server, key) in place.keys() {
+            let left = server.ask(&["PTTL", &key]).number();
+            assert!(left > 0 || left == -2, "{key}: {left} after step {versions}");
+        }
+    }
+}
+
+async fn nothing_is_lost_among_many_writers(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let id = of(owner("ada"), "one");
+    let first = place.sessions().await;
+    assert!(first.backend().create(record(id, 0, "0")).await.unwrap());
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..8i64 {
+        // Two processes, as it were.
+        let sessions = if writer % 2 == 0 { first.clone() } else { place.sessions().await };
+        writers.spawn(async move {
+            for step in 1..=25 {
+                let mut there = sessions.backend().load(id).await.unwrap().unwrap();
+                loop {
+                    let count: i64 = std::str::from_utf8(&there.payload).unwrap().parse().unwrap();
+                    let next = record(id, 1000 * (writer + 1) + step, &(count + 1).to_string());
+                    match sessions.backend().update(there.version, next).await.unwrap() {
+                        Outcome::Done => break,
+                        Outcome::Conflict(current) => there = current,
+                        Outcome::Gone => panic!("it is gone"),
+                    }
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+    assert_eq!(payload(first.backend(), id).await.as_deref(), Some("200"));
+}
+
+async fn nothing_survives_a_clear(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let (one, other) = (place.sessions().await, place.sessions().await);
+    let ada = owner("ada");
+    for round in 0..20 {
+        let id = of(ada, &format!("r{round}"));
+        assert!(one.backend().create(record(id, 1, "x")).await.unwrap());
+        let meanwhile = of(ada, &format!("m{round}"));
+        let (ended, updated, created, ()) = tokio::join!(
+            async { one.backend().clear(ada, None).await.unwrap() },
+            async { update(other.backend(), 1, record(id, 2, "y")).await },
+            async { other.backend().create(record(meanwhile, 1, "x")).await.unwrap() },
+            async { other.backend().touch(id, 1, HOUR * 2).await.unwrap() },
+        );
+        assert!(ended >= 1 && created && updated != "conflict");
+        assert!(one.backend().load(id).await.unwrap().is_none());
+        // What was created meanwhile was ended, or it is listed.
+        let listed = one.backend().list(ada).await.unwrap().iter().any(|record| record.id == meanwhile);
+        assert_eq!(listed, one.backend().load(meanwhile).await.unwrap().is_some());
+        one.backend().clear(ada, None).await.unwrap();
+    }
+}
+
+async fn a_session_goes_all_the_way(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    sessions.update(&id, json!({"n": 2})).await.unwrap();
+    let new = sessions.rework(&id).await.unwrap();
+    assert_eq!(sessions.get(&new).await.unwrap().unwrap().get::<u8>("n").unwrap(), Some(2));
+    let second = sessions.create("ada", json!({})).await.unwrap();
+    let listed = sessions.list("ada").await.unwrap();
+    assert_eq!(listed.len(), 2);
+    assert!(sessions.revoke("ada", &listed[0].handle).await.unwrap());
+    assert!(sessions.get(&new).await.unwrap().is_none());
+    assert_eq!(sessions.clear("ada").await.unwrap(), 1);
+    assert!(sessions.get(&second).await.unwrap().is_none());
+    sessions.close().await.unwrap();
+}
+
+async fn strange_names_are_names(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let long = "k".repeat(1024);
+    let keys = ["a:b", "{a}", "}{", "*", "a\0b", "🦀", " ", "a b\r\n", "sessions:{x}:i", &long];
+    for key in keys {
+        sessions.create(key, json!({ "key": key })).await.unwrap();
+    }
+    for key in keys {
+        let listed = sessions.list(key).await.unwrap();
+        assert_eq!(listed.len(), 1);
+        assert_eq!(listed[0].data.get::<String>("key").unwrap().as_deref(), Some(key));
+        assert_eq!(sessions.clear(key).await.unwrap(), 1);
+    }
+}
+
+async fn two_prefixes_never_meet(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let one = place.sessions().await;
+    let other = place.sessions_with(|builder| builder.sessions_key(format!("{}:", place.prefix))).await;
+    let id = one.create("ada", json!({})).await.unwrap();
+    assert!(other.get(&id).await.unwrap().is_none());
+    assert!(other.list("ada").await.unwrap().is_empty());
+    assert_eq!(other.clear("ada").await.unwrap(), 0);
+    let record = of(owner("ada"), "one");
+    assert!(one.backend().create(self::record(record, 1, "x")).await.unwrap());
+    assert!(other.backend().load(record).await.unwrap().is_none());
+    assert!(!other.backend().delete(record).await.unwrap());
+    assert_eq!(other.backend().clear(owner("ada"), None).await.unwrap(), 0);
+    assert!(one.get(&id).await.unwrap().is_some());
+}
+
+async fn what_cannot_be_read_is_an_error_and_stays(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    for id in both() {
+        for garbage in ["", "\u{1}", "\u{1}\u{a}", "\u{2}\u{1}12345678", "\u{1}\u{2}12345678", "not ours at all"] {
+            assert!(backend.create(record(id, 1, "x")).await.unwrap());
+            let (server, key) = place
+                .keys()
+                .into_iter()
+                .find(|(server, key)| server.ask(&["TYPE", key]).text() == "string" && !key.ends_with(":c"))
+                .unwrap();
+            server.ask(&["SET", &key, garbage, "KEEPTTL"]);
+            let error = backend.load(id).await.unwrap_err();
+            assert!(!format!("{error} {error:?}").contains(id.sid()));
+            assert!(backend.update(1, record(id, 2, "y")).await.is_err());
+            assert!(!backend.create(record(id, 3, "z")).await.unwrap());
+            backend.touch(id, 1, HOUR).await.unwrap();
+            assert_eq!(server.ask(&["GET", &key]).text(), garbage);
+            backend.delete(id).await.unwrap();
+            assert!(backend.load(id).await.unwrap().is_none());
+            // Of another type altogether.
+            server.ask(&["DEL", &key]);
+            server.ask(&["RPUSH", &key, "x"]);
+            server.ask(&["PEXPIRE", &key, "100000"]);
+            if id.owner().is_none() {
+                assert!(backend.load(id).await.is_err());
+            }
+            assert!(backend.create(record(id, 4, "x")).await.is_err());
+            server.ask(&["DEL", &key]);
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! What a call costs: commands, as the server counts them, and round trips, as a proxy sees them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jam_session::{Backend, Record, RedisSessions};
+use serde_json::json;
+
+use super::{
+    contract::{HOUR, anonymous, of, owner, record, update},
+    harness::{binaries, patient},
+    process::{Process, until},
+    proxy::Proxy,
+};
+
+/// Runs a call, and gives its round trips and its commands.
+async fn cost<T>(server: &Process, proxy: &Proxy, call: impl Future<Output = T>) -> (usize, String) {
+    server.ask(&["CONFIG", "RESETSTAT"]);
+    let before = proxy.trips();
+    call.await;
+    let trips = proxy.trips() - before;
+    let stats = server.ask(&["INFO", "commandstats"]).text();
+    let mut commands = BTreeMap::new();
+    for line in stats.lines() {
+        if let Some((name, calls)) = line.strip_prefix("cmdstat_").and_then(|line| line.split_once(":calls=")) {
+            commands.insert(name.to_owned(), calls.split(',').next().unwrap().to_owned());
+        }
+    }
+    // What a script calls is counted as well; what it cost the network is the script.
+    let sent = ["evalsha", "eval", "get", "mget", "pttl", "zscore", "zrange"];
+    let is_script = commands.contains_key("evalsha") || commands.contains_key("eval");
+    let sent = sent.iter().filter(|name| !is_script || name.starts_with("eval"));
+    let counted: Vec<String> = sent.filter_map(|name| Some(format!("{name} {}", commands.get(*name)?))).collect();
+    (trips, counted.join(", "))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_verb_is_one_trip() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let backend = sessions.backend();
+        let one_script = (1, "evalsha 1".to_owned());
+        for id in [of(owner("ada"), "one"), anonymous("one")] {
+            let read = if id.owner().is_some() { "get 1, pttl 1, zscore 1" } else { "get 1, pttl 1" };
+            assert_eq!(cost(&server, &proxy, backend.create(record(id, 1, "x"))).await, one_script);
+            assert_eq!(cost(&server, &proxy, backend.load(id)).await, (1, read.to_owned()));
+            assert_eq!(cost(&server, &proxy, update(backend, 1, record(id, 2, "x"))).await, one_script);
+            assert_eq!(cost(&server, &proxy, update(backend, 1, record(id, 3, "x"))).await, one_script);
+            assert_eq!(cost(&server, &proxy, backend.touch(id, 2, HOUR)).await, one_script);
+            let logout = Record { ttl: Duration::ZERO, ..record(id, 4, "") };
+            assert_eq!(cost(&server, &proxy, update(backend, 2, logout)).await, one_script);
+            assert_eq!(cost(&server, &proxy, backend.delete(id)).await, one_script);
+        }
+        for at in 0..3 {
+            assert!(backend.create(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
+        }
+        let listed = cost(&server, &proxy, backend.list(owner("ada"))).await;
+        assert_eq!(listed, (2, "mget 1, pttl 3, zrange 1".to_owned()));
+        assert_eq!(cost(&server, &proxy, backend.clear(owner("nobody"), None)).await, one_script);
+        // The caller has its answer after one; tidying up is another, behind its back.
+        let before = proxy.trips();
+        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 3);
+        until("it is tidy", || proxy.trips() == before + 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_costs_what_its_records_cost() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let before = proxy.trips();
+        let id = sessions.create("ada", json!({})).await.unwrap();
+        assert_eq!(proxy.trips() - before, 1);
+        for _ in 0..5 {
+            sessions.get(&id).await.unwrap().unwrap();
+        }
+        assert_eq!(proxy.trips() - before, 6, "reading it writes nothing");
+        sessions.update(&id, json!({"a": 1})).await.unwrap();
+        assert_eq!(proxy.trips() - before, 8, "a load, and an update");
+        let id = sessions.rework(&id).await.unwrap();
+        assert_eq!(proxy.trips() - before, 10, "a load, and an update");
+        sessions.delete(&id).await.unwrap();
+        assert_eq!(proxy.trips() - before, 12, "a load, and an update");
+        // None of these is an ID.
+        assert!(sessions.get("not an id").await.unwrap().is_none());
+        assert_eq!(proxy.trips() - before, 12);
+    }
+}

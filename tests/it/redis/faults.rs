@@ -1,0 +1,358 @@
+//! A server that is away, slow, full, or says no: each an error or nothing at all, and never "no session".
+
+use std::time::{Duration, Instant};
+
+use jam_session::{Backend, ErrorKind, RecordId, RedisBackend, RedisSessions};
+use serde_json::json;
+
+use super::{
+    contract::{HOUR, anonymous, of, owner, payload, record, update},
+    harness::{Place, Topology, binaries, patient},
+    process::{Process, until},
+    proxy::Proxy,
+    replays::scripts_run,
+    wire::{Address, Reply},
+};
+
+crate::on_every_redis!(forgotten_scripts_are_told_again);
+
+fn brief(uri: String) -> jam_session::Builder<jam_session::RedisServer> {
+    RedisSessions::builder(uri).deadline(Duration::from_millis(200))
+}
+
+/// Asks again until it is answered, and gives that answer. Nothing else may be told in between but an error.
+pub async fn recovered(backend: &RedisBackend, id: RecordId) -> Option<String> {
+    let begun = Instant::now();
+    loop {
+        match backend.load(id).await {
+            Ok(record) => return record.map(|record| String::from_utf8(record.payload.to_vec()).unwrap()),
+            Err(error) => assert!(begun.elapsed() < Duration::from_secs(60), "it did not recover: {error}"),
+        }
+    }
+}
+
+async fn forgotten_scripts_are_told_again(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let id = of(owner("ada"), "one");
+    let flush = || place.masters().iter().for_each(|master| drop(master.ask(&["SCRIPT", "FLUSH"])));
+    for version in 0..3 {
+        flush();
+        assert!(sessions.backend().create(record(id, version * 10, "x")).await.unwrap());
+        flush();
+        assert_eq!(update(sessions.backend(), version * 10, record(id, version * 10 + 1, "y")).await, "done");
+        flush();
+        sessions.backend().touch(id, version * 10 + 1, HOUR).await.unwrap();
+        flush();
+        assert!(sessions.backend().delete(id).await.unwrap());
+        flush();
+        assert_eq!(sessions.backend().clear(owner("ada"), None).await.unwrap(), 0);
+    }
+}
+
+/// The servers are this test's own.
+pub async fn killed_connections_are_replaced(masters: Vec<Address>, backend: &RedisBackend) {
+    let id = of(owner("ada"), "killed");
+    assert!(backend.create(record(id, 1, "x")).await.unwrap());
+    for _ in 0..5 {
+        for master in &masters {
+            assert!(!master.ask(&["CLIENT", "KILL", "TYPE", "normal"]).is_error());
+        }
+        // The same call that finds it dead.
+        assert_eq!(payload(backend, id).await.as_deref(), Some("x"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_connection_is_replaced_within_the_call() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        killed_connections_are_replaced(vec![server.address.clone()], sessions.backend()).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_killed_is_away_and_then_there_again() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &["--appendonly", "yes", "--appendfsync", "always"]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let id = of(owner("ada"), "one");
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        server.signal("KILL");
+        until("it is gone", || server.ask(&["PING"]).is_error());
+        assert!(sessions.backend().load(id).await.is_err());
+        assert!(sessions.backend().create(record(anonymous("two"), 1, "x")).await.is_err());
+        assert!(sessions.backend().list(owner("ada")).await.is_err());
+        server.run(&[]);
+        // What was acknowledged is there, if the server keeps it.
+        assert_eq!(recovered(sessions.backend(), id).await.as_deref(), Some("x"));
+        assert_eq!(update(sessions.backend(), 1, record(id, 2, "y")).await, "done");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_restarted_while_nobody_asked_is_found_again() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        server.signal("KILL");
+        until("it is gone", || server.ask(&["PING"]).is_error());
+        server.run(&[]);
+        // The first call already: its connection is dead, the next one is not.
+        assert!(sessions.backend().load(anonymous("one")).await.unwrap().is_none());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stands_still_is_waited_for_no_longer_than_the_deadline() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = brief(server.uri()).connect().await.unwrap();
+        let id = of(owner("ada"), "one");
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        server.signal("STOP");
+        // More than enough silences for the connection to be given up.
+        for _ in 0..5 {
+            let (load, late) =
+                tokio::join!(sessions.backend().load(id), sessions.backend().create(record(anonymous("late"), 1, "x")));
+            assert!(load.is_err() && late.is_err());
+        }
+        let error =
+            sessions.get("AAAAAAAAQACAAAAAAAAAAA.AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA").await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+        server.signal("CONT");
+        assert_eq!(recovered(sessions.backend(), id).await.as_deref(), Some("x"));
+        // All that was sent meanwhile came too late.
+        assert_eq!(recovered(sessions.backend(), anonymous("late")).await, None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_went_silent_is_replaced() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        let sessions = brief(proxy.uri()).connect().await.unwrap();
+        let id = of(owner("ada"), "one");
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        proxy.freeze();
+        assert!(sessions.backend().load(id).await.is_err());
+        assert_eq!(recovered(sessions.backend(), id).await.as_deref(), Some("x"));
+        assert_eq!(proxy.connections(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_with_less_patience_than_the_deadline_is_counted_too() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let proxy = Proxy::before(&server.address).await;
+    let builder = RedisSessions::builder(proxy.uri()).request_time(Duration::from_millis(500));
+    let sessions = builder.connect().await.unwrap();
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    proxy.freeze();
+    let begun = Instant::now();
+    while sessions.get(&id).await.is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it did not recover");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_callers_share_one_rebuild() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let proxy = Proxy::before(&server.address).await;
+    let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+    assert!(sessions.backend().create(record(anonymous("one"), 1, "x")).await.unwrap());
+    server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let sessions = sessions.clone();
+        callers.spawn(async move { payload(sessions.backend(), anonymous("one")).await });
+    }
+    assert!(callers.join_all().await.iter().all(|payload| payload.as_deref() == Some("x")));
+    assert_eq!(proxy.connections(), 2);
+}
+
+#[test]
+fn a_runtime_that_ends_in_the_middle_ends() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let (ended, all) = std::sync::mpsc::channel();
+    let uri = server.uri();
+    std::thread::spawn(move || {
+        for round in 0..60 {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+            let sessions = runtime.block_on(patient(RedisSessions::builder(&uri)).connect()).unwrap();
+            for caller in 0..8 {
+                let sessions = sessions.clone();
+                runtime.spawn(async move {
+                    for at in 0.. {
+                        let id = of(owner("ada"), &format!("{round}-{caller}-{at}"));
+                        let _ = sessions.backend().create(record(id, 1, "x")).await;
+                        let _ = sessions.backend().clear(owner("ada"), None).await;
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(5));
+            drop(runtime);
+            // What is left of them makes itself a connection in the next runtime.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            assert_eq!(runtime.block_on(recovered(sessions.backend(), anonymous("none"))), None);
+        }
+        ended.send(()).unwrap();
+    });
+    all.recv_timeout(Duration::from_secs(60)).expect("it hangs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_that_is_dropped_harms_no_other() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let ids: Vec<RecordId> = (0..50).map(|at| anonymous(&format!("s{at}"))).collect();
+        for (at, id) in ids.iter().enumerate() {
+            assert!(sessions.backend().create(record(*id, 1, &at.to_string())).await.unwrap());
+        }
+        for (at, id) in ids.iter().enumerate().cycle().take(300) {
+            let wait = Duration::from_micros(7 * u64::try_from(at).unwrap());
+            let _ = tokio::time::timeout(wait, sessions.backend().load(ids[(at + 1) % ids.len()])).await;
+            assert_eq!(payload(sessions.backend(), *id).await, Some(at.to_string()));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_server_takes_nothing_in_and_still_lets_sessions_end() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let backend = sessions.backend();
+        let ids = [of(owner("ada"), "one"), anonymous("one"), of(owner("ada"), "two"), anonymous("two")];
+        for id in ids {
+            assert!(backend.create(record(id, 1, "x")).await.unwrap());
+        }
+        server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
+        server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
+        for id in ids {
+            let error = backend.update(1, record(id, 2, "y")).await.unwrap_err();
+            assert!(error.to_string().ends_with("OOM"), "{error}");
+            assert_eq!(payload(backend, id).await.as_deref(), Some("x"));
+            backend.touch(id, 1, HOUR).await.unwrap();
+        }
+        let error = backend.create(record(anonymous("new"), 1, "x")).await.unwrap_err();
+        assert!(error.to_string().ends_with("OOM"), "{error}");
+        // Logouts, of both kinds.
+        for id in &ids[..2] {
+            assert!(backend.delete(*id).await.unwrap());
+        }
+        let out = |id| jam_session::Record { ttl: Duration::ZERO, ..record(id, 2, "out") };
+        assert_eq!(update(backend, 1, out(ids[3])).await, "done");
+        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 1);
+        for id in ids {
+            assert!(backend.load(id).await.unwrap().is_none());
+        }
+        assert_eq!(backend.clear(owner("nobody"), None).await.unwrap(), 0);
+        server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
+        assert!(backend.create(record(ids[0], 3, "z")).await.unwrap());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_is_not_written_to() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = brief(server.uri()).connect().await.unwrap();
+        let backend = sessions.backend();
+        let id = of(owner("ada"), "one");
+        assert!(backend.create(record(id, 1, "x")).await.unwrap());
+        server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
+        for verb in [backend.update(1, record(id, 2, "y")).await.map(drop), backend.delete(id).await.map(drop)] {
+            let error = verb.unwrap_err();
+            assert!(error.to_string().ends_with("READONLY"), "{error}");
+        }
+        // And not read from, if it says that it is behind.
+        server.ask(&["CONFIG", "SET", "replica-serve-stale-data", "no"]);
+        assert!(backend.load(id).await.unwrap_err().to_string().ends_with("MASTERDOWN"));
+        assert!(backend.list(owner("ada")).await.is_err());
+        server.ask(&["REPLICAOF", "NO", "ONE"]);
+        assert_eq!(recovered(backend, id).await.as_deref(), Some("x"));
+        assert_eq!(update(backend, 1, record(id, 2, "y")).await, "done");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_without_its_replicas_takes_nothing() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = brief(server.uri()).connect().await.unwrap();
+        let id = of(owner("ada"), "one");
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        server.ask(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
+        let error = sessions.backend().update(1, record(id, 2, "y")).await.unwrap_err();
+        assert!(error.to_string().ends_with("NOREPLICAS"), "{error}");
+        assert_eq!(payload(sessions.backend(), id).await.as_deref(), Some("x"));
+        server.ask(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
+        assert_eq!(update(sessions.backend(), 1, record(id, 2, "y")).await, "done");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_still_loads_its_data_is_not_empty() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &["--appendonly", "yes", "--rdbcompression", "no"]);
+        let sessions = RedisSessions::connect(server.uri()).await.unwrap();
+        let id = of(owner("ada"), "one");
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        // It answers while it loads, but only after each two megabytes.
+        for at in 0..40 {
+            server.ask(&["SET", &format!("other{at}"), &"x".repeat(200_000)]);
+        }
+        server.ask(&["CONFIG", "SET", "auto-aof-rewrite-percentage", "0"]);
+        until("it is rewritten", || {
+            server.ask(&["BGREWRITEAOF"]);
+            server.address.info("persistence", "aof_base_size") != "0"
+                && server.address.info("persistence", "aof_rewrite_in_progress") == "0"
+                && server.address.info("persistence", "aof_last_bgrewrite_status") == "ok"
+        });
+        server.signal("KILL");
+        until("it is gone", || server.ask(&["PING"]).is_error());
+        server.run_without_waiting(&["--key-load-delay", "20000"]);
+        until("it listens", || match server.ask(&["PING"]) {
+            Reply::Error(error) => error.starts_with("LOADING"),
+            _ => true,
+        });
+        assert_eq!(recovered(sessions.backend(), id).await.as_deref(), Some("x"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_none_is_an_error() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = brief(server.uri()).connect().await.unwrap();
+        let id = of(owner("ada"), "one");
+        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        // A right that is missing for one command of three.
+        server.ask(&["ACL", "SETUSER", "default", "-pttl"]);
+        let error = sessions.backend().load(id).await.unwrap_err();
+        assert!(error.to_string().ends_with("NOPERM"), "{error}");
+        assert!(sessions.backend().list(owner("ada")).await.is_err());
+        let printed = format!("{error} {error:?}");
+        assert!(!printed.contains(id.sid()) && !printed.contains("sessions"), "{printed}");
+        server.ask(&["ACL", "SETUSER", "default", "+pttl"]);
+        assert_eq!(payload(sessions.backend(), id).await.as_deref(), Some("x"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn scripts_are_sent_whole_only_when_they_must_be() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        assert!(sessions.backend().create(record(anonymous("one"), 1, "x")).await.unwrap());
+        assert_eq!(scripts_run(&server), 1);
+        assert!(!server.address.info("commandstats", "cmdstat_eval").contains("calls="));
+    }
+}

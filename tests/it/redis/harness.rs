@@ -1,0 +1,303 @@
+//! Redis in its three topologies, each started once and shared by the tests that break nothing.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        LazyLock, OnceLock,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use jam_session::{Builder, RedisServer, RedisSessions};
+
+use super::{
+    process::{Process, ports, until},
+    wire::{Address, Reply},
+};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Topology {
+    Server,
+    /// A server of another binary: the n-th of `SESSION_TEST_REDIS_SERVERS`.
+    Other(usize),
+    Sentinel,
+    Cluster,
+}
+
+/// Sessions that share a server with others, under a prefix of their own.
+pub struct Place {
+    pub topology: Topology,
+    pub prefix: String,
+}
+
+/// One master, one replica, and sentinels.
+pub struct WithSentinels {
+    pub servers: [Process; 2],
+    pub sentinels: Vec<Process>,
+}
+
+/// Three masters, and a replica for each.
+pub struct OfCluster {
+    pub nodes: Vec<Process>,
+}
+
+/// Runs each of these tests on the three topologies, and on every further binary.
+#[macro_export]
+macro_rules! on_every_redis {
+    ($($test:ident),* $(,)?) => {
+        $crate::on_every_redis!(@ server Server: $($test),*);
+        $crate::on_every_redis!(@ sentinel Sentinel: $($test),*);
+        $crate::on_every_redis!(@ cluster Cluster: $($test),*);
+        mod others {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                for at in 0..$crate::redis::harness::others().len() {
+                    super::$test($crate::redis::harness::Topology::Other(at)).await;
+                }
+            })*
+        }
+    };
+    (@ $module:ident $topology:ident: $($test:ident),*) => {
+        mod $module {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                if $crate::redis::harness::binary().is_some() {
+                    super::$test($crate::redis::harness::Topology::$topology).await;
+                }
+            })*
+        }
+    };
+}
+
+impl Place {
+    /// A place on the shared servers of that topology. `None` if there is no server to start.
+    pub fn new(topology: Topology) -> Option<Self> {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        binary()?;
+        Some(Self { topology, prefix: format!("test-{}", NEXT.fetch_add(1, SeqCst)) })
+    }
+
+    /// Sessions at this place, over connections of their own: those of one process.
+    pub async fn sessions(&self) -> RedisSessions {
+        self.sessions_with(|builder| builder).await
+    }
+
+    pub async fn sessions_with(
+        &self,
+        options: impl FnOnce(Builder<RedisServer>) -> Builder<RedisServer>,
+    ) -> RedisSessions {
+        let builder = match self.topology {
+            Topology::Server => RedisSessions::builder(server().uri()),
+            Topology::Other(at) => RedisSessions::builder(others()[at].uri()),
+            Topology::Sentinel => sentinel().builder(),
+            Topology::Cluster => cluster().builder(),
+        };
+        options(patient(builder).sessions_key(&self.prefix)).connect().await.unwrap()
+    }
+
+    /// The servers that hold keys.
+    pub fn masters(&self) -> Vec<Address> {
+        match self.topology {
+            Topology::Server => vec![server().address.clone()],
+            Topology::Other(at) => vec![others()[at].address.clone()],
+            Topology::Sentinel => vec![sentinel().master()],
+            Topology::Cluster => cluster().masters(),
+        }
+    }
+
+    /// All keys of this place, and where they are.
+    pub fn keys(&self) -> Vec<(Address, String)> {
+        let mut keys = Vec::new();
+        for master in self.masters() {
+            let found = master.ask(&["KEYS", &format!("{}:*", self.prefix)]).list();
+            keys.extend(found.into_iter().map(|key| (master.clone(), key.text())));
+        }
+        keys
+    }
+
+    /// Lets that much time pass for everything that is stored here.
+    pub fn age(&self, by: Duration) {
+        let by = i64::try_from(by.as_millis()).unwrap();
+        for (server, key) in self.keys() {
+            let left = server.ask(&["PTTL", &key]).number();
+            if left == -2 {
+                continue;
+            }
+            assert!(left >= 0, "{key} has no time to live");
+            if left <= by {
+                server.ask(&["DEL", &key]);
+                continue;
+            }
+            if server.ask(&["TYPE", &key]).text() == "zset" {
+                for member in server.ask(&["ZRANGE", &key, "0", "-1"]).list() {
+                    server.ask(&["ZINCRBY", &key, &format!("-{by}"), &member.text()]);
+                }
+            }
+            server.ask(&["PEXPIRE", &key, &(left - by).to_string()]);
+        }
+    }
+}
+
+/// Two cores and many tests: nothing here waits for a deadline to pass, unless it says so.
+pub fn patient(builder: Builder<RedisServer>) -> Builder<RedisServer> {
+    builder.deadline(Duration::from_secs(4)).request_time(Duration::from_secs(60))
+}
+
+impl WithSentinels {
+    pub fn start(sentinels: usize) -> Self {
+        let binary = binary().unwrap();
+        let ports = ports(2 + sentinels);
+        let master = Process::start_on(&binary, ports[0], &[]);
+        let replica = Process::start_on(&binary, ports[1], &["--replicaof", "127.0.0.1", &ports[0].to_string()]);
+        // A sentinel asks the master for its replicas at once, and then not for ten seconds.
+        until("the replica follows", || master.address.info("replication", "slave0").contains("state=online"));
+        let quorum = sentinels / 2 + 1;
+        let sentinels: Vec<Process> =
+            ports[2..].iter().map(|port| Process::start_sentinel(&binary, *port, ports[0], quorum)).collect();
+        for sentinel in &sentinels {
+            let knows = |field: &str| {
+                let master = sentinel.ask(&["SENTINEL", "MASTER", "mymaster"]);
+                let Reply::List(fields) = master else { return String::new() };
+                fields.chunks(2).find(|pair| pair[0].text() == field).map_or(String::new(), |pair| pair[1].text())
+            };
+            until("the sentinel knows the replica", || knows("num-slaves") == "1");
+            until("the sentinel knows the others", || {
+                knows("num-other-sentinels") == (sentinels.len() - 1).to_string()
+            });
+        }
+        Self { servers: [master, replica], sentinels }
+    }
+
+    pub fn builder(&self) -> Builder<RedisServer> {
+        let sentinels = self.sentinels.iter().map(Process::uri);
+        patient(RedisSessions::builder("redis://master")).sentinel(sentinels, "mymaster")
+    }
+
+    /// Whom the first sentinel names.
+    pub fn master(&self) -> Address {
+        let answer = self.sentinels[0].ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster"]).list();
+        Address::Port(answer[1].text().parse().unwrap())
+    }
+
+    pub fn process(&self, address: &Address) -> &Process {
+        self.servers.iter().find(|server| server.address.port() == address.port()).unwrap()
+    }
+}
+
+impl OfCluster {
+    pub fn start(options: &[&str]) -> Self {
+        let binary = binary().unwrap();
+        let mut args = vec!["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+        args.extend(["--cluster-replica-validity-factor", "0"]);
+        args.extend(options);
+        let ports = ports(6);
+        let nodes: Vec<Process> = ports.iter().map(|port| Process::start_on(&binary, *port, &args)).collect();
+        for (at, node) in nodes.iter().enumerate() {
+            node.ask(&["CLUSTER", "SET-CONFIG-EPOCH", &(at + 1).to_string()]);
+            if at < 3 {
+                let slots: Vec<String> = (16384 * at / 3..16384 * (at + 1) / 3).map(|slot| slot.to_string()).collect();
+                let mut command = vec!["CLUSTER", "ADDSLOTS"];
+                command.extend(slots.iter().map(String::as_str));
+                assert!(!node.ask(&command).is_error());
+            }
+            if at > 0 {
+                nodes[0].ask(&["CLUSTER", "MEET", "127.0.0.1", &ports[at].to_string()]);
+            }
+        }
+        for node in &nodes {
+            until("all nodes have met", || node.address.info_of_cluster("cluster_known_nodes") == "6");
+        }
+        for at in 3..6 {
+            let master = nodes[at - 3].ask(&["CLUSTER", "MYID"]).text();
+            until("the replica knows its master", || !nodes[at].ask(&["CLUSTER", "REPLICATE", &master]).is_error());
+        }
+        for node in &nodes {
+            until("the cluster is up", || node.address.info_of_cluster("cluster_state") == "ok");
+        }
+        for replica in &nodes[3..] {
+            until("the replica follows", || replica.address.info("replication", "master_link_status") == "up");
+        }
+        // Every node tells clients of every replica.
+        for node in &nodes {
+            until("the slots have replicas", || match node.ask(&["CLUSTER", "SLOTS"]) {
+                Reply::List(ranges) => ranges.len() >= 3 && ranges.into_iter().all(|range| range.list().len() == 4),
+                _ => false,
+            });
+        }
+        Self { nodes }
+    }
+
+    pub fn builder(&self) -> Builder<RedisServer> {
+        let mut nodes = self.nodes.iter().map(Process::uri);
+        patient(RedisSessions::builder(nodes.next().unwrap())).cluster(nodes)
+    }
+
+    pub fn masters(&self) -> Vec<Address> {
+        let nodes = self.nodes.iter().map(|node| node.address.clone());
+        nodes.filter(|node| node.info("replication", "role") == "master").collect()
+    }
+}
+
+impl Address {
+    pub fn info_of_cluster(&self, field: &str) -> String {
+        let text = self.ask(&["CLUSTER", "INFO"]).text();
+        let line = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        line.unwrap_or_default().trim_end().to_owned()
+    }
+}
+
+/// The shared server.
+pub fn server() -> &'static Process {
+    static SERVER: LazyLock<Process> = LazyLock::new(|| Process::start(&binary().unwrap(), &[]));
+    &SERVER
+}
+
+pub fn sentinel() -> &'static WithSentinels {
+    static SENTINEL: LazyLock<WithSentinels> = LazyLock::new(|| WithSentinels::start(1));
+    &SENTINEL
+}
+
+pub fn cluster() -> &'static OfCluster {
+    static CLUSTER: LazyLock<OfCluster> = LazyLock::new(|| OfCluster::start(&[]));
+    &CLUSTER
+}
+
+/// A server for each binary in `SESSION_TEST_REDIS_SERVERS`, paths with colons or commas between them.
+pub fn others() -> &'static [Process] {
+    static OTHERS: OnceLock<Vec<Process>> = OnceLock::new();
+    OTHERS.get_or_init(|| other_binaries().iter().map(|binary| Process::start(binary, &[])).collect())
+}
+
+/// The binaries that tests of a single server start: the one that is installed, and the others.
+pub fn binaries() -> Vec<PathBuf> {
+    binary().into_iter().chain(other_binaries()).collect()
+}
+
+fn other_binaries() -> Vec<PathBuf> {
+    static SAID: OnceLock<()> = OnceLock::new();
+    let paths = std::env::var("SESSION_TEST_REDIS_SERVERS").unwrap_or_default();
+    let paths: Vec<PathBuf> = paths.split([':', ',']).filter(|path| !path.is_empty()).map(PathBuf::from).collect();
+    if paths.is_empty() {
+        SAID.get_or_init(|| eprintln!("skipped: other servers, for SESSION_TEST_REDIS_SERVERS names none"));
+    }
+    for path in &paths {
+        assert!(path.is_file(), "SESSION_TEST_REDIS_SERVERS names {}, which is not there", path.display());
+    }
+    paths
+}
+
+/// `redis-server`, or Valkey's. Without either the tests say so and pass, but fail in CI.
+pub fn binary() -> Option<PathBuf> {
+    static BINARY: LazyLock<Option<PathBuf>> = LazyLock::new(|| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+        let names = ["redis-server", "valkey-server"];
+        names.iter().flat_map(|name| folders.iter().map(move |folder| folder.join(name))).find(|file| file.is_file())
+    });
+    if BINARY.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "there is no redis-server to test with");
+        eprintln!("skipped: there is no redis-server to test with");
+    }
+    BINARY.clone()
+}

@@ -1,0 +1,12 @@
+//! Redis, on servers that these tests start themselves, and that end with them whatever happens.
+
+mod connect;
+mod contract;
+mod cost;
+mod failover;
+mod faults;
+pub mod harness;
+pub mod process;
+mod proxy;
+mod replays;
+mod wire;

@@ -1,0 +1,341 @@
+//! Clients, proxies and networks say things twice, late, or lose the answer.
+
+use std::{sync::Arc, time::Duration};
+
+use jam_session::{Backend, ErrorKind, Outcome, Record, RecordId, RedisBackend, RedisSessions, Sessions};
+use tokio::task::JoinSet;
+
+use super::{
+    contract::{HOUR, anonymous, of, owner, payload, record, update},
+    harness::{binaries, patient},
+    process::{Process, until},
+    proxy::Proxy,
+    wire::{Reply, Wire},
+};
+
+/// A server, and a proxy before it.
+struct Road {
+    server: Process,
+    proxy: Proxy,
+    sessions: RedisSessions,
+}
+
+impl Road {
+    async fn to(server: Process) -> Self {
+        let proxy = Proxy::before(&server.address).await;
+        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        Self { server, proxy, sessions }
+    }
+
+    fn backend(&self) -> &RedisBackend {
+        self.sessions.backend()
+    }
+
+    /// Delivers what was said last, or what `said` holds, again. Gives the code that the script answers.
+    fn deliver(&self, said: &[u8]) -> i64 {
+        let answer = Wire::connect(&self.server.address).unwrap().send(said).unwrap();
+        answer.list()[0].number()
+    }
+}
+
+async fn roads() -> Vec<Road> {
+    let mut roads = Vec::new();
+    for binary in binaries() {
+        roads.push(Road::to(Process::start(&binary, &[])).await);
+    }
+    roads
+}
+
+fn both() -> [RecordId; 2] {
+    [of(owner("ada"), "one"), anonymous("one")]
+}
+
+fn ended(version: i64, id: RecordId) -> Record {
+    Record { ttl: Duration::ZERO, ..record(id, version, "out") }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_delivered_twice_around_its_end_revives_nothing() {
+    for road in roads().await {
+        let backend = road.backend();
+        for (id, end) in both().into_iter().flat_map(|id| (0..5).map(move |end| (id, end))) {
+            let ttl = if end == 4 { Duration::from_millis(50) } else { HOUR };
+            assert!(backend.create(Record { ttl, ..record(id, 1, "x") }).await.unwrap());
+            let said = road.proxy.last_request();
+            assert_eq!(road.deliver(&said), 1, "it was created");
+            match end {
+                0 => assert!(backend.delete(id).await.unwrap()),
+                1 => assert_eq!(update(backend, 1, ended(2, id)).await, "done"),
+                2 => backend.touch(id, 1, Duration::ZERO).await.unwrap(),
+                3 if id.owner().is_some() => assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 1),
+                3 => assert!(backend.delete(id).await.unwrap()),
+                _ => while backend.load(id).await.unwrap().is_some() {},
+            }
+            assert_eq!(road.deliver(&said), 1, "it was created, and has ended");
+            assert!(backend.load(id).await.unwrap().is_none(), "end {end} of {id:?}");
+            assert!(backend.list(owner("ada")).await.unwrap().is_empty());
+            // Its name is free, and what is said again then is still known.
+            assert!(backend.create(record(id, 3, "new")).await.unwrap());
+            assert_eq!(road.deliver(&said), 1);
+            assert_eq!(payload(backend, id).await.as_deref(), Some("new"));
+            road.server.ask(&["FLUSHALL"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_is_recognised_even_after_foreign_writes() {
+    for road in roads().await {
+        let backend = road.backend();
+        for id in both() {
+            assert!(backend.create(record(id, 1, "first")).await.unwrap());
+            let created = road.proxy.last_request();
+            assert_eq!(update(backend, 1, record(id, 2, "mine")).await, "done");
+            let said = road.proxy.last_request();
+            for version in 2..9 {
+                assert_eq!(update(backend, version, record(id, version + 1, "theirs")).await, "done");
+                assert_eq!(road.deliver(&said), 1, "done, {} writes ago", version - 1);
+                assert_eq!(payload(backend, id).await.as_deref(), Some("theirs"));
+            }
+            // After more of them it is a conflict: never a second write.
+            assert_eq!(update(backend, 9, record(id, 10, "theirs")).await, "done");
+            assert_eq!(road.deliver(&said), 2);
+            assert_eq!(road.deliver(&created), 1, "that it was created is never forgotten");
+            assert_eq!(payload(backend, id).await.as_deref(), Some("theirs"));
+            assert!(backend.delete(id).await.unwrap());
+            assert_eq!(road.deliver(&said), 0);
+            assert_eq!(road.deliver(&created), 1, "and has ended");
+            assert!(backend.load(id).await.unwrap().is_none());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clear_delivered_twice_spares_who_came_after() {
+    for road in roads().await {
+        let backend = road.backend();
+        for members in [0, 3] {
+            for at in 0..members {
+                assert!(backend.create(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
+            }
+            assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), members);
+            // The clear, or what tidies up behind it.
+            let said = road.proxy.last_request();
+            let after = of(owner("ada"), &format!("after{members}"));
+            assert!(backend.create(record(after, 1, "x")).await.unwrap());
+            assert_eq!(road.deliver(&said), 1);
+            assert!(backend.load(after).await.unwrap().is_some());
+            assert!(backend.delete(after).await.unwrap());
+        }
+        // Not even one that others came after.
+        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 0);
+        let said = road.proxy.last_request();
+        for _ in 0..7 {
+            assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 0);
+        }
+        let after = of(owner("ada"), "after");
+        assert!(backend.create(record(after, 1, "x")).await.unwrap());
+        assert_eq!(road.deliver(&said), 1);
+        assert!(backend.load(after).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_delete_delivered_twice_spares_who_came_after() {
+    for road in roads().await {
+        let backend = road.backend();
+        for id in both() {
+            assert!(backend.create(record(id, 1, "x")).await.unwrap());
+            assert!(backend.delete(id).await.unwrap());
+            let said = road.proxy.last_request();
+            assert!(backend.create(record(id, 2, "y")).await.unwrap());
+            assert_eq!(road.deliver(&said), 1, "it was ended");
+            assert_eq!(payload(backend, id).await.as_deref(), Some("y"));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_is_asked_for_again() {
+    for road in roads().await {
+        let backend = road.backend();
+        let lose = || {
+            assert!(road.proxy.has_swallowed());
+            road.proxy.swallow_next_answer();
+        };
+        for id in both() {
+            lose();
+            assert!(backend.create(record(id, 1, "x")).await.unwrap());
+            lose();
+            assert_eq!(update(backend, 1, record(id, 2, "y")).await, "done");
+            lose();
+            assert_eq!(payload(backend, id).await.as_deref(), Some("y"));
+            lose();
+            backend.touch(id, 2, HOUR).await.unwrap();
+            lose();
+            assert!(backend.delete(id).await.unwrap());
+            assert!(backend.create(record(id, 3, "x")).await.unwrap());
+            lose();
+            assert_eq!(update(backend, 3, ended(4, id)).await, "done");
+            lose();
+            assert!(backend.load(id).await.unwrap().is_none());
+        }
+        for at in 0..3 {
+            assert!(backend.create(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
+        }
+        lose();
+        assert_eq!(backend.list(owner("ada")).await.unwrap().len(), 3);
+        lose();
+        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 3);
+        assert!(road.proxy.has_swallowed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_arrives_late_does_nothing() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        let brief = |uri: String| RedisSessions::builder(uri).deadline(Duration::from_millis(200));
+        let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        for id in both() {
+            for verb in ["create", "update", "logout", "touch", "delete", "clear"] {
+                // A connection of its own each time: what is late is then all that it says.
+                let late = brief(proxy.uri()).connect().await.unwrap();
+                if verb != "create" {
+                    assert!(direct.backend().create(record(id, 1, "x")).await.unwrap());
+                }
+                let before = scripts_run(&server);
+                proxy.freeze_all();
+                let said = say(late.backend(), verb, id).await;
+                assert_eq!(unavailable(said), ErrorKind::Unavailable, "{verb}");
+                proxy.thaw();
+                until("it has arrived", || scripts_run(&server) > before);
+                let there = direct.backend().load(id).await.unwrap();
+                match verb {
+                    "create" => assert!(there.is_none()),
+                    _ => {
+                        let there = there.expect(verb);
+                        assert_eq!((there.version, &there.payload[..]), (1, &b"x"[..]));
+                        assert!(there.ttl <= HOUR);
+                    }
+                }
+                server.ask(&["FLUSHALL"]);
+            }
+        }
+    }
+}
+
+async fn say(backend: &RedisBackend, verb: &str, id: RecordId) -> jam_session::backend::Result<()> {
+    match verb {
+        "create" => backend.create(record(id, 1, "late")).await.map(drop),
+        "update" => backend.update(1, record(id, 2, "late")).await.map(drop),
+        "logout" => backend.update(1, ended(2, id)).await.map(drop),
+        "touch" => backend.touch(id, 1, HOUR * 2).await,
+        "delete" => backend.delete(id).await.map(drop),
+        // Of an anonymous one there is none.
+        _ => backend.clear(id.owner().unwrap_or(owner("ada")), None).await.map(drop),
+    }
+}
+
+/// What the module makes of a backend's error.
+fn unavailable(said: jam_session::backend::Result<()>) -> ErrorKind {
+    let error = said.expect_err("it should not have been answered");
+    match error.downcast::<jam_session::Error>() {
+        Ok(own) => own.kind(),
+        Err(_) => ErrorKind::Unavailable,
+    }
+}
+
+pub fn scripts_run(server: &Process) -> u64 {
+    let calls = |command: &str| {
+        let stats = server.address.info("commandstats", command);
+        stats.strip_prefix("calls=").and_then(|rest| rest.split(',').next()?.parse::<u64>().ok()).unwrap_or(0)
+    };
+    calls("cmdstat_evalsha") + calls("cmdstat_eval")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_lost_each_other_write_nothing() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let script = concat!(
+            include_str!("../../../src/backend/redis/head.lua"),
+            include_str!("../../../src/backend/redis/create.lua")
+        );
+        let now: i64 = server.ask(&["TIME"]).list()[0].text().parse::<i64>().unwrap() * 1000;
+        for (not_after, code) in [(0, -1), (now - 60_000, -1), (now + 3_600_000, -1), (now + 5_000, 1)] {
+            let not_after = not_after.to_string();
+            let answer = server.ask(&["EVAL", script, "1", "k", &not_after, "10000", "12345678", "sid", "1000", "x"]);
+            let Reply::List(answer) = answer else { panic!("{answer:?}") };
+            assert_eq!(answer[0].number(), code);
+            assert!((answer[1].number() - now).abs() < 60_000);
+            assert_eq!(server.ask(&["EXISTS", "k"]).number(), i64::from(code == 1));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_write_learns_the_time_by_itself() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        server.signal("STOP");
+        let sessions: Sessions<RedisBackend> = RedisSessions::builder(server.uri()).lazy(true).connect().await.unwrap();
+        server.signal("CONT");
+        until("it answers", || !server.ask(&["PING"]).is_error());
+        // Nothing of the server was heard when this was connected.
+        let id = anonymous("one");
+        while sessions.backend().create(record(id, 1, "x")).await.is_err() {}
+        assert!(sessions.backend().load(id).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_increment_counts_once_although_answers_are_lost() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let proxy = Arc::new(Proxy::before(&server.address).await);
+    let id = of(owner("ada"), "one");
+    let mut writers = JoinSet::new();
+    // Two processes, as it were: each with a connection of its own.
+    let mut processes = Vec::new();
+    for _ in 0..2 {
+        processes.push(patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap());
+    }
+    assert!(processes[0].backend().create(record(id, 0, "0")).await.unwrap());
+    let loser = Arc::clone(&proxy);
+    let losing = tokio::spawn(async move {
+        loop {
+            loser.swallow_next_answer();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    for writer in 0..10i64 {
+        let sessions = processes[usize::from(writer % 2 == 0)].clone();
+        writers.spawn(async move {
+            for step in 1..=100 {
+                let mut there = loop {
+                    if let Ok(there) = sessions.backend().load(id).await {
+                        break there.expect("it is there");
+                    }
+                };
+                loop {
+                    let count: i64 = std::str::from_utf8(&there.payload).unwrap().parse().unwrap();
+                    let next = record(id, 1000 * (writer + 1) + step, &(count + 1).to_string());
+                    match sessions.backend().update(there.version, next).await {
+                        Ok(Outcome::Done) => break,
+                        Ok(Outcome::Conflict(current)) => there = current,
+                        Ok(Outcome::Gone) => panic!("it is gone"),
+                        // Twice in a row: whether it happened is told to whoever says the same again.
+                        Err(_) => {}
+                    }
+                }
+            }
+        });
+    }
+    writers.join_all().await;
+    losing.abort();
+    let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+    assert_eq!(payload(direct.backend(), id).await.as_deref(), Some("1000"));
+    assert!(proxy.connections() > 20, "few answers were lost");
+}
