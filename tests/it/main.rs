@@ -24,7 +24,6 @@ mod parsers;
 #[cfg(feature = "redis")]
 mod redis;
 mod regressions;
-mod review3;
 mod secrets;
 mod streams;
 mod time;

@@ -26,8 +26,6 @@ use crate::{
     id::{Owners, Sid},
 };
 
-mod review3;
-
 /// What is there: version, end, payload.
 type Model = BTreeMap<RecordId, (i64, u64, Bytes)>;
 
