@@ -190,6 +190,10 @@ fn ids() -> Vec<RecordId> {
     (0..8).map(|i| RecordId::new((i > 1).then(|| owners.owner(if i < 5 { "ada" } else { "bob" })), sid(i))).collect()
 }
 
+fn create(id: RecordId, ttl: u64) -> Ask {
+    Ask::Create(id, 1, ttl, r#"{"a":1}"#.into())
+}
+
 /// Runs a random script, and looks after each step whether everything is as it was answered; then again after the power
 /// was cut. Gives the number of calls to the disk.
 fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
@@ -629,4 +633,49 @@ fn what_nobody_waits_for_is_not_done_unless_it_ends_something() {
     assert_eq!(rig.contents()[&id].0, 1);
     unheard(&mut rig, Ask::Update(1, id, 2, 0, "{}".into()));
     assert!(rig.contents().is_empty());
+}
+
+/// Killed between `rename` and the sync of the folder; started again; changes acknowledged; then the power fails.
+#[test]
+fn a_rename_whose_folder_was_never_synced_is_synced_at_the_next_open() {
+    let mut lost = 0;
+    for seed in 0..40 {
+        let clock = Clock::manual();
+        let (disk, rig) = Rig::open(World::new(seed), &clock);
+        let mut rig = rig.unwrap();
+        assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
+        // A compaction, up to the rename.
+        drop(write_beside(&disk, &rig.writer.table, rig.writer.journal.end().n, &false.into()).unwrap());
+        disk.rename().unwrap();
+        // SIGKILL.
+        let world = disk.world().clone();
+        drop(rig);
+        let (disk, rig) = Rig::open(world, &clock);
+        let mut rig = rig.unwrap();
+        for id in &ids()[1..4] {
+            assert!(rig.batch(&[create(*id, 100_000)])[0].is_ok(), "acknowledged");
+        }
+        let (_, again) = Rig::open(disk.after_power_cut(), &clock);
+        lost += usize::from(again.unwrap().contents().len() != 4);
+    }
+    assert_eq!(lost, 0, "of 40 power cuts, so many lost acknowledged sessions");
+}
+
+/// The same for the very first file: then everything is gone.
+#[test]
+fn a_first_file_whose_folder_was_never_synced_is_synced_at_the_next_open() {
+    let mut lost = 0;
+    for seed in 0..40 {
+        let clock = Clock::manual();
+        let disk = World::new(seed).disk();
+        let table = RwLock::new(Table::new(clock.clone()));
+        drop(write_beside(&disk, &table, 0, &false.into()).unwrap());
+        disk.rename().unwrap();
+        let (disk, rig) = Rig::open(disk.world().clone(), &clock);
+        let mut rig = rig.unwrap();
+        assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok(), "acknowledged");
+        let (_, again) = Rig::open(disk.after_power_cut(), &clock);
+        lost += usize::from(again.unwrap().contents().len() != 1);
+    }
+    assert_eq!(lost, 0, "of 40 power cuts, so many lost everything");
 }
