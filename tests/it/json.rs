@@ -461,6 +461,20 @@ async fn a_file_deleted_in_use_refuses_changes_until_it_is_back() {
     sessions.create("bob", json!({})).await.unwrap();
 }
 
+/// `> sessions.json`: the same file, and another length.
+#[tokio::test]
+async fn a_file_cut_short_in_use_loses_nothing_that_was_acknowledged() {
+    let folder = Folder::new();
+    let sessions = open(&folder.file()).await;
+    let ada = sessions.create("ada", json!({})).await.unwrap();
+    fs::OpenOptions::new().write(true).truncate(true).open(folder.file()).unwrap();
+    sessions.create("bob", json!({})).await.unwrap();
+    sessions.close().await.unwrap();
+    let again = open(&folder.file()).await;
+    assert!(again.get(&ada).await.unwrap().is_some());
+    assert_eq!(again.list("bob").await.unwrap().len(), 1);
+}
+
 #[tokio::test]
 async fn damage_is_an_error_that_names_file_and_line() {
     let folder = Folder::new();

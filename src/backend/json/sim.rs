@@ -101,6 +101,13 @@ impl World {
         self.shown.beside.is_some()
     }
 
+    /// Somebody cuts the file in its place, as a shell does that writes to it.
+    pub(super) fn cut(&mut self, len: usize) {
+        if let Some(file) = self.shown.file {
+            self.files[file].set_len(len);
+        }
+    }
+
     /// Somebody removes the file.
     pub(super) fn delete(&mut self) {
         self.shown.file = None;
@@ -314,5 +321,9 @@ impl Handle for SimFile {
 
     fn identity(&self) -> io::Result<Identity> {
         Ok((0, self.1 as u64))
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().files[self.1].shown.len() as u64)
     }
 }

@@ -679,3 +679,24 @@ fn a_first_file_whose_folder_was_never_synced_is_synced_at_the_next_open() {
     }
     assert_eq!(lost, 0, "of 40 power cuts, so many lost everything");
 }
+
+/// `> sessions.json`, `cp backup.json sessions.json`, copytruncate: the same file, and another length.
+#[test]
+fn a_file_cut_in_its_place_is_written_anew_before_anything_is_acknowledged() {
+    for (len, is_marked) in [(0, false), (0, true), (100, true), (1 << 12, true)] {
+        let clock = Clock::manual();
+        let (disk, rig) = Rig::open(World::new(1), &clock);
+        let mut rig = rig.unwrap();
+        assert!(rig.batch(&[create(ids()[0], 1_000)])[0].is_ok());
+        if is_marked {
+            rig.begin_upkeep();
+        }
+        disk.world().cut(len);
+        // Nothing is marked behind the hole.
+        rig.begin_upkeep();
+        assert!(rig.batch(&[create(ids()[1], 1_000)])[0].is_ok());
+        assert_eq!(rig.contents().len(), 2);
+        let (_, again) = Rig::open(disk.after_power_cut(), &clock);
+        assert_eq!(again.unwrap().contents().len(), 2);
+    }
+}

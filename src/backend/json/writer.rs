@@ -136,6 +136,7 @@ impl Writer {
     /// Whether changes can be written, and to the right file.
     fn check(&mut self) -> Result<(), Error> {
         let path = self.disk.path().display().to_string();
+        self.check_size();
         if let Some(broken) = &self.broken {
             let message = format!("{path} takes no changes until it can be written anew, after {}", broken.cause);
             if Instant::now() < broken.retry_at || self.recover().is_err() {
@@ -151,6 +152,22 @@ impl Writer {
             Err(error) => {
                 Err(Error::caused(ErrorKind::Unavailable, format!("{path} cannot be reached: {error}"), error))
             }
+        }
+    }
+
+    /// Somebody may have written to the file in its place, as `cp` does. What is appended to that would be lost, and what
+    /// was acknowledged is in memory. A file that cannot be reached at all is found out elsewhere.
+    fn check_size(&mut self) {
+        if self.broken.is_some() {
+            return;
+        }
+        let end = self.journal.end().offset;
+        if let Ok(size) = self.journal.file().size()
+            && size != end
+        {
+            let path = self.disk.path().display();
+            tracing::warn!(%path, size, end, "somebody else wrote to the sessions file");
+            self.break_off(&format!("somebody else wrote to it: it had {end} bytes, and now {size}"));
         }
     }
 
@@ -223,7 +240,7 @@ impl Writer {
         if self.durability == Durability::Flush && self.patience().is_some_and(|left| left.is_zero()) {
             self.sync();
         }
-        if self.broken.is_none() && self.inbox.is_empty() {
+        if self.inbox.is_empty() {
             self.mark();
         }
         let dead = self.journal.good().offset.saturating_sub(read(&self.table).cost());
@@ -258,7 +275,11 @@ impl Writer {
     }
 
     fn mark(&mut self) {
-        if let Err(fault) = self.journal.mark() {
+        // Behind a cut a line would stand after a hole, and the file would seem to have the right size again.
+        self.check_size();
+        if self.broken.is_none()
+            && let Err(fault) = self.journal.mark()
+        {
             self.fault(fault);
         }
     }
