@@ -148,7 +148,7 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Fo
                 let error = lines.broken();
                 // Was this on the disk? A line after it would say so.
                 loop {
-                    if says_synced(lines.line(), found.end.n + 1) {
+                    if says_synced(lines.line(), lines.whole, found.end.n + 1) {
                         return Err(error);
                     }
                     if !lines.next()? {

@@ -14,7 +14,7 @@ use super::{
     compact::write_beside,
     disk::Disk,
     inbox::{Answer, Inbox, New, Request, Verb},
-    line::Payload,
+    line::{Line, Payload, Place},
     read,
     replay::{self, Cut, Opened},
     sim::{PAGE, Random, SimDisk, World},
@@ -699,4 +699,28 @@ fn a_file_cut_in_its_place_is_written_anew_before_anything_is_acknowledged() {
         let (_, again) = Rig::open(disk.after_power_cut(), &clock);
         assert_eq!(again.unwrap().contents().len(), 2);
     }
+}
+
+/// A user's data holds what looks like a line; the file is torn just behind it.
+#[test]
+fn a_tail_torn_within_data_that_looks_like_a_line_is_cut() {
+    let clock = Clock::manual();
+    let (_, rig) = Rig::open(World::new(1), &clock);
+    let mut rig = rig.unwrap();
+    assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
+    let before = rig.bytes().len();
+    let mut planted = Vec::new();
+    Line::Synced.write(Some(Place { n: 1 << 40, synced: 1 << 40 }), &mut planted);
+    planted.pop();
+    let payload = [br#"{"v":1,"data":{"list":["#.as_slice(), &planted, b"]}}"].concat();
+    assert!(rig.batch(&[Ask::Create(ids()[1], 1, 100_000, payload.into())])[0].is_ok());
+    let bytes = rig.bytes();
+    let mut refused = Vec::new();
+    for end in before..bytes.len() {
+        let (_, again) = Rig::open(World::with(&bytes[..end]), &clock);
+        if let Err(error) = again {
+            refused.push((end, error.to_string()));
+        }
+    }
+    assert!(refused.is_empty(), "{refused:?}");
 }
