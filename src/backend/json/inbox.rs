@@ -157,6 +157,15 @@ impl Verb {
         }
     }
 
+    /// Whose life it makes longer.
+    pub(super) fn renews(&self) -> Option<RecordId> {
+        match self {
+            Self::Update { new, .. } => Some(new.id),
+            Self::Touch { id, .. } => Some(*id),
+            Self::Create(_) | Self::Delete { .. } | Self::Clear { .. } => None,
+        }
+    }
+
     fn size(&self) -> usize {
         match self {
             Self::Create(new) | Self::Update { new, .. } => new.payload.bytes().len() + size_of::<Request>(),

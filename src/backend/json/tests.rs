@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, RwLock},
+    io,
+    path::Path,
+    sync::{Arc, Mutex, RwLock},
     time::Duration,
 };
 
@@ -12,7 +14,7 @@ use tokio::sync::oneshot;
 use super::{
     Durability,
     compact::write_beside,
-    disk::Disk,
+    disk::{Disk, Handle, Identity},
     inbox::{Answer, Inbox, New, Request, Verb},
     line::{Line, Payload, Place},
     read,
@@ -723,4 +725,130 @@ fn a_tail_torn_within_data_that_looks_like_a_line_is_cut() {
         }
     }
     assert!(refused.is_empty(), "{refused:?}");
+}
+
+type Hook = Box<dyn Fn() + Send>;
+
+/// A disk on which something else happens while it syncs, and whose rename fails if asked to.
+#[derive(Clone)]
+struct Hooked {
+    disk: SimDisk,
+    on_sync: Arc<Mutex<Option<Hook>>>,
+    rename_fails: Arc<Mutex<bool>>,
+    /// The next rename happens, and says it has not; and then nothing can be asked for a moment.
+    rename_is_unsure: Arc<Mutex<u8>>,
+    /// As on Windows: no file can be told from another.
+    is_blind: bool,
+}
+
+struct HookedFile(Arc<dyn Handle>, Hooked);
+
+impl Hooked {
+    fn new(disk: SimDisk, is_blind: bool) -> Self {
+        Self { disk, on_sync: Arc::default(), rename_fails: Arc::default(), rename_is_unsure: Arc::default(), is_blind }
+    }
+    fn wrap(&self, file: Arc<dyn Handle>) -> Arc<dyn Handle> {
+        Arc::new(HookedFile(file, self.clone()))
+    }
+}
+
+impl Disk for Hooked {
+    fn open(&self) -> io::Result<Option<Arc<dyn Handle>>> {
+        Ok(self.disk.open()?.map(|file| self.wrap(file)))
+    }
+    fn beside(&self) -> io::Result<Arc<dyn Handle>> {
+        Ok(self.wrap(self.disk.beside()?))
+    }
+    fn remove_beside(&self) -> io::Result<()> {
+        self.disk.remove_beside()
+    }
+    fn rename(&self) -> io::Result<()> {
+        if *self.rename_fails.lock().unwrap() {
+            return Err(io::Error::other("in use by the virus scanner"));
+        }
+        let mut unsure = self.rename_is_unsure.lock().unwrap();
+        if *unsure == 1 {
+            *unsure = 2;
+            self.disk.rename()?;
+            return Err(io::Error::other("the server did not answer"));
+        }
+        self.disk.rename()
+    }
+    fn sync_folder(&self) -> io::Result<()> {
+        self.disk.sync_folder()
+    }
+    fn leads_to(&self, file: &dyn Handle) -> io::Result<bool> {
+        let mut unsure = self.rename_is_unsure.lock().unwrap();
+        if *unsure == 2 {
+            *unsure = 0;
+            return Err(io::Error::other("the server did not answer"));
+        }
+        drop(unsure);
+        if self.is_blind { Ok(self.disk.world().bytes().is_some()) } else { self.disk.leads_to(file) }
+    }
+    fn path(&self) -> &Path {
+        Path::new("sessions.json")
+    }
+}
+
+impl Handle for HookedFile {
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        self.0.read_at(bytes, at)
+    }
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        self.0.write_at(bytes, at)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn sync(&self) -> io::Result<()> {
+        if let Some(hook) = &*self.1.on_sync.lock().unwrap() {
+            hook();
+        }
+        self.0.sync()
+    }
+    fn keep_private(&self) -> io::Result<()> {
+        Ok(())
+    }
+    fn identity(&self) -> io::Result<Identity> {
+        self.0.identity()
+    }
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+}
+
+fn hooked(hooked: &Hooked, clock: &Clock, durability: Durability) -> Rig {
+    let table = Arc::new(RwLock::new(Table::new(clock.clone())));
+    let Opened { journal, cut } = replay::open(hooked, &table).unwrap();
+    let mut writer = Writer::new(Arc::new(hooked.clone()), table, Arc::default(), journal, durability);
+    writer.limits = Limits { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
+    Rig { disk: hooked.disk.clone(), writer, cut }
+}
+
+/// Readers have seen it expired while the touch was being synced; then it is there again.
+#[test]
+fn what_was_seen_expired_is_not_revived_by_a_change_that_was_being_synced() {
+    for update in [false, true] {
+        let clock = Clock::manual();
+        let disk = Hooked::new(World::new(1).disk(), false);
+        let mut rig = hooked(&disk, &clock, Durability::Sync);
+        let id = ids()[0];
+        assert!(rig.batch(&[create(id, 1_000)])[0].is_ok());
+        clock.advance(Duration::from_millis(900));
+        let seen = Arc::new(Mutex::new(None));
+        let (table, at, saw) = (Arc::clone(&rig.writer.table), clock.clone(), Arc::clone(&seen));
+        *disk.on_sync.lock().unwrap() = Some(Box::new(move || {
+            at.advance(Duration::from_millis(200));
+            let table = read(&table);
+            *saw.lock().unwrap() = Some(table.load(id, table.now()).is_some());
+        }));
+        let ask = if update { Ask::Update(1, id, 2, 5_000, "{}".into()) } else { Ask::Touch(id, 1, 5_000) };
+        let answer = rig.batch(&[ask]).remove(0).unwrap();
+        assert_eq!(*seen.lock().unwrap(), Some(false), "it was seen expired");
+        assert_eq!((answer.count, rig.contents()), (0, Model::new()), "update {update}");
+        // Nor does it come back by a clock that is put right.
+        let (_, again) = Rig::open(rig.disk.world().clone(), &Clock::manual());
+        assert!(again.unwrap().contents().is_empty());
+    }
 }

@@ -1,7 +1,7 @@
 //! The one who writes: takes what waits, decides, appends, and answers when it is on the disk.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io,
     sync::{Arc, RwLock, atomic::AtomicBool},
     time::{Duration, Instant},
@@ -113,23 +113,42 @@ impl Writer {
         let mut answers = Vec::with_capacity(requests.len());
         for Request { verb, answer } in requests {
             if !answer.is_closed() || verb.ends() {
-                answers.push((answer, draft.apply(verb)));
+                let renews = verb.renews();
+                answers.push((answer, renews, draft.apply(verb)));
             }
         }
         if !draft.lines.is_empty() {
             draft.end_expired(2 * answers.len() + MIN_EXPIRED);
         }
-        let Draft { changes, lines, .. } = draft;
+        let Draft { changes, renewed, lines, .. } = draft;
         drop(table);
         match self.append(&lines) {
             Ok(()) => {
-                self.apply(changes);
-                for (tell, answer) in answers {
+                let late = self.apply(changes, &renewed);
+                self.end_late(&late);
+                for (tell, renews, answer) in answers {
+                    let is_late = renews.is_some_and(|id| late.contains(&id));
                     // Whoever does not wait any more does not want to know.
-                    let _ = tell.send(Ok(answer));
+                    let _ = tell.send(Ok(if is_late { Answer::default() } else { answer }));
                 }
             }
-            Err(error) => refuse(answers.into_iter().map(|(answer, _)| answer), &error),
+            Err(error) => refuse(answers.into_iter().map(|(answer, ..)| answer), &error),
+        }
+    }
+
+    /// Ends in the file too what expired while its new time was being written. If that fails it is done with a later batch,
+    /// as for all that has expired.
+    fn end_late(&mut self, late: &HashSet<RecordId>) {
+        if late.is_empty() {
+            return;
+        }
+        let table = read(&self.table);
+        let mut draft = Draft::new(&table, self.journal.lines());
+        late.iter().for_each(|id| draft.end(*id));
+        let Draft { changes, renewed, lines, .. } = draft;
+        drop(table);
+        if self.append(&lines).is_ok() {
+            self.apply(changes, &renewed);
         }
     }
 
@@ -216,14 +235,22 @@ impl Writer {
         self.broken = Some(Broken { cause: cause.to_string(), retry_at, wait });
     }
 
-    fn apply(&mut self, changes: HashMap<RecordId, Option<Kept>>) {
+    /// Shows what is on the disk by now, and gives what came too late: somebody may have seen that it had expired, and
+    /// must not see it again.
+    fn apply(&mut self, changes: HashMap<RecordId, Option<Kept>>, renewed: &HashSet<RecordId>) -> HashSet<RecordId> {
+        let mut late = HashSet::new();
         let mut table = write(&self.table);
+        let now = table.now();
         for (id, change) in changes {
             match change {
+                Some(_) if renewed.contains(&id) && table.get(&id).is_none_or(|kept| kept.expires <= now) => {
+                    late.insert(id);
+                }
                 Some(kept) => table.put(id, kept),
                 None => table.remove(&id),
             }
         }
+        late
     }
 
     /// What is done between batches.
@@ -392,10 +419,10 @@ impl Writer {
         let table = read(&self.table);
         let mut draft = Draft::new(&table, self.journal.lines());
         draft.end_expired(usize::MAX);
-        let Draft { changes, lines, .. } = draft;
+        let Draft { changes, renewed, lines, .. } = draft;
         drop(table);
         self.append(&lines)?;
-        self.apply(changes);
+        self.apply(changes, &renewed);
         let marked = self.journal.sync().and_then(|()| match self.journal.mark() {
             Ok(()) => self.journal.sync(),
             Err(Fault::NotApplied(error) | Fault::Unknown(error)) => Err(error),
@@ -421,12 +448,14 @@ struct Draft<'a> {
     table: &'a Table,
     now: Duration,
     changes: HashMap<RecordId, Option<Kept>>,
+    /// Those of them that were in the table, and are only to live on.
+    renewed: HashSet<RecordId>,
     lines: Lines,
 }
 
 impl<'a> Draft<'a> {
     fn new(table: &'a Table, lines: Lines) -> Self {
-        Self { table, now: table.now(), changes: HashMap::new(), lines }
+        Self { table, now: table.now(), changes: HashMap::new(), renewed: HashSet::new(), lines }
     }
 
     fn live(&self, id: &RecordId) -> Option<&Kept> {
@@ -457,6 +486,7 @@ impl<'a> Draft<'a> {
                     done(1)
                 }
                 Some(_) => {
+                    self.renew(new.id);
                     self.put(new);
                     done(1)
                 }
@@ -469,6 +499,7 @@ impl<'a> Draft<'a> {
                 }
                 let (time, expires) = self.table.time(ttl);
                 self.lines.push(&Line::Touch { id, version, time });
+                self.renew(id);
                 self.changes.insert(id, Some(Kept { time, expires, ..kept }));
                 done(1)
             }
@@ -486,7 +517,10 @@ impl<'a> Draft<'a> {
                 if !ids.is_empty() {
                     self.lines.push(&Line::Clear { owner, keep });
                 }
-                self.changes.extend(ids.iter().map(|id| (*id, None)));
+                for id in &ids {
+                    self.renewed.remove(id);
+                    self.changes.insert(*id, None);
+                }
                 done(ids.len() as u64)
             }
         }
@@ -508,7 +542,15 @@ impl<'a> Draft<'a> {
 
     fn end(&mut self, id: RecordId) {
         self.lines.push(&Line::End { id });
+        self.renewed.remove(&id);
         self.changes.insert(id, None);
+    }
+
+    /// A live record is about to get a new time. It can come too late only for one that others see already.
+    fn renew(&mut self, id: RecordId) {
+        if !self.changes.contains_key(&id) {
+            self.renewed.insert(id);
+        }
     }
 
     /// Ends some of what has expired: a few with each batch, so that no one has to wait for many.
