@@ -167,11 +167,6 @@ impl Table {
         }
     }
 
-    pub(super) fn drop_expired(&mut self) {
-        let expired: Vec<RecordId> = self.expired(self.now()).collect();
-        expired.iter().for_each(|id| self.remove(id));
-    }
-
     /// Counts by another clock from now on.
     pub(super) fn set_clock(&mut self, clock: Clock) {
         self.clock = clock;

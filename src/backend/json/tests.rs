@@ -852,3 +852,39 @@ fn what_was_seen_expired_is_not_revived_by_a_change_that_was_being_synced() {
         assert!(again.unwrap().contents().is_empty());
     }
 }
+
+/// `delete` and `clear` of what has expired write nothing; a crash and a clock that was put right bring it back.
+#[test]
+fn what_was_answered_as_gone_stays_gone_when_the_clock_is_put_right() {
+    for ask in [Ask::Delete(ids()[2]), Ask::Clear(ids()[2], None)] {
+        // Two hours ahead, until ntpd has been.
+        let ahead = Clock::manual();
+        ahead.advance(Duration::from_secs(7_200));
+        let (disk, rig) = Rig::open(World::new(1), &ahead);
+        let mut rig = rig.unwrap();
+        assert!(rig.batch(&[create(ids()[2], 3_600_000)])[0].is_ok());
+        ahead.advance(Duration::from_secs(3_601));
+        assert!(live(rig.contents(), ahead.now_ms()).is_empty());
+        assert_eq!(rig.batch(std::slice::from_ref(&ask))[0].as_ref().unwrap().count, 0);
+        // SIGKILL, and started again by the right time.
+        let (_, again) = Rig::open(disk.world().clone(), &Clock::manual());
+        assert!(again.unwrap().contents().is_empty(), "{ask:?}: revived, with its whole time to live");
+    }
+}
+
+/// Neither what expired in use, nor what `open` found expired.
+#[test]
+fn what_a_clean_end_left_as_expired_does_not_come_back() {
+    let (disk, rig) = Rig::open(World::new(1), &Clock::manual());
+    let mut rig = rig.unwrap();
+    assert!(rig.batch(&[create(ids()[2], 3_600_000)])[0].is_ok());
+    rig.writer.finish().unwrap();
+    let ahead = Clock::manual();
+    ahead.advance(Duration::from_secs(7_200));
+    let (disk, rig) = Rig::open(disk.world().clone(), &ahead);
+    let mut rig = rig.unwrap();
+    assert_eq!(rig.batch(&[Ask::Clear(ids()[2], None)])[0].as_ref().unwrap().count, 0);
+    rig.writer.finish().unwrap();
+    let (_, again) = Rig::open(disk.world().clone(), &Clock::manual());
+    assert!(again.unwrap().contents().is_empty(), "revived");
+}

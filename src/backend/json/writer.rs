@@ -466,6 +466,11 @@ impl<'a> Draft<'a> {
         kept.filter(|kept| kept.expires > self.now)
     }
 
+    /// Whether it is in the table or the file, be it expired.
+    fn is_there(&self, id: &RecordId) -> bool {
+        self.changes.get(id).map_or_else(|| self.table.get(id).is_some(), Option::is_some)
+    }
+
     fn apply(&mut self, verb: Verb) -> Answer {
         let done = |count| Answer { count, conflict: None };
         match verb {
@@ -505,7 +510,8 @@ impl<'a> Draft<'a> {
             }
             Verb::Delete { id } => {
                 let live = self.live(&id).is_some();
-                if live {
+                // What has expired is ended too: a clock that is put right must not bring it back after this.
+                if self.is_there(&id) {
                     self.end(id);
                 }
                 done(live.into())
@@ -513,7 +519,8 @@ impl<'a> Draft<'a> {
             Verb::Clear { owner, keep } => {
                 let mut ids: Vec<RecordId> = self.table.of(owner).collect();
                 ids.extend(self.changes.keys().filter(|id| id.owner() == Some(owner) && self.table.get(id).is_none()));
-                ids.retain(|id| Some(*id) != keep && self.live(id).is_some());
+                ids.retain(|id| Some(*id) != keep && self.is_there(id));
+                let live = ids.iter().filter(|id| self.live(id).is_some()).count();
                 if !ids.is_empty() {
                     self.lines.push(&Line::Clear { owner, keep });
                 }
@@ -521,7 +528,7 @@ impl<'a> Draft<'a> {
                     self.renewed.remove(id);
                     self.changes.insert(*id, None);
                 }
-                done(ids.len() as u64)
+                done(live as u64)
             }
         }
     }
