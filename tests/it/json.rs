@@ -10,7 +10,7 @@ use std::{
     pin::pin,
     process::{Command, Stdio},
     sync::{Arc, Mutex},
-    task::Poll,
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -473,6 +473,37 @@ async fn a_file_cut_short_in_use_loses_nothing_that_was_acknowledged() {
     let again = open(&folder.file()).await;
     assert!(again.get(&ada).await.unwrap().is_some());
     assert_eq!(again.list("bob").await.unwrap().len(), 1);
+}
+
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("somebody else's waker");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_read_once_the_file_was_let_go_of() {
+    let folder = Folder::new();
+    let sessions = open(&folder.file()).await;
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    let waker = Waker::from(Arc::new(Panics));
+    let mut create = pin!(sessions.backend().create(record(1, 1, HOUR, "{}")));
+    assert!(create.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    // The thread that writes stops halfway, and with it the lock is gone.
+    let second = async {
+        loop {
+            match builder(folder.file()).open().await {
+                Ok(second) => break second,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let second = tokio::time::timeout(Duration::from_secs(60), second).await.unwrap();
+    second.delete(&id).await.unwrap();
+    assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(sessions.list("ada").await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
 #[tokio::test]

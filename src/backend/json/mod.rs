@@ -88,10 +88,7 @@ mod writer;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -116,7 +113,6 @@ pub struct JsonBackend {
     table: Arc<RwLock<Table>>,
     inbox: Arc<Inbox>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    closed: AtomicBool,
 }
 
 /// When a change is answered.
@@ -198,7 +194,7 @@ impl JsonBackend {
         let thread = spawned.map_err(|error| {
             Error::caused(ErrorKind::Unavailable, "a thread for the file of sessions could not be started", error)
         })?;
-        let backend = Self { table, inbox, thread: Mutex::default(), closed: AtomicBool::new(false) };
+        let backend = Self { table, inbox, thread: Mutex::default() };
         let cut = told.await.map_err(|_| stopped())??;
         // Not before: whoever gives up opening does not wait for the end of it.
         *backend.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -216,7 +212,7 @@ impl JsonBackend {
     }
 
     fn read(&self) -> Result<RwLockReadGuard<'_, Table>> {
-        if self.closed.load(Relaxed) {
+        if self.inbox.is_over() {
             return Err(closed().into());
         }
         Ok(read(&self.table))
@@ -275,8 +271,8 @@ impl Backend for JsonBackend {
     }
 
     async fn close(&self) -> Result<()> {
+        self.inbox.end_reads();
         let told = self.inbox.close_and_tell();
-        self.closed.store(true, Relaxed);
         Ok(told.await.map_err(|_| stopped())??)
     }
 }

@@ -35,6 +35,15 @@ pub(super) struct Writer {
     pub(super) last_sync: Instant,
 }
 
+/// However the work ends, nothing is read any more: before the lock of the file is let go of, if it ends in the middle.
+struct OverAtTheEnd(Arc<Inbox>);
+
+impl Drop for OverAtTheEnd {
+    fn drop(&mut self) {
+        self.0.end_reads();
+    }
+}
+
 /// When things are done that nobody asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -90,6 +99,7 @@ impl Writer {
 
     /// Works until the inbox is closed, and then leaves the file in order.
     pub(super) fn run(mut self) -> Result<(), Error> {
+        let _over = OverAtTheEnd(Arc::clone(&self.inbox));
         loop {
             self.upkeep();
             let taken = self.inbox.take(self.patience());
