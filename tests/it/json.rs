@@ -7,9 +7,9 @@ use std::{
     future::poll_fn,
     io::{BufRead, BufReader, Write as _},
     path::Path,
-    pin::pin,
+    pin::{Pin, pin},
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
     task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
@@ -473,6 +473,36 @@ async fn a_file_cut_short_in_use_loses_nothing_that_was_acknowledged() {
     let again = open(&folder.file()).await;
     assert!(again.get(&ada).await.unwrap().is_some());
     assert_eq!(again.list("bob").await.unwrap().len(), 1);
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Drops a task where it is woken.
+struct Holder(Mutex<Option<Task>>, mpsc::Sender<()>);
+
+impl Wake for Holder {
+    fn wake(self: Arc<Self>) {
+        drop(self.0.lock().unwrap().take());
+        let _ = self.1.send(());
+    }
+}
+
+#[tokio::test]
+async fn the_last_handle_may_be_dropped_by_the_thread_that_writes() {
+    let folder = Folder::new();
+    let sessions = open(&folder.file()).await;
+    let (told, done) = mpsc::channel();
+    let holder = Arc::new(Holder(Mutex::new(None), told));
+    let mut task: Task =
+        Box::pin(async move { sessions.backend().create(record(1, 1, HOUR, "{}")).await.map(drop).unwrap() });
+    let waker = Waker::from(Arc::clone(&holder));
+    {
+        let mut place = holder.0.lock().unwrap();
+        assert!(task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        *place = Some(task);
+    }
+    // It would wait for itself otherwise.
+    done.recv_timeout(Duration::from_secs(60)).unwrap();
 }
 
 struct Panics;

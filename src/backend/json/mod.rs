@@ -282,7 +282,8 @@ impl Drop for JsonBackend {
     fn drop(&mut self) {
         self.inbox.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        // A waker may drop it on that very thread, which goes on by itself, and does not wait for itself.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
     }
