@@ -635,6 +635,24 @@ async fn nothing_of_it_prints_what_it_holds() {
 }
 
 #[tokio::test]
+async fn who_is_refused_removes_nothing_and_disturbs_nobody() {
+    let folder = Folder::new();
+    let beside = folder.path("sessions.json.compacting");
+    fs::write(folder.file(), r#"{"_default": {}}"#).unwrap();
+    fs::write(&beside, "precious").unwrap();
+    assert_eq!(refused(&folder.file()).await.0, ErrorKind::Config);
+    assert!(beside.exists());
+
+    fs::remove_file(folder.file()).unwrap();
+    let _first = open(&folder.file()).await;
+    fs::write(&beside, "being written by the first").unwrap();
+    fs::remove_file(folder.path("sessions.json.lock")).unwrap();
+    assert_eq!(refused(&folder.file()).await.0, ErrorKind::Unavailable);
+    // Elsewhere than on Unix the lock alone keeps others out.
+    assert!(beside.exists() || !cfg!(unix));
+}
+
+#[tokio::test]
 async fn what_a_crash_left_beside_is_removed() {
     let folder = Folder::new();
     fs::write(folder.path("sessions.json.compacting"), "half a file").unwrap();

@@ -36,8 +36,6 @@ pub(super) struct Cut {
 /// In words, and the file is as it was, unless it was only its torn tail that could not be cut.
 pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Error> {
     let path = disk.path().display();
-    disk.remove_beside()
-        .map_err(|error| failed(format!("what a crash left beside {path} could not be removed"), error))?;
     let file = disk.open().map_err(|error| failed(format!("{path} could not be opened"), error))?;
     let found = match &file {
         Some(file) => replay(&**file, disk.path(), &mut write(table))?,
@@ -47,6 +45,9 @@ pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Err
         let journal = create(disk, table).map_err(|error| failed(format!("{path} could not be created"), error))?;
         return Ok(Opened { journal, cut: None });
     };
+    // Not before: it is ours only if the file is, and nobody else is writing it.
+    disk.remove_beside()
+        .map_err(|error| failed(format!("what a crash left beside {path} could not be removed"), error))?;
     // Whoever put the file there may have been killed before the folder was on the disk, and with it all that is added.
     disk.sync_folder()
         .map_err(|error| failed(format!("the folder of {path} could not be brought to the disk"), error))?;
