@@ -888,3 +888,38 @@ fn what_a_clean_end_left_as_expired_does_not_come_back() {
     let (_, again) = Rig::open(disk.world().clone(), &Clock::manual());
     assert!(again.unwrap().contents().is_empty(), "revived");
 }
+
+/// As on Windows, where every file is the same one: a rename that fails costs the file that was in order.
+#[test]
+fn where_files_cannot_be_told_apart_a_failed_rename_leaves_the_old_file_in_use() {
+    let clock = Clock::manual();
+    let disk = Hooked::new(World::new(3).disk(), true);
+    let mut rig = hooked(&disk, &clock, Durability::Sync);
+    assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
+    *disk.rename_fails.lock().unwrap() = true;
+    rig.writer.start_compaction();
+    rig.begin_upkeep();
+    rig.writer.upkeep();
+    let answer = rig.batch(&[create(ids()[1], 100_000)]).remove(0);
+    assert!(answer.is_ok(), "the old file is whole and in its place, but: {}", answer.unwrap_err());
+}
+
+/// A rename that happened and said it had not, as over a network, and then a moment without answers.
+#[test]
+fn after_a_rename_of_which_nothing_is_known_changes_are_taken_again() {
+    let clock = Clock::manual();
+    let disk = Hooked::new(World::new(3).disk(), false);
+    let mut rig = hooked(&disk, &clock, Durability::Sync);
+    assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
+    *disk.rename_is_unsure.lock().unwrap() = 1;
+    rig.writer.start_compaction();
+    rig.begin_upkeep();
+    rig.writer.upkeep();
+    assert!(rig.writer.compaction.is_none());
+    let mut last = None;
+    for _ in 0..5 {
+        rig.writer.upkeep();
+        last = Some(rig.batch(&[create(ids()[1], 100_000)]).remove(0));
+    }
+    assert!(last.as_ref().unwrap().is_ok(), "for ever: {}", last.unwrap().unwrap_err());
+}

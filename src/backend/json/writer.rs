@@ -10,7 +10,7 @@ use std::{
 use super::{
     Durability,
     compact::{Beside, Compaction, write_beside},
-    disk::Disk,
+    disk::{Disk, Handle},
     inbox::{Answer, Inbox, New, Request, Verb},
     journal::{At, Fault, Journal, Lines},
     line::Line,
@@ -29,6 +29,8 @@ pub(super) struct Writer {
     pub(super) durability: Durability,
     pub(super) limits: Limits,
     pub(super) broken: Option<Broken>,
+    /// What else may be in place, after a rename of which nothing is known; only while it is broken.
+    perhaps: Vec<Arc<dyn Handle>>,
     pub(super) compaction: Option<Compaction>,
     /// No compaction below so many dead bytes, after one that failed.
     pub(super) put_off: u64,
@@ -91,6 +93,7 @@ impl Writer {
             durability,
             limits: Limits::default(),
             broken: None,
+            perhaps: Vec::new(),
             compaction: None,
             put_off: 0,
             last_sync: Instant::now(),
@@ -352,13 +355,28 @@ impl Writer {
 
     /// Puts a new file in place of the one in use. On an error the old one goes on, or it is known to be broken.
     fn replace(&mut self, beside: Beside, n: u64, said: u64) -> io::Result<()> {
-        self.in_place()?;
+        let old = self.in_place()?;
         let renamed = self.disk.rename();
-        if let Err(error) = &renamed
-            && !self.disk.leads_to(&*beside.file)?
-        {
-            return Err(io::Error::new(error.kind(), error.to_string()));
+        if let Err(error) = &renamed {
+            // Where files cannot be told apart both seem to be there: there a rename that fails has not happened.
+            let is_new = match self.disk.leads_to(&*old) {
+                Ok(true) => Ok(false),
+                Ok(false) => self.disk.leads_to(&*beside.file),
+                Err(unknown) => Err(unknown),
+            };
+            let error = io::Error::new(error.kind(), error.to_string());
+            match is_new {
+                Ok(true) => {}
+                Ok(false) => return Err(error),
+                Err(_) => {
+                    // Whichever of the two is found there later may be replaced by a third one.
+                    self.perhaps = vec![old, beside.file];
+                    self.break_off(&error);
+                    return Err(error);
+                }
+            }
         }
+        self.perhaps.clear();
         self.journal = Journal::new(beside.file, At { offset: beside.len, n }, said);
         let synced = renamed.and_then(|()| self.disk.sync_folder());
         if let Err(error) = &synced {
@@ -368,12 +386,14 @@ impl Writer {
         synced
     }
 
-    /// Whether the path still leads to the file in use: nothing else is ever replaced.
-    fn in_place(&self) -> io::Result<()> {
-        match self.disk.leads_to(&**self.journal.file())? {
-            true => Ok(()),
-            false => Err(io::Error::other("the file was deleted or replaced while it was in use")),
+    /// The file the path leads to, if that is still the one in use, or may be: nothing else is ever replaced.
+    fn in_place(&self) -> io::Result<Arc<dyn Handle>> {
+        for file in std::iter::once(self.journal.file()).chain(&self.perhaps) {
+            if self.disk.leads_to(&**file)? {
+                return Ok(Arc::clone(file));
+            }
         }
+        Err(io::Error::other("the file was deleted or replaced while it was in use"))
     }
 
     fn put_off(&mut self, error: &io::Error) {
@@ -389,7 +409,7 @@ impl Writer {
         let n = self.journal.end().n;
         // Not for nothing.
         let checked = self.in_place();
-        let written = checked.and_then(|()| write_beside(&*self.disk, &self.table, n, &AtomicBool::new(false)));
+        let written = checked.and_then(|_| write_beside(&*self.disk, &self.table, n, &AtomicBool::new(false)));
         let done = written.and_then(|beside| {
             let wait = self.broken.as_ref().map_or(self.limits.retry, |broken| broken.wait);
             let replaced = self.replace(beside, n, n);
