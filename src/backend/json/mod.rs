@@ -266,10 +266,6 @@ impl Backend for JsonBackend {
         Ok(self.ask(Verb::Clear { owner, keep }).await?.count)
     }
 
-    fn set_clock(&mut self, clock: Clock) {
-        write(&self.table).set_clock(clock);
-    }
-
     async fn close(&self) -> Result<()> {
         self.inbox.end_reads();
         let told = self.inbox.close_and_tell();

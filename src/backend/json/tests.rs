@@ -5,7 +5,7 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, RwLock},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -922,4 +922,63 @@ fn after_a_rename_of_which_nothing_is_known_changes_are_taken_again() {
         last = Some(rig.batch(&[create(ids()[1], 100_000)]).remove(0));
     }
     assert!(last.as_ref().unwrap().is_ok(), "for ever: {}", last.unwrap().unwrap_err());
+}
+
+/// What `run` does, with `Flush`: a kill loses nothing that was answered, a power cut leaves some prefix.
+#[test]
+fn with_flush_and_faults_a_kill_loses_nothing_and_a_power_cut_leaves_what_there_was_once() {
+    let mut broken = 0;
+    for seed in 0..20_u64 {
+        for call in 0..90_u64 {
+            let mut random = Random(seed * 1_000 + call);
+            let (clock, ids) = (Clock::manual(), ids());
+            let mut world = World::new(seed ^ call);
+            world.fault = Some((call, 1 + random.below(4)));
+            let (disk, rig) = Rig::open_with(world, &clock, Durability::Flush);
+            let Ok(mut rig) = rig else { continue };
+            let (mut model, mut history, mut maybe) = (Model::new(), vec![Model::new()], Vec::new());
+            for _ in 0..14 {
+                let asks: Vec<Ask> = (0..1 + random.below(3)).map(|_| Ask::random(&mut random, &model, &ids)).collect();
+                let answers = rig.batch(&asks);
+                if answers[0].is_ok() {
+                    maybe.clear();
+                    for ask in &asks {
+                        ask.apply(&mut model, clock.now_ms());
+                        history.push(live(model.clone(), clock.now_ms()));
+                    }
+                } else {
+                    assert!(answers.iter().all(Result::is_err));
+                    if answers[0].as_ref().unwrap_err().to_string().contains("may be found there or not") {
+                        maybe = vec![(clock.now_ms(), asks)];
+                    }
+                }
+                assert_eq!(live(rig.contents(), clock.now_ms()), live(model.clone(), clock.now_ms()));
+                if random.chance(3) {
+                    // The second is over.
+                    rig.writer.limits.sync = Duration::ZERO;
+                    rig.writer.last_sync = Instant::now() - Duration::from_secs(1);
+                }
+                rig.begin_upkeep();
+                rig.writer.limits.sync = Duration::MAX / 8;
+                if rig.writer.broken.is_none() {
+                    maybe.clear();
+                } else {
+                    broken += 1;
+                }
+            }
+            let now = clock.now_ms();
+            // Killed: the system shows everything.
+            let mut world = disk.world().clone();
+            world.fault = None;
+            let (_, again) = Rig::open_with(world.clone(), &clock, Durability::Flush);
+            let found = again.unwrap_or_else(|error| panic!("seed {seed} call {call}: {error}")).contents();
+            assert!(allowed(&model, &maybe, now).contains(&found), "killed: seed {seed} call {call}");
+            // Power cut: some prefix.
+            let (_, again) = Rig::open_with(world.after_power_cut(), &clock, Durability::Flush);
+            let found = again.unwrap_or_else(|error| panic!("power: seed {seed} call {call}: {error}")).contents();
+            let ok = history.contains(&found) || allowed(&model, &maybe, now).contains(&found);
+            assert!(ok, "power cut: seed {seed} call {call}: {found:?}");
+        }
+    }
+    assert!(broken > 10, "{broken}");
 }

@@ -18,7 +18,7 @@ use super::{
     table::{Kept, Table},
     write,
 };
-use crate::{Error, ErrorKind, RecordId};
+use crate::{Error, ErrorKind, Owner, RecordId};
 
 /// Owns the file. Nothing else changes it or the table, so that what holds when a batch begins holds until it ends.
 pub(super) struct Writer {
@@ -480,12 +480,15 @@ struct Draft<'a> {
     changes: HashMap<RecordId, Option<Kept>>,
     /// Those of them that were in the table, and are only to live on.
     renewed: HashSet<RecordId>,
+    /// Those that are not in the table, so that a clear does not look through all changes.
+    new_of: HashMap<Owner, Vec<RecordId>>,
     lines: Lines,
 }
 
 impl<'a> Draft<'a> {
     fn new(table: &'a Table, lines: Lines) -> Self {
-        Self { table, now: table.now(), changes: HashMap::new(), renewed: HashSet::new(), lines }
+        let (changes, renewed, new_of) = (HashMap::new(), HashSet::new(), HashMap::new());
+        Self { table, now: table.now(), changes, renewed, new_of, lines }
     }
 
     fn live(&self, id: &RecordId) -> Option<&Kept> {
@@ -548,7 +551,7 @@ impl<'a> Draft<'a> {
             }
             Verb::Clear { owner, keep } => {
                 let mut ids: Vec<RecordId> = self.table.of(owner).collect();
-                ids.extend(self.changes.keys().filter(|id| id.owner() == Some(owner) && self.table.get(id).is_none()));
+                ids.extend(self.new_of.get(&owner).into_iter().flatten());
                 ids.retain(|id| Some(*id) != keep && self.is_there(id));
                 let live = ids.iter().filter(|id| self.live(id).is_some()).count();
                 if !ids.is_empty() {
@@ -570,6 +573,12 @@ impl<'a> Draft<'a> {
             return;
         }
         let (time, expires) = self.table.time(ttl);
+        if let Some(owner) = id.owner()
+            && !self.changes.contains_key(&id)
+            && self.table.get(&id).is_none()
+        {
+            self.new_of.entry(owner).or_default().push(id);
+        }
         let line = Line::Put { id, version, time, payload };
         self.lines.push(&line);
         if let Line::Put { payload, .. } = line {
