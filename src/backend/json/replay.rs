@@ -51,9 +51,8 @@ pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Err
     // Whoever put the file there may have been killed before the folder was on the disk, and with it all that is added.
     disk.sync_folder()
         .map_err(|error| failed(format!("the folder of {path} could not be brought to the disk"), error))?;
-    if let Err(error) = file.keep_private() {
-        tracing::warn!(%error, path = %path, "others may read the sessions file, and that could not be changed");
-    }
+    // It fails if the file belongs to somebody else, who would read and write all sessions from now on.
+    file.keep_private().map_err(|error| failed(format!("{path} cannot be kept from others"), error))?;
     let cut = found.cut;
     let journal = found
         .settle(file)

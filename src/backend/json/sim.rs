@@ -37,6 +37,8 @@ pub(super) struct World {
     shown: Folder,
     kept: Folder,
     folder_dirty: bool,
+    /// Whether the files belong to somebody else.
+    pub(super) is_foreign: bool,
     pub(super) calls: u64,
     /// From which call on how many calls fail.
     pub(super) fault: Option<(u64, u64)>,
@@ -71,6 +73,7 @@ impl World {
             shown: Folder::default(),
             kept: Folder::default(),
             folder_dirty: false,
+            is_foreign: false,
             calls: 0,
             fault: None,
             power: None,
@@ -316,7 +319,10 @@ impl Handle for SimFile {
     }
 
     fn keep_private(&self) -> io::Result<()> {
-        Ok(())
+        match self.0.lock().unwrap().is_foreign {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => Ok(()),
+        }
     }
 
     fn identity(&self) -> io::Result<Identity> {

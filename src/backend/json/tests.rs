@@ -982,3 +982,14 @@ fn with_flush_and_faults_a_kill_loses_nothing_and_a_power_cut_leaves_what_there_
     }
     assert!(broken > 10, "{broken}");
 }
+
+#[test]
+fn a_file_that_cannot_be_kept_from_others_is_refused() {
+    let clock = Clock::manual();
+    let (bytes, ..) = file_with_a_long_last_batch(&clock, true);
+    let mut world = World::with(&bytes);
+    world.is_foreign = true;
+    let (disk, rig) = Rig::open(world, &clock);
+    assert_eq!(rig.err().unwrap().kind(), ErrorKind::Config);
+    assert_eq!(disk.world().bytes().unwrap(), bytes);
+}
