@@ -7,10 +7,10 @@ use std::{
     future::poll_fn,
     io::{BufRead, BufReader, Write as _},
     path::Path,
-    pin::pin,
+    pin::{Pin, pin},
     process::{Command, Stdio},
-    sync::{Arc, Mutex},
-    task::Poll,
+    sync::{Arc, Mutex, mpsc},
+    task::{Context, Poll, Wake, Waker},
     time::{Duration, Instant},
 };
 
@@ -461,6 +461,81 @@ async fn a_file_deleted_in_use_refuses_changes_until_it_is_back() {
     sessions.create("bob", json!({})).await.unwrap();
 }
 
+/// `> sessions.json`: the same file, and another length.
+#[tokio::test]
+async fn a_file_cut_short_in_use_loses_nothing_that_was_acknowledged() {
+    let folder = Folder::new();
+    let sessions = open(&folder.file()).await;
+    let ada = sessions.create("ada", json!({})).await.unwrap();
+    fs::OpenOptions::new().write(true).truncate(true).open(folder.file()).unwrap();
+    sessions.create("bob", json!({})).await.unwrap();
+    sessions.close().await.unwrap();
+    let again = open(&folder.file()).await;
+    assert!(again.get(&ada).await.unwrap().is_some());
+    assert_eq!(again.list("bob").await.unwrap().len(), 1);
+}
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Drops a task where it is woken.
+struct Holder(Mutex<Option<Task>>, mpsc::Sender<()>);
+
+impl Wake for Holder {
+    fn wake(self: Arc<Self>) {
+        drop(self.0.lock().unwrap().take());
+        let _ = self.1.send(());
+    }
+}
+
+#[tokio::test]
+async fn the_last_handle_may_be_dropped_by_the_thread_that_writes() {
+    let folder = Folder::new();
+    let sessions = open(&folder.file()).await;
+    let (told, done) = mpsc::channel();
+    let holder = Arc::new(Holder(Mutex::new(None), told));
+    let mut task: Task =
+        Box::pin(async move { sessions.backend().create(record(1, 1, HOUR, "{}")).await.map(drop).unwrap() });
+    let waker = Waker::from(Arc::clone(&holder));
+    {
+        let mut place = holder.0.lock().unwrap();
+        assert!(task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        *place = Some(task);
+    }
+    // It would wait for itself otherwise.
+    done.recv_timeout(Duration::from_secs(60)).unwrap();
+}
+
+struct Panics;
+
+impl Wake for Panics {
+    fn wake(self: Arc<Self>) {
+        panic!("somebody else's waker");
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_read_once_the_file_was_let_go_of() {
+    let folder = Folder::new();
+    let sessions = open(&folder.file()).await;
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    let waker = Waker::from(Arc::new(Panics));
+    let mut create = pin!(sessions.backend().create(record(1, 1, HOUR, "{}")));
+    assert!(create.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    // The thread that writes stops halfway, and with it the lock is gone.
+    let second = async {
+        loop {
+            match builder(folder.file()).open().await {
+                Ok(second) => break second,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let second = tokio::time::timeout(Duration::from_secs(60), second).await.unwrap();
+    second.delete(&id).await.unwrap();
+    assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(sessions.list("ada").await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
 #[tokio::test]
 async fn damage_is_an_error_that_names_file_and_line() {
     let folder = Folder::new();
@@ -557,6 +632,24 @@ async fn nothing_of_it_prints_what_it_holds() {
     let error = JsonSessions::open(folder.file()).await.unwrap_err();
     let printed = format!("{error} {error:?}");
     assert!(!printed.contains("ada\"") && !printed.contains("byron"), "{printed}");
+}
+
+#[tokio::test]
+async fn who_is_refused_removes_nothing_and_disturbs_nobody() {
+    let folder = Folder::new();
+    let beside = folder.path("sessions.json.compacting");
+    fs::write(folder.file(), r#"{"_default": {}}"#).unwrap();
+    fs::write(&beside, "precious").unwrap();
+    assert_eq!(refused(&folder.file()).await.0, ErrorKind::Config);
+    assert!(beside.exists());
+
+    fs::remove_file(folder.file()).unwrap();
+    let _first = open(&folder.file()).await;
+    fs::write(&beside, "being written by the first").unwrap();
+    fs::remove_file(folder.path("sessions.json.lock")).unwrap();
+    assert_eq!(refused(&folder.file()).await.0, ErrorKind::Unavailable);
+    // Elsewhere than on Unix the lock alone keeps others out.
+    assert!(beside.exists() || !cfg!(unix));
 }
 
 #[tokio::test]

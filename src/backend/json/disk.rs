@@ -39,6 +39,8 @@ pub(super) trait Handle: Send + Sync {
     fn keep_private(&self) -> io::Result<()>;
     /// What tells it from any other file.
     fn identity(&self) -> io::Result<Identity>;
+    /// How many bytes are in it, whoever put them there.
+    fn size(&self) -> io::Result<u64>;
 }
 
 /// Device and number, where there are such.
@@ -194,6 +196,10 @@ impl Handle for File {
 
     fn identity(&self) -> io::Result<Identity> {
         Ok(identity(&self.metadata()?))
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
     }
 }
 

@@ -1,7 +1,10 @@
 //! Changes on their way from the tasks that want them to the thread that writes them.
 
 use std::{
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
     time::Duration,
 };
 
@@ -15,6 +18,8 @@ use crate::{Error, ErrorKind, Owner, Record, RecordId};
 pub(super) struct Inbox {
     state: Mutex<State>,
     bell: Condvar,
+    /// Nothing is read either: the file may belong to somebody else.
+    over: AtomicBool,
 }
 
 #[derive(Default)]
@@ -123,6 +128,15 @@ impl Inbox {
         state.closed.get_or_insert(result);
     }
 
+    /// From now on nothing is read.
+    pub(super) fn end_reads(&self) {
+        self.over.store(true, SeqCst);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(SeqCst)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.lock().requests.is_empty()
     }
@@ -154,6 +168,15 @@ impl Verb {
             Self::Delete { .. } | Self::Clear { .. } => true,
             Self::Update { new, .. } => new.ttl.is_zero(),
             Self::Create(_) | Self::Touch { .. } => false,
+        }
+    }
+
+    /// Whose life it makes longer.
+    pub(super) fn renews(&self) -> Option<RecordId> {
+        match self {
+            Self::Update { new, .. } => Some(new.id),
+            Self::Touch { id, .. } => Some(*id),
+            Self::Create(_) | Self::Delete { .. } | Self::Clear { .. } => None,
         }
     }
 

@@ -7,6 +7,7 @@ use std::{io::Write, ops::Range};
 
 use base64ct::{Base64, Encoding};
 use bytes::Bytes;
+use crc32fast::Hasher;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -138,17 +139,41 @@ impl Line {
     }
 }
 
-/// Whether bytes, or any part of them up to their end, are a line that says so much was on the disk.
+/// Whether bytes are a line that says so much was on the disk; if they have the end of a line, also whether any part of
+/// them up to there is.
 ///
-/// Any part, because the end of the line before may be what is broken.
-pub(super) fn says_synced(bytes: &[u8], n: u64) -> bool {
-    let starts = bytes.windows(SUM_BEFORE.len()).enumerate().filter(|(_, window)| *window == SUM_BEFORE);
-    starts.filter_map(|(start, _)| Some((start, bytes.get(start..)?))).any(|(start, line)| match Line::read(line) {
+/// Any part, because the end of the line before may be what is broken. Not without an end: what is torn off within the
+/// data of a user is whatever that user likes.
+pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
+    if !is_whole {
+        return says_so(bytes, n, true);
+    }
+    // From the back, so that each byte is summed up once, however many starts there seem to be.
+    let (mut sum, mut end, mut starts) = (Hasher::new(), bytes.len(), Vec::new());
+    let windows = bytes.windows(SUM_BEFORE.len()).enumerate().rev();
+    for (start, _) in windows.filter(|(_, window)| *window == SUM_BEFORE) {
+        let Some((digits, rest)) = bytes.get(start..).and_then(sum_and_rest) else { continue };
+        let from = bytes.len() - rest.len();
+        let mut longer = Hasher::new();
+        longer.update(bytes.get(from..end).unwrap_or_default());
+        longer.combine(&sum);
+        (sum, end) = (longer, from);
+        if format!("{:08x}", sum.clone().finalize()).as_bytes() == digits {
+            starts.push(start);
+        }
+    }
+    // Of those before the true one, none knows what is in that: a sum is right there only by chance.
+    let starts = starts.into_iter().rev().take(MAX_STARTS);
+    starts.filter_map(|start| Some((start, bytes.get(start..)?))).any(|(start, line)| says_so(line, n, start == 0))
+}
+
+fn says_so(line: &[u8], n: u64, is_at_start: bool) -> bool {
+    match Line::read(line) {
         Ok((Some(place), _)) => place.synced >= n,
         // A whole line of a later version: what was before it was on the disk, for all that is known.
-        Err(Broken::Unknown) => start == 0,
+        Err(Broken::Unknown) => is_at_start,
         Ok((None, _)) | Err(Broken::Sum) => false,
-    })
+    }
 }
 
 /// Whether it might be the first line of a file of ours, whole or not.
@@ -159,12 +184,16 @@ pub(super) fn is_ours(start: &[u8]) -> bool {
 
 /// What the sum was taken of, if it still is the sum of it.
 fn check_sum(line: &[u8]) -> Option<&[u8]> {
-    let rest = line.strip_prefix(SUM_BEFORE)?;
-    let (sum, rest) = rest.split_at_checked(SUM.len())?;
-    let rest = rest.strip_prefix(SUM_AFTER)?;
+    let (sum, rest) = sum_and_rest(line)?;
     // To the letter: `from_str_radix` alone also takes capitals and a plus sign.
     let same = format!("{:08x}", crc32fast::hash(rest)).as_bytes() == sum;
     same.then_some(rest)
+}
+
+/// The digits of the sum, and what it is to be the sum of.
+fn sum_and_rest(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (sum, rest) = line.strip_prefix(SUM_BEFORE)?.split_at_checked(SUM.len())?;
+    Some((sum, rest.strip_prefix(SUM_AFTER)?))
 }
 
 #[derive(Deserialize)]
@@ -223,6 +252,7 @@ const SUM_AFTER: &[u8] = br#"","#;
 const SUM: Range<usize> = SUM_BEFORE.len()..SUM_BEFORE.len() + 8;
 const REST: usize = SUM.end + SUM_AFTER.len();
 const PUT_WITHOUT_PAYLOAD: usize = 220;
+const MAX_STARTS: usize = 16;
 
 #[cfg(test)]
 mod tests {
@@ -298,9 +328,14 @@ mod tests {
         let inner = text(&Line::Synced, Some(Place { n: 9, synced: 8 }));
         let payload = [br#"{"x":"#.as_slice(), &inner, b"}"].concat();
         let line = text(&put(payload.leak()), Some(Place { n: 1, synced: 0 }));
-        assert!(!says_synced(&line, 8));
-        assert!(says_synced(&[b"broken".as_slice(), &inner].concat(), 8));
-        assert!(!says_synced(&inner, 9));
+        assert!(!says_synced(&line, true, 8));
+        let joined = [b"broken".as_slice(), &inner].concat();
+        assert!(says_synced(&joined, true, 8) && !says_synced(&joined, false, 8));
+        assert!(says_synced(&inner, true, 8) && says_synced(&inner, false, 8));
+        assert!(!says_synced(&inner, true, 9) && !says_synced(&inner, false, 9));
+        // However many come before it, and in it.
+        let many = [br#"{"sum":"00000000","{"sum":""#.repeat(100).as_slice(), &line].concat();
+        assert!(says_synced(&many, true, 0) && !says_synced(&many, true, 1));
     }
 
     #[test]

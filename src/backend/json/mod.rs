@@ -29,13 +29,14 @@
 //! * with [`Durability::Sync`], it outlives the process and a power cut, as far as the disk keeps what it says it has;
 //! * with [`Durability::Flush`], it outlives the process. Of a power cut the last second may be lost, from some change on.
 //!
-//! An error of a change says whether nothing was applied, or that it is not known; then it is found later entirely or
-//! not at all. While the disk cannot be trusted changes are [`Unavailable`](ErrorKind::Unavailable), and reads go on. A
+//! An error of a change is [`Unavailable`](ErrorKind::Unavailable), and its text says whether nothing was applied, or that
+//! it is not known; then it is found later entirely or not at all. While the disk cannot be trusted changes are [`Unavailable`](ErrorKind::Unavailable), and reads go on. A
 //! full disk is no such case: changes fail until there is room, and nothing else happens.
 //!
-//! Opening is an error, in words, and leaves the file as it was, if that is not one of ours, or is broken where it had
-//! been on the disk. What was torn off when the machine stopped was acknowledged to nobody: it is cut off, with a `warn`
-//! event. A session that expired while nothing ran is gone.
+//! Opening is an error, in words, and leaves the file as it was, if that is not one of ours, or is broken where the file
+//! says that it had been on the disk. What is broken behind that was, as a rule, torn off when the machine stopped, and
+//! acknowledged to nobody: it is cut off, with a `warn` event. So is a last batch that was damaged later, if the process
+//! was killed before it could say in the file that it was on the disk. A session that expired while nothing ran is gone.
 //!
 //! [`close`](Sessions::close) waits for what is under way, and lets go of the file. So does the last handle when it is
 //! dropped, which for a moment blocks the thread that drops it.
@@ -59,16 +60,22 @@
 //!
 //! When more than half of the file, and more than 1 MiB, is dead, it is written anew beside the old one, as
 //! `sessions.json.compacting`, and put in its place, while requests go on. `sessions.json.lock` is locked as long as the
-//! file is in use, and may stay behind empty: one process at a time. All are for their owner alone (mode 0600), and none
-//! is followed if it is a symbolic link. The folder should belong to the application: who may write there may put another
-//! file in its place before it is opened. One that is removed or replaced while it is in use takes no more changes.
+//! file is in use, and may stay behind empty: one process at a time. On Unix all are for their owner alone (mode 0600), and
+//! none is followed if it is a symbolic link; elsewhere the folder says who may read them, and links are followed. The
+//! folder should belong to the application: who may write there may put another file in its place before it is opened.
+//! One that is removed or replaced while it is in use takes no more changes. One that is written to in its place, and so
+//! has another length, is written anew from memory.
 //!
 //! ```sh
-//! cp sessions.json backup.json                                    # at any time; a last line cut in two does no harm
+//! cp sessions.json backup.json                                    # while nothing runs
 //! jq -r 'select(.op == "put") | .json.key' sessions.json | sort | uniq -c
 //! jq -c 'select(.op == "put") | .json.data' sessions.json
 //! rm sessions.json                                                # while nothing runs: signs everybody out
 //! ```
+//!
+//! A copy made while it is in use is mostly as good: a last line cut in two does no harm. But it may meet the moment when a
+//! change that failed is taken back, and have both what was there and what came instead. Open the copy before relying on
+//! it, and copy once more if that is an error. To put a backup in place, stop the application first.
 //!
 //! Do not edit it: a line whose sum is wrong is not read. It holds no session ID, only hashes, but names and data of users.
 
@@ -88,10 +95,7 @@ mod writer;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -116,7 +120,6 @@ pub struct JsonBackend {
     table: Arc<RwLock<Table>>,
     inbox: Arc<Inbox>,
     thread: Mutex<Option<JoinHandle<()>>>,
-    closed: AtomicBool,
 }
 
 /// When a change is answered.
@@ -161,9 +164,10 @@ impl Builder<JsonFile> {
     /// Opens the file, or makes it, and makes the sessions.
     ///
     /// # Errors
-    /// In words, and nothing is overwritten: [`ErrorKind::Config`] for an option that cannot work, a folder that is not
-    /// there or not writable, a file that is not ours or a symbolic link; [`ErrorKind::Unavailable`] if it is in use or the
-    /// disk fails; [`ErrorKind::Unreadable`] if a line that was on the disk is broken.
+    /// In words, and nothing is overwritten: [`ErrorKind::Config`] for what stays so until somebody changes it, as an
+    /// option that cannot work, a folder that is not there or not writable, a file that is not ours or, on Unix, a symbolic
+    /// link; [`ErrorKind::Unavailable`] for what may be over later, if it is in use or the disk fails;
+    /// [`ErrorKind::Unreadable`] if a line that was on the disk is broken or missing, or was written by a later version.
     pub async fn open(self) -> std::result::Result<JsonSessions, Error> {
         let (file, policy) = self.check()?;
         let backend = JsonBackend::open(file, policy.clock.clone()).await?;
@@ -198,7 +202,7 @@ impl JsonBackend {
         let thread = spawned.map_err(|error| {
             Error::caused(ErrorKind::Unavailable, "a thread for the file of sessions could not be started", error)
         })?;
-        let backend = Self { table, inbox, thread: Mutex::default(), closed: AtomicBool::new(false) };
+        let backend = Self { table, inbox, thread: Mutex::default() };
         let cut = told.await.map_err(|_| stopped())??;
         // Not before: whoever gives up opening does not wait for the end of it.
         *backend.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
@@ -216,7 +220,7 @@ impl JsonBackend {
     }
 
     fn read(&self) -> Result<RwLockReadGuard<'_, Table>> {
-        if self.closed.load(Relaxed) {
+        if self.inbox.is_over() {
             return Err(closed().into());
         }
         Ok(read(&self.table))
@@ -270,13 +274,9 @@ impl Backend for JsonBackend {
         Ok(self.ask(Verb::Clear { owner, keep }).await?.count)
     }
 
-    fn set_clock(&mut self, clock: Clock) {
-        write(&self.table).set_clock(clock);
-    }
-
     async fn close(&self) -> Result<()> {
+        self.inbox.end_reads();
         let told = self.inbox.close_and_tell();
-        self.closed.store(true, Relaxed);
         Ok(told.await.map_err(|_| stopped())??)
     }
 }
@@ -286,7 +286,8 @@ impl Drop for JsonBackend {
     fn drop(&mut self) {
         self.inbox.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
+        // A waker may drop it on that very thread, which goes on by itself, and does not wait for itself.
+        if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
     }

@@ -36,8 +36,6 @@ pub(super) struct Cut {
 /// In words, and the file is as it was, unless it was only its torn tail that could not be cut.
 pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Error> {
     let path = disk.path().display();
-    disk.remove_beside()
-        .map_err(|error| failed(format!("what a crash left beside {path} could not be removed"), error))?;
     let file = disk.open().map_err(|error| failed(format!("{path} could not be opened"), error))?;
     let found = match &file {
         Some(file) => replay(&**file, disk.path(), &mut write(table))?,
@@ -47,10 +45,14 @@ pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Err
         let journal = create(disk, table).map_err(|error| failed(format!("{path} could not be created"), error))?;
         return Ok(Opened { journal, cut: None });
     };
-    write(table).drop_expired();
-    if let Err(error) = file.keep_private() {
-        tracing::warn!(%error, path = %path, "others may read the sessions file, and that could not be changed");
-    }
+    // Not before: it is ours only if the file is, and nobody else is writing it.
+    disk.remove_beside()
+        .map_err(|error| failed(format!("what a crash left beside {path} could not be removed"), error))?;
+    // Whoever put the file there may have been killed before the folder was on the disk, and with it all that is added.
+    disk.sync_folder()
+        .map_err(|error| failed(format!("the folder of {path} could not be brought to the disk"), error))?;
+    // It fails if the file belongs to somebody else, who would read and write all sessions from now on.
+    file.keep_private().map_err(|error| failed(format!("{path} cannot be kept from others"), error))?;
     let cut = found.cut;
     let journal = found
         .settle(file)
@@ -145,7 +147,7 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Fo
                 let error = lines.broken();
                 // Was this on the disk? A line after it would say so.
                 loop {
-                    if says_synced(lines.line(), found.end.n + 1) {
+                    if says_synced(lines.line(), lines.whole, found.end.n + 1) {
                         return Err(error);
                     }
                     if !lines.next()? {

@@ -37,6 +37,8 @@ pub(super) struct World {
     shown: Folder,
     kept: Folder,
     folder_dirty: bool,
+    /// Whether the files belong to somebody else.
+    pub(super) is_foreign: bool,
     pub(super) calls: u64,
     /// From which call on how many calls fail.
     pub(super) fault: Option<(u64, u64)>,
@@ -71,6 +73,7 @@ impl World {
             shown: Folder::default(),
             kept: Folder::default(),
             folder_dirty: false,
+            is_foreign: false,
             calls: 0,
             fault: None,
             power: None,
@@ -99,6 +102,13 @@ impl World {
 
     pub(super) fn has_leftover(&self) -> bool {
         self.shown.beside.is_some()
+    }
+
+    /// Somebody cuts the file in its place, as a shell does that writes to it.
+    pub(super) fn cut(&mut self, len: usize) {
+        if let Some(file) = self.shown.file {
+            self.files[file].set_len(len);
+        }
     }
 
     /// Somebody removes the file.
@@ -309,10 +319,17 @@ impl Handle for SimFile {
     }
 
     fn keep_private(&self) -> io::Result<()> {
-        Ok(())
+        match self.0.lock().unwrap().is_foreign {
+            true => Err(io::ErrorKind::PermissionDenied.into()),
+            false => Ok(()),
+        }
     }
 
     fn identity(&self) -> io::Result<Identity> {
         Ok((0, self.1 as u64))
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.lock().unwrap().files[self.1].shown.len() as u64)
     }
 }

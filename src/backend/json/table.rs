@@ -166,22 +166,6 @@ impl Table {
             Line::Head { .. } | Line::Synced => {}
         }
     }
-
-    pub(super) fn drop_expired(&mut self) {
-        let expired: Vec<RecordId> = self.expired(self.now()).collect();
-        expired.iter().for_each(|id| self.remove(id));
-    }
-
-    /// Counts by another clock from now on.
-    pub(super) fn set_clock(&mut self, clock: Clock) {
-        self.clock = clock;
-        for (at, entry) in &mut self.entries {
-            let left = entry.kept.time.until.saturating_sub(self.clock.now_ms()).min(entry.kept.time.ttl);
-            self.by_expiry.remove(&(entry.kept.expires, at));
-            entry.kept.expires = self.clock.elapsed().saturating_add(Duration::from_millis(left));
-            self.by_expiry.insert((entry.kept.expires, at));
-        }
-    }
 }
 
 impl Kept {

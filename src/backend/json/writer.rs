@@ -1,7 +1,7 @@
 //! The one who writes: takes what waits, decides, appends, and answers when it is on the disk.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt, io,
     sync::{Arc, RwLock, atomic::AtomicBool},
     time::{Duration, Instant},
@@ -10,7 +10,7 @@ use std::{
 use super::{
     Durability,
     compact::{Beside, Compaction, write_beside},
-    disk::Disk,
+    disk::{Disk, Handle},
     inbox::{Answer, Inbox, New, Request, Verb},
     journal::{At, Fault, Journal, Lines},
     line::Line,
@@ -18,7 +18,7 @@ use super::{
     table::{Kept, Table},
     write,
 };
-use crate::{Error, ErrorKind, RecordId};
+use crate::{Error, ErrorKind, Owner, RecordId};
 
 /// Owns the file. Nothing else changes it or the table, so that what holds when a batch begins holds until it ends.
 pub(super) struct Writer {
@@ -29,10 +29,21 @@ pub(super) struct Writer {
     pub(super) durability: Durability,
     pub(super) limits: Limits,
     pub(super) broken: Option<Broken>,
+    /// What else may be in place, after a rename of which nothing is known; only while it is broken.
+    perhaps: Vec<Arc<dyn Handle>>,
     pub(super) compaction: Option<Compaction>,
     /// No compaction below so many dead bytes, after one that failed.
     pub(super) put_off: u64,
     pub(super) last_sync: Instant,
+}
+
+/// However the work ends, nothing is read any more: before the lock of the file is let go of, if it ends in the middle.
+struct OverAtTheEnd(Arc<Inbox>);
+
+impl Drop for OverAtTheEnd {
+    fn drop(&mut self) {
+        self.0.end_reads();
+    }
 }
 
 /// When things are done that nobody asked for.
@@ -82,6 +93,7 @@ impl Writer {
             durability,
             limits: Limits::default(),
             broken: None,
+            perhaps: Vec::new(),
             compaction: None,
             put_off: 0,
             last_sync: Instant::now(),
@@ -90,6 +102,7 @@ impl Writer {
 
     /// Works until the inbox is closed, and then leaves the file in order.
     pub(super) fn run(mut self) -> Result<(), Error> {
+        let _over = OverAtTheEnd(Arc::clone(&self.inbox));
         loop {
             self.upkeep();
             let taken = self.inbox.take(self.patience());
@@ -113,29 +126,49 @@ impl Writer {
         let mut answers = Vec::with_capacity(requests.len());
         for Request { verb, answer } in requests {
             if !answer.is_closed() || verb.ends() {
-                answers.push((answer, draft.apply(verb)));
+                let renews = verb.renews();
+                answers.push((answer, renews, draft.apply(verb)));
             }
         }
         if !draft.lines.is_empty() {
             draft.end_expired(2 * answers.len() + MIN_EXPIRED);
         }
-        let Draft { changes, lines, .. } = draft;
+        let Draft { changes, renewed, lines, .. } = draft;
         drop(table);
         match self.append(&lines) {
             Ok(()) => {
-                self.apply(changes);
-                for (tell, answer) in answers {
+                let late = self.apply(changes, &renewed);
+                self.end_late(&late);
+                for (tell, renews, answer) in answers {
+                    let is_late = renews.is_some_and(|id| late.contains(&id));
                     // Whoever does not wait any more does not want to know.
-                    let _ = tell.send(Ok(answer));
+                    let _ = tell.send(Ok(if is_late { Answer::default() } else { answer }));
                 }
             }
-            Err(error) => refuse(answers.into_iter().map(|(answer, _)| answer), &error),
+            Err(error) => refuse(answers.into_iter().map(|(answer, ..)| answer), &error),
+        }
+    }
+
+    /// Ends in the file too what expired while its new time was being written. If that fails it is done with a later batch,
+    /// as for all that has expired.
+    fn end_late(&mut self, late: &HashSet<RecordId>) {
+        if late.is_empty() {
+            return;
+        }
+        let table = read(&self.table);
+        let mut draft = Draft::new(&table, self.journal.lines());
+        late.iter().for_each(|id| draft.end(*id));
+        let Draft { changes, renewed, lines, .. } = draft;
+        drop(table);
+        if self.append(&lines).is_ok() {
+            self.apply(changes, &renewed);
         }
     }
 
     /// Whether changes can be written, and to the right file.
     fn check(&mut self) -> Result<(), Error> {
         let path = self.disk.path().display().to_string();
+        self.check_size();
         if let Some(broken) = &self.broken {
             let message = format!("{path} takes no changes until it can be written anew, after {}", broken.cause);
             if Instant::now() < broken.retry_at || self.recover().is_err() {
@@ -151,6 +184,22 @@ impl Writer {
             Err(error) => {
                 Err(Error::caused(ErrorKind::Unavailable, format!("{path} cannot be reached: {error}"), error))
             }
+        }
+    }
+
+    /// Somebody may have written to the file in its place, as `cp` does. What is appended to that would be lost, and what
+    /// was acknowledged is in memory. A file that cannot be reached at all is found out elsewhere.
+    fn check_size(&mut self) {
+        if self.broken.is_some() {
+            return;
+        }
+        let end = self.journal.end().offset;
+        if let Ok(size) = self.journal.file().size()
+            && size != end
+        {
+            let path = self.disk.path().display();
+            tracing::warn!(%path, size, end, "somebody else wrote to the sessions file");
+            self.break_off(&format!("somebody else wrote to it: it had {end} bytes, and now {size}"));
         }
     }
 
@@ -199,14 +248,22 @@ impl Writer {
         self.broken = Some(Broken { cause: cause.to_string(), retry_at, wait });
     }
 
-    fn apply(&mut self, changes: HashMap<RecordId, Option<Kept>>) {
+    /// Shows what is on the disk by now, and gives what came too late: somebody may have seen that it had expired, and
+    /// must not see it again.
+    fn apply(&mut self, changes: HashMap<RecordId, Option<Kept>>, renewed: &HashSet<RecordId>) -> HashSet<RecordId> {
+        let mut late = HashSet::new();
         let mut table = write(&self.table);
+        let now = table.now();
         for (id, change) in changes {
             match change {
+                Some(_) if renewed.contains(&id) && table.get(&id).is_none_or(|kept| kept.expires <= now) => {
+                    late.insert(id);
+                }
                 Some(kept) => table.put(id, kept),
                 None => table.remove(&id),
             }
         }
+        late
     }
 
     /// What is done between batches.
@@ -223,7 +280,7 @@ impl Writer {
         if self.durability == Durability::Flush && self.patience().is_some_and(|left| left.is_zero()) {
             self.sync();
         }
-        if self.broken.is_none() && self.inbox.is_empty() {
+        if self.inbox.is_empty() {
             self.mark();
         }
         let dead = self.journal.good().offset.saturating_sub(read(&self.table).cost());
@@ -258,7 +315,11 @@ impl Writer {
     }
 
     fn mark(&mut self) {
-        if let Err(fault) = self.journal.mark() {
+        // Behind a cut a line would stand after a hole, and the file would seem to have the right size again.
+        self.check_size();
+        if self.broken.is_none()
+            && let Err(fault) = self.journal.mark()
+        {
             self.fault(fault);
         }
     }
@@ -294,13 +355,28 @@ impl Writer {
 
     /// Puts a new file in place of the one in use. On an error the old one goes on, or it is known to be broken.
     fn replace(&mut self, beside: Beside, n: u64, said: u64) -> io::Result<()> {
-        self.in_place()?;
+        let old = self.in_place()?;
         let renamed = self.disk.rename();
-        if let Err(error) = &renamed
-            && !self.disk.leads_to(&*beside.file)?
-        {
-            return Err(io::Error::new(error.kind(), error.to_string()));
+        if let Err(error) = &renamed {
+            // Where files cannot be told apart both seem to be there: there a rename that fails has not happened.
+            let is_new = match self.disk.leads_to(&*old) {
+                Ok(true) => Ok(false),
+                Ok(false) => self.disk.leads_to(&*beside.file),
+                Err(unknown) => Err(unknown),
+            };
+            let error = io::Error::new(error.kind(), error.to_string());
+            match is_new {
+                Ok(true) => {}
+                Ok(false) => return Err(error),
+                Err(_) => {
+                    // Whichever of the two is found there later may be replaced by a third one.
+                    self.perhaps = vec![old, beside.file];
+                    self.break_off(&error);
+                    return Err(error);
+                }
+            }
         }
+        self.perhaps.clear();
         self.journal = Journal::new(beside.file, At { offset: beside.len, n }, said);
         let synced = renamed.and_then(|()| self.disk.sync_folder());
         if let Err(error) = &synced {
@@ -310,12 +386,14 @@ impl Writer {
         synced
     }
 
-    /// Whether the path still leads to the file in use: nothing else is ever replaced.
-    fn in_place(&self) -> io::Result<()> {
-        match self.disk.leads_to(&**self.journal.file())? {
-            true => Ok(()),
-            false => Err(io::Error::other("the file was deleted or replaced while it was in use")),
+    /// The file the path leads to, if that is still the one in use, or may be: nothing else is ever replaced.
+    fn in_place(&self) -> io::Result<Arc<dyn Handle>> {
+        for file in std::iter::once(self.journal.file()).chain(&self.perhaps) {
+            if self.disk.leads_to(&**file)? {
+                return Ok(Arc::clone(file));
+            }
         }
+        Err(io::Error::other("the file was deleted or replaced while it was in use"))
     }
 
     fn put_off(&mut self, error: &io::Error) {
@@ -331,7 +409,7 @@ impl Writer {
         let n = self.journal.end().n;
         // Not for nothing.
         let checked = self.in_place();
-        let written = checked.and_then(|()| write_beside(&*self.disk, &self.table, n, &AtomicBool::new(false)));
+        let written = checked.and_then(|_| write_beside(&*self.disk, &self.table, n, &AtomicBool::new(false)));
         let done = written.and_then(|beside| {
             let wait = self.broken.as_ref().map_or(self.limits.retry, |broken| broken.wait);
             let replaced = self.replace(beside, n, n);
@@ -371,10 +449,10 @@ impl Writer {
         let table = read(&self.table);
         let mut draft = Draft::new(&table, self.journal.lines());
         draft.end_expired(usize::MAX);
-        let Draft { changes, lines, .. } = draft;
+        let Draft { changes, renewed, lines, .. } = draft;
         drop(table);
         self.append(&lines)?;
-        self.apply(changes);
+        self.apply(changes, &renewed);
         let marked = self.journal.sync().and_then(|()| match self.journal.mark() {
             Ok(()) => self.journal.sync(),
             Err(Fault::NotApplied(error) | Fault::Unknown(error)) => Err(error),
@@ -400,12 +478,17 @@ struct Draft<'a> {
     table: &'a Table,
     now: Duration,
     changes: HashMap<RecordId, Option<Kept>>,
+    /// Those of them that were in the table, and are only to live on.
+    renewed: HashSet<RecordId>,
+    /// Those that are not in the table, so that a clear does not look through all changes.
+    new_of: HashMap<Owner, Vec<RecordId>>,
     lines: Lines,
 }
 
 impl<'a> Draft<'a> {
     fn new(table: &'a Table, lines: Lines) -> Self {
-        Self { table, now: table.now(), changes: HashMap::new(), lines }
+        let (changes, renewed, new_of) = (HashMap::new(), HashSet::new(), HashMap::new());
+        Self { table, now: table.now(), changes, renewed, new_of, lines }
     }
 
     fn live(&self, id: &RecordId) -> Option<&Kept> {
@@ -414,6 +497,11 @@ impl<'a> Draft<'a> {
             None => self.table.get(id),
         };
         kept.filter(|kept| kept.expires > self.now)
+    }
+
+    /// Whether it is in the table or the file, be it expired.
+    fn is_there(&self, id: &RecordId) -> bool {
+        self.changes.get(id).map_or_else(|| self.table.get(id).is_some(), Option::is_some)
     }
 
     fn apply(&mut self, verb: Verb) -> Answer {
@@ -436,6 +524,7 @@ impl<'a> Draft<'a> {
                     done(1)
                 }
                 Some(_) => {
+                    self.renew(new.id);
                     self.put(new);
                     done(1)
                 }
@@ -448,25 +537,31 @@ impl<'a> Draft<'a> {
                 }
                 let (time, expires) = self.table.time(ttl);
                 self.lines.push(&Line::Touch { id, version, time });
+                self.renew(id);
                 self.changes.insert(id, Some(Kept { time, expires, ..kept }));
                 done(1)
             }
             Verb::Delete { id } => {
                 let live = self.live(&id).is_some();
-                if live {
+                // What has expired is ended too: a clock that is put right must not bring it back after this.
+                if self.is_there(&id) {
                     self.end(id);
                 }
                 done(live.into())
             }
             Verb::Clear { owner, keep } => {
                 let mut ids: Vec<RecordId> = self.table.of(owner).collect();
-                ids.extend(self.changes.keys().filter(|id| id.owner() == Some(owner) && self.table.get(id).is_none()));
-                ids.retain(|id| Some(*id) != keep && self.live(id).is_some());
+                ids.extend(self.new_of.get(&owner).into_iter().flatten());
+                ids.retain(|id| Some(*id) != keep && self.is_there(id));
+                let live = ids.iter().filter(|id| self.live(id).is_some()).count();
                 if !ids.is_empty() {
                     self.lines.push(&Line::Clear { owner, keep });
                 }
-                self.changes.extend(ids.iter().map(|id| (*id, None)));
-                done(ids.len() as u64)
+                for id in &ids {
+                    self.renewed.remove(id);
+                    self.changes.insert(*id, None);
+                }
+                done(live as u64)
             }
         }
     }
@@ -478,6 +573,12 @@ impl<'a> Draft<'a> {
             return;
         }
         let (time, expires) = self.table.time(ttl);
+        if let Some(owner) = id.owner()
+            && !self.changes.contains_key(&id)
+            && self.table.get(&id).is_none()
+        {
+            self.new_of.entry(owner).or_default().push(id);
+        }
         let line = Line::Put { id, version, time, payload };
         self.lines.push(&line);
         if let Line::Put { payload, .. } = line {
@@ -487,7 +588,15 @@ impl<'a> Draft<'a> {
 
     fn end(&mut self, id: RecordId) {
         self.lines.push(&Line::End { id });
+        self.renewed.remove(&id);
         self.changes.insert(id, None);
+    }
+
+    /// A live record is about to get a new time. It can come too late only for one that others see already.
+    fn renew(&mut self, id: RecordId) {
+        if !self.changes.contains_key(&id) {
+            self.renewed.insert(id);
+        }
     }
 
     /// Ends some of what has expired: a few with each batch, so that no one has to wait for many.
