@@ -61,7 +61,7 @@
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `axum` | yes | [`Session`], `Option<Session>` and [`SessionKey`] as extractors, [`Error`] as a response |
-//! | `redis` | no | [`RedisSessions`]: one server, Sentinel or Cluster, TLS included |
+//! | `redis` | no | `RedisSessions`: one server, Sentinel or Cluster, TLS included |
 //!
 //! Without `axum` this is a plain tower layer over the types of [`http`].
 //!
