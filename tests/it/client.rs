@@ -156,3 +156,20 @@ impl Answer {
         self
     }
 }
+
+// What handlers often do.
+
+pub fn rework(session: &Session) -> Result<(), Error> {
+    session.rework();
+    Ok(())
+}
+
+pub fn bind_ada(session: &Session) -> Result<(), Error> {
+    session.bind("ada");
+    Ok(())
+}
+
+pub fn delete(session: &Session) -> Result<(), Error> {
+    session.delete();
+    Ok(())
+}

@@ -6,7 +6,12 @@ use jam_session::{Backend, ErrorKind, Session, SessionId};
 use serde_json::json;
 use tokio::sync::Barrier;
 
-use crate::{client::Client, on_every_store, store::Store, store::eventually};
+use crate::{
+    client::{Client, bind_ada, delete, rework},
+    on_every_store,
+    store::Store,
+    store::eventually,
+};
 
 on_every_store! {
     p04_a_slow_request_does_not_revive_what_was_signed_out,
@@ -470,21 +475,6 @@ async fn p16_a_save_that_was_begun_runs_to_its_end(store: Store) {
     answer.await.ok();
     let names = client.does(|session| Ok(format!("{:?}{:?}", session.get::<u8>("n")?, session.get::<u8>("m")?)));
     assert_eq!(names.await.body, "Some(2)Some(3)");
-}
-
-fn rework(session: &Session) -> Result<(), jam_session::Error> {
-    session.rework();
-    Ok(())
-}
-
-fn bind_ada(session: &Session) -> Result<(), jam_session::Error> {
-    session.bind("ada");
-    Ok(())
-}
-
-fn delete(session: &Session) -> Result<(), jam_session::Error> {
-    session.delete();
-    Ok(())
 }
 
 /// The ID leads nowhere, and the store has nothing under its name.

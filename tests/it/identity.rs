@@ -7,7 +7,7 @@ use jam_session::{ErrorKind, Session};
 use serde_json::json;
 
 use crate::{
-    client::Client,
+    client::{Client, bind_ada, delete, rework},
     on_every_store,
     store::eventually,
     store::{Fault, Options, Store},
@@ -603,21 +603,6 @@ async fn p10_a_saved_login_is_carried_by_a_response_that_fails(store: Store) {
     assert!(answer.new_id().is_some());
     let names = client.does(|session| Ok(session.key().unwrap() + &session.data()?.names().collect::<String>()));
     assert_eq!(names.await.body, "adacart");
-}
-
-fn rework(session: &Session) -> Result<(), jam_session::Error> {
-    session.rework();
-    Ok(())
-}
-
-fn bind_ada(session: &Session) -> Result<(), jam_session::Error> {
-    session.bind("ada");
-    Ok(())
-}
-
-fn delete(session: &Session) -> Result<(), jam_session::Error> {
-    session.delete();
-    Ok(())
 }
 
 async fn assert_nowhere(client: &Client) {
