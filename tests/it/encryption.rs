@@ -543,7 +543,8 @@ async fn p06_a_cookie_sealed_anew_does_not_undo_a_rework(store: Store) {
     // Nor does a request that came with the ID from before; it does not even ask.
     store.calls();
     assert_eq!(before.does(|session| Ok(session.key().unwrap())).await.ok().sets_no_cookie().body, "ada");
-    assert_eq!(store.calls(), ["load"]);
+    // Sealing anew what was loaded before may go on in the background.
+    assert_eq!(store.calls().iter().filter(|call| **call == "load").count(), 1);
     store.pass(Duration::from_secs(10));
     assert_eq!(user(&client).await, "ada");
     // One that rotates, signs in or out says so itself, once.
