@@ -155,7 +155,7 @@ pub fn ports(count: usize) -> Vec<u16> {
 
 fn folder() -> PathBuf {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let name = format!("jam-session-{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst));
+    let name = format!("jam-session-redis-{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst));
     let folder = std::env::temp_dir().join(name);
     fs::create_dir_all(&folder).unwrap();
     folder
