@@ -448,12 +448,13 @@ impl Session {
         let sessions = &self.0.gate.sessions;
         let cookies = self.0.cookies.as_deref().unwrap_or_default();
         let ids = cookies.split(';').filter_map(|text| sessions.presented(text)).take(MAX_COOKIES);
-        let mut found: Option<(Box<Live>, _)> = None;
+        let mut found: Option<(Box<Live>, _, _)> = None;
         let mut otherwise = Base::Nothing;
         for id in ids {
-            match (sessions.look(id.record, &id.secret.hash()).await?, &found) {
-                (Found::Live(live), None) => found = Some((live, id)),
-                (Found::Live(live), Some((first, _))) if live.id.owner() != first.id.owner() => {
+            let hash = id.secret.hash();
+            match (sessions.look(id.record, &hash).await?, &found) {
+                (Found::Live(live), None) => found = Some((live, id, hash)),
+                (Found::Live(live), Some((first, ..))) if live.id.owner() != first.id.owner() => {
                     // One of them was planted, and there is no telling which.
                     tracing::warn!("a request came with live sessions of different owners, and got none");
                     return Ok((Base::Nothing, None));
@@ -465,9 +466,8 @@ impl Session {
                 (Found::Live(_) | Found::Unreadable(_) | Found::Nothing, _) => {}
             }
         }
-        let Some((live, id)) = found else { return Ok((otherwise, None)) };
+        let Some((live, id, hash)) = found else { return Ok((otherwise, None)) };
         sessions.touch(&live);
-        let hash = id.secret.hash();
         // Who came with a secret from before a rework has the newest on its way.
         let stale = (id.stale && live.contents.hash.matches(&hash)).then(|| Box::new(id));
         Ok((Base::Live(live, hash), stale))
