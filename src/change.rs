@@ -26,6 +26,7 @@ pub(crate) enum Change {
     Rework,
     Delete,
     Clear,
+    ClearOthers,
     /// A closure that failed when it came to it. It fails the commit.
     Failed(Error),
 }
@@ -36,8 +37,8 @@ pub(crate) type Modify = Arc<dyn Fn(Option<&[u8]>) -> Result<Raw, Error> + Send 
 /// What the changes come to on what was loaded.
 #[derive(Clone, Default)]
 pub(crate) struct Plan {
-    /// End all sessions of the key that was loaded. It comes first.
-    pub(crate) clear: bool,
+    /// It comes first.
+    pub(crate) clear: Clearing,
     pub(crate) identity: Identity,
     pub(crate) ttl: Option<Duration>,
     pub(crate) data: Data,
@@ -47,6 +48,16 @@ pub(crate) struct Plan {
     pub(crate) known: bool,
     /// The loaded session is gone; its data is for reading only.
     pub(crate) gone: bool,
+}
+
+/// Which sessions of the key that was loaded are to end. The most that was asked for counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Clearing {
+    #[default]
+    Nothing,
+    /// All but the loaded one.
+    Others,
+    All,
 }
 
 /// Which session there is to be afterwards. Later ones win, but for `Rework`, which only wins over `Keep`.
@@ -120,7 +131,7 @@ impl Plan {
                 self.identity = Identity::Delete;
             }
             Change::Clear => {
-                self.clear = true;
+                self.clear = Clearing::All;
                 match self.identity {
                     // A login in the same request comes after, and goes on with what it has by now.
                     Identity::Bind(_) | Identity::Create(_) => self.fresh = true,
@@ -130,6 +141,7 @@ impl Plan {
                     }
                 }
             }
+            Change::ClearOthers => self.clear = self.clear.max(Clearing::Others),
             Change::Failed(error) => return Err(error.clone()),
         }
         Ok(())
@@ -149,7 +161,7 @@ impl Plan {
         match &self.identity {
             Identity::Bind(key) | Identity::Create(key) => Some(key),
             Identity::Delete => None,
-            Identity::Keep | Identity::Rework => loaded.filter(|_| !self.clear),
+            Identity::Keep | Identity::Rework => loaded.filter(|_| self.clear != Clearing::All),
         }
     }
 
@@ -190,16 +202,20 @@ impl Change {
 
     /// Whether it ends sessions: nothing else that goes wrong may take that back.
     pub(crate) fn is_ending(&self) -> bool {
-        matches!(self, Self::Delete | Self::Clear)
+        matches!(self, Self::Delete) || self.is_clearing()
+    }
+
+    /// Whether it ends other sessions, too.
+    fn is_clearing(&self) -> bool {
+        matches!(self, Self::Clear | Self::ClearOthers)
     }
 
     /// Whether a later `change` leaves nothing of this one.
     pub(crate) fn is_undone_by(&self, change: &Self) -> bool {
         match change {
-            Self::Delete => !matches!(self, Self::Clear),
-            Self::Create(..) => {
-                !matches!(self, Self::Clear | Self::Ttl(_) | Self::Bind(_) | Self::Delete | Self::Create(..))
-            }
+            _ if self.is_clearing() => false,
+            Self::Delete => true,
+            Self::Create(..) => !matches!(self, Self::Ttl(_) | Self::Bind(_) | Self::Delete | Self::Create(..)),
             _ => false,
         }
     }
@@ -248,23 +264,31 @@ mod tests {
     /// What several verbs in one request come to: the key, and the data, of ada's session with `{"old": 1}`.
     #[test]
     fn the_table_of_verbs_holds() {
-        use Change::{Clear, Delete, Rework};
-        type Row = (Vec<Change>, Option<&'static str>, serde_json::Value, bool);
+        use Change::{Clear, ClearOthers, Delete, Rework};
+        use Clearing::{All, Nothing, Others};
+        type Row = (Vec<Change>, Option<&'static str>, serde_json::Value, Clearing);
         let table: Vec<Row> = vec![
-            (vec![set("a", 1)], Some("ada"), json!({"old": 1, "a": 1}), false),
-            (vec![Rework, set("a", 1)], Some("ada"), json!({"old": 1, "a": 1}), false),
-            (vec![bind("ada"), Rework], Some("ada"), json!({"old": 1}), false),
-            (vec![set("a", 1), bind("ada"), set("b", 2)], Some("ada"), json!({"old": 1, "a": 1, "b": 2}), false),
-            (vec![set("a", 1), bind("grace"), set("b", 2)], Some("grace"), json!({"b": 2}), false),
-            (vec![bind("grace"), bind("ada")], Some("ada"), json!({}), false),
-            (vec![set("a", 1), create("ada"), set("b", 2)], Some("ada"), json!({"new": 1, "b": 2}), false),
-            (vec![create("grace"), Delete], None, json!({}), false),
-            (vec![set("a", 1), Delete, set("b", 2)], None, json!({"b": 2}), false),
-            (vec![Delete, Rework], None, json!({}), false),
-            (vec![Delete, bind("ada"), set("b", 2)], Some("ada"), json!({"b": 2}), false),
-            (vec![set("a", 1), Clear, set("b", 2)], None, json!({"b": 2}), true),
-            (vec![create("ada"), Clear], Some("ada"), json!({"new": 1}), true),
-            (vec![Clear, bind("grace")], Some("grace"), json!({}), true),
+            (vec![set("a", 1)], Some("ada"), json!({"old": 1, "a": 1}), Nothing),
+            (vec![Rework, set("a", 1)], Some("ada"), json!({"old": 1, "a": 1}), Nothing),
+            (vec![bind("ada"), Rework], Some("ada"), json!({"old": 1}), Nothing),
+            (vec![set("a", 1), bind("ada"), set("b", 2)], Some("ada"), json!({"old": 1, "a": 1, "b": 2}), Nothing),
+            (vec![set("a", 1), bind("grace"), set("b", 2)], Some("grace"), json!({"b": 2}), Nothing),
+            (vec![bind("grace"), bind("ada")], Some("ada"), json!({}), Nothing),
+            (vec![set("a", 1), create("ada"), set("b", 2)], Some("ada"), json!({"new": 1, "b": 2}), Nothing),
+            (vec![create("grace"), Delete], None, json!({}), Nothing),
+            (vec![set("a", 1), Delete, set("b", 2)], None, json!({"b": 2}), Nothing),
+            (vec![Delete, Rework], None, json!({}), Nothing),
+            (vec![Delete, bind("ada"), set("b", 2)], Some("ada"), json!({"b": 2}), Nothing),
+            (vec![set("a", 1), Clear, set("b", 2)], None, json!({"b": 2}), All),
+            (vec![create("ada"), Clear], Some("ada"), json!({"new": 1}), All),
+            (vec![Clear, bind("grace")], Some("grace"), json!({}), All),
+            (vec![set("a", 1), ClearOthers, set("b", 2)], Some("ada"), json!({"old": 1, "a": 1, "b": 2}), Others),
+            (vec![Rework, ClearOthers], Some("ada"), json!({"old": 1}), Others),
+            (vec![ClearOthers, bind("ada"), set("a", 1)], Some("ada"), json!({"old": 1, "a": 1}), Others),
+            (vec![bind("grace"), ClearOthers], Some("grace"), json!({}), Others),
+            (vec![ClearOthers, Delete], None, json!({}), Others),
+            (vec![ClearOthers, Clear], None, json!({}), All),
+            (vec![Clear, ClearOthers, set("a", 1)], None, json!({"a": 1}), All),
         ];
         for (row, (log, key, expected, clear)) in table.into_iter().enumerate() {
             let plan = Plan::replay(&log, data(json!({"old": 1})), Some("ada")).unwrap();

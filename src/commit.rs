@@ -6,7 +6,7 @@ use tokio::task::yield_now;
 
 use crate::{
     Data, Error, ErrorKind, SessionId, Sessions,
-    change::{Change, Identity, Plan},
+    change::{Change, Clearing, Identity, Plan},
     clock::millis,
     id::{Secret, SecretHash},
     live::{Live, Unclaimed, Written, check_key, random_version},
@@ -117,8 +117,9 @@ impl Draft {
     pub(crate) async fn commit(mut self, sessions: &Sessions) -> Result<Committed, Error> {
         self.check()?;
         let removed = match self.plan.clear {
-            true => self.clear(sessions).await?,
-            false => None,
+            Clearing::All => self.clear(sessions).await?,
+            Clearing::Others => self.clear_others(sessions).await?,
+            Clearing::Nothing => None,
         };
         let mut committed = match self.plan.identity.clone() {
             // Boxed: most commits are no login, and need not be as large as one.
@@ -154,7 +155,7 @@ impl Draft {
         match (&self.plan.identity, &self.base) {
             (Identity::Bind(_) | Identity::Create(_), _) | (Identity::Rework, Base::Live(..)) => true,
             (Identity::Delete, _) | (_, Base::Nothing) => !self.plan.data.is_empty(),
-            _ => self.plan.clear && !self.plan.data.is_empty(),
+            _ => self.plan.clear == Clearing::All && !self.plan.data.is_empty(),
         }
     }
 
@@ -171,12 +172,25 @@ impl Draft {
             // Whose sessions these are is not known, and "done" would be a lie.
             Base::Unreadable(error) => return Err(error.clone()),
             base => match base.key() {
-                Some(key) => sessions.clear_all(sessions.owner(key)).await? > 0,
+                Some(key) => sessions.clear_all(sessions.owner(key), None).await? > 0,
                 None => return Ok(None),
             },
         };
         self.base = Base::Nothing;
         Ok(ended.then_some(Effect::Remove))
+    }
+
+    /// All sessions of the loaded one's key but that one. One without a key has no others.
+    async fn clear_others(&self, sessions: &Sessions) -> Result<Option<Effect>, Error> {
+        let keep = match &self.base {
+            Base::Live(live, _) => Some(live.id),
+            Base::Unreadable(error) => return Err(error.clone()),
+            Base::Nothing | Base::Replaced | Base::Gone(..) => None,
+        };
+        if let Some(key) = self.base.key() {
+            sessions.clear_all(sessions.owner(key), keep).await?;
+        }
+        Ok(None)
     }
 
     /// Writes to the session that there is, or makes an anonymous one.

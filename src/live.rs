@@ -284,9 +284,10 @@ impl<B: Backend> Sessions<B> {
         self.shared.policy.rework_grace
     }
 
-    pub(crate) async fn clear_all(&self, owner: Owner) -> Result<u64, Error> {
+    /// Ends all of an owner's sessions but `keep`.
+    pub(crate) async fn clear_all(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64, Error> {
         self.backend
-            .clear(owner, None)
+            .clear(owner, keep)
             .await
             .map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
     }

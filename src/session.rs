@@ -5,7 +5,7 @@
 //!
 //! # Several verbs in one request
 //!
-//! [`clear`](Session::clear) runs first, on the key that was loaded. Then the session gets its identity: a
+//! [`clear`](Session::clear) and [`clear_others`](Session::clear_others) run first, on the key that was loaded. Then the session gets its identity: a
 //! [`rework`](Session::rework) only counts if nothing else was asked for, and of [`bind`](Session::bind),
 //! [`create`](Session::create) and [`delete`](Session::delete) the last one counts. Data belongs to the session that there is
 //! when it is written:
@@ -20,6 +20,9 @@
 //! | `delete`, then `bind` or `create` | signed in, with the data written after `delete` |
 //! | `clear`, then `bind` or `create` | all others ended, and signed in, with the data written after `clear` |
 //! | `bind` or `create`, then `clear` | all others ended, and signed in, with the data that it had |
+//! | `clear_others` and `rework` or `bind(same key)` | all others ended, and a new ID with all data |
+//! | `clear_others` and `delete`, or `clear` | signed out everywhere |
+//! | `clear_others` and `bind(another key)` | signed out everywhere, and signed in as another |
 //!
 //! A sign-out counts whatever else of a request fails: with `clear` and then `bind("")` the response is a 500, and all are
 //! signed out.
@@ -261,6 +264,25 @@ impl Session {
     /// Signs out everywhere: ends all sessions of this session's key. One without a key is ended alone.
     pub fn clear(&self) {
         self.record_plain(Change::Clear);
+    }
+
+    /// Signs out everywhere else: ends all other sessions of this session's key, and keeps this one. One without a key has
+    /// no others.
+    ///
+    /// With a new password, call [`bind`](Self::bind) too: then this session's old ID, which somebody else may have, ends as
+    /// well. As with [`clear`](Self::clear), it is the key that was loaded that counts: somebody who only just signs in has to
+    /// [`save`](Self::save) before the others can be ended.
+    ///
+    /// ```
+    /// # use jam_session::{Session, SessionKey};
+    /// async fn change_password(SessionKey(user): SessionKey, session: Session) {
+    ///     // Check the old password, and keep the new one, first.
+    ///     session.clear_others();
+    ///     session.bind(user);
+    /// }
+    /// ```
+    pub fn clear_others(&self) {
+        self.record_plain(Change::ClearOthers);
     }
 
     /// The session key, if somebody is signed in: after a recorded [`bind`](Self::bind), [`create`](Self::create) or

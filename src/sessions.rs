@@ -219,16 +219,24 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
         let owner = self.shared.policy.owners.owner(key.as_ref());
+        self.within_time(self.clear_and_count(owner, None)).await
+    }
+
+    /// Ends all other sessions of this session's key, keeps this one, and says how many there were. A session without a key
+    /// has no others.
+    ///
+    /// For an app that gets its IDs from elsewhere than a cookie, and has just changed a password.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, which then ends no other either, and as
+    /// [`get`](Self::get).
+    pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<u64, Error> {
         self.within_time(async {
-            // What a login left at an old ID is no session, though the backend counts it. Ending matters more than counting:
-            // it does not depend on a list.
-            let records = timeout(self.request_time() / 2, self.records(owner)).await;
-            let tombstones = match records {
-                Ok(Ok(records)) => records.iter().filter(|record| self.is_tombstone(record)).count() as u64,
-                _ => 0,
-            };
-            let ended = self.clear_all(owner).await?;
-            Ok(ended.saturating_sub(tombstones))
+            let live = self.find(id.as_ref()).await?.ok_or_else(not_found)?;
+            match live.id.owner() {
+                Some(owner) => self.clear_and_count(owner, Some(live.id)).await,
+                None => Ok(0),
+            }
         })
         .await
     }
@@ -321,6 +329,18 @@ impl<B: Backend> Sessions<B> {
             expires: time(now.saturating_add(left).min(contents.deadline)),
             data: contents.data,
         }
+    }
+
+    /// What a login left at an old ID is no session, though the backend counts it. Ending matters more than counting: it does
+    /// not depend on a list.
+    async fn clear_and_count(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64, Error> {
+        let records = timeout(self.request_time() / 2, self.records(owner)).await;
+        let tombstones = match records {
+            Ok(Ok(records)) => records.iter().filter(|record| self.is_tombstone(record)).count() as u64,
+            _ => 0,
+        };
+        let ended = self.clear_all(owner, keep).await?;
+        Ok(ended.saturating_sub(tombstones))
     }
 
     fn is_tombstone(&self, record: &Record) -> bool {

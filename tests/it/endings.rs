@@ -29,9 +29,14 @@ on_every_store! {
     p08_a_forged_owner_clears_nothing,
     p08_clear_by_the_session_needs_the_right_secret,
     p08_clear_and_a_login_in_one_request,
+    p08_clear_others_ends_all_sessions_of_the_key_but_this_one,
+    p08_clear_others_with_a_new_id_in_one_request,
+    p08_clear_others_goes_by_the_key_that_was_loaded,
+    p08_clear_others_in_the_module_keeps_one_and_counts_the_rest,
     p16_a_panic_does_not_lose_a_sign_out,
     p16_a_client_that_leaves_does_not_lose_a_sign_out,
     p16_a_server_error_does_not_lose_a_sign_out_and_keeps_nothing_else,
+    p16_nor_does_it_lose_a_sign_out_everywhere_else,
     p16_a_client_that_leaves_takes_back_what_was_not_saved,
     p16_a_save_that_was_begun_runs_to_its_end,
 }
@@ -348,6 +353,135 @@ async fn p08_clear_and_a_login_in_one_request(store: Store) {
     assert_eq!(client.does(|session| Ok(session.data()?.names().collect::<String>())).await.body, "new");
 }
 
+async fn p08_clear_others_ends_all_sessions_of_the_key_but_this_one(store: Store) {
+    let (layer, sessions) = (store.layer(), store.sessions());
+    let clients: Vec<_> = (0..4).map(|_| Client::new(&layer)).collect();
+    for client in &clients {
+        client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+    }
+    let (grace, visitor) = (Client::new(&layer), Client::new(&layer));
+    grace.does(|session| session.create("grace", json!({}))).await.ok();
+    visitor.does(|session| session.insert("n", 1)).await.ok();
+    // Under whatever ID.
+    let before = clients[1].thief();
+    clients[1].does(rework).await.ok();
+    clients[2].does(bind_ada).await.ok();
+    store.calls();
+
+    clients[0].does(clear_others).await.ok().sets_no_cookie();
+    assert_eq!(store.calls(), ["load", "clear"]);
+    for client in clients[1..].iter().chain([&before]) {
+        assert_dead(&store, client).await;
+    }
+    assert_eq!(clients[0].does(ada_and_n).await.body, "ada1");
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+    assert_eq!(grace.does(|session| Ok(session.key().unwrap())).await.body, "grace");
+
+    // Somebody who is not signed in has no others.
+    store.calls();
+    visitor.does(clear_others).await.ok().sets_no_cookie();
+    Client::new(&layer).does(clear_others).await.ok().sets_no_cookie();
+    assert_eq!(store.calls(), ["load"]);
+    assert_eq!(visitor.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
+}
+
+async fn p08_clear_others_with_a_new_id_in_one_request(store: Store) {
+    let (layer, sessions) = (store.layer(), store.sessions());
+    type Verb = fn(&Session);
+    let (others, rework, bind): (Verb, Verb, Verb) =
+        (|session| session.clear_others(), |session| session.rework(), |session| session.bind("ada"));
+    for (verbs, is_login) in
+        [([others, rework], false), ([rework, others], false), ([others, bind], true), ([bind, others], true)]
+    {
+        let [client, other] = [(); 2].map(|()| Client::new(&layer));
+        for client in [&client, &other] {
+            client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+        }
+        let before = client.thief();
+        let answer = client.does(|session| {
+            verbs.iter().for_each(|verb| verb(session));
+            Ok(())
+        });
+        assert!(answer.await.ok().new_id().is_some());
+        assert_dead(&store, &other).await;
+        assert_eq!(client.does(ada_and_n).await.body, "ada1");
+        assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+        // After a login nobody is left in the session of before; a rotation leaves it the grace.
+        let left = before.does(|session| Ok(session.key().is_none().to_string())).await.body;
+        assert_eq!(left, is_login.to_string());
+        sessions.clear("ada").await.unwrap();
+    }
+    let leaving: [Verb; 3] = [|session| session.delete(), |session| session.clear(), |session| session.bind("grace")];
+    for leave in leaving {
+        let [client, other] = [(); 2].map(|()| Client::new(&layer));
+        for client in [&client, &other] {
+            client.does(bind_ada).await.ok();
+        }
+        let before = client.thief();
+        let answer = client.does(|session| {
+            session.clear_others();
+            leave(session);
+            Ok(())
+        });
+        answer.await.ok();
+        assert_dead(&store, &other).await;
+        assert!(sessions.list("ada").await.unwrap().is_empty());
+        assert_eq!(before.does(|session| Ok(session.key().is_none().to_string())).await.body, "true");
+    }
+}
+
+async fn p08_clear_others_goes_by_the_key_that_was_loaded(store: Store) {
+    let (layer, sessions) = (store.layer(), store.sessions());
+    let [phone, laptop] = [(); 2].map(|()| Client::new(&layer));
+    phone.does(bind_ada).await.ok();
+    // Nobody was signed in when this request came: it has no others.
+    let answer = laptop.does(|session| {
+        session.bind("ada");
+        session.clear_others();
+        Ok(())
+    });
+    answer.await.ok().new_id().unwrap();
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 2);
+
+    let tablet = Client::new(&layer);
+    let answer = tablet.visit(async |session: Session| {
+        session.bind("ada");
+        session.save().await?;
+        session.clear_others();
+        Ok(())
+    });
+    answer.await.ok().new_id().unwrap();
+    assert_dead(&store, &phone).await;
+    assert_dead(&store, &laptop).await;
+    assert_eq!(tablet.does(|session| Ok(session.key().unwrap())).await.body, "ada");
+}
+
+async fn p08_clear_others_in_the_module_keeps_one_and_counts_the_rest(store: Store) {
+    let sessions = store.sessions();
+    let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    let others = [sessions.create("ada", json!({})).await.unwrap(), sessions.create("ada", json!({})).await.unwrap()];
+    sessions.create("grace", json!({})).await.unwrap();
+    // What a login leaves at the old ID is no session, and does not count.
+    let client = Client::new(&jam_session::SessionLayer::new(sessions.clone()));
+    client.set_id(others[0].as_str());
+    client.does(bind_ada).await.ok();
+    let newest = sessions.rework(&id).await.unwrap();
+    assert_eq!(sessions.clear_others(&newest).await.unwrap(), 2);
+    assert!(sessions.get(&newest).await.unwrap().is_some());
+    assert_dead(&store, &client).await;
+    assert_eq!(sessions.clear_others(&newest).await.unwrap(), 0);
+    for (key, left) in [("ada", 1), ("grace", 1)] {
+        assert_eq!(sessions.list(key).await.unwrap().len(), left);
+    }
+
+    for nobody in [others[1].as_str(), "", "nonsense"] {
+        assert_eq!(sessions.clear_others(nobody).await.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    let visitor = Client::new(&jam_session::SessionLayer::new(sessions.clone()));
+    let anonymous = visitor.does(|session| session.insert("n", 1)).await.new_id().unwrap();
+    assert_eq!(sessions.clear_others(anonymous).await.unwrap(), 0);
+}
+
 async fn p16_a_panic_does_not_lose_a_sign_out(store: Store) {
     for everywhere in [false, true] {
         let (layer, sessions) = (store.layer(), store.sessions());
@@ -425,6 +559,26 @@ async fn p16_a_server_error_does_not_lose_a_sign_out_and_keeps_nothing_else(stor
     }
 }
 
+async fn p16_nor_does_it_lose_a_sign_out_everywhere_else(store: Store) {
+    let layer = store.layer();
+    // The handler's own error, and a login that cannot be.
+    for (key, status) in [("ada", 500), ("", 200)] {
+        let [client, other] = [(); 2].map(|()| Client::new(&layer));
+        for client in [&client, &other] {
+            client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+        }
+        let answer = client.does(|session| {
+            session.insert("n", 2)?;
+            session.clear_others();
+            session.bind(key);
+            Ok(http::StatusCode::from_u16(status).unwrap())
+        });
+        assert_eq!(answer.await.sets_no_cookie().status, 500);
+        assert_dead(&store, &other).await;
+        assert_eq!(client.does(ada_and_n).await.body, "ada1");
+    }
+}
+
 async fn p16_a_client_that_leaves_takes_back_what_was_not_saved(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
@@ -475,6 +629,15 @@ async fn p16_a_save_that_was_begun_runs_to_its_end(store: Store) {
     answer.await.ok();
     let names = client.does(|session| Ok(format!("{:?}{:?}", session.get::<u8>("n")?, session.get::<u8>("m")?)));
     assert_eq!(names.await.body, "Some(2)Some(3)");
+}
+
+fn clear_others(session: &Session) -> Result<(), jam_session::Error> {
+    session.clear_others();
+    Ok(())
+}
+
+fn ada_and_n(session: &Session) -> Result<String, jam_session::Error> {
+    Ok(session.key().unwrap_or_default() + &session.get::<u8>("n")?.unwrap_or_default().to_string())
 }
 
 /// The ID leads nowhere, and the store has nothing under its name.
