@@ -44,7 +44,7 @@ use std::{
     fmt, mem,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -55,12 +55,13 @@ use tokio::{
 
 use crate::{
     Data, Error, ErrorKind,
-    change::{Change, Identity, Modifies, Plan},
+    change::{Change, Clearing, Identity, Modifies, Plan},
     commit::{Attempt, Base, Draft, Effect, Limits},
     data::json,
     id::Presented,
     live::{Found, Live, not_found, too_late},
     service::Gate,
+    sessions::time,
     visit::Commit,
 };
 
@@ -290,6 +291,33 @@ impl Session {
     pub fn key(&self) -> Option<String> {
         let state = self.look();
         state.plan.key(state.base.as_ref().and_then(Base::key)).map(str::to_owned)
+    }
+
+    /// When this session's user signed in to it; `None` if nobody did, or the session is not loaded, or has ended.
+    ///
+    /// After a recorded [`bind`](Self::bind) or [`create`](Self::create) it is the time of asking, which the one that is stored
+    /// will be a moment later. To ask for the password again, `bind` the same key: the session has a new ID then, a new
+    /// deadline, its data, and what [`set_ttl`](Self::set_ttl) said.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// # use jam_session::Session;
+    ///
+    /// fn signed_in_lately(session: &Session) -> bool {
+    ///     // One that is ahead of this clock is of another server's.
+    ///     let age = session.signed_in().map(|time| time.elapsed().unwrap_or_default());
+    ///     age.is_some_and(|age| age < Duration::from_secs(300))
+    /// }
+    /// ```
+    pub fn signed_in(&self) -> Option<SystemTime> {
+        let state = self.look();
+        match (&state.plan.identity, &state.base) {
+            (Identity::Bind(_) | Identity::Create(_), _) => Some(time(self.0.gate.sessions.now())),
+            (Identity::Keep | Identity::Rework, Some(Base::Live(live, _))) if state.plan.clear != Clearing::All => {
+                live.contents.signed_in.map(time)
+            }
+            _ => None,
+        }
     }
 
     /// The public name of this session, as in [`SessionInfo::handle`](crate::SessionInfo::handle); `None` if there is no

@@ -62,6 +62,8 @@ pub struct SessionInfo {
     pub handle: String,
     /// When it began.
     pub created: SystemTime,
+    /// When its user signed in to it. A login always begins a session, so this is `created` today.
+    pub signed_in: Option<SystemTime>,
     /// When it was last used, as far as the backend was told: up to [`touch_interval`](Builder::touch_interval) ago it may
     /// have been used since.
     pub last_seen: Option<SystemTime>,
@@ -325,6 +327,7 @@ impl<B: Backend> Sessions<B> {
         SessionInfo {
             handle: id.sid().to_owned(),
             created: time(contents.created),
+            signed_in: contents.signed_in.map(time),
             last_seen: Some(time(used.unwrap_or(0).clamp(contents.seen, contents.seen.max(now)))),
             expires: time(now.saturating_add(left).min(contents.deadline)),
             data: contents.data,
@@ -372,13 +375,14 @@ impl fmt::Debug for SessionInfo {
         f.debug_struct("SessionInfo")
             .field("handle", &self.handle)
             .field("created", &self.created)
+            .field("signed_in", &self.signed_in)
             .field("last_seen", &self.last_seen)
             .field("expires", &self.expires)
             .finish_non_exhaustive()
     }
 }
 
-fn time(ms: u64) -> SystemTime {
+pub(crate) fn time(ms: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
 }
 

@@ -33,6 +33,8 @@ on_every_store! {
     p06_two_reworks_in_one_request_are_one,
     p07_login_gives_a_new_id_and_keeps_the_data,
     p07_login_again_gives_a_new_id_too,
+    p07_when_a_user_signed_in_is_known_and_a_login_starts_it_anew,
+    p07_what_set_ttl_said_outlasts_a_login_of_the_same_user,
     p07_what_an_attacker_planted_before_login_leads_nowhere,
     p07_login_as_another_user_drops_data_and_session_of_the_first,
     p07_create_starts_afresh,
@@ -397,6 +399,94 @@ async fn p07_login_again_gives_a_new_id_too(store: Store) {
     assert_eq!(list.len(), 1);
     assert_ne!(list[0].handle, handle);
     assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
+}
+
+async fn p07_when_a_user_signed_in_is_known_and_a_login_starts_it_anew(store: Store) {
+    let (layer, sessions) = (store.layer(), store.sessions());
+    let client = Client::new(&layer);
+    let signed_in = |session: &Session| Ok(format!("{:?}", session.signed_in()));
+    let at = |time: std::time::SystemTime| format!("{:?}", Some(time));
+    let answer = client.request(Request::default(), async |session: Session| session.signed_in().is_none().to_string());
+    assert_eq!(answer.await.body, "true", "it is not loaded");
+    client.does(|session| session.insert("n", 1)).await.ok();
+    assert_eq!(client.does(signed_in).await.body, "None");
+
+    let first = store.clock.now();
+    let answer = client.does(|session| {
+        session.bind("ada");
+        // As `key`, it is what there will be.
+        assert_eq!(session.signed_in(), Some(first));
+        Ok(())
+    });
+    answer.await.ok();
+    store.pass(Duration::from_secs(400));
+    // Neither use nor rotation is a login.
+    client.does(|session| session.insert("n", 2)).await.ok();
+    client.does(rework).await.ok();
+    assert_eq!(client.does(signed_in).await.body, at(first));
+    assert_eq!(sessions.list("ada").await.unwrap()[0].signed_in, Some(first));
+
+    let second = store.clock.now();
+    let answer = client.visit(async |session: Session| {
+        session.bind("ada");
+        assert_eq!(session.signed_in(), Some(second));
+        session.save().await?;
+        Ok(format!("{:?}", session.signed_in()))
+    });
+    assert_eq!(answer.await.body, at(second));
+    store.pass(Duration::from_secs(1));
+    assert_eq!(client.does(signed_in).await.body, at(second));
+    assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "2");
+    assert_eq!(sessions.list("ada").await.unwrap()[0].signed_in, Some(second));
+
+    for leave in [(|session| session.delete()) as fn(&Session), |session| session.clear()] {
+        let answer = client.does(|session| {
+            leave(session);
+            assert_eq!((session.key(), session.signed_in()), (None, None));
+            session.create("ada", json!({}))?;
+            assert!(session.signed_in().is_some());
+            Ok(())
+        });
+        answer.await.ok();
+    }
+    // One that ended meanwhile tells no time: whoever asks for a recent one gets none.
+    let answer = client.visit(async |session: Session| {
+        sessions.clear("ada").await?;
+        session.insert("n", 3)?;
+        assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert_eq!(session.signed_in(), None);
+        Ok(())
+    });
+    answer.await.ok();
+}
+
+async fn p07_what_set_ttl_said_outlasts_a_login_of_the_same_user(store: Store) {
+    let (layer, sessions) = (store.layer(), store.sessions());
+    let client = Client::new(&layer);
+    let (week, hour) = (Duration::from_secs(7 * 86_400), Duration::from_secs(3600));
+    let remembered = client.does(|session| {
+        session.bind("ada");
+        session.set_ttl(week);
+        Ok(())
+    });
+    remembered.await.ok();
+    store.pass(hour * 24);
+    client.does(bind_ada).await.ok();
+    store.assert_about(sessions.list("ada").await.unwrap()[0].expires, store.clock.now() + week);
+    let with_others_out = client.does(|session| {
+        session.clear_others();
+        session.bind("ada");
+        Ok(())
+    });
+    with_others_out.await.ok();
+    store.assert_about(sessions.list("ada").await.unwrap()[0].expires, store.clock.now() + week);
+    // It is that user's.
+    let as_another = client.does(|session| {
+        session.bind("grace");
+        Ok(())
+    });
+    as_another.await.ok();
+    store.assert_about(sessions.list("grace").await.unwrap()[0].expires, store.clock.now() + hour);
 }
 
 async fn p07_what_an_attacker_planted_before_login_leads_nowhere(store: Store) {
