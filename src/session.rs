@@ -214,6 +214,35 @@ impl Session {
         self.record_plain(Change::Remove(name.into()));
     }
 
+    /// Reads one value and removes it: a message for the next page.
+    ///
+    /// A response that fails takes nothing, and the message waits for the next one. Of two requests that come at the same time
+    /// both may show it.
+    ///
+    /// ```
+    /// use jam_session::{Error, Session};
+    ///
+    /// // POST /profile, which then redirects to /profile
+    /// async fn save(session: Session) -> Result<(), Error> {
+    ///     session.insert("notice", "Your profile is saved.")
+    /// }
+    ///
+    /// // GET /profile
+    /// async fn show(session: Session) -> Result<String, Error> {
+    ///     Ok(session.take::<String>("notice")?.unwrap_or_default())
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`get`](Self::get); the value then stays.
+    pub fn take<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let value = self.get(name)?;
+        if value.is_some() {
+            self.remove(name);
+        }
+        Ok(value)
+    }
+
     /// Replaces all data with anything that serializes to a JSON object.
     ///
     /// What other requests wrote meanwhile to names that this does not change stays.

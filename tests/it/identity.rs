@@ -18,6 +18,7 @@ on_every_store! {
     p01_nor_is_there_in_an_outage,
     p02_reading_creates_nothing,
     p02_writes_that_end_where_they_began_write_nothing,
+    p02_what_is_taken_is_shown_once,
     p02_the_first_kept_write_is_one_record_and_one_cookie,
     p02_a_cross_site_post_makes_no_anonymous_session,
     p03_an_id_that_was_not_issued_is_never_adopted,
@@ -108,6 +109,40 @@ async fn p02_writes_that_end_where_they_began_write_nothing(store: Store) {
     client.does(back_and_forth).await.ok().sets_no_cookie();
     client.does(|session| session.update(json!({"n": 0}))).await.ok().sets_no_cookie();
     assert_eq!(store.calls(), ["load", "load"]);
+}
+
+async fn p02_what_is_taken_is_shown_once(store: Store) {
+    let client = Client::new(&store.layer());
+    let show = |session: &Session| Ok(session.take::<String>("notice")?.unwrap_or_else(|| "nothing".to_owned()));
+    assert_eq!(client.does(show).await.ok().body, "nothing");
+    client.does(|session| session.insert("notice", "saved")).await.ok();
+
+    let refused = client.does(|session| session.take::<u64>("notice").map(drop)).await;
+    assert_eq!(refused.status, 500, "it is no number");
+    let failed = client.does(|session| {
+        assert_eq!(show(session)?, "saved");
+        Ok(http::StatusCode::BAD_GATEWAY)
+    });
+    assert_eq!(failed.await.status, 502, "nobody saw it");
+    assert_eq!(client.does(show).await.ok().sets_no_cookie().body, "saved");
+    store.calls();
+    assert_eq!(client.does(show).await.ok().body, "nothing");
+    assert_eq!(store.calls(), ["load"]);
+
+    // In one request, too; also what was never stored.
+    let answer = client.does(|session| {
+        session.insert("notice", "again")?;
+        Ok(format!("{}, {}", show(session)?, show(session)?))
+    });
+    assert_eq!(answer.await.ok().body, "again, nothing");
+    // A login takes it along.
+    let signing_in = client.does(|session| {
+        session.insert("notice", "welcome")?;
+        session.bind("ada");
+        Ok(())
+    });
+    signing_in.await.ok();
+    assert_eq!(client.does(show).await.body, "welcome");
 }
 
 async fn p02_the_first_kept_write_is_one_record_and_one_cookie(store: Store) {
