@@ -1,9 +1,9 @@
 //! What sealing costs: so many requests at one process, with or without a keyring, for a machine to count instructions.
 //!
 //! ```sh
-//! bench=$(cargo bench --bench encryption --no-run --message-format=json | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p')
+//! cargo build --release --manifest-path benches/Cargo.toml --bin encryption
 //! for keyring in plain sealed; do for does in read write; do for requests in 1000 2000; do
-//!     valgrind --tool=callgrind --callgrind-out-file=/dev/null "$bench" $keyring $does $requests 2>&1 | grep Collected
+//!     valgrind --tool=callgrind --callgrind-out-file=/dev/null benches/target/release/encryption $keyring $does $requests 2>&1 | grep Collected
 //! done; done; done
 //! ```
 //!
@@ -14,7 +14,7 @@
 
 use std::convert::Infallible;
 
-use http::{Request, Response, header};
+use axum::http::{Request, Response, header};
 use jam_session::{Keyring, MemorySessions, Session, SessionLayer};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};

@@ -1,5 +1,5 @@
-//! What the JSON file takes: `cargo bench --bench json`. It works in the folder `BENCH_DIR`, the current one unless set:
-//! a disk is measured, so let it be one.
+//! What the JSON file takes: `cargo run --release --manifest-path benches/Cargo.toml --bin json`. It works in the folder
+//! `BENCH_DIR`, the current one unless set: a disk is measured, so let it be one.
 // A benchmark that cannot go on may as well panic.
 #![allow(clippy::unwrap_used)]
 

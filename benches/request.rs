@@ -1,0 +1,158 @@
+//! What a session costs a request, in process and on memory stores: beside bare axum, a layer that does nothing, and
+//! tower-sessions; all in the same run, taking turns.
+//!
+//! ```sh
+//! cargo run --release --manifest-path benches/Cargo.toml --bin request
+//! ```
+//!
+//! It prints nanoseconds and allocations, and instructions where callgrind is installed. `--guard` counts instructions of
+//! ours alone, and fails if they are more than `benches/instructions.txt` says, by 15 % and more; `--write` rewrites that file.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    hint::black_box,
+    process::{Command, ExitCode},
+    time::{Duration, Instant},
+};
+
+use axum::{Router, extract::Request};
+
+use crate::stacks::{BARE, COUNTED, Client, FLOOR, OURS, SCENARIOS, THEIRS, call};
+
+mod stacks;
+
+/// How many stacks there are.
+const STACKS: usize = THEIRS + 1;
+/// Requests of a round, and rounds.
+const REQUESTS: usize = 2_000;
+const ROUNDS: usize = 25;
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let _entered = runtime.enter();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => compare(),
+        ["--count", stack, scenario] => {
+            count(stack.parse().expect("a number"), scenario.parse().expect("a number"));
+            ExitCode::SUCCESS
+        }
+        ["--guard"] => guard(false),
+        ["--write"] => guard(true),
+        _ => {
+            eprintln!("usage: request [--guard | --write]");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn compare() -> ExitCode {
+    let callgrind = Command::new("valgrind").arg("--version").output().is_ok();
+    println!(
+        "added to the floor, a layer that inserts an Arc (nanoseconds, allocations{}):\n",
+        if callgrind { ", instructions" } else { "" }
+    );
+    println!("| | {} | {} | ratio of the times |\n|---|---|---|---|", "jam-session", "tower-sessions");
+    for (scenario, (name, ..)) in SCENARIOS.iter().enumerate() {
+        let times = times(scenario);
+        let added = |stack: usize| times[stack] - times[FLOOR];
+        let allocations = |stack| allocations(stack, scenario) - allocations(FLOOR, scenario);
+        let instructions =
+            |stack| callgrind.then(|| format!(", {}", instructions(stack, scenario) - instructions(FLOOR, scenario)));
+        let cell = |stack| {
+            format!("{:.0} ns, {}{}", added(stack), allocations(stack), instructions(stack).unwrap_or_default())
+        };
+        println!("| {name} | {} | {} | {:.2} |", cell(OURS), cell(THEIRS), added(OURS) / added(THEIRS));
+    }
+    let times = times(0);
+    println!(
+        "\nbare axum: {:.0} ns, {} allocations; the floor above it: {:.0} ns, {} allocations",
+        times[BARE],
+        allocations(BARE, 0),
+        times[FLOOR] - times[BARE],
+        allocations(FLOOR, 0) - allocations(BARE, 0)
+    );
+    ExitCode::SUCCESS
+}
+
+/// Counts instructions of our six scenarios above the floor, and compares them with the file.
+fn guard(write: bool) -> ExitCode {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.txt");
+    let counted: BTreeMap<&str, i64> = SCENARIOS
+        .iter()
+        .enumerate()
+        .map(|(at, (name, ..))| (*name, instructions(OURS, at) - instructions(FLOOR, at)))
+        .collect();
+    if write {
+        let lines: String = SCENARIOS.iter().map(|(name, ..)| format!("{name}: {}\n", counted[name])).collect();
+        fs::write(path, lines).expect("the file is written");
+        return ExitCode::SUCCESS;
+    }
+    let known = fs::read_to_string(path).expect("the file is read");
+    let mut code = ExitCode::SUCCESS;
+    for (name, known) in known.lines().filter_map(|line| line.rsplit_once(": ")) {
+        let (known, now) = (known.parse::<i64>().expect("a number"), counted[name]);
+        let verdict = if now * 100 > known * 115 { "TOO MANY" } else { "fine" };
+        println!("{name}: {now} instructions, {known} known: {verdict}");
+        if now * 100 > known * 115 {
+            code = ExitCode::FAILURE;
+        }
+    }
+    code
+}
+
+/// Nanoseconds a request of each stack: the fastest round of many, in which the stacks take turns.
+fn times(scenario: usize) -> [f64; STACKS] {
+    let mut best = [Duration::MAX; STACKS];
+    let mut clients: Vec<Client> = (0..STACKS).map(|stack| Client::new(stack, scenario)).collect();
+    for _ in 0..ROUNDS {
+        for (client, best) in clients.iter_mut().zip(&mut best) {
+            let requests: Vec<Request> = (0..REQUESTS).map(|_| client.request()).collect();
+            let began = Instant::now();
+            for request in requests {
+                measured(&mut client.router, request);
+            }
+            *best = (*best).min(began.elapsed());
+        }
+    }
+    best.map(|best| best.as_nanos() as f64 / REQUESTS as f64)
+}
+
+/// Allocations a request, counted by the program beside this one: counting costs instructions.
+fn allocations(stack: usize, scenario: usize) -> i64 {
+    let program = env::current_exe().expect("this program").with_file_name("allocations");
+    let output = Command::new(program).args([stack.to_string(), scenario.to_string()]).output();
+    let output = output.expect("`cargo build --release --bins` built it").stdout;
+    String::from_utf8_lossy(&output).trim().parse().expect("a number")
+}
+
+/// Instructions a request, of another process under callgrind.
+fn instructions(stack: usize, scenario: usize) -> i64 {
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*measured*"])
+        .arg(env::current_exe().expect("this program"))
+        .args(["--count", &stack.to_string(), &scenario.to_string()])
+        .output()
+        .expect("valgrind runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    let collected = said.lines().find_map(|line| line.split_once("Collected : ")).expect("it says what it collected").1;
+    collected.trim().parse::<i64>().expect("a number") / COUNTED as i64
+}
+
+fn count(stack: usize, scenario: usize) {
+    let mut client = Client::new(stack, scenario);
+    for _ in 0..COUNTED {
+        let request = client.request();
+        call(&mut client.router, request);
+    }
+    for _ in 0..COUNTED {
+        let request = client.request();
+        measured(&mut client.router, request);
+    }
+}
+
+/// By its name callgrind knows what to count.
+#[inline(never)]
+fn measured(router: &mut Router, request: Request) {
+    black_box(call(router, request));
+}

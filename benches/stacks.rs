@@ -1,0 +1,233 @@
+//! The stacks that are compared, and a client of each.
+
+use std::{
+    pin::pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::Request,
+    http::{HeaderMap, Response, StatusCode, header},
+    routing::get,
+};
+use jam_session::{MemorySessions, Session, SessionLayer};
+use serde_json::{Value, json};
+use tower::{Layer, Service};
+use tower_sessions::{MemoryStore, SessionManagerLayer};
+
+pub const SCENARIOS: [(&str, &str, Visitor); 6] = [
+    ("no cookie, session unused", "/unused", Visitor::New),
+    ("cookie, unused", "/unused", Visitor::SignedIn),
+    ("cookie, one value read", "/read", Visitor::SignedIn),
+    ("cookie, one value read and written", "/write", Visitor::SignedIn),
+    ("login (bind, new ID)", "/login", Visitor::Anonymous),
+    ("first write of a new visitor", "/write", Visitor::New),
+];
+
+/// Whose session the request comes with.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Visitor {
+    New,
+    /// Another one each time: a login uses it up.
+    Anonymous,
+    SignedIn,
+}
+
+pub const BARE: usize = 0;
+pub const FLOOR: usize = 1;
+pub const OURS: usize = 2;
+pub const THEIRS: usize = 3;
+
+/// Requests that are counted, after as many that are not.
+pub const COUNTED: usize = 200;
+
+/// One request, from the call to the end of its response.
+pub fn call(router: &mut Router, request: Request) -> Response<Body> {
+    let mut response = pin!(Service::<Request>::call(router, request));
+    // Memory stores answer at once.
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(response) = response.as_mut().poll(&mut context) {
+            return response.unwrap_or_else(|never| match never {});
+        }
+    }
+}
+
+/// Requests of one scenario to one stack.
+pub struct Client {
+    pub router: Router,
+    scenario: usize,
+    cookie: String,
+}
+
+impl Client {
+    pub fn new(stack: usize, scenario: usize) -> Self {
+        let mut client = Self { router: router(stack), scenario, cookie: String::new() };
+        client.cookie = match SCENARIOS[scenario].2 {
+            Visitor::SignedIn => client.begin("/begin-signed-in"),
+            Visitor::New | Visitor::Anonymous => String::new(),
+        };
+        client
+    }
+
+    pub fn request(&mut self) -> Request {
+        let (_, path, visitor) = SCENARIOS[self.scenario];
+        if visitor == Visitor::Anonymous {
+            self.cookie = self.begin("/begin");
+        }
+        request(path, &self.cookie)
+    }
+
+    /// The cookie of a new session. Bare axum and the floor have none, and get one all the same.
+    fn begin(&mut self, path: &str) -> String {
+        let response = call(&mut self.router, request(path, ""));
+        assert_eq!(response.status(), StatusCode::OK);
+        set_cookie(response.headers()).unwrap_or_else(|| format!("__Host-id={}", "a".repeat(89)))
+    }
+}
+
+fn request(path: &str, cookie: &str) -> Request {
+    let mut request = Request::builder().uri(path).header(header::HOST, "localhost");
+    if !cookie.is_empty() {
+        request = request.header(header::COOKIE, cookie);
+    }
+    request.body(Body::empty()).expect("a request")
+}
+
+fn set_cookie(headers: &HeaderMap) -> Option<String> {
+    let line = headers.get(header::SET_COOKIE)?.to_str().expect("a cookie is text");
+    Some(line.split(';').next().unwrap_or_default().to_owned())
+}
+
+/// As a server has it: `with_state` is what `axum::serve` calls, so that layers are applied once.
+fn router(stack: usize) -> Router {
+    let router = match stack {
+        BARE => plain(),
+        FLOOR => plain().layer(Floor),
+        OURS => ours().layer(SessionLayer::new(MemorySessions::new().erase())),
+        THEIRS => theirs().layer(SessionManagerLayer::new(MemoryStore::default())),
+        _ => panic!("there is no stack {stack}"),
+    };
+    router.with_state(())
+}
+
+fn plain() -> Router {
+    let ok = || async { "ok" };
+    ["/unused", "/read", "/write", "/login", "/begin", "/begin-signed-in"]
+        .into_iter()
+        .fold(Router::new(), |router, path| router.route(path, get(ok)))
+}
+
+fn ours() -> Router {
+    let read = async |session: Session| {
+        assert!(session.get::<u64>("visits").expect("a number").is_some());
+        "ok"
+    };
+    let write = async |session: Session| {
+        let visits = session.get::<u64>("visits").expect("a number").unwrap_or(0);
+        session.insert("visits", visits + 1).expect("a number");
+        "ok"
+    };
+    let login = async |session: Session| {
+        session.bind("ada");
+        "ok"
+    };
+    let begin = async |session: Session| {
+        session.update(fields()).expect("an object");
+        "ok"
+    };
+    let begin_signed_in = async |session: Session| {
+        session.create("ada", fields()).expect("an object");
+        "ok"
+    };
+    Router::new()
+        .route("/unused", get(|| async { "ok" }))
+        .route("/read", get(read))
+        .route("/write", get(write))
+        .route("/login", get(login))
+        .route("/begin", get(begin))
+        .route("/begin-signed-in", get(begin_signed_in))
+}
+
+fn theirs() -> Router {
+    use tower_sessions::Session;
+
+    let read = async |session: Session| {
+        assert!(session.get::<u64>("visits").await.expect("a number").is_some());
+        "ok"
+    };
+    let write = async |session: Session| {
+        let visits = session.get::<u64>("visits").await.expect("a number").unwrap_or(0);
+        session.insert("visits", visits + 1).await.expect("a number");
+        "ok"
+    };
+    // What its documentation says a login does.
+    let login = async |session: Session| {
+        session.cycle_id().await.expect("a new ID");
+        session.insert("user", "ada").await.expect("a user");
+        "ok"
+    };
+    let begin = async |session: Session| {
+        for (name, value) in fields().as_object().expect("an object") {
+            session.insert(name, value).await.expect("a value");
+        }
+        "ok"
+    };
+    Router::new()
+        .route("/unused", get(|| async { "ok" }))
+        .route("/read", get(read))
+        .route("/write", get(write))
+        .route("/login", get(login))
+        .route("/begin", get(begin))
+        .route("/begin-signed-in", get(begin))
+}
+
+/// Twelve fields, 500 bytes of JSON.
+fn fields() -> Value {
+    let mut fields = json!({
+        "visits": 0, "theme": "dark", "locale": "en-GB", "name": "Ada Lovelace", "email": "ada@example.com",
+        "roles": ["admin", "editor"], "cart": [[1001, 2], [1002, 1], [1003, 7]], "csrf": "8f14e45fceea167a5a36dedd4bea2543",
+        "returns_to": "/orders/2024/11/17/status", "newsletter": true, "last_search": "analytical engine", "notes": "",
+    });
+    let missing = 500 - fields.to_string().len();
+    fields["notes"] = "x".repeat(missing).into();
+    fields
+}
+
+/// A layer that only inserts an `Arc` into the extensions.
+#[derive(Clone)]
+struct Floor;
+
+#[derive(Clone)]
+struct InsertsAnArc<S>(S);
+
+#[derive(Clone)]
+struct Inserted {
+    _arc: Arc<[u64; 4]>,
+}
+
+impl<S> Layer<S> for Floor {
+    type Service = InsertsAnArc<S>;
+
+    fn layer(&self, inner: S) -> InsertsAnArc<S> {
+        InsertsAnArc(inner)
+    }
+}
+
+impl<S: Service<Request>> Service<Request> for InsertsAnArc<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> S::Future {
+        request.extensions_mut().insert(Inserted { _arc: Arc::new([0; 4]) });
+        self.0.call(request)
+    }
+}
