@@ -8,7 +8,7 @@ use crate::{
     Backend, Clock, Error, ErrorKind, Keyring, Serializer, Sessions,
     id::{Owners, Sid},
     keyring::Keys,
-    record::Codec,
+    record::{Codec, Form},
     sessions::Policy,
 };
 
@@ -45,6 +45,7 @@ struct Options {
     id_factory: Option<IdFactory>,
     serializer: Option<Arc<dyn Serializer>>,
     clock: Clock,
+    form: Form,
 }
 
 pub(crate) type IdFactory = Arc<dyn Fn() -> String + Send + Sync>;
@@ -65,8 +66,15 @@ impl<T> Builder<T> {
             id_factory: None,
             serializer: None,
             clock: Clock::system(),
+            form: Form::default(),
         };
         Self { from, options }
+    }
+
+    /// Writes payloads in a form that people can read.
+    pub(crate) fn in_text(mut self) -> Self {
+        self.options.form = Form::Text;
+        self
     }
 
     /// The name of these sessions in the store, `sessions` unless set: two applications with different ones never see
@@ -219,8 +227,7 @@ impl Options {
         Ok(Policy {
             #[cfg(feature = "redis")]
             sessions_key: self.sessions_key,
-            codec: Codec { realm: owners.realm(), serializer: self.serializer, keys, max_size: self.max_size },
-            owners,
+            codec: Codec { form: self.form, owners, serializer: self.serializer, keys, max_size: self.max_size },
             default_ttl: self.default_ttl,
             max_lifetime: self.max_lifetime,
             anonymous_lifetime: self.anonymous_lifetime,

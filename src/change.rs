@@ -184,8 +184,8 @@ impl Change {
                 .difference_from(&plan.data)
                 .into_iter()
                 .map(|(name, value)| match value {
-                    Some(value) => Self::Set(name.into(), value),
-                    None => Self::Remove(name.into()),
+                    Some(value) => Self::Set(name, value),
+                    None => Self::Remove(name),
                 })
                 .collect(),
             other => vec![other],

@@ -1,6 +1,6 @@
 //! What a draft does to the backend: the one place where a request's changes become calls.
 
-use std::time::Duration;
+use std::{mem, sync::Arc, time::Duration};
 
 use tokio::task::yield_now;
 
@@ -18,12 +18,12 @@ pub(crate) enum Base {
     /// No session.
     Nothing,
     /// A session, and the hash of the secret that led to it.
-    Live(Box<Live>, SecretHash),
+    Live(Arc<Live>, SecretHash),
     /// A login ended the session that the cookie means. No cookie is set here, not even to remove it: the login's own is on
     /// its way.
     Replaced,
     /// A session that ended while the request ran. Its key and its data, as they were last seen, are all there is.
-    Gone(Option<String>, Data),
+    Gone(Option<Arc<str>>, Data),
     /// A record that cannot be read. It is left alone.
     Unreadable(Error),
 }
@@ -98,7 +98,7 @@ impl Attempt {
             Identity::Rework => Some(Secret::random()?),
             _ => None,
         };
-        Ok(Self { version: random_version()?, secret })
+        Ok(Self { version: random_version(), secret })
     }
 }
 
@@ -114,18 +114,18 @@ impl Committed {
 
 impl Draft {
     /// Writes it, or says why not; then nothing of it is known to be written.
-    pub(crate) async fn commit(mut self, sessions: &Sessions) -> Result<Committed, Error> {
+    pub(crate) async fn commit(&mut self, sessions: &Sessions) -> Result<Committed, Error> {
         self.check()?;
         let removed = match self.plan.clear {
-            Clearing::All => self.clear(sessions).await?,
-            Clearing::Others => self.clear_others(sessions).await?,
+            Clearing::All => Box::pin(self.clear(sessions)).await?,
+            Clearing::Others => Box::pin(self.clear_others(sessions)).await?,
             Clearing::Nothing => None,
         };
-        let mut committed = match self.plan.identity.clone() {
-            // Boxed: most commits are no login, and need not be as large as one.
-            Identity::Bind(key) | Identity::Create(key) => Box::pin(self.sign_in(sessions, &key)).await?,
-            Identity::Delete => self.delete(sessions).await?,
+        let mut committed = match &self.plan.identity {
             Identity::Keep | Identity::Rework => self.keep(sessions).await?,
+            // Boxed: most commits are no login and no logout, and need not be as large as one.
+            Identity::Bind(key) | Identity::Create(key) => Box::pin(self.sign_in(sessions, key)).await?,
+            Identity::Delete => Box::pin(self.delete(sessions)).await?,
         };
         committed.effect = committed.effect.or(removed);
         Ok(committed)
@@ -162,7 +162,7 @@ impl Draft {
     /// All sessions of the loaded one's key, or the loaded one alone if it has none.
     async fn clear(&mut self, sessions: &Sessions) -> Result<Option<Effect>, Error> {
         let ended = match &self.base {
-            Base::Live(live, _) if live.id.owner().is_none() => match sessions.end(Live::clone(live)).await? {
+            Base::Live(live, _) if live.id.owner().is_none() => match sessions.end(Arc::clone(live)).await? {
                 Written::Replaced => {
                     self.base = Base::Replaced;
                     return Ok(None);
@@ -194,86 +194,79 @@ impl Draft {
     }
 
     /// Writes to the session that there is, or makes an anonymous one.
-    async fn keep(self, sessions: &Sessions) -> Result<Committed, Error> {
-        match self.base {
-            Base::Live(ref live, _) => {
-                let live = Live::clone(live);
-                self.rewrite(sessions, live).await
-            }
-            Base::Nothing => self.add_anonymous(sessions).await,
-            Base::Unreadable(error) => Err(error),
-            Base::Gone(_, ref data) if !self.plan.data.same_as(data) => Ok(Committed::dropped(self.base)),
-            Base::Replaced if !self.plan.data.is_empty() => Ok(Committed::dropped(self.base)),
-            Base::Gone(..) | Base::Replaced => Ok(Committed::kept(self.base)),
+    async fn keep(&self, sessions: &Sessions) -> Result<Committed, Error> {
+        match &self.base {
+            Base::Live(live, presented) => self.rewrite(sessions, live, presented).await,
+            Base::Nothing => Box::pin(self.add_anonymous(sessions)).await,
+            Base::Unreadable(error) => Err(error.clone()),
+            Base::Gone(_, data) if !self.plan.data.same_as(data) => Ok(Committed::dropped(self.base.clone())),
+            Base::Replaced if !self.plan.data.is_empty() => Ok(Committed::dropped(Base::Replaced)),
+            Base::Gone(..) | Base::Replaced => Ok(Committed::kept(self.base.clone())),
         }
     }
 
-    async fn rewrite(self, sessions: &Sessions, live: Live) -> Result<Committed, Error> {
-        let Base::Live(_, presented) = self.base else { return Ok(Committed::kept(self.base)) };
-        let Attempt { version, secret } = self.attempt;
+    async fn rewrite(&self, sessions: &Sessions, live: &Arc<Live>, presented: &SecretHash) -> Result<Committed, Error> {
+        let Attempt { version, secret } = &self.attempt;
         let id = secret.as_ref().map(|new| sessions.id(live.id, new)).transpose()?;
-        let (key, last_seen) = (live.contents.key.clone(), self.plan.data.clone());
-        let mut plan = Some(self.plan);
-        let mut replayed = false;
-        let written = sessions.rewrite(live, version, |contents| {
+        let (mut first, mut replayed) = (true, false);
+        let written = sessions.rewrite(Arc::clone(live), *version, |contents| {
             // On a conflict the same changes are made to what is there now.
-            let plan = match plan.take() {
-                Some(plan) => plan,
-                None => {
-                    replayed = true;
-                    Plan::replay(&self.log, contents.data.clone(), contents.key.as_deref())?
-                }
+            replayed = !mem::take(&mut first);
+            let (ttl, data) = if replayed {
+                let plan = Plan::replay(&self.log, contents.data.clone(), contents.key.as_deref())?;
+                (plan.ttl, plan.data)
+            } else {
+                (self.plan.ttl, self.plan.data.clone())
             };
-            let idle = plan.ttl.map(millis).or(contents.idle);
-            let rotated = secret.as_ref().is_some_and(|new| sessions.rotate(contents, &presented, new));
-            let changed = rotated || idle != contents.idle || !plan.data.same_as(&contents.data);
+            let idle = ttl.map(millis).or(contents.idle);
+            let rotated = secret.as_ref().is_some_and(|new| sessions.rotate(contents, presented, new));
+            let changed = rotated || idle != contents.idle || !data.same_as(&contents.data);
             contents.idle = idle;
-            contents.data = plan.data;
+            contents.data = data;
             Ok(changed)
         });
-        let live = match written.await? {
-            Written::Done(live) => live,
+        let written = match written.await? {
+            Written::Done(written) => written,
             Written::Replaced => return Ok(Committed::dropped(Base::Replaced)),
             Written::Unreadable(error) => return Err(error),
-            Written::Gone | Written::Conflict(_) => return Ok(Committed::dropped(Base::Gone(key, last_seen))),
+            Written::Gone | Written::Conflict(_) => {
+                let (key, last_seen) = (live.contents.key.clone(), self.plan.data.clone());
+                return Ok(Committed::dropped(Base::Gone(key, last_seen)));
+            }
         };
-        let new = secret.filter(|new| live.contents.hash.matches(&new.hash()));
-        let effect = id.filter(|_| new.is_some()).map(|id| Effect::Set(id, live.contents.deadline));
-        let hash = new.map_or(presented, |new| new.hash());
-        Ok(Committed { base: Base::Live(Box::new(live), hash), effect, dropped: false, replayed })
+        let new = secret.as_ref().map(Secret::hash).filter(|new| written.contents.hash.matches(new));
+        let effect = id.filter(|_| new.is_some()).map(|id| Effect::Set(id, written.contents.deadline));
+        let hash = new.unwrap_or(*presented);
+        Ok(Committed { base: Base::Live(written, hash), effect, dropped: false, replayed })
     }
 
-    async fn add_anonymous(self, sessions: &Sessions) -> Result<Committed, Error> {
+    async fn add_anonymous(&self, sessions: &Sessions) -> Result<Committed, Error> {
         if self.plan.data.is_empty() {
             return Ok(Committed::kept(Base::Nothing));
         }
         if self.limits.cross_site {
             return Ok(Committed::dropped(Base::Nothing));
         }
-        let contents = sessions.contents(None, self.plan.data, self.plan.ttl.map(millis));
+        let contents = sessions.contents(None, self.plan.data.clone(), self.plan.ttl.map(millis));
         let (live, id) = sessions.add(contents).await?;
         Ok(set_out(live, id, false))
     }
 
     /// Ends the session that there is; data that was written afterwards belongs to another, anonymous one.
-    async fn delete(mut self, sessions: &Sessions) -> Result<Committed, Error> {
+    async fn delete(&self, sessions: &Sessions) -> Result<Committed, Error> {
         let removed = match &self.base {
-            Base::Live(live, _) => match sessions.end(Live::clone(live)).await? {
-                Written::Replaced => {
-                    self.base = Base::Replaced;
-                    false
-                }
+            // Whoever holds a replaced ID has a new one on its way.
+            Base::Replaced => return self.keep(sessions).await,
+            Base::Live(live, _) => match sessions.end(Arc::clone(live)).await? {
+                Written::Replaced if self.plan.data.is_empty() => return Ok(Committed::kept(Base::Replaced)),
+                Written::Replaced => return Ok(Committed::dropped(Base::Replaced)),
                 ended => matches!(ended, Written::Done(_)),
             },
             // The record stays, but the browser may forget it.
             Base::Unreadable(_) => true,
-            Base::Nothing | Base::Replaced | Base::Gone(..) => false,
+            Base::Nothing | Base::Gone(..) => false,
         };
-        // Whoever holds a replaced ID has a new one on its way.
-        if let Base::Replaced = self.base {
-            return self.keep(sessions).await;
-        }
-        let mut committed = Self { base: Base::Nothing, ..self }.add_anonymous(sessions).await?;
+        let mut committed = self.add_anonymous(sessions).await?;
         if removed && committed.effect.is_none() {
             committed.effect = Some(Effect::Remove);
         }
@@ -281,9 +274,9 @@ impl Draft {
     }
 
     /// A session of that key, under a new name and a new secret; the one before ends.
-    async fn sign_in(mut self, sessions: &Sessions, key: &str) -> Result<Committed, Error> {
+    async fn sign_in(&self, sessions: &Sessions, key: &str) -> Result<Committed, Error> {
         let mut old = match &self.base {
-            Base::Live(live, _) => Some(Live::clone(live)),
+            Base::Live(live, _) => Some(Arc::clone(live)),
             _ => None,
         };
         let foreign = old.take_if(|live| live.contents.key.as_deref().is_some_and(|owner| owner != key));
@@ -297,7 +290,7 @@ impl Draft {
         }
         let (mut new, id) = sessions.add(contents).await?;
         let unclaimed = Unclaimed::new(sessions, new.id);
-        let (mut alive, mut replayed) = (true, false);
+        let (mut alive, mut replayed, mut last_seen) = (true, false, self.plan.data.clone());
         while let Some(live) = old.take() {
             let data = match sessions.bury(&live, sessions.grace()).await? {
                 // One that became unreadable is left behind.
@@ -308,9 +301,9 @@ impl Draft {
             };
             if !self.plan.fresh {
                 replayed = true;
-                self.plan = Plan::replay(&self.log, data, live.contents.key.as_deref())?;
-                let rewritten = sessions.rewrite(new.clone(), random_version()?, |contents| {
-                    contents.data = self.plan.data.clone();
+                last_seen = Plan::replay(&self.log, data, live.contents.key.as_deref())?.data;
+                let rewritten = sessions.rewrite(Arc::clone(&new), random_version(), |contents| {
+                    contents.data = last_seen.clone();
                     Ok(true)
                 });
                 match rewritten.await? {
@@ -324,20 +317,20 @@ impl Draft {
         unclaimed.claim();
         Ok(match alive {
             true => set_out(new, id, replayed),
-            false => Committed::dropped(Base::Gone(Some(key.to_owned()), self.plan.data)),
+            false => Committed::dropped(Base::Gone(Some(key.into()), last_seen)),
         })
     }
 }
 
 /// A session that the browser has yet to hear of.
-fn set_out(live: Live, id: SessionId, replayed: bool) -> Committed {
+fn set_out(live: Arc<Live>, id: SessionId, replayed: bool) -> Committed {
     let effect = Some(Effect::Set(id, live.contents.deadline));
     let hash = live.contents.hash;
-    Committed { base: Base::Live(Box::new(live), hash), effect, dropped: false, replayed }
+    Committed { base: Base::Live(live, hash), effect, dropped: false, replayed }
 }
 
 /// Ends a session for a login, whatever else is written to it, and leaves a tombstone.
-async fn replace(sessions: &Sessions, mut live: Live) -> Result<(), Error> {
+async fn replace(sessions: &Sessions, mut live: Arc<Live>) -> Result<(), Error> {
     while let Written::Conflict(current) = sessions.bury(&live, sessions.grace()).await? {
         live = current;
         yield_now().await;

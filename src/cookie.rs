@@ -18,6 +18,8 @@ pub(crate) struct CookieConfig {
     http_only: bool,
     partitioned: bool,
     persistent: bool,
+    /// All of them but `Max-Age`, as they stand behind the value.
+    attributes: String,
 }
 
 impl CookieConfig {
@@ -25,12 +27,21 @@ impl CookieConfig {
     ///
     /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`.
     pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
-        let name = self.name();
-        let pairs = headers.get_all(header::COOKIE).into_iter().flat_map(|line| line.as_bytes().split(|b| *b == b';'));
+        let name = self.name().as_bytes();
+        let lines = headers.get_all(header::COOKIE).into_iter();
+        let pairs = lines.flat_map(|line| {
+            let mut rest = Some(line.as_bytes());
+            std::iter::from_fn(move || {
+                let line = rest?;
+                let end = memchr::memchr(b';', line).unwrap_or(line.len());
+                rest = line.get(end + 1..);
+                Some(&line[..end])
+            })
+        });
         pairs
             .filter_map(move |pair| {
                 let pair = pair.strip_prefix(b" ").unwrap_or(pair);
-                pair.strip_prefix(name.as_bytes())?.strip_prefix(b"=")
+                pair.strip_prefix(name)?.strip_prefix(b"=")
             })
             .filter(|value| value.len() <= SessionId::MAX_LEN)
             .filter_map(|value| std::str::from_utf8(value).ok())
@@ -38,12 +49,17 @@ impl CookieConfig {
 
     /// Sets the cookie. It is kept for so long, if cookies are to survive the browser's end at all.
     pub(crate) fn set(&self, id: &SessionId, left: Duration) -> Option<HeaderValue> {
-        let mut cookie = self.cookie(id.as_str());
+        let parts = [self.name(), "=", id.as_str(), &self.attributes];
+        let left = left.min(MAX_AGE_LIMIT).as_secs();
+        let digits = left.checked_ilog10().map_or(1, |log| log as usize + 1);
+        let max_age = if self.persistent { MAX_AGE.len() + digits } else { 0 };
+        let mut line = String::with_capacity(parts.map(str::len).iter().sum::<usize>() + max_age);
+        parts.into_iter().for_each(|part| line.push_str(part));
         if self.persistent {
-            let left = left.min(MAX_AGE).as_secs();
-            cookie.set_max_age(time::Duration::seconds(left.cast_signed()));
+            line.push_str(MAX_AGE);
+            line.push_str(&left.to_string());
         }
-        sensitive(&cookie)
+        sensitive(line)
     }
 
     /// Removes the cookie: with the attributes that it was set with, or the browser keeps it.
@@ -51,7 +67,7 @@ impl CookieConfig {
         let mut cookie = self.cookie("");
         cookie.set_max_age(time::Duration::ZERO);
         cookie.set_expires(time::OffsetDateTime::UNIX_EPOCH);
-        sensitive(&cookie)
+        sensitive(cookie.to_string())
     }
 
     /// The one that was set, or else the strictest that the other options allow.
@@ -103,6 +119,7 @@ impl CookieConfig {
 
     pub(crate) fn set_http_only(&mut self, http_only: bool) {
         self.http_only = http_only;
+        self.check();
     }
 
     #[track_caller]
@@ -121,7 +138,9 @@ impl CookieConfig {
 
     /// The combinations that browsers refuse, which would be a session that nobody gets.
     #[track_caller]
-    fn check(&self) {
+    fn check(&mut self) {
+        let line = self.cookie("").to_string();
+        self.attributes = line[self.name().len() + 1..].to_owned();
         if !self.secure() {
             assert!(
                 self.same_site != SameSite::None,
@@ -159,7 +178,7 @@ impl CookieConfig {
 
 impl Default for CookieConfig {
     fn default() -> Self {
-        Self {
+        let mut config = Self {
             name: None,
             path: "/".to_owned(),
             domain: None,
@@ -168,7 +187,10 @@ impl Default for CookieConfig {
             http_only: true,
             partitioned: false,
             persistent: true,
-        }
+            attributes: String::new(),
+        };
+        config.check();
+        config
     }
 }
 
@@ -179,15 +201,16 @@ fn assert_attribute(value: &str) {
     assert!(value.len() <= MAX_ATTRIBUTE, "a cookie attribute must have at most {MAX_ATTRIBUTE} characters");
 }
 
-fn sensitive(cookie: &Cookie<'_>) -> Option<HeaderValue> {
+fn sensitive(cookie: String) -> Option<HeaderValue> {
     // Name and attributes were checked when they were set, and an ID is ASCII: it always is a header value.
-    let mut value = HeaderValue::try_from(cookie.to_string()).ok()?;
+    let mut value = HeaderValue::try_from(cookie).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
 
 /// What browsers cut longer ones to: RFC 6265bis, section 5.5.
-const MAX_AGE: Duration = Duration::from_secs(400 * 86_400);
+const MAX_AGE_LIMIT: Duration = Duration::from_secs(400 * 86_400);
+const MAX_AGE: &str = "; Max-Age=";
 
 /// Both attributes, the name and the longest ID stay below the 4096 bytes that browsers take.
 const MAX_ATTRIBUTE: usize = 1024;
@@ -222,6 +245,31 @@ mod tests {
             "\"__Host-id=x\"",
         ] {
             assert!(values(&[foreign]).is_empty(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_set_as_its_library_would_set_it() {
+        let mut config = CookieConfig::default();
+        let options: [fn(&mut CookieConfig); 6] = [
+            |_| {},
+            |config| config.set_path("/app".to_owned()),
+            |config| config.set_domain("example.com".to_owned()),
+            |config| config.set_partitioned(true),
+            |config| config.set_http_only(false),
+            |config| config.set_persistent(false),
+        ];
+        for option in options {
+            option(&mut config);
+            for seconds in [0, 9, 10, 86_400, u64::MAX] {
+                let mut expected = config.cookie("x");
+                if config.persistent {
+                    expected.set_max_age(time::Duration::seconds(seconds.min(400 * 86_400).cast_signed()));
+                }
+                let set = config.set(&SessionId::known("x"), Duration::from_secs(seconds)).unwrap();
+                assert_eq!(set, expected.to_string());
+                assert!(set.is_sensitive());
+            }
         }
     }
 

@@ -1,9 +1,15 @@
 //! What a session holds: a JSON object, parsed one level deep.
 //!
-//! A record's data is kept as the bytes it was read from, with the place of each name and value in them. Reading one
-//! value deserializes that value alone; writing one copies the others as they are.
+//! A record keeps each value as JSON, and in front of it its name and the length of both. So nothing is parsed when a session
+//! is loaded; reading one value deserializes that value alone, and writing one copies the others as they are.
 
-use std::{borrow::Cow, collections::HashMap, fmt, ops::Range, sync::Arc};
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    fmt,
+    io::{self, Write},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use serde::{
@@ -29,35 +35,29 @@ use crate::{Error, ErrorKind};
 /// ```
 #[derive(Clone, Default)]
 pub struct Data {
-    source: Bytes,
-    fields: Vec<Field>,
+    /// As it was read: one [field](push_field) after the other.
+    stored: Bytes,
+    /// What was written since, if anything was: each name once, and without a value where that was taken away.
+    changed: Option<Arc<Vec<Changed>>>,
 }
 
-#[derive(Clone)]
-struct Field {
-    name: Text,
-    value: Text,
-}
-
-/// UTF-8: somewhere in the source, or its own. A name without its quotes, a value as JSON.
-#[derive(Clone)]
-enum Text {
-    At(Range<u32>),
-    Own(Arc<str>),
-}
+type Changed = (Arc<str>, Option<Raw>);
 
 /// One value, as JSON.
 pub(crate) type Raw = Arc<str>;
 
 /// One value, taken out of its [`Data`].
-pub(crate) struct Value {
-    source: Bytes,
-    text: Text,
+pub(crate) enum Value {
+    Stored(Bytes),
+    Changed(Raw),
 }
 
 impl Value {
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        from_raw(bytes(&self.source, &self.text))
+        match self {
+            Self::Stored(value) => from_raw(value),
+            Self::Changed(value) => from_raw(value.as_bytes()),
+        }
     }
 }
 
@@ -72,125 +72,272 @@ impl Data {
 
     /// The names, in the order in which they were first written.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.fields.iter().map(|field| std::str::from_utf8(self.bytes(&field.name)).unwrap_or_default())
+        self.fields().map(|(name, _)| name)
     }
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.fields.is_empty()
+        self.fields().next().is_none()
     }
 
     /// Anything that serializes to a JSON object.
     pub(crate) fn from_serialize(value: impl Serialize) -> Result<Self, Error> {
         let json = serde_json::to_vec(&value).map_err(|_| does_not_serialize())?;
-        let json = Bytes::from(json);
         serde_json::from_slice::<Fields<'_>>(&json)
-            .map(|fields| fields.within(&json))
+            .map(Self::from)
             .map_err(|_| Error::new(ErrorKind::Data, "the data of a session must serialize to a JSON object"))
     }
 
-    pub(crate) fn raw(&self, name: &str) -> Option<&[u8]> {
-        self.position(name).map(|at| self.bytes(&self.fields[at].value))
+    /// What [`write`](Self::write) wrote; `None` if that is not it.
+    pub(crate) fn read(stored: Bytes) -> Option<Self> {
+        let mut rest = &stored[..];
+        while !rest.is_empty() {
+            rest = take_field(rest)?.2;
+        }
+        Some(Self { stored, changed: None })
     }
 
-    /// A value, to be read without holding on to the rest.
-    pub(crate) fn value(&self, name: &str) -> Option<Value> {
-        let at = self.position(name)?;
-        Some(Value { source: self.source.clone(), text: self.fields[at].value.clone() })
-    }
-
-    pub(crate) fn set(&mut self, name: &str, value: Raw) {
-        match self.position(name) {
-            Some(at) => self.fields[at].value = Text::Own(value),
-            None => self.fields.push(Field { name: Text::Own(name.into()), value: Text::Own(value) }),
+    /// Appends all fields.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        if self.changed().is_empty() {
+            return out.extend_from_slice(&self.stored);
+        }
+        // What lies between two changes is copied at once.
+        let (mut from, mut rest) = (&self.stored[..], &self.stored[..]);
+        while let Some((name, _, after)) = take_field(rest) {
+            if let Some(value) = self.change(name) {
+                out.extend_from_slice(&from[..from.len() - rest.len()]);
+                from = after;
+                if let Some(value) = value {
+                    push_field(out, name, value.as_bytes());
+                }
+            }
+            rest = after;
+        }
+        out.extend_from_slice(from);
+        for (name, value) in self.added() {
+            push_field(out, name.as_bytes(), value.as_bytes());
         }
     }
 
-    pub(crate) fn remove(&mut self, name: &str) {
-        if self.position(name).is_some() {
-            let source = self.source.clone();
-            self.fields.retain(|field| bytes(&source, &field.name) != name.as_bytes());
+    /// How much [`write`](Self::write) appends.
+    pub(crate) fn len(&self) -> usize {
+        let (mut added, mut removed) = (0, 0);
+        for (name, value) in self.changed() {
+            let stored = Stored(&self.stored).filter(|(stored, _)| *stored == name.as_bytes());
+            let (count, len) = stored
+                .fold((0, 0), |(count, len), (name, value)| (count + 1, len + field_len(name.len(), value.len())));
+            removed += len;
+            // One that was there twice is written twice.
+            added += value.as_ref().map_or(0, |value| count.max(1) * field_len(name.len(), value.len()));
+        }
+        self.stored.len() + added - removed
+    }
+
+    /// Names and values as they are now, in the order in which they were first written.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let stored = Stored(&self.stored).filter_map(|(name, stored)| {
+            let value = match self.change(name) {
+                Some(value) => value.as_ref()?.as_bytes(),
+                None => stored,
+            };
+            Some((std::str::from_utf8(name).unwrap_or_default(), value))
+        });
+        stored.chain(self.added().map(|(name, value)| (name, value.as_bytes())))
+    }
+
+    fn changed(&self) -> &[Changed] {
+        self.changed.as_ref().map_or(&[], |changed| changed)
+    }
+
+    /// What was written to that name since, if anything was.
+    fn change(&self, name: &[u8]) -> Option<&Option<Raw>> {
+        self.changed().iter().find(|(changed, _)| changed.as_bytes() == name).map(|(_, value)| value)
+    }
+
+    /// What was written since under new names.
+    fn added(&self) -> impl Iterator<Item = (&str, &Raw)> {
+        self.changed()
+            .iter()
+            .filter_map(|(name, value)| Some((&**name, value.as_ref()?)))
+            .filter(|(name, _)| self.stored(name).is_none())
+    }
+
+    /// The value that was read.
+    fn stored(&self, name: &str) -> Option<&[u8]> {
+        // The last: of a name written twice, that is what JSON readers take.
+        let named = |(stored, value): (_, _)| (stored == name.as_bytes()).then_some(value);
+        Stored(&self.stored).filter_map(named).last()
+    }
+
+    pub(crate) fn raw(&self, name: &str) -> Option<&[u8]> {
+        match self.change(name.as_bytes()) {
+            Some(value) => value.as_ref().map(|raw| raw.as_bytes()),
+            None => self.stored(name),
+        }
+    }
+
+    /// The value of that name, to be read without holding on to the rest.
+    pub(crate) fn value(&self, name: &str) -> Option<Value> {
+        match self.change(name.as_bytes()) {
+            Some(value) => value.clone().map(Value::Changed),
+            None => self.stored(name).map(|value| Value::Stored(self.stored.slice_ref(value))),
+        }
+    }
+
+    pub(crate) fn set(&mut self, name: &Arc<str>, value: Raw) {
+        self.put(name, Some(value));
+    }
+
+    pub(crate) fn remove(&mut self, name: &Arc<str>) {
+        self.put(name, None);
+    }
+
+    fn put(&mut self, name: &Arc<str>, value: Option<Raw>) {
+        let changed = Arc::make_mut(self.changed.get_or_insert_default());
+        match changed.iter_mut().find(|(changed, _)| changed == name) {
+            Some((_, there)) => *there = value,
+            None => changed.push((Arc::clone(name), value)),
         }
     }
 
     /// Whether both hold the same names with the same values, in whatever order.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        if self.fields.len() != other.fields.len() {
-            return false;
+        if self.stored == other.stored {
+            // Nearly always one was made from the other.
+            let mut changed = self.changed().iter().chain(other.changed());
+            return changed.all(|(name, _)| self.raw(name) == other.raw(name));
         }
-        let same = |(mine, theirs): (&Field, &Field)| {
-            self.bytes(&mine.name) == other.bytes(&theirs.name) && self.bytes(&mine.value) == other.bytes(&theirs.value)
-        };
-        // Nearly always in the same order.
-        if self.fields.iter().zip(&other.fields).all(same) {
-            return true;
-        }
-        let theirs = other.by_name();
-        self.fields.iter().all(|field| theirs.get(self.bytes(&field.name)) == Some(&self.bytes(&field.value)))
+        self.by_name() == other.by_name()
     }
 
     /// Every name of this with its value, or with `None` where `other` alone has it: what turns `other` into this.
-    pub(crate) fn difference_from(&self, other: &Self) -> Vec<(String, Option<Raw>)> {
+    pub(crate) fn difference_from(&self, other: &Self) -> Vec<(Arc<str>, Option<Raw>)> {
         let (mine, theirs) = (self.by_name(), other.by_name());
-        let set = self.names().filter(|name| mine.get(name.as_bytes()) != theirs.get(name.as_bytes()));
-        let set = set.map(|name| (name.to_owned(), mine.get(name.as_bytes()).map(|value| to_raw(value))));
-        let removed = other.names().filter(|name| !mine.contains_key(name.as_bytes()));
-        set.chain(removed.map(|name| (name.to_owned(), None))).collect()
+        let set = self.names().filter(|name| mine.get(name) != theirs.get(name));
+        let set = set.map(|name| (name.into(), mine.get(name).map(|value| to_raw(value))));
+        let removed = other.names().filter(|name| !mine.contains_key(name));
+        set.chain(removed.map(|name| (name.into(), None))).collect()
     }
 
-    fn by_name(&self) -> HashMap<&[u8], &[u8]> {
-        self.fields.iter().map(|field| (self.bytes(&field.name), self.bytes(&field.value))).collect()
+    fn by_name(&self) -> HashMap<&str, &[u8]> {
+        self.fields().collect()
     }
+}
 
-    /// Appends the JSON object.
-    pub(crate) fn write_json(&self, out: &mut Vec<u8>) -> Result<(), Error> {
-        out.push(b'{');
-        for (i, field) in self.fields.iter().enumerate() {
-            if i > 0 {
-                out.push(b',');
-            }
-            match &field.name {
-                // In the source it had no escapes, so it needs none now.
-                Text::At(_) => {
-                    out.push(b'"');
-                    out.extend_from_slice(self.bytes(&field.name));
-                    out.push(b'"');
-                }
-                Text::Own(name) => serde_json::to_writer(&mut *out, &**name).map_err(|_| does_not_serialize())?,
-            }
-            out.push(b':');
-            out.extend_from_slice(self.bytes(&field.value));
+/// The fields of what was read.
+struct Stored<'a>(&'a [u8]);
+
+impl<'a> Iterator for Stored<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, value, rest) = take_field(self.0)?;
+        self.0 = rest;
+        Some((name, value))
+    }
+}
+
+/// A field: the length of the name, the length of the value, the name, and the value as JSON.
+fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    push_len(out, name.len());
+    push_len(out, value.len());
+    out.extend_from_slice(name);
+    out.extend_from_slice(value);
+}
+
+/// A field's name and value, and what comes after it.
+fn take_field(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (name_len, rest) = take_len(bytes)?;
+    let (value_len, rest) = take_len(rest)?;
+    let (name, rest) = rest.split_at_checked(name_len)?;
+    let (value, rest) = rest.split_at_checked(value_len)?;
+    Some((name, value, rest))
+}
+
+fn field_len(name: usize, value: usize) -> usize {
+    len_len(name) + len_len(value) + name + value
+}
+
+/// How long a [length](push_len) gets.
+pub(crate) fn len_len(len: usize) -> usize {
+    (usize::BITS - (len | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+/// A length: seven bits a byte, the lowest first, and the eighth for those that another one follows (LEB128).
+pub(crate) fn push_len(out: &mut Vec<u8>, mut len: usize) {
+    while len >= 0x80 {
+        out.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    out.push(len as u8);
+}
+
+/// A length, and what comes after it.
+pub(crate) fn take_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    if let Some((&len @ ..0x80, rest)) = bytes.split_first() {
+        return Some((len.into(), rest));
+    }
+    let mut len = 0;
+    for (i, byte) in bytes.iter().take(MAX_LEN_BYTES).enumerate() {
+        len |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            return Some((usize::try_from(len).ok()?, &bytes[i + 1..]));
         }
-        out.push(b'}');
-        Ok(())
     }
-
-    /// About how long [`write_json`](Self::write_json) gets.
-    pub(crate) fn json_len(&self) -> usize {
-        let fields = self.fields.iter();
-        2 + fields.map(|field| self.bytes(&field.name).len() + self.bytes(&field.value).len() + 4).sum::<usize>()
-    }
-
-    fn position(&self, name: &str) -> Option<usize> {
-        // From the end: of a name written twice, JSON readers take the last.
-        self.fields.iter().rposition(|field| self.bytes(&field.name) == name.as_bytes())
-    }
-
-    fn bytes<'a>(&'a self, text: &'a Text) -> &'a [u8] {
-        bytes(&self.source, text)
-    }
+    None
 }
 
-fn bytes<'a>(source: &'a [u8], text: &'a Text) -> &'a [u8] {
-    match text {
-        Text::At(range) => &source[range.start as usize..range.end as usize],
-        Text::Own(text) => text.as_bytes(),
-    }
-}
+/// Enough for 32 GiB.
+const MAX_LEN_BYTES: usize = 5;
 
 /// A value, as JSON.
 pub(crate) fn json(value: impl Serialize) -> Result<Raw, Error> {
-    serde_json::to_string(&value).map(Raw::from).map_err(|_| does_not_serialize())
+    let mut out = Short::default();
+    serde_json::to_writer(&mut out, &value).map_err(|_| does_not_serialize())?;
+    std::str::from_utf8(out.bytes()).map(Raw::from).map_err(|_| does_not_serialize())
+}
+
+/// A buffer that most values fit in.
+struct Short {
+    short: [u8; 64],
+    len: usize,
+    /// All of it, once it does not fit.
+    long: Vec<u8>,
+}
+
+impl Short {
+    fn bytes(&self) -> &[u8] {
+        if self.long.is_empty() { &self.short[..self.len] } else { &self.long }
+    }
+}
+
+impl Default for Short {
+    fn default() -> Self {
+        Self { short: [0; 64], len: 0, long: Vec::new() }
+    }
+}
+
+impl Write for Short {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.short.get_mut(self.len..self.len + bytes.len()) {
+            Some(place) if self.long.is_empty() => {
+                place.copy_from_slice(bytes);
+                self.len += bytes.len();
+            }
+            _ => {
+                if self.long.is_empty() {
+                    self.long.extend_from_slice(&self.short[..self.len]);
+                }
+                self.long.extend_from_slice(bytes);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The type behind a value's JSON.
@@ -212,16 +359,15 @@ fn does_not_serialize() -> Error {
 
 impl fmt::Debug for Data {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Data").field("names", &self.fields.len()).finish_non_exhaustive()
+        f.debug_struct("Data").field("names", &self.fields().count()).finish_non_exhaustive()
     }
 }
 
 impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(Some(self.fields.len()))?;
-        for (name, field) in self.names().zip(&self.fields) {
-            let value: serde_json::Value =
-                serde_json::from_slice(self.bytes(&field.value)).map_err(S::Error::custom)?;
+        let mut map = serializer.serialize_map(Some(self.fields().count()))?;
+        for (name, value) in self.fields() {
+            let value: serde_json::Value = serde_json::from_slice(value).map_err(S::Error::custom)?;
             map.serialize_entry(name, &value)?;
         }
         map.end()
@@ -231,34 +377,24 @@ impl Serialize for Data {
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let map = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
-        let fields = map.iter().map(|(name, value)| Field {
-            name: Text::Own(name.as_str().into()),
-            value: Text::Own(value.to_string().into()),
-        });
-        Ok(Self { source: Bytes::new(), fields: fields.collect() })
+        let mut stored = Vec::new();
+        for (name, value) in &map {
+            push_field(&mut stored, name.as_bytes(), value.to_string().as_bytes());
+        }
+        Ok(Self { stored: stored.into(), changed: None })
     }
 }
 
 /// A JSON object, one level deep, borrowed from the text it was read from.
 pub(crate) struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl Fields<'_> {
-    /// Turns what was borrowed from `source` into places in it.
-    pub(crate) fn within(self, source: &Bytes) -> Data {
-        let start = source.as_ptr() as usize;
-        let place = |text: &str| {
-            let at = (text.as_ptr() as usize).checked_sub(start)?;
-            let end = at.checked_add(text.len()).filter(|&end| end <= source.len())?;
-            Some(Text::At(u32::try_from(at).ok()?..u32::try_from(end).ok()?))
-        };
-        let fields = self.0.into_iter().map(|(name, value)| Field {
-            name: match name {
-                Cow::Borrowed(name) => place(name).unwrap_or_else(|| Text::Own(name.into())),
-                Cow::Owned(name) => Text::Own(name.into()),
-            },
-            value: place(value.get()).unwrap_or_else(|| Text::Own(value.get().into())),
-        });
-        Data { fields: fields.collect(), source: source.clone() }
+impl From<Fields<'_>> for Data {
+    fn from(fields: Fields<'_>) -> Self {
+        let mut stored = Vec::new();
+        for (name, value) in &fields.0 {
+            push_field(&mut stored, name.as_bytes(), value.get().as_bytes());
+        }
+        Self { stored: stored.into(), changed: None }
     }
 }
 
@@ -292,14 +428,23 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::str::from_utf8;
+
     use serde_json::json;
 
     use super::*;
 
     fn text(data: &Data) -> String {
+        let fields =
+            data.fields().map(|(name, value)| format!("{}:{}", json(name).unwrap(), from_utf8(value).unwrap()));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+    }
+
+    fn written(data: &Data) -> Data {
         let mut out = Vec::new();
-        data.write_json(&mut out).unwrap();
-        String::from_utf8(out).unwrap()
+        data.write(&mut out);
+        assert_eq!(out.len(), data.len());
+        Data::read(out.into()).unwrap()
     }
 
     #[test]
@@ -320,8 +465,44 @@ mod tests {
         }
         let number = RawValue::from_string("1.00e+2".to_owned()).unwrap();
         let mut data = Data::from_serialize(Odd { number, other: 1 }).unwrap();
-        data.set("other", json(2).unwrap());
-        assert_eq!(text(&data), r#"{"number":1.00e+2,"other":2}"#);
+        data.set(&"other".into(), json(2).unwrap());
+        for data in [written(&data), data] {
+            assert_eq!(text(&data), r#"{"number":1.00e+2,"other":2}"#);
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written_or_nothing() {
+        let mut out = Vec::new();
+        let long = "x".repeat(300);
+        Data::from_serialize(json!({"a": long, "": {}, "b": null})).unwrap().write(&mut out);
+        let ends = (0..out.len()).filter(|end| Data::read(Bytes::copy_from_slice(&out[..*end])).is_some());
+        // Only between two fields.
+        assert_eq!(ends.count(), 3);
+        for broken in [&[0x80; 9][..], &[1], &[0xff, 0xff, 0xff, 0xff, 0x7f, 0], &[0, 5, b'1']] {
+            assert!(Data::read(Bytes::copy_from_slice(broken)).is_none());
+        }
+    }
+
+    #[test]
+    fn values_of_any_length_are_json() {
+        for len in [0, 61, 62, 63, 64, 200] {
+            let text = "\"".repeat(len / 2) + &"x".repeat(len);
+            assert_eq!(serde_json::from_str::<String>(&json(&text).unwrap()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn of_a_name_written_twice_the_last_counts() {
+        let mut out = Vec::new();
+        push_field(&mut out, b"a", b"1");
+        push_field(&mut out, b"a", b"2");
+        let mut data = Data::read(out.into()).unwrap();
+        assert_eq!(data.get::<u8>("a").unwrap(), Some(2));
+        data.set(&"a".into(), json(3).unwrap());
+        assert_eq!(written(&data).get::<u8>("a").unwrap(), Some(3));
+        data.remove(&"a".into());
+        assert!(written(&data).is_empty() && data.is_empty());
     }
 
     #[test]
@@ -342,8 +523,11 @@ mod tests {
                 None => data.remove(&name),
             }
         }
-        assert!(data.same_as(&after));
-        assert!(!data.same_as(&before));
+        for data in [written(&data), data] {
+            assert!(data.same_as(&after) && after.same_as(&data));
+            assert!(!data.same_as(&before) && !before.same_as(&data));
+            assert_eq!(data.names().collect::<Vec<_>>(), ["a", "c", "d"]);
+        }
     }
 
     #[test]

@@ -5,10 +5,16 @@
 //! browser, and the record holds its SHA-256. Whoever steals the store signs in nowhere. With a
 //! [`Keyring`](crate::Keyring) the whole text is sealed, and has no dots.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    hash::{BuildHasher, Hash, Hasher},
+    str::FromStr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use base64ct::{Base64UrlUnpadded, Encoding};
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 use ctutils::CtEq;
+use hashbrown::DefaultHashBuilder;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
@@ -27,7 +33,7 @@ pub struct SessionId(String);
 ///
 /// As text it is `<owner>.<sid>` or `<sid>`, at most [`RecordId::MAX_LEN`] characters of `[A-Za-z0-9_.-]`.
 /// Its `Debug`, for logs, leaves out the owner.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RecordId {
     owner: Option<Owner>,
     sid: Sid,
@@ -71,10 +77,13 @@ impl SessionId {
     /// # Errors
     /// `Unavailable` if it is to be sealed and the system has no random bytes.
     pub(crate) fn new(keys: Option<&Keys>, record: RecordId, secret: &Secret) -> Result<Self, Error> {
-        let plain = format!("{record}.{}", Base64UrlUnpadded::encode_string(&secret.0));
+        let mut plain = String::with_capacity(Self::MAX_PLAIN);
+        record.write_text(&mut plain);
+        plain.push('.');
+        BASE64.encode_string(secret.0, &mut plain);
         match keys.filter(|keys| keys.seals()) {
             None => Ok(Self(plain)),
-            Some(keys) => Ok(Self(Base64UrlUnpadded::encode_string(&keys.seal(Purpose::Id, plain.as_bytes())?))),
+            Some(keys) => Ok(Self(BASE64.encode(keys.seal(Purpose::Id, plain.as_bytes())?))),
         }
     }
 
@@ -84,16 +93,16 @@ impl SessionId {
     }
 
     /// Reads only what [`new`](Self::new) can have written, to the letter.
-    pub(crate) fn read(keys: Option<&Keys>, text: &str, now: u64) -> Option<Presented> {
+    pub(crate) fn read(keys: Option<&Keys>, text: &str, now: impl FnOnce() -> u64) -> Option<Presented> {
         if text.len() > Self::MAX_LEN {
             return None;
         }
         let Some(keys) = keys else { return Self::parse(text, false) };
         // A sealed text has no dots.
         if text.contains('.') {
-            return keys.takes_plain(now).then(|| Self::parse(text, keys.seals()))?;
+            return keys.takes_plain(now()).then(|| Self::parse(text, keys.seals()))?;
         }
-        let sealed = Base64UrlUnpadded::decode_vec(text).ok()?;
+        let sealed = BASE64.decode(text).ok()?;
         match keys.open(Purpose::Id, &sealed) {
             Ok(opened) => Self::parse(std::str::from_utf8(&opened.text).ok()?, opened.stale),
             Err(error) => {
@@ -144,6 +153,14 @@ impl RecordId {
         self.sid.as_str()
     }
 
+    fn write_text(&self, out: &mut String) {
+        if let Some(owner) = self.owner {
+            BASE64.encode_string(owner.0, out);
+            out.push('.');
+        }
+        out.push_str(self.sid());
+    }
+
     fn parse(text: &str) -> Option<Self> {
         match text.split_once('.') {
             Some((owner, sid)) => Some(Self::new(Some(Owner(decode(owner)?)), Sid::parse(sid)?)),
@@ -152,12 +169,18 @@ impl RecordId {
     }
 }
 
+/// The `sid` alone: hardly ever do two owners have the same.
+impl Hash for RecordId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write(self.sid.as_bytes());
+    }
+}
+
 impl fmt::Display for RecordId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(owner) = self.owner {
-            write!(f, "{owner}.")?;
-        }
-        f.write_str(self.sid())
+        let mut text = String::with_capacity(Self::MAX_LEN);
+        self.write_text(&mut text);
+        f.write_str(&text)
     }
 }
 
@@ -180,12 +203,15 @@ impl Owner {
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+
+    pub(crate) fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
 }
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 22];
-        f.write_str(Base64UrlUnpadded::encode(&self.0, &mut text).map_err(|_| fmt::Error)?)
+        f.write_str(&BASE64.encode(self.0))
     }
 }
 
@@ -219,23 +245,40 @@ impl Sid {
 
     /// A version 4 UUID, in its short form of 22 characters.
     pub(crate) fn random() -> Result<Self, Error> {
-        let uuid = uuid::Builder::from_random_bytes(random()?).into_uuid();
-        let mut text = [0; 22];
-        Base64UrlUnpadded::encode(uuid.as_bytes(), &mut text)
-            .ok()
-            .and_then(Self::parse)
-            .ok_or_else(|| Error::new(ErrorKind::Config, "a UUID did not fit a sid"))
+        Self::from_random(random()?)
+    }
+
+    pub(crate) fn from_random(bytes: [u8; 16]) -> Result<Self, Error> {
+        let uuid = uuid::Builder::from_random_bytes(bytes).into_uuid();
+        let mut bytes = [0; Self::MAX];
+        match BASE64.encode_slice(uuid.as_bytes(), &mut bytes) {
+            Ok(len) => Ok(Self { len: len as u8, bytes }),
+            Err(_) => Err(Error::new(ErrorKind::Config, "a UUID did not fit a sid")),
+        }
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
     }
 
     fn as_str(&self) -> &str {
         // Only ASCII gets past `parse`.
-        std::str::from_utf8(&self.bytes[..usize::from(self.len)]).unwrap_or_default()
+        std::str::from_utf8(self.as_bytes()).unwrap_or_default()
     }
 }
 
 impl Secret {
     pub(crate) fn random() -> Result<Self, Error> {
         random().map(Self)
+    }
+
+    /// A secret and a name for it, with one call to the system.
+    pub(crate) fn random_with_sid() -> Result<(Self, Sid), Error> {
+        let bytes: [u8; 48] = random()?;
+        let (mut secret, mut sid) = ([0; 32], [0; 16]);
+        secret.copy_from_slice(&bytes[..32]);
+        sid.copy_from_slice(&bytes[32..]);
+        Ok((Self(secret), Sid::from_random(sid)?))
     }
 
     pub(crate) fn hash(&self) -> SecretHash {
@@ -247,6 +290,14 @@ impl SecretHash {
     /// Constant time: how long it takes says nothing of where two differ.
     pub(crate) fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).to_bool()
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    pub(crate) fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
     }
 
     /// The hash of no secret, until there is one.
@@ -261,15 +312,24 @@ impl SecretHash {
 
 impl fmt::Display for SecretHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; 43];
-        f.write_str(Base64UrlUnpadded::encode(&self.0, &mut text).map_err(|_| fmt::Error)?)
+        f.write_str(&BASE64.encode(self.0))
     }
 }
 
 /// Turns session keys into owners: a keyed hash, so that a name cannot be guessed from a dump when there is a pepper,
 /// and a prefix, so that two applications in one store share no owner.
 #[derive(Clone)]
-pub(crate) struct Owners(Hmac<Sha256>);
+pub(crate) struct Owners(Arc<OwnersInner>);
+
+struct OwnersInner {
+    mac: Hmac<Sha256>,
+    realm: String,
+    /// Keys that were asked for lately, each in the place that its own hash gives it.
+    recent: [Mutex<Option<Recent>>; RECENT],
+    hasher: DefaultHashBuilder,
+}
+
+type Recent = (Arc<str>, Owner);
 
 impl Owners {
     pub(crate) fn new(prefix: &str, pepper: &[u8]) -> Result<Self, Error> {
@@ -277,33 +337,54 @@ impl Owners {
             .map_err(|_| Error::new(ErrorKind::Config, "the pepper does not fit HMAC"))?;
         mac.update(&(prefix.len() as u64).to_be_bytes());
         mac.update(prefix.as_bytes());
-        Ok(Self(mac))
+        let realm = BASE64.encode(tag::<6>(&mac, b"realm\0", b""));
+        let recent = std::array::from_fn(|_| Mutex::default());
+        Ok(Self(Arc::new(OwnersInner { mac, realm, recent, hasher: DefaultHashBuilder::default() })))
     }
 
     pub(crate) fn owner(&self, key: &str) -> Owner {
-        Owner(self.tag(b"owner\0", key.as_bytes()))
+        self.known(key).1
+    }
+
+    /// The same, and the key itself.
+    pub(crate) fn known(&self, key: &str) -> (Arc<str>, Owner) {
+        let owner = || Owner(tag(&self.0.mac, b"owner\0", key.as_bytes()));
+        if key.len() > MAX_RECENT {
+            return (key.into(), owner());
+        }
+        let place = &self.0.recent[self.0.hasher.hash_one(key) as usize % RECENT];
+        let mut recent = place.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*recent {
+            Some((known, owner)) if **known == *key => (Arc::clone(known), *owner),
+            _ => recent.insert((key.into(), owner())).clone(),
+        }
     }
 
     /// Eight characters that stand for prefix and pepper: a record made under others is not ours to read, for
     /// `clear` would not find it.
-    pub(crate) fn realm(&self) -> String {
-        Base64UrlUnpadded::encode_string(&self.tag::<6>(b"realm\0", b""))
+    pub(crate) fn realm(&self) -> &str {
+        &self.0.realm
     }
+}
 
-    fn tag<const N: usize>(&self, purpose: &[u8], text: &[u8]) -> [u8; N] {
-        let full = self.0.clone().chain_update(purpose).chain_update(text).finalize().into_bytes();
-        let mut tag = [0; N];
-        tag.copy_from_slice(&full[..N]);
-        tag
-    }
+fn tag<const N: usize>(mac: &Hmac<Sha256>, purpose: &[u8], text: &[u8]) -> [u8; N] {
+    let full = mac.clone().chain_update(purpose).chain_update(text).finalize().into_bytes();
+    let mut tag = [0; N];
+    tag.copy_from_slice(&full[..N]);
+    tag
 }
 
 /// Base64url without padding, in the one form that encodes to the same text again.
 fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
-    let decoded = Base64UrlUnpadded::decode(text, &mut bytes).ok()?;
-    (decoded.len() == N).then_some(bytes)
+    let decoded = BASE64.decode_slice(text, &mut bytes).ok()?;
+    (decoded == N).then_some(bytes)
 }
+
+/// How many keys are remembered. Hashing one anew takes three blocks of SHA-256.
+const RECENT: usize = 512;
+/// The longest key that is, in bytes.
+const MAX_RECENT: usize = 128;
 
 pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
     let mut bytes = [0; N];
@@ -324,7 +405,7 @@ mod tests {
     }
 
     fn read(text: &str) -> Option<Presented> {
-        SessionId::read(None, text, 0)
+        SessionId::read(None, text, || 0)
     }
 
     #[test]

@@ -79,7 +79,7 @@
 
 use std::{env, fmt, time::SystemTime};
 
-use base64ct::{Base64Url, Base64UrlUnpadded, Encoding};
+use base64::prelude::{BASE64_URL_SAFE as PADDED, BASE64_URL_SAFE_NO_PAD as UNPADDED, Engine};
 use ctutils::CtEq;
 use hmac::{Hmac, KeyInit as _, Mac};
 use sha2::Sha256;
@@ -165,7 +165,7 @@ impl Keyring {
 
     /// The text of the key that seals, for storing it where secrets are kept. Whoever has it can read and forge.
     pub fn primary_secret(&self) -> String {
-        self.secrets.first().map(|secret| Base64Url::encode_string(&***secret)).unwrap_or_default()
+        self.secrets.first().map(|secret| PADDED.encode(&secret[..])).unwrap_or_default()
     }
 
     fn from_list(text: &str) -> Result<Self, Error> {
@@ -340,10 +340,10 @@ fn parse(text: &str) -> Result<Secret, Error> {
     }
     let mut secret = Box::new(Zeroizing::new([0; LENGTH]));
     let decoded = match padded {
-        true => Base64Url::decode(text, &mut **secret).map(<[u8]>::len),
-        false => Base64UrlUnpadded::decode(text, &mut **secret).map(<[u8]>::len),
+        true => PADDED.decode_slice(text, &mut secret[..]),
+        false => UNPADDED.decode_slice(text, &mut secret[..]),
     };
-    if decoded != Ok(LENGTH) {
+    if decoded.ok() != Some(LENGTH) {
         return Err(config("a secret is not base64: its last character or its padding is none of 32 bytes"));
     }
     if secret.iter().all(|byte| *byte == 0) {
@@ -388,7 +388,7 @@ mod tests {
     use crate::{
         SessionId,
         id::{Owners, Sid},
-        record::Codec,
+        record::{Codec, Form},
     };
 
     fn xaes(key: [u8; 32]) -> Xaes256Gcm {
@@ -447,7 +447,7 @@ mod tests {
 
     fn secret(byte: u8) -> String {
         let bytes: [u8; 32] = std::array::from_fn(|i| byte.wrapping_add(i as u8));
-        Base64Url::encode_string(&bytes)
+        PADDED.encode(bytes)
     }
 
     fn keys(keyring: Keyring, sessions_key: &str) -> Keys {
@@ -552,20 +552,21 @@ mod tests {
         let keys = keys(ring(&[0]), "sessions");
         let seal = |purpose, text: &str| {
             let nonce = std::array::from_fn(|i| i as u8);
-            Base64UrlUnpadded::encode_string(&keys.seal_with(nonce, purpose, text.as_bytes()).unwrap())
+            UNPADDED.encode(keys.seal_with(nonce, purpose, text.as_bytes()).unwrap())
         };
         for (plain, sealed) in PLAIN_IDS.into_iter().zip(SEALED_IDS) {
             assert_eq!(seal(Purpose::Id, plain), sealed);
-            let (read, same) = (SessionId::read(Some(&keys), sealed, 0), SessionId::read(None, plain, 0));
+            let (read, same) = (SessionId::read(Some(&keys), sealed, || 0), SessionId::read(None, plain, || 0));
             let (read, same) = (read.unwrap(), same.unwrap());
             assert!(read.record == same.record && read.secret.hash().matches(&same.secret.hash()));
         }
-        let id = SessionId::read(None, PLAIN_IDS[1], 0).unwrap().record;
+        let id = SessionId::read(None, PLAIN_IDS[1], || 0).unwrap().record;
         assert_eq!(seal(Purpose::Record(id), record), sealed_record);
 
-        let realm = Owners::new("sessions", b"").unwrap().realm();
-        let codec = Codec { realm, serializer: None, keys: Some(Arc::new(keys)), max_size: 1 << 20 };
-        let sealed = Base64UrlUnpadded::decode_vec(sealed_record).unwrap();
+        let owners = Owners::new("sessions", b"").unwrap();
+        let keys = Some(Arc::new(keys));
+        let codec = Codec { form: Form::Text, owners, serializer: None, keys, max_size: 1 << 20 };
+        let sealed = UNPADDED.decode(sealed_record).unwrap();
         let (contents, stale) = codec.read(id, &sealed.into(), 0).unwrap();
         assert!(contents.key.as_deref() == Some("ada") && !stale);
         // What is plain is not taken.

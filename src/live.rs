@@ -3,8 +3,14 @@
 //! What [`Sessions`] and the layer are made of.
 
 use std::{
+    future::poll_fn,
+    hash::{BuildHasher, RandomState},
     pin::pin,
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, LazyLock, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    task::Poll,
     time::Duration,
 };
 
@@ -13,14 +19,14 @@ use tokio::{sync::OwnedSemaphorePermit, task::yield_now, time::timeout};
 use crate::{
     Backend, Data, Error, ErrorKind, Outcome, Owner, Record, RecordId, SessionId, Sessions,
     clock::millis,
-    id::{Presented, Secret, SecretHash, Sid, random},
+    id::{Presented, Secret, SecretHash, Sid},
     record::Contents,
     sessions::Shared,
 };
 
 /// Where an ID leads.
 pub(crate) enum Found {
-    Live(Box<Live>),
+    Live(Arc<Live>),
     /// A login ended this session, and went on as another one.
     Ended,
     /// There is a record, and it cannot be read: not even whether the ID is right.
@@ -42,12 +48,12 @@ pub(crate) struct Live {
 
 /// What became of a write.
 pub(crate) enum Written {
-    Done(Live),
+    Done(Arc<Live>),
     Gone,
     /// A login has ended it, and went on as another one.
     Replaced,
     /// Somebody else has written. If what that is cannot be read, this is all that is known.
-    Conflict(Live),
+    Conflict(Arc<Live>),
     Unreadable(Error),
 }
 
@@ -68,12 +74,12 @@ impl<B: Backend> Sessions<B> {
     }
 
     pub(crate) fn owner(&self, key: &str) -> Owner {
-        self.shared.policy.owners.owner(key)
+        self.shared.policy.codec.owners.owner(key)
     }
 
     /// What a text says that may be an ID; `None` if it is none, or does not open.
     pub(crate) fn presented(&self, text: &str) -> Option<Presented> {
-        SessionId::read(self.shared.policy.codec.keys.as_deref(), text, self.now())
+        SessionId::read(self.shared.policy.codec.keys.as_deref(), text, || self.now())
     }
 
     pub(crate) fn id(&self, record: RecordId, secret: &Secret) -> Result<SessionId, Error> {
@@ -86,32 +92,23 @@ impl<B: Backend> Sessions<B> {
         let now = self.now();
         let codec = &self.shared.policy.codec;
         let opened = codec.read_if(record.id, &record.payload, now, |head| head.opens_with(secret, now));
-        let (contents, stale) =
-            match opened.and_then(|opened| opened.map(|opened| self.check_owner(id, opened)).transpose()) {
-                Ok(Some(opened)) => opened,
-                Ok(None) => {
-                    tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
-                    return Ok(Found::Nothing);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, session = id.sid(), "a session cannot be read");
-                    return Ok(Found::Unreadable(error));
-                }
-            };
+        let (contents, stale) = match opened {
+            Ok(Some(opened)) => opened,
+            Ok(None) => {
+                tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
+                return Ok(Found::Nothing);
+            }
+            Err(error) => {
+                tracing::warn!(%error, session = id.sid(), "a session cannot be read");
+                return Ok(Found::Unreadable(error));
+            }
+        };
         let live = Live { id, version: record.version, ttl: record.ttl, contents, stale };
         Ok(match live {
             live if live.contents.ended => Found::Ended,
-            live if live.is_live_at(now) => Found::Live(Box::new(live)),
+            live if live.is_live_at(now) => Found::Live(Arc::new(live)),
             _ => Found::Nothing,
         })
-    }
-
-    /// A session that its owner could not clear is nobody's.
-    fn check_owner(&self, id: RecordId, opened: (Contents, bool)) -> Result<(Contents, bool), Error> {
-        match opened.0.key.as_deref().map(|key| self.owner(key)) == id.owner() {
-            true => Ok(opened),
-            false => Err(Error::new(ErrorKind::Unreadable, "a record belongs to another session key")),
-        }
     }
 
     /// What a new session starts with. [`add`](Self::add) fills in its secret.
@@ -120,7 +117,7 @@ impl<B: Backend> Sessions<B> {
         let policy = &self.shared.policy;
         let lifetime = if key.is_some() { policy.max_lifetime } else { policy.anonymous_lifetime };
         Contents {
-            key: key.map(str::to_owned),
+            key: key.map(Arc::from),
             hash: SecretHash::none(),
             previous: Vec::new(),
             created: now,
@@ -134,26 +131,30 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Stores a new session, under a new name and with a new secret.
-    pub(crate) async fn add(&self, mut contents: Contents) -> Result<(Live, SessionId), Error> {
+    pub(crate) async fn add(&self, mut contents: Contents) -> Result<(Arc<Live>, SessionId), Error> {
         let owner = match &contents.key {
             Some(key) => Some(self.owner(check_key(key)?)),
             None => None,
         };
-        let secret = Secret::random()?;
+        let (secret, mut sid) = match &self.shared.policy.id_factory {
+            None => Secret::random_with_sid()?,
+            Some(_) => (Secret::random()?, self.new_sid()?),
+        };
         contents.hash = secret.hash();
         // A name may be taken: that of a broken factory always is.
         for _ in 0..TRIES_FOR_A_NAME {
-            let id = RecordId::new(owner, self.new_sid()?);
-            let live = Live { id, version: random_version()?, ttl: self.ttl(&contents), contents, stale: false };
+            let id = RecordId::new(owner, sid);
+            let live = Live { id, version: random_version(), ttl: self.ttl(&contents), contents, stale: false };
             let (record, text) = (self.seal(&live)?, self.id(id, &secret)?);
             let unclaimed = Unclaimed::new(self, id);
             let created = self.backend.create(record).await.map_err(on_create)?;
             unclaimed.claim();
             if created {
                 tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
-                return Ok((live, text));
+                return Ok((Arc::new(live), text));
             }
             contents = live.contents;
+            sid = self.new_sid()?;
         }
         Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
     }
@@ -165,13 +166,14 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Writes new contents over what was seen as `live`.
-    async fn write(&self, live: &Live, version: i64, mut contents: Contents) -> Result<Written, Error> {
-        contents.seen = self.now();
-        let ttl = self.ttl(&contents);
-        self.write_for(live, Live { id: live.id, version, ttl, contents, stale: false }).await
+    fn write(&self, live: &Live, mut new: Live) -> impl Future<Output = Result<Written, Error>> {
+        new.contents.seen = self.now();
+        new.ttl = self.ttl_at(&new.contents, new.contents.seen);
+        new.stale = false;
+        self.write_for(live, Arc::new(new))
     }
 
-    async fn write_for(&self, live: &Live, new: Live) -> Result<Written, Error> {
+    async fn write_for(&self, live: &Live, new: Arc<Live>) -> Result<Written, Error> {
         let record = self.seal(&new)?;
         let current = match self.backend.update(live.version, record).await.map_err(on_update)? {
             Outcome::Done => return Ok(Written::Done(new)),
@@ -180,9 +182,9 @@ impl<B: Backend> Sessions<B> {
         };
         Ok(match self.unseal(current) {
             // Our own write, of which we had no answer. What is in it counts, not what we would write now.
-            Ok(current) if current.version == new.version => Written::Done(current),
+            Ok(current) if current.version == new.version => Written::Done(Arc::new(current)),
             Ok(current) if current.contents.ended => Written::Replaced,
-            Ok(current) if current.is_live_at(self.now()) => Written::Conflict(current),
+            Ok(current) if current.is_live_at(self.now()) => Written::Conflict(Arc::new(current)),
             Ok(_) => Written::Gone,
             Err(error) => Written::Unreadable(error),
         })
@@ -194,7 +196,7 @@ impl<B: Backend> Sessions<B> {
     /// One version for all tries: only one of them can be written, and whichever it was is recognised by it.
     pub(crate) async fn rewrite(
         &self,
-        mut live: Live,
+        mut live: Arc<Live>,
         version: i64,
         mut change: impl FnMut(&mut Contents) -> Result<bool, Error>,
     ) -> Result<Written, Error> {
@@ -203,19 +205,23 @@ impl<B: Backend> Sessions<B> {
             if turn.is_none() {
                 turn = Some(self.shared.turns.take(live.id).await);
             }
-            let mut contents = live.contents.clone();
-            if !change(&mut contents)? {
+            let mut new = Live { version, ..Live::clone(&live) };
+            if !change(&mut new.contents)? {
                 return Ok(Written::Done(live));
             }
             let written = {
-                let mut write = pin!(self.write(&live, version, contents));
-                match timeout(MAX_TURN, &mut write).await {
-                    Ok(written) => written?,
-                    // Turns save conflicts, and nothing depends on them: one that hangs does not keep the others waiting.
-                    Err(_) => {
-                        turn = None;
-                        write.await?
-                    }
+                let mut write = pin!(self.write(&live, new));
+                match poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await {
+                    // Without a clock, as most stores in this process do.
+                    Poll::Ready(written) => written?,
+                    Poll::Pending => match timeout(MAX_TURN, &mut write).await {
+                        Ok(written) => written?,
+                        // Turns save conflicts, and nothing depends on them: one that hangs does not keep the others waiting.
+                        Err(_) => {
+                            turn = None;
+                            write.await?
+                        }
+                    },
                 }
             };
             match written {
@@ -245,7 +251,7 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Ends a session for good. `Done` says that it was still there.
-    pub(crate) async fn end(&self, mut live: Live) -> Result<Written, Error> {
+    pub(crate) async fn end(&self, mut live: Arc<Live>) -> Result<Written, Error> {
         for _ in 0..TRIES_TO_END {
             match self.bury(&live, Duration::ZERO).await? {
                 Written::Conflict(current) => live = current,
@@ -264,8 +270,8 @@ impl<B: Backend> Sessions<B> {
     /// Not `delete`, even for no time at all: only this way it is known that what was ended was not a tombstone.
     pub(crate) async fn bury(&self, live: &Live, ttl: Duration) -> Result<Written, Error> {
         let contents = Contents { ended: true, data: Data::default(), ..live.contents.clone() };
-        let new = Live { id: live.id, version: random_version()?, ttl, contents, stale: false };
-        let written = self.write_for(live, new).await?;
+        let new = Live { id: live.id, version: random_version(), ttl, contents, stale: false };
+        let written = self.write_for(live, Arc::new(new)).await?;
         if let Written::Done(_) = written {
             tracing::debug!(session = live.id.sid(), "a session was ended");
         }
@@ -294,14 +300,14 @@ impl<B: Backend> Sessions<B> {
 
     /// Tells the backend that the session is in use, in the background, if it was not told lately. A record that is not
     /// sealed as it would be today is sealed anew on this occasion.
-    pub(crate) fn touch(&self, live: &Live) {
+    pub(crate) fn touch(&self, live: &Arc<Live>) {
         if !live.stale && !self.is_touch_due(live) {
             return;
         }
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         let Ok(permit) = self.permit() else { return };
         let Some(touching) = Touching::begin(&self.shared, live.id) else { return };
-        let (sessions, live) = (self.clone(), live.clone());
+        let (sessions, live) = (self.clone(), Arc::clone(live));
         runtime.spawn(async move {
             let id = live.id;
             match timeout(sessions.request_time(), sessions.refresh(live)).await {
@@ -320,21 +326,23 @@ impl<B: Backend> Sessions<B> {
             .policy
             .touch_interval
             .unwrap_or_else(|| (Duration::from_millis(idle) / 10).min(MAX_TOUCH_INTERVAL));
-        self.ttl(&live.contents).saturating_sub(live.ttl) >= interval.max(Duration::from_millis(1))
+        let interval = interval.max(Duration::from_millis(1));
+        // Only what could be due needs the time: the deadline may have cut it.
+        Duration::from_millis(idle).saturating_sub(live.ttl) >= interval
+            && self.ttl(&live.contents).saturating_sub(live.ttl) >= interval
     }
 
-    async fn refresh(&self, live: Live) -> Result<(), Error> {
+    async fn refresh(&self, live: Arc<Live>) -> Result<(), Error> {
         if live.stale {
             // Whoever has written to it meanwhile has sealed it, too.
-            return self.write(&live, random_version()?, live.contents.clone()).await.map(drop);
+            return self.write(&live, Live { version: random_version(), ..Live::clone(&live) }).await.map(drop);
         }
         let touched = self.backend.touch(live.id, live.version, self.ttl(&live.contents)).await;
         touched.map_err(|error| Error::backend("a session could not be touched", error))
     }
 
     pub(crate) fn unseal(&self, record: Record) -> Result<Live, Error> {
-        let opened = self.shared.policy.codec.read(record.id, &record.payload, self.now())?;
-        let (contents, stale) = self.check_owner(record.id, opened)?;
+        let (contents, stale) = self.shared.policy.codec.read(record.id, &record.payload, self.now())?;
         Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents, stale })
     }
 
@@ -362,14 +370,18 @@ impl<B: Backend> Sessions<B> {
 
     /// How long the session lives if nothing happens.
     fn ttl(&self, contents: &Contents) -> Duration {
-        let left = contents.deadline.saturating_sub(self.now());
+        self.ttl_at(contents, self.now())
+    }
+
+    fn ttl_at(&self, contents: &Contents, now: u64) -> Duration {
+        let left = contents.deadline.saturating_sub(now);
         Duration::from_millis(self.idle(contents).unwrap_or(u64::MAX).min(left).max(1))
     }
 }
 
 impl Written {
     /// What is there now, if this call has written it.
-    pub(crate) fn done(self) -> Result<Live, Error> {
+    pub(crate) fn done(self) -> Result<Arc<Live>, Error> {
         match self {
             Self::Done(live) => Ok(live),
             Self::Unreadable(error) => Err(error),
@@ -468,8 +480,12 @@ pub(crate) fn on_delete(error: crate::BoxError) -> Error {
     Error::backend("a session could not be ended", error)
 }
 
-pub(crate) fn random_version() -> Result<i64, Error> {
-    Ok(i64::from_be_bytes(random()?) & i64::MAX)
+/// Another one each time, in whatever process: a counter under a keyed hash. Asking the system for random bytes takes longer
+/// than all else that a write does here.
+pub(crate) fn random_version() -> i64 {
+    static SOURCE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    (SOURCE.hash_one(COUNT.fetch_add(1, Relaxed)) & i64::MAX as u64).cast_signed()
 }
 
 const MAX_KEY: usize = 1024;

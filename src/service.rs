@@ -114,11 +114,10 @@ pub(crate) fn finish<B: Default>(
         Ok(()) => response,
         Err(error) => refuse(&error),
     };
-    if session.was_looked_at() {
-        add_vary_cookie(response.headers_mut());
-    }
+    let Some(effect) = session.outcome() else { return response };
+    add_vary_cookie(response.headers_mut());
     let gate = session.gate();
-    let cookie = match session.effect() {
+    let cookie = match effect {
         Some(Effect::Set(id, deadline)) => {
             let left = deadline.saturating_sub(gate.sessions.now());
             gate.cookie.set(&id, Duration::from_millis(left))

@@ -41,9 +41,18 @@
 //! [`ErrorKind::ResponseSent`].
 
 use std::{
-    fmt, mem,
+    fmt,
+    future::poll_fn,
+    mem,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{
+            AtomicBool,
+            Ordering::{Acquire, Release},
+        },
+    },
+    task::Poll,
     time::{Duration, SystemTime},
 };
 
@@ -89,15 +98,25 @@ struct Inner {
     cross_site: bool,
     /// The session of a layer around this one's.
     outer: Option<Session>,
+    /// Made when somebody first looks at the session, or writes to it: then the response depends on the cookie. `None` if
+    /// nobody had when the response left.
+    active: OnceLock<Option<Box<Active>>>,
+    /// Made if somebody looks later still.
+    late: OnceLock<Box<Active>>,
+}
+
+/// A session that somebody looks at.
+#[derive(Default)]
+struct Active {
     /// Held while the backend is asked: loads and commits of one session take turns.
     turn: tokio::sync::Mutex<()>,
+    /// Whether there is a base.
+    loaded: AtomicBool,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether anybody has looked at the session, or written to it: then the response depends on the cookie.
-    looked_at: bool,
     /// What was loaded; `None` until it is.
     base: Option<Base>,
     /// What is recorded and not yet written, and what that comes to.
@@ -138,12 +157,11 @@ impl Session {
     /// # Errors
     /// [`ErrorKind::Unavailable`]. That a record cannot be read is an error of [`get`](Self::get).
     pub async fn load(&self) -> Result<(), Error> {
-        drop(self.look());
         if self.is_loaded() {
             return Ok(());
         }
         let _permit = self.0.gate.sessions.permit()?;
-        let _turn = self.0.turn.lock().await;
+        let _turn = self.active().turn.lock().await;
         self.load_in_turn().await
     }
 
@@ -191,7 +209,7 @@ impl Session {
         loop {
             // The closure is the caller's code, and runs outside the lock.
             let plan = {
-                let mut state = self.look();
+                let mut state = self.lock();
                 if !state.is_known() {
                     return state.record(change);
                 }
@@ -201,7 +219,7 @@ impl Session {
             if let [Change::Failed(error)] = &settled[..] {
                 return Err(error.clone());
             }
-            let mut state = self.look();
+            let mut state = self.lock();
             // Another clone may have written that name meanwhile. The closure itself may, too: not for ever.
             if state.plan.data.raw(name) == plan.data.raw(name) || tries.next().is_none() {
                 return settled.into_iter().try_for_each(|change| state.record(change));
@@ -251,7 +269,7 @@ impl Session {
     /// [`ErrorKind::Data`] if it does not serialize to an object, [`ErrorKind::Unreadable`] if the record cannot be read.
     pub fn update(&self, data: impl Serialize) -> Result<(), Error> {
         let change = Change::Replace(Data::from_serialize(data)?);
-        let mut state = self.look();
+        let mut state = self.lock();
         match &state.base {
             Some(Base::Unreadable(error)) if !state.plan.known => Err(error.clone()),
             _ if state.is_known() => {
@@ -318,7 +336,7 @@ impl Session {
     /// The session key, if somebody is signed in: after a recorded [`bind`](Self::bind), [`create`](Self::create) or
     /// [`delete`](Self::delete) the one that there will be. Before [`load`](Self::load) nobody is known to be.
     pub fn key(&self) -> Option<String> {
-        let state = self.look();
+        let state = self.lock();
         state.plan.key(state.base.as_ref().and_then(Base::key)).map(str::to_owned)
     }
 
@@ -339,7 +357,7 @@ impl Session {
     /// }
     /// ```
     pub fn signed_in(&self) -> Option<SystemTime> {
-        let state = self.look();
+        let state = self.lock();
         match (&state.plan.identity, &state.base) {
             (Identity::Bind(_) | Identity::Create(_), _) => Some(time(self.0.gate.sessions.now())),
             (Identity::Keep | Identity::Rework, Some(Base::Live(live, _))) if state.plan.clear != Clearing::All => {
@@ -352,7 +370,7 @@ impl Session {
     /// The public name of this session, as in [`SessionInfo::handle`](crate::SessionInfo::handle); `None` if there is no
     /// session, or it is not loaded. A login that is only recorded has none yet.
     pub fn handle(&self) -> Option<String> {
-        match &self.look().base {
+        match &self.lock().base {
             Some(Base::Live(live, _)) => Some(live.id.sid().to_owned()),
             _ => None,
         }
@@ -374,7 +392,7 @@ impl Session {
     /// [`ErrorKind::Unreadable`], [`ErrorKind::TooLarge`], [`ErrorKind::Data`]. After all but the first two it is still
     /// recorded.
     pub async fn save(&self) -> Result<(), Error> {
-        drop(self.look());
+        let _ = self.active();
         Commit::new(self.clone(), When::Save).await
     }
 }
@@ -400,8 +418,8 @@ impl Session {
             cookies: (!cookies.is_empty()).then(|| cookies.into_boxed_str()),
             cross_site,
             outer,
-            turn: tokio::sync::Mutex::new(()),
-            state: Mutex::default(),
+            active: OnceLock::new(),
+            late: OnceLock::new(),
         };
         Self(Arc::new(inner))
     }
@@ -414,19 +432,17 @@ impl Session {
         self.0.outer.as_ref()
     }
 
-    pub(crate) fn was_looked_at(&self) -> bool {
-        self.lock().looked_at
-    }
-
-    /// What the response is to say.
-    pub(crate) fn effect(&self) -> Option<Effect> {
-        self.lock().effect.take()
+    /// What the response is to say; `None` if nobody has looked at the session.
+    pub(crate) fn outcome(&self) -> Option<Option<Effect>> {
+        let active = self.0.active.get()?.as_ref()?;
+        Some(lock(&active.state).effect.take())
     }
 
     /// The commit that goes with the response; `None` if there is nothing to wait for.
     pub(crate) fn close(&self, failed: bool) -> Option<Commit> {
-        if let Ok(_turn) = self.0.turn.try_lock() {
-            let mut state = self.lock();
+        let active = self.0.active.get_or_init(|| None).as_ref()?;
+        if let Ok(_turn) = active.turn.try_lock() {
+            let mut state = lock(&active.state);
             if state.log.is_empty() && state.stale.is_none() {
                 state.sent = true;
                 state.spent = Duration::ZERO;
@@ -438,7 +454,8 @@ impl Session {
 
     /// The same for a request that is gone: there is no response to carry a cookie.
     pub(crate) fn abandon(&self) -> Option<Commit> {
-        self.lock().stale = None;
+        let active = self.0.active.get_or_init(|| None).as_ref()?;
+        lock(&active.state).stale = None;
         self.close(true)
     }
 
@@ -452,7 +469,7 @@ impl Session {
     }
 
     pub(crate) async fn commit(self, when: When, permit: Result<OwnedSemaphorePermit, Error>) -> Result<(), Error> {
-        let _turn = self.0.turn.lock().await;
+        let _turn = self.active().turn.lock().await;
         let committed = match &permit {
             Ok(_) => self.commit_in_turn(when).await,
             Err(closed) => Err(closed.clone()),
@@ -473,19 +490,23 @@ impl Session {
 }
 
 impl Session {
-    fn look(&self) -> MutexGuard<'_, State> {
-        let mut state = self.lock();
-        state.looked_at = true;
-        state
+    /// From here on somebody has looked at it.
+    fn active(&self) -> &Active {
+        match self.0.active.get_or_init(|| Some(Box::default())) {
+            Some(active) => active,
+            None => self.0.late.get_or_init(|| {
+                let state = State { sent: true, ..State::default() };
+                Box::new(Active { state: Mutex::new(state), ..Active::default() })
+            }),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code of others runs under the lock, so nothing can have stopped halfway.
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.active().state)
     }
 
     fn readable(&self) -> Result<MutexGuard<'_, State>, Error> {
-        let state = self.look();
+        let state = self.lock();
         match &state.base {
             None => Err(Error::new(ErrorKind::NotLoaded, "the session was read before it was loaded")),
             Some(Base::Unreadable(error)) if matches!(state.plan.identity, Identity::Keep | Identity::Rework) => {
@@ -496,13 +517,13 @@ impl Session {
     }
 
     fn is_loaded(&self) -> bool {
-        self.lock().base.is_some()
+        self.active().loaded.load(Acquire)
     }
 
     fn record(&self, change: Change) -> Result<(), Error> {
-        let undone = self.look().undo_before(&change);
+        let undone = self.lock().undo_before(&change);
         drop(undone);
-        self.look().record(change)
+        self.lock().record(change)
     }
 
     /// For changes that nothing can be wrong with.
@@ -517,7 +538,9 @@ impl Session {
             return Ok(());
         }
         let (base, stale) = self.within_budget(pin!(self.fetch())).await?;
-        self.lock().stale = stale;
+        if stale.is_some() {
+            self.lock().stale = stale;
+        }
         self.settle(base, Modifies::Recorded);
         Ok(())
     }
@@ -527,7 +550,7 @@ impl Session {
         let sessions = &self.0.gate.sessions;
         let cookies = self.0.cookies.as_deref().unwrap_or_default();
         let ids = cookies.split(';').filter_map(|text| sessions.presented(text)).take(MAX_COOKIES);
-        let mut found: Option<(Box<Live>, _, _)> = None;
+        let mut found: Option<(Arc<Live>, _, _)> = None;
         let mut otherwise = Base::Nothing;
         for id in ids {
             let hash = id.secret.hash();
@@ -565,6 +588,7 @@ impl Session {
                 if state.log.len() == seen {
                     state.base = Some(base);
                     state.plan = plan;
+                    self.active().loaded.store(true, Release);
                     let old = mem::replace(&mut state.log, settled);
                     // Closures are the caller's, and are dropped outside the lock as well.
                     drop(state);
@@ -593,10 +617,11 @@ impl Session {
         }
         self.load_in_turn().await?;
         let mut dropped = false;
-        while let Some(draft) = self.take_draft()? {
-            let (count, attempt) = (draft.log.len(), draft.attempt.clone());
-            let work = pin!(draft.commit(&self.0.gate.sessions));
-            match self.within_budget(work).await {
+        loop {
+            let Some(mut draft) = self.take_draft()? else { break };
+            let count = draft.log.len();
+            let committed = self.within_budget(pin!(draft.commit(&self.0.gate.sessions))).await;
+            match committed {
                 Ok(committed) => {
                     dropped |= committed.dropped;
                     let written = {
@@ -619,7 +644,7 @@ impl Session {
                 Err(error) => {
                     let mut state = self.lock();
                     state.in_flight = 0;
-                    state.unsure = (error.kind() == ErrorKind::Unavailable).then_some((count, attempt));
+                    state.unsure = (error.kind() == ErrorKind::Unavailable).then_some((count, draft.attempt));
                     return Err(error);
                 }
             }
@@ -688,7 +713,11 @@ impl Session {
     /// Waits for the backend for as long as this request still may.
     ///
     /// It takes the work pinned: a commit is large, and would be copied at each hand it goes through.
-    async fn within_budget<T>(&self, work: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
+    async fn within_budget<T>(&self, mut work: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
+        // A store in this process mostly answers at once, and that needs no clock.
+        if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
+            return result;
+        }
         let spent = {
             let mut state = self.lock();
             // A stream may go on for hours: what it saves is not one request.
@@ -703,6 +732,11 @@ impl Session {
         self.lock().spent += began.elapsed();
         result.map_err(|_| too_late())?
     }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // No code of others runs under the lock, so nothing can have stopped halfway.
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl State {

@@ -14,7 +14,7 @@ use crate::{
     AnyBackend, Backend, Builder, Clock, Data, Error, Owner, Record, RecordId, SessionId,
     builder::IdFactory,
     clock::millis,
-    id::{Owners, Presented, Secret, Sid},
+    id::{Presented, Secret, Sid},
     live::{Found, Live, Written, closed, not_found, on_delete, on_load, random_version, too_late},
     record::Codec,
     turns::Turns,
@@ -88,7 +88,6 @@ pub(crate) struct Policy {
     #[cfg(feature = "redis")]
     pub(crate) sessions_key: String,
     pub(crate) codec: Codec,
-    pub(crate) owners: Owners,
     pub(crate) default_ttl: Option<Duration>,
     pub(crate) max_lifetime: Duration,
     pub(crate) anonymous_lifetime: Duration,
@@ -147,7 +146,7 @@ impl<B: Backend> Sessions<B> {
         self.within_time(async {
             let Some(live) = self.find(id.as_ref()).await? else { return Ok(None) };
             self.touch(&live);
-            Ok(Some(live.contents.data))
+            Ok(Some(live.contents.data.clone()))
         })
         .await
     }
@@ -161,7 +160,7 @@ impl<B: Backend> Sessions<B> {
         self.within_time(async {
             let data = data?;
             let live = self.find(id.as_ref()).await?.ok_or_else(not_found)?;
-            self.rewrite(live, random_version()?, |contents| {
+            self.rewrite(live, random_version(), |contents| {
                 contents.data = data.clone();
                 Ok(true)
             })
@@ -185,7 +184,7 @@ impl<B: Backend> Sessions<B> {
             let new = Secret::random()?;
             let (new_id, old_hash) = (self.id(old.record, &new)?, old.secret.hash());
             let live = self
-                .rewrite(live, random_version()?, |contents| {
+                .rewrite(live, random_version(), |contents| {
                     self.rotate(contents, &old_hash, &new);
                     Ok(true)
                 })
@@ -220,7 +219,7 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
-        let owner = self.shared.policy.owners.owner(key.as_ref());
+        let owner = self.owner(key.as_ref());
         self.within_time(self.clear_and_count(owner, None)).await
     }
 
@@ -248,7 +247,7 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn list(&self, key: impl AsRef<str>) -> Result<Vec<SessionInfo>, Error> {
-        let owner = self.shared.policy.owners.owner(key.as_ref());
+        let owner = self.owner(key.as_ref());
         self.within_time(async {
             let now = self.now();
             let mut infos = Vec::new();
@@ -270,13 +269,15 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn revoke(&self, key: impl AsRef<str>, handle: impl AsRef<str>) -> Result<bool, Error> {
-        let owner = self.shared.policy.owners.owner(key.as_ref());
+        let owner = self.owner(key.as_ref());
         let Some(sid) = Sid::parse(handle.as_ref()) else { return Ok(false) };
         let id = RecordId::new(Some(owner), sid);
         self.within_time(async {
             let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(false) };
             match self.unseal(record) {
-                Ok(live) if live.is_live_at(self.now()) => Ok(matches!(self.end(live).await?, Written::Done(_))),
+                Ok(live) if live.is_live_at(self.now()) => {
+                    Ok(matches!(self.end(Arc::new(live)).await?, Written::Done(_)))
+                }
                 Ok(_) => Ok(false),
                 Err(_) => self.backend.delete(id).await.map_err(on_delete),
             }
@@ -303,16 +304,16 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Where the text of an ID leads; `None` for nowhere.
-    async fn find(&self, id: &str) -> Result<Option<Live>, Error> {
+    async fn find(&self, id: &str) -> Result<Option<Arc<Live>>, Error> {
         match self.presented(id) {
             Some(presented) => self.find_presented(&presented).await,
             None => Ok(None),
         }
     }
 
-    async fn find_presented(&self, id: &Presented) -> Result<Option<Live>, Error> {
+    async fn find_presented(&self, id: &Presented) -> Result<Option<Arc<Live>>, Error> {
         match self.look(id.record, &id.secret.hash()).await? {
-            Found::Live(live) => Ok(Some(*live)),
+            Found::Live(live) => Ok(Some(live)),
             Found::Unreadable(error) => Err(error),
             Found::Ended | Found::Nothing => Ok(None),
         }

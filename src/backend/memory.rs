@@ -1,8 +1,10 @@
 //! Sessions in the memory of this process: gone when it ends, and not shared with another.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    hash::{BuildHasher, RandomState},
+    cmp::Reverse,
+    collections::BinaryHeap,
+    hash::BuildHasher,
+    iter::successors,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -11,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry as Place};
 use slab::Slab;
 
 use super::{Backend, Outcome, Result};
@@ -28,10 +31,11 @@ pub type MemorySessions = Sessions<MemoryBackend>;
 /// Keeps records in a sharded map. See [`Builder::max_sessions`] and [`Builder::max_bytes`] for its bounds.
 ///
 /// Expired records make room for new ones a few at a time, with each call; none is ever looked for by going through all.
+/// Writing to a record, or using it, costs the same however many there are.
 #[derive(Debug)]
 pub struct MemoryBackend {
     shards: Box<[Mutex<Shard>]>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     clock: Clock,
     max_sessions: usize,
     max_bytes: usize,
@@ -57,23 +61,30 @@ struct Room {
 #[derive(Default)]
 struct Shard {
     entries: Slab<Entry>,
-    by_id: HashMap<RecordId, usize>,
-    by_owner: BTreeSet<(Owner, usize)>,
-    by_expiry: BTreeSet<(Duration, usize)>,
+    by_id: HashTable<u32>,
+    /// The newest record of each owner.
+    by_owner: HashTable<u32>,
+    /// When to look at a record: no later than it expires. It does not move when the record is used, only when its time has
+    /// come, and what it says is void if the record is gone, or was put in another place since.
+    due: BinaryHeap<Reverse<(u64, u32)>>,
     /// Anonymous records, linked from the least to the most recently used.
-    oldest: Option<usize>,
-    newest: Option<usize>,
+    oldest: Option<u32>,
+    newest: Option<u32>,
 }
 
+/// Times are nanoseconds of the clock.
 struct Entry {
     id: RecordId,
     version: i64,
-    expires: Duration,
+    expires: u64,
+    /// Its place in `due`.
+    due: u64,
     payload: Bytes,
-    /// Only of anonymous records: when it was last used, and its neighbours in the list of those.
+    /// Its neighbours: among those of its owner, or of the anonymous ones.
+    older: Option<u32>,
+    newer: Option<u32>,
+    /// When it was last used, if it is anonymous.
     used: u64,
-    older: Option<usize>,
-    newer: Option<usize>,
 }
 
 impl MemorySessions {
@@ -128,38 +139,47 @@ impl MemoryBackend {
     }
 
     /// The shard of that record, locked and with some expired ones gone, and the time.
-    fn shard(&self, id: RecordId) -> (MutexGuard<'_, Shard>, Duration) {
+    fn shard(&self, id: RecordId) -> (MutexGuard<'_, Shard>, u64) {
         match id.owner() {
             Some(owner) => self.shard_of(&owner),
             None => self.shard_of(&id),
         }
     }
 
-    fn shard_of(&self, name: &impl std::hash::Hash) -> (MutexGuard<'_, Shard>, Duration) {
-        let at = self.hasher.hash_one(name) as usize % self.shards.len();
+    fn shard_of(&self, name: &impl std::hash::Hash) -> (MutexGuard<'_, Shard>, u64) {
+        // Not the bits that the tables go by.
+        let at = (self.hasher.hash_one(name) >> 32) as usize % self.shards.len();
         let mut shard = lock(&self.shards[at]);
-        let now = self.clock.elapsed();
+        let now = nanos(self.clock.elapsed());
         for _ in 0..PURGE_PER_CALL {
-            if !self.drop_expired(&mut shard, now) {
+            if !self.look_at_due(&mut shard, now) {
                 break;
             }
         }
         (shard, now)
     }
 
-    /// Drops the record of a shard that expired first, if one has.
-    fn drop_expired(&self, shard: &mut Shard, now: Duration) -> bool {
-        match shard.by_expiry.first() {
-            Some(&(expires, at)) if expires <= now => {
-                self.remove(shard, at);
+    /// Drops the record of a shard that expired first, if one has: whether anything was due.
+    fn look_at_due(&self, shard: &mut Shard, now: u64) -> bool {
+        match shard.due.peek() {
+            Some(&Reverse((due, at))) if due <= now => {
+                shard.due.pop();
+                match shard.entries.get_mut(at as usize).filter(|entry| entry.due == due) {
+                    Some(entry) if entry.expires <= now => self.remove(shard, at),
+                    Some(entry) => {
+                        entry.due = entry.expires;
+                        shard.due.push(Reverse((entry.due, at)));
+                    }
+                    None => {}
+                }
                 true
             }
             _ => false,
         }
     }
 
-    fn remove(&self, shard: &mut Shard, at: usize) {
-        let entry = shard.remove(at);
+    fn remove(&self, shard: &mut Shard, at: u32) {
+        let entry = shard.remove(at, &self.hasher);
         self.release(entry.id, Room::of(&entry.payload));
     }
 
@@ -168,6 +188,9 @@ impl MemoryBackend {
     }
 
     fn release(&self, id: RecordId, room: Room) {
+        if room.bytes == 0 {
+            return;
+        }
         let mut usage = self.usage();
         let used = usage.of(id);
         used.sessions = used.sessions.saturating_sub(room.sessions);
@@ -215,16 +238,16 @@ impl MemoryBackend {
     }
 
     fn drop_any_expired(&self) -> bool {
-        let now = self.clock.elapsed();
-        self.shards.iter().any(|shard| self.drop_expired(&mut lock(shard), now))
+        let now = nanos(self.clock.elapsed());
+        self.shards.iter().any(|shard| self.look_at_due(&mut lock(shard), now))
     }
 
     /// Drops the anonymous record that was not used for longest, but not `except`.
     fn drop_least_recently_used(&self, except: RecordId) -> bool {
         let oldest = |shard: &Shard| {
-            let at = shard.oldest.filter(|&at| shard.entries[at].id != except);
-            let at = at.or_else(|| shard.entries[shard.oldest?].newer)?;
-            Some((shard.entries[at].used, at))
+            let at = shard.oldest.filter(|&at| shard.entry(at).id != except);
+            let at = at.or_else(|| shard.entry(shard.oldest?).newer)?;
+            Some((shard.entry(at).used, at))
         };
         let candidates = self.shards.iter().filter_map(|shard| Some((oldest(&lock(shard))?.0, shard)));
         let Some((_, shard)) = candidates.min_by_key(|(used, _)| *used) else { return false };
@@ -261,7 +284,7 @@ impl Default for MemoryBackend {
         let shards = (threads * SHARDS_PER_THREAD).next_power_of_two();
         Self {
             shards: (0..shards).map(|_| Mutex::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             clock: Clock::system(),
             max_sessions: usize::MAX,
             max_bytes: MAX_BYTES,
@@ -274,7 +297,7 @@ impl Default for MemoryBackend {
 impl Backend for MemoryBackend {
     async fn load(&self, id: RecordId) -> Result<Option<Record>> {
         let (mut shard, now) = self.shard(id);
-        let Some(at) = shard.live(id, now) else { return Ok(None) };
+        let Some(at) = shard.live(id, now, &self.hasher) else { return Ok(None) };
         shard.mark_used(at, &self.uses);
         Ok(Some(shard.record(at, now)))
     }
@@ -283,14 +306,15 @@ impl Backend for MemoryBackend {
         let room = Room::of(&record.payload);
         self.reserve(record.id, room, Room::default())?;
         let (mut shard, now) = self.shard(record.id);
-        if shard.live(record.id, now).is_some() {
-            self.release(record.id, room);
-            return Ok(false);
+        match shard.find(record.id, &self.hasher) {
+            Some(at) if shard.entry(at).expires > now => {
+                self.release(record.id, room);
+                return Ok(false);
+            }
+            Some(dead) => self.remove(&mut shard, dead),
+            None => {}
         }
-        if let Some(&dead) = shard.by_id.get(&record.id) {
-            self.remove(&mut shard, dead);
-        }
-        shard.insert(record, now, &self.uses);
+        shard.insert(record, now, &self.uses, &self.hasher);
         Ok(true)
     }
 
@@ -299,15 +323,15 @@ impl Backend for MemoryBackend {
         let mut reserved = Room::default();
         loop {
             let (mut shard, now) = self.shard(record.id);
-            let Some(at) = shard.live(record.id, now) else {
+            let Some(at) = shard.live(record.id, now, &self.hasher) else {
                 self.release(record.id, reserved);
                 return Ok(Outcome::Gone);
             };
-            if shard.entries[at].version != expected {
+            if shard.entry(at).version != expected {
                 self.release(record.id, reserved);
                 return Ok(Outcome::Conflict(shard.record(at, now)));
             }
-            let old = Room::of(&shard.entries[at].payload);
+            let old = Room::of(&shard.entry(at).payload);
             let more = new.beyond(old).beyond(reserved);
             if more.bytes > 0 {
                 // Others may have to give way for it, and they may be in this shard.
@@ -319,44 +343,46 @@ impl Backend for MemoryBackend {
                 reserved.bytes += more.bytes;
                 continue;
             }
-            self.release(
-                record.id,
-                Room { sessions: 0, bytes: (old.bytes + reserved.bytes).saturating_sub(new.bytes) },
-            );
-            shard.entries[at].version = record.version;
-            shard.entries[at].payload = record.payload;
-            shard.expire_at(at, now.saturating_add(record.ttl));
+            let less = (old.bytes + reserved.bytes).saturating_sub(new.bytes);
+            self.release(record.id, Room { sessions: 0, bytes: less });
+            let entry = shard.entry_mut(at);
+            entry.version = record.version;
+            let old = std::mem::replace(&mut entry.payload, record.payload);
+            shard.expire_at(at, now.saturating_add(nanos(record.ttl)));
             shard.mark_used(at, &self.uses);
+            drop(shard);
+            drop(old);
             return Ok(Outcome::Done);
         }
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
         let (mut shard, now) = self.shard(id);
-        if let Some(at) = shard.live(id, now).filter(|&at| shard.entries[at].version == version) {
-            shard.expire_at(at, now.saturating_add(ttl));
+        if let Some(at) = shard.live(id, now, &self.hasher).filter(|&at| shard.entry(at).version == version) {
+            shard.expire_at(at, now.saturating_add(nanos(ttl)));
         }
         Ok(())
     }
 
     async fn delete(&self, id: RecordId) -> Result<bool> {
         let (mut shard, now) = self.shard(id);
-        let Some(at) = shard.live(id, now) else { return Ok(false) };
+        let Some(at) = shard.live(id, now, &self.hasher) else { return Ok(false) };
         self.remove(&mut shard, at);
         Ok(true)
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
         let (shard, now) = self.shard_of(&owner);
-        Ok(shard.of(owner).filter(|&at| shard.entries[at].expires > now).map(|at| shard.record(at, now)).collect())
+        let live = shard.of(owner, &self.hasher).filter(|&at| shard.entry(at).expires > now);
+        Ok(live.map(|at| shard.record(at, now)).collect())
     }
 
     async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
         let (mut shard, now) = self.shard_of(&owner);
         let mut ended = 0;
-        for at in shard.of(owner).collect::<Vec<_>>() {
-            if Some(shard.entries[at].id) != keep {
-                ended += u64::from(shard.entries[at].expires > now);
+        for at in shard.of(owner, &self.hasher).collect::<Vec<_>>() {
+            if Some(shard.entry(at).id) != keep {
+                ended += u64::from(shard.entry(at).expires > now);
                 self.remove(&mut shard, at);
             }
         }
@@ -369,90 +395,158 @@ impl Backend for MemoryBackend {
 }
 
 impl Shard {
-    fn live(&self, id: RecordId, now: Duration) -> Option<usize> {
-        let at = *self.by_id.get(&id)?;
-        (self.entries[at].expires > now).then_some(at)
+    fn entry(&self, at: u32) -> &Entry {
+        &self.entries[at as usize]
     }
 
-    fn of(&self, owner: Owner) -> impl Iterator<Item = usize> {
-        self.by_owner.range((owner, 0)..=(owner, usize::MAX)).map(|(_, at)| *at)
+    fn entry_mut(&mut self, at: u32) -> &mut Entry {
+        &mut self.entries[at as usize]
     }
 
-    fn record(&self, at: usize, now: Duration) -> Record {
-        let entry = &self.entries[at];
+    fn find(&self, id: RecordId, hasher: &DefaultHashBuilder) -> Option<u32> {
+        self.by_id.find(hasher.hash_one(id), |&at| self.entry(at).id == id).copied()
+    }
+
+    fn live(&self, id: RecordId, now: u64, hasher: &DefaultHashBuilder) -> Option<u32> {
+        self.find(id, hasher).filter(|&at| self.entry(at).expires > now)
+    }
+
+    /// The newest first.
+    fn of(&self, owner: Owner, hasher: &DefaultHashBuilder) -> impl Iterator<Item = u32> {
+        let newest = self.by_owner.find(hasher.hash_one(owner), |&at| self.entry(at).id.owner() == Some(owner));
+        successors(newest.copied(), |&at| self.entry(at).older)
+    }
+
+    fn record(&self, at: u32, now: u64) -> Record {
+        let entry = self.entry(at);
         Record {
             id: entry.id,
             version: entry.version,
-            ttl: entry.expires.saturating_sub(now),
+            ttl: Duration::from_nanos(entry.expires.saturating_sub(now)),
             payload: entry.payload.clone(),
         }
     }
 
-    fn insert(&mut self, record: Record, now: Duration, uses: &AtomicU64) {
-        let expires = now.saturating_add(record.ttl);
-        let at = self.entries.insert(Entry {
-            id: record.id,
-            version: record.version,
-            expires,
-            payload: record.payload,
-            used: 0,
-            older: None,
-            newer: None,
-        });
-        self.by_id.insert(record.id, at);
-        self.by_expiry.insert((expires, at));
-        match record.id.owner() {
-            Some(owner) => _ = self.by_owner.insert((owner, at)),
+    fn insert(&mut self, record: Record, now: u64, uses: &AtomicU64, hasher: &DefaultHashBuilder) {
+        let Record { id, version, ttl, payload } = record;
+        let expires = now.saturating_add(nanos(ttl));
+        let entry = Entry { id, version, expires, due: expires, payload, older: None, newer: None, used: 0 };
+        // Each takes hundreds of bytes: there never are as many as that.
+        let at = self.entries.insert(entry) as u32;
+        let entries = &self.entries;
+        self.by_id.insert_unique(hasher.hash_one(id), at, |&at| hasher.hash_one(entries[at as usize].id));
+        self.due.push(Reverse((expires, at)));
+        match id.owner() {
+            Some(owner) => self.link_to_owner(at, owner, hasher),
             None => self.link(at, uses),
         }
     }
 
-    fn remove(&mut self, at: usize) -> Entry {
-        let id = self.entries[at].id;
+    fn remove(&mut self, at: u32, hasher: &DefaultHashBuilder) -> Entry {
+        let id = self.entry(at).id;
         match id.owner() {
-            Some(owner) => _ = self.by_owner.remove(&(owner, at)),
+            Some(owner) => self.unlink_from_owner(at, owner, hasher),
             None => self.unlink(at),
         }
-        self.by_id.remove(&id);
-        self.by_expiry.remove(&(self.entries[at].expires, at));
-        self.entries.remove(at)
+        if let Ok(place) = self.by_id.find_entry(hasher.hash_one(id), |&there| there == at) {
+            place.remove();
+        }
+        let entry = self.entries.remove(at as usize);
+        self.tidy_due();
+        entry
     }
 
-    fn expire_at(&mut self, at: usize, expires: Duration) {
-        self.by_expiry.remove(&(self.entries[at].expires, at));
-        self.entries[at].expires = expires;
-        self.by_expiry.insert((expires, at));
+    fn expire_at(&mut self, at: u32, expires: u64) {
+        let entry = self.entry_mut(at);
+        entry.expires = expires;
+        if expires < entry.due {
+            entry.due = expires;
+            self.due.push(Reverse((expires, at)));
+            self.tidy_due();
+        }
     }
 
-    fn mark_used(&mut self, at: usize, uses: &AtomicU64) {
-        if self.entries[at].id.owner().is_none() {
+    /// Leaves out what is void, once that is most of it.
+    fn tidy_due(&mut self) {
+        if self.due.len() > 2 * self.entries.len() + MIN_DUE {
+            let due = self.entries.iter().map(|(at, entry)| Reverse((entry.due, at as u32)));
+            self.due = due.collect::<Vec<_>>().into();
+        }
+    }
+
+    fn link_to_owner(&mut self, at: u32, owner: Owner, hasher: &DefaultHashBuilder) {
+        let entries = &self.entries;
+        let owner_of = |at: u32| entries[at as usize].id.owner();
+        let place = self.by_owner.entry(
+            hasher.hash_one(owner),
+            |&there| owner_of(there) == Some(owner),
+            |&there| owner_of(there).map_or(0, |owner| hasher.hash_one(owner)),
+        );
+        let older = match place {
+            Place::Occupied(mut newest) => Some(std::mem::replace(newest.get_mut(), at)),
+            Place::Vacant(place) => {
+                place.insert(at);
+                None
+            }
+        };
+        self.entry_mut(at).older = older;
+        if let Some(older) = older {
+            self.entry_mut(older).newer = Some(at);
+        }
+    }
+
+    fn unlink_from_owner(&mut self, at: u32, owner: Owner, hasher: &DefaultHashBuilder) {
+        let (older, newer) = self.neighbours_without(at);
+        if newer.is_none() {
+            let place = self.by_owner.find_entry(hasher.hash_one(owner), |&there| there == at);
+            match (place, older) {
+                (Ok(mut newest), Some(older)) => *newest.get_mut() = older,
+                (Ok(newest), None) => _ = newest.remove(),
+                (Err(_), _) => {}
+            }
+        }
+    }
+
+    fn mark_used(&mut self, at: u32, uses: &AtomicU64) {
+        if self.entry(at).id.owner().is_none() {
             self.unlink(at);
             self.link(at, uses);
         }
     }
 
     /// Puts an anonymous record at the newest end of the list.
-    fn link(&mut self, at: usize, uses: &AtomicU64) {
+    fn link(&mut self, at: u32, uses: &AtomicU64) {
         let older = self.newest.replace(at);
-        self.entries[at].used = uses.fetch_add(1, Relaxed);
-        self.entries[at].older = older;
-        self.entries[at].newer = None;
+        let entry = self.entry_mut(at);
+        entry.used = uses.fetch_add(1, Relaxed);
+        entry.older = older;
+        entry.newer = None;
         match older {
-            Some(older) => self.entries[older].newer = Some(at),
+            Some(older) => self.entry_mut(older).newer = Some(at),
             None => self.oldest = Some(at),
         }
     }
 
-    fn unlink(&mut self, at: usize) {
-        let (older, newer) = (self.entries[at].older, self.entries[at].newer);
-        match older {
-            Some(older) => self.entries[older].newer = newer,
-            None => self.oldest = newer,
+    fn unlink(&mut self, at: u32) {
+        let (older, newer) = self.neighbours_without(at);
+        if older.is_none() {
+            self.oldest = newer;
         }
-        match newer {
-            Some(newer) => self.entries[newer].older = older,
-            None => self.newest = older,
+        if newer.is_none() {
+            self.newest = older;
         }
+    }
+
+    /// Links the neighbours of a record to each other, and says which they are.
+    fn neighbours_without(&mut self, at: u32) -> (Option<u32>, Option<u32>) {
+        let (older, newer) = (self.entry(at).older, self.entry(at).newer);
+        if let Some(older) = older {
+            self.entry_mut(older).newer = newer;
+        }
+        if let Some(newer) = newer {
+            self.entry_mut(newer).older = older;
+        }
+        (older, newer)
     }
 }
 
@@ -467,7 +561,14 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-const OVERHEAD: usize = size_of::<Entry>() + 2 * size_of::<(RecordId, usize)>() + 2 * size_of::<(Duration, usize)>();
+/// As many as fit: 584 years.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// An entry, its two places in `due`, and two in each of the tables, which are half empty.
+const OVERHEAD: usize = size_of::<Entry>() + 2 * size_of::<(u64, u32)>() + 4 * (size_of::<u32>() + 1);
 const MAX_BYTES: usize = 1 << 30;
+const MIN_DUE: usize = 64;
 const PURGE_PER_CALL: usize = 4;
 const SHARDS_PER_THREAD: usize = 4;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use base64ct::{Base64UrlUnpadded, Encoding};
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 use jam_session::{
     Backend, BoxError, Data, Error, ErrorKind, JsonSessions, Keyring, Owner, Record, RecordId, Serializer, Session,
     SessionLayer, Sessions,
@@ -134,8 +134,8 @@ async fn p03_an_id_that_does_not_open_never_reaches_the_store(store: Store) {
     let other = store.sessions_with(Options { sessions_key: Some("other"), ..with(key_a()) });
     forged.push(other.create("ada", json!({})).await.unwrap().as_str().to_owned());
     // Records are no IDs.
-    forged.push(Base64UrlUnpadded::encode_string(&record_of_key_a(&store).await.payload));
-    forged.push(Base64UrlUnpadded::encode_string(&record_of_key_a(&store).await.payload[..100]));
+    forged.push(BASE64.encode(&record_of_key_a(&store).await.payload));
+    forged.push(BASE64.encode(&record_of_key_a(&store).await.payload[..100]));
 
     let sessions = store.sessions_with(with(key_a()));
     let thief = Client::new(&SessionLayer::new(sessions.clone()));
@@ -167,7 +167,7 @@ async fn record_of_key_a(store: &Store) -> Record {
 /// The four bytes that name a key in all that it has sealed.
 async fn key_a_name(store: &Store) -> Vec<u8> {
     let id = store.sessions_with(with(key_a())).create("nobody", json!({})).await.unwrap();
-    Base64UrlUnpadded::decode_vec(id.as_str()).unwrap()[1..5].to_vec()
+    BASE64.decode(id.as_str()).unwrap()[1..5].to_vec()
 }
 
 async fn p03_a_plain_id_is_not_taken_with_a_keyring(store: Store) {
@@ -289,7 +289,7 @@ async fn p11_records_cannot_be_swapped_or_moved(store: Store) {
         assert_no_sign_out(client, ErrorKind::Corrupt).await;
     }
     // From one user to another, from another application, and an ID where a record belongs.
-    let id = Base64UrlUnpadded::decode_vec(&mallory.id().unwrap()).unwrap();
+    let id = BASE64.decode(mallory.id().unwrap()).unwrap();
     for payload in [adas[0].payload.clone(), elsewhere.payload.clone(), id.into()] {
         overwrite(&store, theirs.id, payload).await;
         assert_eq!(sessions.get(mallory.id().unwrap()).await.unwrap_err().kind(), ErrorKind::Corrupt);
@@ -313,7 +313,7 @@ async fn p11_a_plain_record_is_not_taken_with_a_keyring(store: Store) {
     let id = client.id().unwrap();
     plain.update(&id, json!({"role": "admin"})).await.unwrap();
     let forged = record(&store, "ada").await.payload;
-    assert_eq!(forged[0], b'{');
+    assert!(forged.windows(5).any(|bytes| bytes == b"admin"));
 
     let strict = store.sessions_with(with(key_a()));
     assert_eq!(strict.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);
@@ -354,8 +354,8 @@ async fn p13_a_dump_of_a_sealed_store_shows_nothing(store: Store) {
         }
         // Nor does any of it work as an ID, as it is or spelled otherwise.
         let name = record.id.to_string();
-        let mut tries = vec![name.clone(), Base64UrlUnpadded::encode_string(&record.payload)];
-        tries.extend(everything.windows(32).map(|bytes| format!("{name}.{}", Base64UrlUnpadded::encode_string(bytes))));
+        let mut tries = vec![name.clone(), BASE64.encode(&record.payload)];
+        tries.extend(everything.windows(32).map(|bytes| format!("{name}.{}", BASE64.encode(bytes))));
         for text in tries {
             thief.set_id(&text);
             assert_eq!(user(&thief).await, "");

@@ -5,7 +5,7 @@
 
 use std::{io::Write, ops::Range};
 
-use base64ct::{Base64, Encoding};
+use base64::prelude::{BASE64_STANDARD as BASE64, Engine};
 use bytes::Bytes;
 use crc32fast::Hasher;
 use serde::Deserialize;
@@ -107,7 +107,7 @@ impl Line {
                     out.extend_from_slice(br#""json":"#);
                     out.extend_from_slice(&payload.bytes);
                 } else {
-                    write!(out, r#""base64":"{}""#, Base64::encode_string(&payload.bytes))?;
+                    write!(out, r#""base64":"{}""#, BASE64.encode(&payload.bytes))?;
                 }
             }
             Self::Touch { id, version, time: Time { until, ttl } } => {
@@ -241,7 +241,7 @@ impl Fields<'_> {
     fn payload(&self) -> Option<Payload> {
         match (self.json, self.base64) {
             (Some(json), None) => Some(Payload { bytes: Bytes::copy_from_slice(json.get().as_bytes()), plain: true }),
-            (None, Some(text)) => Some(Payload { bytes: Base64::decode_vec(text).ok()?.into(), plain: false }),
+            (None, Some(text)) => Some(Payload { bytes: BASE64.decode(text).ok()?.into(), plain: false }),
             _ => None,
         }
     }

@@ -150,7 +150,7 @@ impl JsonSessions {
 
     /// Sessions in that file, to be set up.
     pub fn builder(path: impl AsRef<Path>) -> Builder<JsonFile> {
-        Builder::new(JsonFile { path: path.as_ref().to_owned(), durability: Durability::default() })
+        Builder::new(JsonFile { path: path.as_ref().to_owned(), durability: Durability::default() }).in_text()
     }
 }
 
