@@ -113,6 +113,7 @@ impl App {
             What::Rework => session.rework(),
             What::Delete => session.delete(),
             What::Clear => session.clear(),
+            What::ClearOthers => session.clear_others(),
             What::Huge => session.insert("huge", "x".repeat(MAX_SIZE))?,
             What::List => {
                 if let Some(user) = session.key() {

@@ -30,11 +30,13 @@ pub enum What {
     Unused,
     Bind(String),
     Create(String),
-    /// Signs out everywhere else.
+    /// Signs out everywhere, and in again.
     ClearAndBind(String),
     Rework,
     Delete,
     Clear,
+    /// Signs out everywhere else, and keeps the session.
+    ClearOthers,
     /// The sessions of whoever is signed in.
     List,
     /// Ends one of them, by its handle.
@@ -119,7 +121,7 @@ impl Ask {
 
     /// Whether it ends sessions whatever else goes wrong.
     pub fn signs_out(&self) -> bool {
-        matches!(self.what, What::Delete | What::Clear | What::ClearAndBind(_))
+        matches!(self.what, What::Delete | What::Clear | What::ClearOthers | What::ClearAndBind(_))
     }
 
     /// Whether what it writes goes to the session that it came with.

@@ -216,6 +216,10 @@ impl Oracle {
                     known.enders.push(effect)
                 }
                 (What::Clear | What::ClearAndBind(_), Some(key)) => self.note_clear(&key, effect),
+                (What::ClearOthers, Some(key)) => {
+                    self.note_clear(&key, effect);
+                    self.sessions[session].enders.retain(|ender| ender.ask != effect.ask);
+                }
                 (What::Revoke(handle), Some(key)) => {
                     let target = self.handles.get(handle).map(|target| &mut self.sessions[*target]);
                     if let Some(target) = target.filter(|target| target.key == Some(key)) {
@@ -825,9 +829,13 @@ impl Oracle {
         let is_stranger = matches!(presented, Cookie::None | Cookie::Forged { malformed: true, .. });
         let needs_none = match &ask.what {
             What::Unused => true,
-            What::Visit | What::Rework | What::List | What::Revoke(_) | What::Delete | What::Clear => {
-                is_stranger && !is_kept
-            }
+            What::Visit
+            | What::Rework
+            | What::List
+            | What::Revoke(_)
+            | What::Delete
+            | What::Clear
+            | What::ClearOthers => is_stranger && !is_kept,
             _ => false,
         };
         ensure(!self.steady, || "503, and nothing is wrong".to_owned())?;
@@ -836,7 +844,7 @@ impl Oracle {
         let from = self.session_of(&presented);
         match (cookie, ask.login()) {
             // The save failed, and the sign-out came through with the response that says so.
-            (Got::Remove, _) if ask.save && ask.signs_out() && from.is_some() => {
+            (Got::Remove, _) if ask.save && ask.signs_out() && ask.what != What::ClearOthers && from.is_some() => {
                 self.settle_endings(id, Fate::Sure);
                 Ok(Jar::Remove)
             }

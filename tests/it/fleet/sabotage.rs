@@ -25,6 +25,8 @@ pub enum Sabotage {
     DropsEndings,
     /// Leaves one session when all are cleared.
     ClearsAllButOne,
+    /// Ends also the one that is to be kept.
+    ClearsTheKept,
     /// Answers now and then with what there was before.
     LoadsStale,
     /// An error is an empty session.
@@ -56,11 +58,12 @@ pub enum Sabotage {
     PanicsForget,
 }
 
-pub const ALL: [Sabotage; 19] = [
+pub const ALL: [Sabotage; 20] = [
     Sabotage::Upserts,
     Sabotage::DropsUpdates,
     Sabotage::DropsEndings,
     Sabotage::ClearsAllButOne,
+    Sabotage::ClearsTheKept,
     Sabotage::LoadsStale,
     Sabotage::LoadsNothing,
     Sabotage::Overwrites,
@@ -157,10 +160,12 @@ impl Saboteur {
         listed
     }
 
-    pub async fn keep(&self, backend: &AnyBackend, owner: Owner) -> Result<Option<RecordId>> {
+    /// What a clear is to keep.
+    pub async fn keep(&self, backend: &AnyBackend, owner: Owner, keep: Option<RecordId>) -> Result<Option<RecordId>> {
         match self.what {
+            Sabotage::ClearsTheKept => Ok(None),
             Sabotage::ClearsAllButOne => Ok(backend.list(owner).await?.last().map(|record| record.id)),
-            _ => Ok(None),
+            _ => Ok(keep),
         }
     }
 }

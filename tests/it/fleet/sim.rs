@@ -287,7 +287,7 @@ impl Backend for Shaky {
 
     async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
         let keep = match &self.sabotage {
-            Some(saboteur) => saboteur.keep(self.store.backend(), owner).await?.or(keep),
+            Some(saboteur) => saboteur.keep(self.store.backend(), owner, keep).await?,
             None => keep,
         };
         self.call(self.store.backend().clear(owner, keep)).await

@@ -286,7 +286,8 @@ impl<S: Site> Walk<S> {
             64..78 => What::Rework,
             78..81 => What::Delete,
             81 | 82 => What::Clear,
-            83..88 => What::List,
+            83 => What::ClearOthers,
+            84..88 => What::List,
             88..92 => {
                 let whose = if random.percent(85) { key.unwrap_or(user) } else { user };
                 let handles = oracle.handles_of(&whose);
@@ -326,6 +327,7 @@ impl<S: Site> Walk<S> {
         ask.end = match random.below(20) {
             _ if ask.what == What::Unused => End::Well,
             0 => End::Fail,
+            1..3 if ask.signs_out() => End::Panic,
             1 if random.percent(50) => End::Panic,
             _ => End::Well,
         };
