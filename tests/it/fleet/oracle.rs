@@ -248,11 +248,13 @@ impl Oracle {
     }
 
     /// How much was asked and answered.
+    #[cfg(feature = "redis")]
     pub fn moment(&self) -> u64 {
         self.now
     }
 
     /// Something happens to the servers.
+    #[cfg(feature = "redis")]
     pub fn happens(&mut self, what: &'static str, ms: u64) {
         self.count(what);
         self.log.push(Line { ms, ask: usize::MAX, browser: 0, sessions: vec![], text: what.to_owned() });

@@ -60,8 +60,6 @@ pub struct Walk<S> {
     pub oracle: RefCell<Oracle>,
     /// What each browser has.
     jars: Vec<Cell<Option<usize>>>,
-    /// Tabs that still walk.
-    pub walking: Cell<usize>,
 }
 
 /// Names that would meet in a store that is not careful.
@@ -70,7 +68,7 @@ pub const USERS: [&str; 3] = ["ada", "ada:s", "{ada}*\0\u{1f980}"];
 impl<S: Site> Walk<S> {
     pub fn new(site: S, oracle: Oracle, size: Size) -> Rc<Self> {
         let jars = (0..size.browsers).map(|_| Cell::new(None)).collect();
-        Rc::new(Self { site, oracle: RefCell::new(oracle), jars, walking: Cell::new(size.browsers * size.tabs) })
+        Rc::new(Self { site, oracle: RefCell::new(oracle), jars })
     }
 
     /// Walks, and looks at everything once more in the end. What is wrong is in the oracle.
@@ -86,7 +84,6 @@ impl<S: Site> Walk<S> {
                         }
                         walk.step(browser, &mut random).await;
                     }
-                    walk.walking.set(walk.walking.get() - 1);
                 }));
             }
         }
