@@ -13,6 +13,7 @@ mod cost;
 mod encryption;
 mod endings;
 mod faults;
+mod fleet;
 mod http;
 mod identity;
 mod json;

@@ -8,6 +8,6 @@ mod faults;
 pub mod harness;
 mod layer;
 pub mod process;
-mod proxy;
+pub mod proxy;
 mod replays;
 mod wire;

@@ -1,0 +1,148 @@
+//! What a request asks for, and what comes back. Both travel as JSON, so that the same walk goes through a socket.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// One request. Its number is unique in a walk, and the name of whatever it writes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ask {
+    pub id: usize,
+    pub what: What,
+    /// Recorded after that.
+    pub writes: Vec<Write>,
+    pub save: bool,
+    /// Recorded after the save.
+    pub late: Vec<Write>,
+    /// Where the handler waits until it is let go on.
+    pub wait: Option<Moment>,
+    pub end: End,
+    /// It writes without having loaded.
+    pub blind: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum What {
+    /// Reads, or only writes.
+    Visit,
+    /// Does not look at the session.
+    Unused,
+    Bind(String),
+    Create(String),
+    /// Signs out everywhere, and in again.
+    ClearAndBind(String),
+    Rework,
+    Delete,
+    Clear,
+    /// Signs out everywhere else, and keeps the session.
+    ClearOthers,
+    /// The sessions of whoever is signed in.
+    List,
+    /// Ends one of them, by its handle.
+    Revoke(String),
+    /// Writes more than a session may hold.
+    Huge,
+    /// Of the module, without a session.
+    ListOf(String),
+    ClearOf(String),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Write {
+    /// One more of that counter, by `modify`.
+    Add(usize),
+    /// A value under a name that no other request writes.
+    Put(usize),
+    Take(usize),
+    /// A value under a name that all write.
+    Theme(usize),
+    /// Ends where it began.
+    Idle,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Moment {
+    Come,
+    Loaded,
+    Recorded,
+    Saved,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub enum End {
+    Well,
+    Fail,
+    Panic,
+}
+
+/// What the handler says.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Said {
+    pub id: usize,
+    /// What it loaded.
+    pub seen: Option<Seen>,
+    /// `ok` or `gone`.
+    pub saved: Option<String>,
+    /// What there was after the save.
+    pub after: Option<Seen>,
+    pub list: Option<Vec<Seen>>,
+    pub revoked: Option<bool>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Seen {
+    pub handle: Option<String>,
+    pub key: Option<String>,
+    pub data: BTreeMap<String, Value>,
+}
+
+/// A whole response.
+#[derive(Clone, Debug, Default)]
+pub struct Reply {
+    pub status: u16,
+    /// With names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
+}
+
+impl Ask {
+    pub fn new(id: usize, what: What) -> Self {
+        Self { id, what, writes: vec![], save: false, late: vec![], wait: None, end: End::Well, blind: false }
+    }
+
+    /// The user whom it signs in.
+    pub fn login(&self) -> Option<&str> {
+        match &self.what {
+            What::Bind(user) | What::Create(user) | What::ClearAndBind(user) => Some(user),
+            _ => None,
+        }
+    }
+
+    /// Whether it ends sessions whatever else goes wrong.
+    pub fn signs_out(&self) -> bool {
+        matches!(self.what, What::Delete | What::Clear | What::ClearOthers | What::ClearAndBind(_))
+    }
+
+    /// Whether what it writes goes to the session that it came with.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.what, What::Visit | What::Rework | What::Huge)
+    }
+
+    /// Whether it writes what makes a session of nothing.
+    pub fn is_kept(writes: &[Write]) -> bool {
+        writes.iter().any(|write| matches!(write, Write::Add(_) | Write::Put(_) | Write::Theme(_)))
+    }
+}
+
+impl Reply {
+    pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.headers.iter().filter(move |(header, _)| header == name).map(|(_, value)| value.as_str())
+    }
+
+    pub fn said(&self) -> Option<Said> {
+        serde_json::from_slice(&self.body).ok()
+    }
+}
+
+pub const COUNTERS: usize = 2;

@@ -1,0 +1,186 @@
+//! A fleet of browsers walks through an application at random, and an oracle checks every response.
+//!
+//! Several browsers, each with one jar of cookies and several tabs, of three users: their requests overlap, and a browser takes
+//! cookies in the order in which responses come. They read, write, log in, switch users, rotate, log out, here and everywhere,
+//! end other sessions by their handles; wait in the handler until others are answered; leave before, during and after the
+//! handler; save and then fail; panic. Thieves try every cookie that there ever was, forged ones, and two at once. It goes to two
+//! servers on one store: within the test, on stores whose calls take a while at random and fail now and then; and as two processes
+//! on a Redis that keeps what it has acknowledged, all of which are killed, frozen and cut off.
+//!
+//! # What the oracle knows
+//!
+//! Of two requests one is *before* the other if it was answered before the other was sent. What a request does is sure from its
+//! answer on; or not done, if the answer says so; or maybe done, at any time after it was sent, if the answer was lost or is
+//! a 503. A response is wrong if it fits none of the orders that this leaves open:
+//!
+//! * An ID leads to its own session, with its own user, handle and data, or nowhere (3, 6, 12). Two of two users lead nowhere,
+//!   one of them that is dead does not hide the other (15).
+//! * It leads nowhere after a sign-out, a clear, a revocation or a login that ended its session, whatever was under way (4, 7, 8);
+//!   nor when the grace is over since the rework that replaced it was answered (6).
+//! * A counter is no less than what was sure before, and no more than what may be since; the same for names, and for a value that
+//!   all write (5). Each `save` that says yes makes another number of it. `save` says that a session is gone only if somebody may
+//!   have ended it. What a failed response, or one that was too large, has written is not there (17).
+//! * A login gives another ID and handle, and takes along what was sure to be in the session before, if nobody else may have ended
+//!   that (7). A session of another user leaves nothing to it. A rework keeps the handle, and rotates an ID once (6).
+//! * A list has every session that was there throughout, none that had ended, and nobody else's; `revoke` says true for none but
+//!   those, and false for none that is live throughout (8). A session that nobody was told of is one that a login made whose answer
+//!   was lost, or is under way.
+//! * A cookie is set by a login, a rotation and a first write, always; and then only (2, 10); never by a handler that reads, nor for
+//!   who holds what a login has replaced (2, 7); removed by a sign-out that found somebody, and by nothing else (9). With it goes
+//!   `no-store`; with everything that looked at the session, `Vary: Cookie`. No ID is given out twice.
+//! * 503 says when to come back, is never answered where nothing is made to fail, nor ever to who needs no store (1, 9).
+//! * A sign-out counts also with a response that fails, and when the handler panicked or the client left after it was recorded (16).
+//! * Every request is answered, or its connection closed (16).
+//!
+//! In the end, when all is quiet, all cookies and lists are looked at once more, all users are cleared, and nothing is left.
+//!
+//! # When nobody asked for a sign-out
+//!
+//! An ID must lead to its session, unless one of these was sent before the answer came:
+//!
+//! * a request that ends the session, and of which it is not known that it did not: also a login or a clear whose answer was lost;
+//! * a rework that came with this very ID, sure or maybe, as soon as the grace may be over since that was *sent*, or more than four
+//!   rotations may have been made since. Of the new ID only its response tells: if that is lost, the browser is signed out when
+//!   the grace ends.
+//!
+//! So a browser whose jar leads nowhere has asked for it, has lost the response to a login or a rotation, or has got the response to
+//! a rotation later than that to a login which overlapped it. The order of responses is not the server's.
+//!
+//! # What is not in here
+//!
+//! Idle times, deadlines and bounds (18, 19), records that cannot be read (11), logs (13), options (14): other tests have them.
+//!
+//! Of a session that a lost login made, only user and handle are checked. As long as a login is under way, its session may already
+//! be listed, and its data follow the session before.
+
+mod app;
+mod ask;
+mod oracle;
+#[cfg(feature = "redis")]
+mod processes;
+mod random;
+mod sabotage;
+mod sim;
+mod walk;
+
+use std::{
+    collections::BTreeMap,
+    ops::Range,
+    sync::LazyLock,
+    time::{Duration, Instant, SystemTime},
+};
+
+use jam_session::Keyring;
+use tokio::task::LocalSet;
+
+use self::{
+    oracle::Oracle,
+    random::Random,
+    sabotage::{ALL, Sabotage},
+    sim::{Options, Sim},
+    walk::{Size, Walk},
+};
+
+type Tally = BTreeMap<&'static str, u64>;
+
+#[test]
+fn on_memory_no_response_is_wrong() {
+    each_seed("memory", 0..10, |seed| within(options(seed)));
+}
+
+#[test]
+fn on_memory_that_fails_now_and_then_no_response_is_wrong() {
+    each_seed("failing memory", 1000..1008, |seed| within(Options { faults: true, ..options(seed) }));
+}
+
+#[test]
+fn with_a_keyring_no_response_is_wrong() {
+    let keyring = Keyring::generate().unwrap();
+    let sealed = |seed| Options { keyring: Some(keyring.clone()), faults: seed % 2 == 1, ..options(seed) };
+    each_seed("sealed memory", 2000..2004, |seed| within(sealed(seed)));
+}
+
+#[test]
+fn on_a_json_file_no_response_is_wrong() {
+    each_seed("JSON file", 3000..3002, |seed| within(Options { json: true, faults: seed % 2 == 1, ..options(seed) }));
+}
+
+#[test]
+#[cfg(feature = "redis")]
+fn through_two_processes_and_a_redis_that_are_killed_at_random_no_response_is_wrong() {
+    if crate::redis::harness::binary().is_some() {
+        each_seed("processes", 4000..4002, |seed| {
+            let walk = processes::walk_through_processes(seed, Size { steps: 40, ..SIZE }).unwrap();
+            let oracle = walk.oracle.borrow();
+            (oracle.wrong.clone(), oracle.tally.clone())
+        });
+    }
+}
+
+#[test]
+fn the_oracle_notices_whatever_is_broken_on_purpose() {
+    let mut missed = Vec::new();
+    for sabotage in ALL {
+        let faults = matches!(sabotage, Sabotage::LoadsNothing | Sabotage::FailuresRemoveCookies);
+        let caught = (0..12).find_map(|seed| {
+            let options = Options { sabotage: Some(sabotage), faults, ..options(5000 + seed) };
+            within(options).0.map(|wrong| (seed, wrong))
+        });
+        match caught {
+            Some((seed, wrong)) => println!("{sabotage:?}, seed {seed}: {}", wrong.lines().next().unwrap()),
+            None => missed.push(sabotage),
+        }
+    }
+    assert!(missed.is_empty(), "{missed:?} went unnoticed");
+}
+
+/// Runs the walk of each of these seeds; and if `SESSION_TEST_LONG` says for how many seconds, of others until they are over.
+fn each_seed(what: &str, fixed: Range<u64>, walk: impl Fn(u64) -> (Option<String>, Tally)) {
+    static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
+    let long = std::env::var("SESSION_TEST_LONG").ok();
+    let long = long.map(|seconds| Duration::from_secs(seconds.parse().expect("SESSION_TEST_LONG is not a number")));
+    let fixed_until = fixed.end;
+    let mut tally = Tally::new();
+    let mut run = |seed| {
+        let (wrong, counts) = walk(seed);
+        for (what, count) in counts {
+            *tally.entry(what).or_default() += count;
+        }
+        if let Some(wrong) = wrong {
+            panic!("{what}, seed {seed}: {wrong}");
+        }
+    };
+    fixed.for_each(&mut run);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    let mut random = Random(now.as_nanos() as u64);
+    let mut others = 0;
+    while long.is_some_and(|long| BEGAN.elapsed() < long) {
+        run(fixed_until + random.next() / 2);
+        others += 1;
+    }
+    println!("{what}: {others} seeds more; {tally:?}");
+    // A walk that goes nowhere proves nothing.
+    for what in ["found", "logins", "logouts", "rotations", "revoked", "lists", "lost", "old IDs within the grace"] {
+        assert!(tally.contains_key(what), "no {what}");
+    }
+}
+
+fn within(options: Options) -> (Option<String>, Tally) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let seed = options.seed;
+    let grace = u64::try_from(options.grace.as_millis()).unwrap();
+    let oracle = Oracle::new(grace, !options.faults);
+    let walk = LocalSet::new().block_on(&runtime, async move {
+        let walk = Walk::new(Sim::new(options).await, oracle, SIZE);
+        walk.run(SIZE, &mut Random(seed)).await;
+        walk
+    });
+    let oracle = walk.oracle.borrow();
+    (oracle.wrong.clone(), oracle.tally.clone())
+}
+
+fn options(seed: u64) -> Options {
+    Options { seed, json: false, faults: false, keyring: None, sabotage: None, grace: Duration::from_secs(10) }
+}
+
+const SIZE: Size = Size { browsers: 3, tabs: 3, steps: 60 };

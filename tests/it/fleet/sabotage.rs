@@ -1,0 +1,253 @@
+//! Stores and servers that break a promise on purpose, to see that the oracle notices.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::{Context, Poll},
+};
+
+use axum::{Router, extract::Request, middleware::Next, response::Response};
+use http::{HeaderValue, header};
+use jam_session::{AnyBackend, Backend, Outcome, Owner, Record, RecordId, backend::Result};
+use tower::Service;
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Sabotage {
+    /// Writes what is gone.
+    Upserts,
+    /// Says that an update is done now and then, and does not do it.
+    DropsUpdates,
+    /// Says that it has ended what it has not.
+    DropsEndings,
+    /// Leaves one session when all are cleared.
+    ClearsAllButOne,
+    /// Ends also the one that is to be kept.
+    ClearsTheKept,
+    /// Answers now and then with what there was before.
+    LoadsStale,
+    /// An error is an empty session.
+    LoadsNothing,
+    /// Does not look at the version.
+    Overwrites,
+    /// Does it, and says that another was faster.
+    AppliesTwice,
+    /// Says that a session is stored now and then, and does not store it.
+    DropsCreations,
+    /// Shows not all of the list.
+    ListsTooLittle,
+    /// A sign of life brings back what has ended.
+    TouchesRevive,
+    /// An ID from before a rework lives for longer than was said.
+    LongGrace,
+    NoGrace,
+    /// A response that fails has no cookie.
+    CookiesOnlyOnSuccess,
+    /// A failure signs the browser out.
+    FailuresRemoveCookies,
+    /// Everybody gets a cookie.
+    CookiesForReaders,
+    /// A response that was on its way to another browser.
+    MixesResponses,
+    /// Depends on the cookie, and does not say so.
+    NoVary,
+    /// A handler that panics takes the sign-out along.
+    PanicsForget,
+}
+
+pub const ALL: [Sabotage; 20] = [
+    Sabotage::Upserts,
+    Sabotage::DropsUpdates,
+    Sabotage::DropsEndings,
+    Sabotage::ClearsAllButOne,
+    Sabotage::ClearsTheKept,
+    Sabotage::LoadsStale,
+    Sabotage::LoadsNothing,
+    Sabotage::Overwrites,
+    Sabotage::AppliesTwice,
+    Sabotage::DropsCreations,
+    Sabotage::ListsTooLittle,
+    Sabotage::TouchesRevive,
+    Sabotage::LongGrace,
+    Sabotage::NoGrace,
+    Sabotage::CookiesOnlyOnSuccess,
+    Sabotage::FailuresRemoveCookies,
+    Sabotage::CookiesForReaders,
+    Sabotage::MixesResponses,
+    Sabotage::NoVary,
+    Sabotage::PanicsForget,
+];
+
+pub struct Saboteur {
+    what: Sabotage,
+    calls: AtomicUsize,
+    before: Mutex<HashMap<RecordId, Record>>,
+}
+
+impl Saboteur {
+    pub fn new(what: Sabotage) -> Self {
+        Self { what, calls: AtomicUsize::new(0), before: Mutex::default() }
+    }
+
+    /// Each time so many calls have passed.
+    fn now_and_then(&self, what: Sabotage, every: usize) -> bool {
+        self.what == what && self.calls.fetch_add(1, SeqCst) % every == every - 1
+    }
+
+    pub fn load(&self, id: RecordId, loaded: Result<Option<Record>>) -> Result<Option<Record>> {
+        if self.what == Sabotage::LoadsNothing && loaded.is_err() {
+            return Ok(None);
+        }
+        if self.now_and_then(Sabotage::LoadsStale, 20)
+            && let Some(before) = self.before.lock().unwrap().get(&id)
+        {
+            return Ok(Some(before.clone()));
+        }
+        if let Ok(Some(record)) = &loaded {
+            self.before.lock().unwrap().insert(id, record.clone());
+        }
+        loaded
+    }
+
+    pub fn skips_create(&self) -> bool {
+        self.now_and_then(Sabotage::DropsCreations, 20)
+    }
+
+    pub async fn update(&self, backend: &AnyBackend, expected: i64, record: Record) -> Result<Outcome> {
+        let ends = record.ttl.is_zero();
+        if self.what == Sabotage::DropsEndings && ends {
+            return Ok(Outcome::Done);
+        }
+        if !ends && self.now_and_then(Sabotage::DropsUpdates, 20) {
+            return Ok(Outcome::Done);
+        }
+        match backend.update(expected, record.clone()).await? {
+            Outcome::Gone if self.what == Sabotage::Upserts && !ends => {
+                backend.create(record).await?;
+                Ok(Outcome::Done)
+            }
+            Outcome::Conflict(current) if self.what == Sabotage::Overwrites => {
+                backend.update(current.version, record).await
+            }
+            Outcome::Done if !ends && self.now_and_then(Sabotage::AppliesTwice, 20) => {
+                let written = backend.load(record.id).await?;
+                let Some(written) = written else { return Ok(Outcome::Done) };
+                let other = Record { version: written.version ^ 1, ..written.clone() };
+                match backend.update(written.version, other.clone()).await? {
+                    Outcome::Done => Ok(Outcome::Conflict(other)),
+                    _ => Ok(Outcome::Done),
+                }
+            }
+            outcome => Ok(outcome),
+        }
+    }
+
+    pub async fn touch(&self, backend: &AnyBackend, id: RecordId) -> Result<()> {
+        let before = self.before.lock().unwrap().get(&id).cloned();
+        if let Some(before) = before.filter(|_| self.what == Sabotage::TouchesRevive) {
+            backend.create(before).await?;
+        }
+        Ok(())
+    }
+
+    pub fn list(&self, mut listed: Vec<Record>) -> Vec<Record> {
+        if self.what == Sabotage::ListsTooLittle {
+            listed.pop();
+        }
+        listed
+    }
+
+    /// What a clear is to keep.
+    pub async fn keep(&self, backend: &AnyBackend, owner: Owner, keep: Option<RecordId>) -> Result<Option<RecordId>> {
+        match self.what {
+            Sabotage::ClearsTheKept => Ok(None),
+            Sabotage::ClearsAllButOne => Ok(backend.list(owner).await?.last().map(|record| record.id)),
+            _ => Ok(keep),
+        }
+    }
+}
+
+/// A server that does something else with what the layer says.
+pub fn around(what: Option<Sabotage>, router: Router) -> Router {
+    let Some(what) = what else { return router };
+    if what == Sabotage::PanicsForget {
+        return router.layer(tower::layer::layer_fn(Forgetful));
+    }
+    let last: &'static Mutex<Option<HeaderValue>> = Box::leak(Box::default());
+    let count: &'static AtomicUsize = Box::leak(Box::default());
+    router.layer(axum::middleware::from_fn(move |request: Request, next: Next| async move {
+        let mut response: Response = next.run(request).await;
+        let failed = response.status().is_server_error();
+        let headers = response.headers_mut();
+        match what {
+            Sabotage::CookiesOnlyOnSuccess if failed => drop(headers.remove(header::SET_COOKIE)),
+            Sabotage::FailuresRemoveCookies if failed => {
+                let removal = "__Host-id=; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=0";
+                headers.insert(header::SET_COOKIE, HeaderValue::from_static(removal));
+                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            }
+            Sabotage::CookiesForReaders if !headers.contains_key(header::SET_COOKIE) => {
+                let n = count.fetch_add(1, SeqCst);
+                let cookie = format!("__Host-id=n{n:021}.{n:043}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60");
+                headers.insert(header::SET_COOKIE, cookie.parse().unwrap());
+                headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+            }
+            Sabotage::MixesResponses => {
+                if let Some(cookie) = headers.get(header::SET_COOKIE).cloned() {
+                    let other = last.lock().unwrap().replace(cookie);
+                    if let Some(other) = other.filter(|_| count.fetch_add(1, SeqCst) % 10 == 9) {
+                        headers.insert(header::SET_COOKIE, other);
+                    }
+                }
+            }
+            Sabotage::NoVary => drop(headers.remove(header::VARY)),
+            _ => {}
+        }
+        response
+    }))
+}
+
+/// A server of whose requests a panic leaves nothing, not even what they do when they are dropped.
+#[derive(Clone)]
+struct Forgetful<S>(S);
+
+impl<S: Service<Request>> Service<Request> for Forgetful<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Forgotten<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<std::result::Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        Forgotten { inner: Some(Box::pin(self.0.call(request))), is_polled: false }
+    }
+}
+
+struct Forgotten<F> {
+    inner: Option<Pin<Box<F>>>,
+    is_polled: bool,
+}
+
+impl<F: Future> Future for Forgotten<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.is_polled = true;
+        let polled = self.inner.as_mut().unwrap().as_mut().poll(cx);
+        self.is_polled = false;
+        polled
+    }
+}
+
+impl<F> Drop for Forgotten<F> {
+    fn drop(&mut self) {
+        if self.is_polled {
+            std::mem::forget(self.inner.take());
+        }
+    }
+}

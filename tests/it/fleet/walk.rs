@@ -1,0 +1,410 @@
+//! Browsers that walk through the application at random: several tabs each, one jar of cookies per browser.
+
+use std::{
+    cell::{Cell, RefCell},
+    pin::pin,
+    rc::Rc,
+};
+
+use futures_util::future::{Either, select};
+use tokio::task::{JoinHandle, spawn_local, yield_now};
+
+use super::{
+    ask::{Ask, COUNTERS, End, Moment, Reply, What, Write},
+    oracle::{Cookie, Jar, Oracle},
+    random::Random,
+};
+
+/// Where the application is: two servers of it, on one store.
+pub trait Site: 'static {
+    /// Sends a request. `None` if its answer was lost. Dropped, it is a client that has left.
+    fn send(
+        &self,
+        server: usize,
+        ask: &Ask,
+        headers: Vec<(&'static str, String)>,
+    ) -> impl Future<Output = Option<Reply>>;
+
+    /// Waits until the handler of that request waits.
+    fn arrived(&self, server: usize, id: usize) -> impl Future<Output = ()>;
+
+    /// Lets it go on.
+    fn open(&self, server: usize, id: usize) -> impl Future<Output = ()>;
+
+    /// In milliseconds, by the clock of the application.
+    fn now(&self) -> u64;
+
+    /// Called now and then: time may pass, and what can fail may begin to fail.
+    fn shake(&self, random: &mut Random);
+
+    /// Lets everything come to an end, heals what is broken, and lets the grace of all reworks pass.
+    fn settle(&self) -> impl Future<Output = ()>;
+
+    /// What that request had loaded when its handler had recorded everything; `None` if it never came to that, or nobody knows.
+    fn recorded(&self, id: usize) -> Option<Option<String>>;
+
+    /// Whether `save` is known to have said yes to that request.
+    fn saved(&self, id: usize) -> bool;
+}
+
+/// How long a walk is.
+#[derive(Clone, Copy)]
+pub struct Size {
+    pub browsers: usize,
+    pub tabs: usize,
+    pub steps: usize,
+}
+
+pub struct Walk<S> {
+    pub site: S,
+    pub oracle: RefCell<Oracle>,
+    /// What each browser has.
+    jars: Vec<Cell<Option<usize>>>,
+}
+
+/// Names that would meet in a store that is not careful.
+pub const USERS: [&str; 3] = ["ada", "ada:s", "{ada}*\0\u{1f980}"];
+
+impl<S: Site> Walk<S> {
+    pub fn new(site: S, oracle: Oracle, size: Size) -> Rc<Self> {
+        let jars = (0..size.browsers).map(|_| Cell::new(None)).collect();
+        Rc::new(Self { site, oracle: RefCell::new(oracle), jars })
+    }
+
+    /// Walks, and looks at everything once more in the end. What is wrong is in the oracle.
+    pub async fn run(self: &Rc<Self>, size: Size, random: &mut Random) {
+        let mut tabs = Vec::new();
+        for browser in 0..size.browsers {
+            for _ in 0..size.tabs {
+                let (walk, mut random) = (Rc::clone(self), random.fork());
+                tabs.push(spawn_local(async move {
+                    for _ in 0..size.steps {
+                        if walk.is_over() {
+                            break;
+                        }
+                        walk.step(browser, &mut random).await;
+                    }
+                }));
+            }
+        }
+        for tab in tabs {
+            tab.await.unwrap();
+        }
+        if !self.is_over() {
+            self.look_back(random).await;
+        }
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.oracle.borrow().wrong.is_some()
+    }
+
+    async fn step(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        self.site.shake(random);
+        match random.below(100) {
+            0..60 => self.quick(browser, random).await,
+            60..82 => self.slow(browser, random).await,
+            82..90 => self.leave(browser, random).await,
+            _ => self.steal(browser, random).await,
+        }
+    }
+
+    async fn quick(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let cookie = self.jar(browser);
+        let task = self.ask(browser, cookie, random, None).0;
+        task.await.unwrap();
+    }
+
+    /// A request that waits in its handler, until others have been answered; or its client leaves meanwhile.
+    async fn slow(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let moments = [Moment::Come, Moment::Loaded, Moment::Loaded, Moment::Recorded, Moment::Recorded, Moment::Saved];
+        let moment = random.one(&moments).copied();
+        let cookie = self.jar(browser);
+        let (mut task, server, id) = self.ask(browser, cookie, random, moment);
+        let has_arrived = {
+            let arrived = pin!(self.site.arrived(server, id));
+            matches!(select(arrived, &mut task).await, Either::Left(_))
+        };
+        if !has_arrived {
+            return;
+        }
+        for _ in 0..random.below(4) {
+            match random.percent(80) {
+                true => self.quick(browser, random).await,
+                false => self.steal(browser, random).await,
+            }
+        }
+        match random.percent(30) {
+            true => task.abort(),
+            false => self.site.open(server, id).await,
+        }
+        let _ = task.await;
+    }
+
+    /// The client leaves at some moment: before the handler runs, meanwhile, or after.
+    async fn leave(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let cookie = self.jar(browser);
+        let (task, ..) = self.ask(browser, cookie, random, None);
+        for _ in 0..random.below(60) {
+            yield_now().await;
+        }
+        task.abort();
+        let _ = task.await;
+    }
+
+    /// Somebody tries a cookie that is not their own: an old one, a forged one, or two.
+    async fn steal(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let count = self.oracle.borrow().values.len();
+        if count == 0 {
+            return;
+        }
+        // Mostly what was given out lately.
+        let any = |random: &mut Random| match random.percent(60) {
+            true => count - 1 - random.below(count.min(12)),
+            false => random.below(count),
+        };
+        let (a, b) = (any(random), any(random));
+        let cookie = match random.below(10) {
+            0..6 => Cookie::One(a),
+            6 | 7 if a != b => Cookie::Two(a, b),
+            _ => self.forge(a, b, random),
+        };
+        let mut ask = self.random_ask(&cookie, random);
+        if let Cookie::Two(..) = cookie {
+            ask = Ask::new(ask.id, What::Visit);
+        }
+        // A thief has no jar of ours.
+        let (task, ..) = self.send(browser, ask, cookie, false, random.below(2), false);
+        task.await.unwrap();
+    }
+
+    fn forge(&self, a: usize, b: usize, random: &mut Random) -> Cookie {
+        let oracle = self.oracle.borrow();
+        let (a, b) = (&oracle.values[a].text, &oracle.values[b].text);
+        let malformed = |text: &str| Cookie::Forged { text: text.to_owned(), malformed: true };
+        match random.below(5) {
+            0 => malformed("nonsense"),
+            1 => malformed("a.b.c.d.e"),
+            2 => malformed(&"x".repeat(3000)),
+            // Another secret.
+            3 => {
+                let at = a.len() - 20;
+                let other = if a.as_bytes()[at] == b'A' { 'B' } else { 'A' };
+                Cookie::Forged { text: format!("{}{other}{}", &a[..at], &a[at + 1..]), malformed: false }
+            }
+            // The name of one with the secret of another.
+            _ => match (a.rsplit_once('.'), b.rsplit_once('.')) {
+                (Some((name, _)), Some((other, secret))) if name != other => {
+                    Cookie::Forged { text: format!("{name}.{secret}"), malformed: false }
+                }
+                _ => malformed(""),
+            },
+        }
+    }
+
+    fn jar(&self, browser: usize) -> Cookie {
+        self.jars[browser].get().map_or(Cookie::None, Cookie::One)
+    }
+
+    fn ask(
+        self: &Rc<Self>,
+        browser: usize,
+        cookie: Cookie,
+        random: &mut Random,
+        wait: Option<Moment>,
+    ) -> (JoinHandle<()>, usize, usize) {
+        let mut ask = self.random_ask(&cookie, random);
+        ask.wait = wait;
+        if wait == Some(Moment::Saved) && !matches!(ask.what, What::Unused) {
+            ask.save = true;
+        }
+        self.send(browser, ask, cookie, random.percent(5), random.below(2), true)
+    }
+
+    fn send(
+        self: &Rc<Self>,
+        browser: usize,
+        ask: Ask,
+        cookie: Cookie,
+        cross_site: bool,
+        server: usize,
+        keeps: bool,
+    ) -> (JoinHandle<()>, usize, usize) {
+        let id = ask.id;
+        let mut headers = Vec::new();
+        {
+            let mut oracle = self.oracle.borrow_mut();
+            let text = match &cookie {
+                Cookie::None => None,
+                Cookie::One(value) => Some(format!("__Host-id={}", oracle.values[*value].text)),
+                Cookie::Two(a, b) => {
+                    Some(format!("__Host-id={}; __Host-id={}", oracle.values[*a].text, oracle.values[*b].text))
+                }
+                Cookie::Forged { text, .. } => Some(format!("__Host-id={text}")),
+            };
+            headers.extend(text.map(|text| ("cookie", text)));
+            if cross_site {
+                headers.push(("sec-fetch-site", "cross-site".to_owned()));
+            }
+            oracle.send(&ask, cookie, cross_site, browser, self.site.now());
+        }
+        let walk = Rc::clone(self);
+        let task = spawn_local(async move {
+            // If this task is aborted, the client has left.
+            let mut answer = Answer { walk: &*walk, id, is_lost: true };
+            let Some(reply) = walk.site.send(server, &ask, headers).await else { return };
+            answer.is_lost = false;
+            let saved = walk.site.saved(id);
+            let jar = walk.oracle.borrow_mut().answered(id, &reply, saved, walk.site.now());
+            match jar {
+                Jar::Set(value) if keeps => walk.jars[browser].set(Some(value)),
+                Jar::Remove if keeps => walk.jars[browser].set(None),
+                _ => {}
+            }
+        });
+        (task, server, id)
+    }
+
+    fn random_ask(&self, cookie: &Cookie, random: &mut Random) -> Ask {
+        let oracle = self.oracle.borrow();
+        let id = oracle.next_id();
+        let session = oracle.session_of(cookie);
+        let key = session.and_then(|session| oracle.sessions[session].key.clone());
+        let user = (*random.one(&USERS).unwrap()).to_owned();
+        // Mostly one's own.
+        let user = key.clone().filter(|_| random.percent(60)).unwrap_or(user);
+        let is_signed_in = key.is_some();
+        let what = match random.below(100) {
+            0..53 => What::Visit,
+            53..56 => What::Unused,
+            56..61 => What::Bind(user),
+            61..63 => What::Create(user),
+            63 => What::ClearAndBind(user),
+            64..78 => What::Rework,
+            78..81 => What::Delete,
+            81 | 82 => What::Clear,
+            83 => What::ClearOthers,
+            84..88 => What::List,
+            88..92 => {
+                let whose = if random.percent(85) { key.unwrap_or(user) } else { user };
+                let handles = oracle.handles_of(&whose);
+                random.one(&handles).map_or(What::List, |handle| What::Revoke(handle.clone()))
+            }
+            92 => What::Huge,
+            // Sign in, if nobody is.
+            _ if !is_signed_in => What::Bind(user),
+            _ => What::Visit,
+        };
+        let mut ask = Ask::new(id, what);
+        match &ask.what {
+            What::Visit | What::Rework if random.percent(70) => {
+                ask.writes = self.random_writes(&oracle, session, id, random);
+                ask.blind = ask.what == What::Visit && random.percent(10);
+                ask.save = random.percent(35);
+                // One name is written once.
+                if ask.save && random.percent(30) {
+                    ask.late = vec![Write::Add(random.below(COUNTERS))];
+                }
+            }
+            What::Bind(_) | What::Create(_) | What::ClearAndBind(_) => {
+                if random.percent(50) {
+                    ask.writes = vec![Write::Put(id), Write::Add(random.below(COUNTERS))];
+                }
+                ask.save = random.percent(30);
+            }
+            What::Delete => {
+                if random.percent(20) {
+                    ask.writes = vec![Write::Put(id)];
+                }
+                ask.blind = ask.writes.is_empty() && random.percent(20);
+            }
+            What::Huge => ask.writes = vec![Write::Add(0)],
+            _ => {}
+        }
+        ask.end = match random.below(20) {
+            _ if ask.what == What::Unused => End::Well,
+            0 => End::Fail,
+            1..3 if ask.signs_out() => End::Panic,
+            1 if random.percent(50) => End::Panic,
+            _ => End::Well,
+        };
+        ask
+    }
+
+    fn random_writes(&self, oracle: &Oracle, session: Option<usize>, id: usize, random: &mut Random) -> Vec<Write> {
+        let mut writes = Vec::new();
+        let names = session.map(|session| oracle.names_in(session)).unwrap_or_default();
+        if random.percent(70) {
+            writes.push(Write::Add(random.below(COUNTERS)));
+        }
+        if random.percent(40) {
+            writes.push(Write::Put(id));
+        }
+        if random.percent(15) || names.len() > 15 {
+            writes.extend(random.one(&names).map(|name| Write::Take(*name)));
+        }
+        if random.percent(20) {
+            writes.push(Write::Theme(id));
+        }
+        if writes.is_empty() || random.percent(5) {
+            writes.push(Write::Idle);
+        }
+        writes
+    }
+
+    /// When all is quiet: every cookie that there ever was leads where it must, every list is right, and after all users are
+    /// signed out everywhere nothing is left.
+    async fn look_back(self: &Rc<Self>, random: &mut Random) {
+        self.site.settle().await;
+        let count = self.oracle.borrow().next_id();
+        for id in 0..count {
+            if let Some(loaded) = self.site.recorded(id) {
+                self.oracle.borrow_mut().recorded(id, loaded.as_deref());
+            }
+        }
+        for round in 0..2 {
+            let values = self.oracle.borrow().values.len();
+            for value in 0..values {
+                self.insist(What::Visit, Cookie::One(value), random).await;
+            }
+            for user in USERS {
+                self.insist(What::ListOf(user.to_owned()), Cookie::None, random).await;
+                if round == 0 {
+                    self.insist(What::ClearOf(user.to_owned()), Cookie::None, random).await;
+                    self.insist(What::ListOf(user.to_owned()), Cookie::None, random).await;
+                }
+            }
+        }
+    }
+
+    /// Asks until there is an answer.
+    async fn insist(self: &Rc<Self>, what: What, cookie: Cookie, random: &mut Random) {
+        for _ in 0..1000 {
+            if self.is_over() {
+                return;
+            }
+            let ask = Ask::new(self.oracle.borrow().next_id(), what.clone());
+            let id = ask.id;
+            self.send(0, ask, cookie.clone(), false, random.below(2), false).0.await.unwrap();
+            if self.oracle.borrow().is_answered_well(id) {
+                return;
+            }
+            yield_now().await;
+        }
+        panic!("the store did not come back");
+    }
+}
+
+struct Answer<'a, S: Site> {
+    walk: &'a Walk<S>,
+    id: usize,
+    is_lost: bool,
+}
+
+impl<S: Site> Drop for Answer<'_, S> {
+    fn drop(&mut self) {
+        if self.is_lost {
+            self.walk.oracle.borrow_mut().lost(self.id, self.walk.site.now());
+        }
+    }
+}
