@@ -186,7 +186,7 @@ fn theirs() -> Router {
 }
 
 /// Twelve fields, 500 bytes of JSON.
-fn fields() -> Value {
+pub fn fields() -> Value {
     let mut fields = json!({
         "visits": 0, "theme": "dark", "locale": "en-GB", "name": "Ada Lovelace", "email": "ada@example.com",
         "roles": ["admin", "editor"], "cart": [[1001, 2], [1002, 1], [1003, 7]], "csrf": "8f14e45fceea167a5a36dedd4bea2543",

@@ -139,19 +139,19 @@ impl MemoryBackend {
     }
 
     /// The shard of that record, locked and with some expired ones gone, and the time.
-    fn shard(&self, id: RecordId) -> (MutexGuard<'_, Shard>, u64) {
+    fn shard(&self, id: RecordId, purge: usize) -> (MutexGuard<'_, Shard>, u64) {
         match id.owner() {
-            Some(owner) => self.shard_of(&owner),
-            None => self.shard_of(&id),
+            Some(owner) => self.shard_of(&owner, purge),
+            None => self.shard_of(&id, purge),
         }
     }
 
-    fn shard_of(&self, name: &impl std::hash::Hash) -> (MutexGuard<'_, Shard>, u64) {
+    fn shard_of(&self, name: &impl std::hash::Hash, purge: usize) -> (MutexGuard<'_, Shard>, u64) {
         // Not the bits that the tables go by.
         let at = (self.hasher.hash_one(name) >> 32) as usize % self.shards.len();
         let mut shard = lock(&self.shards[at]);
         let now = nanos(self.clock.elapsed());
-        for _ in 0..PURGE_PER_CALL {
+        for _ in 0..purge {
             if !self.look_at_due(&mut shard, now) {
                 break;
             }
@@ -296,7 +296,7 @@ impl Default for MemoryBackend {
 
 impl Backend for MemoryBackend {
     async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        let (mut shard, now) = self.shard(id);
+        let (mut shard, now) = self.shard(id, PURGE_PER_LOAD);
         let Some(at) = shard.live(id, now, &self.hasher) else { return Ok(None) };
         shard.mark_used(at, &self.uses);
         Ok(Some(shard.record(at, now)))
@@ -305,7 +305,7 @@ impl Backend for MemoryBackend {
     async fn create(&self, record: Record) -> Result<bool> {
         let room = Room::of(&record.payload);
         self.reserve(record.id, room, Room::default())?;
-        let (mut shard, now) = self.shard(record.id);
+        let (mut shard, now) = self.shard(record.id, PURGE_PER_WRITE);
         match shard.find(record.id, &self.hasher) {
             Some(at) if shard.entry(at).expires > now => {
                 self.release(record.id, room);
@@ -322,7 +322,7 @@ impl Backend for MemoryBackend {
         let new = Room::of(&record.payload);
         let mut reserved = Room::default();
         loop {
-            let (mut shard, now) = self.shard(record.id);
+            let (mut shard, now) = self.shard(record.id, PURGE_PER_WRITE);
             let Some(at) = shard.live(record.id, now, &self.hasher) else {
                 self.release(record.id, reserved);
                 return Ok(Outcome::Gone);
@@ -357,7 +357,7 @@ impl Backend for MemoryBackend {
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
-        let (mut shard, now) = self.shard(id);
+        let (mut shard, now) = self.shard(id, PURGE_PER_WRITE);
         if let Some(at) = shard.live(id, now, &self.hasher).filter(|&at| shard.entry(at).version == version) {
             shard.expire_at(at, now.saturating_add(nanos(ttl)));
         }
@@ -365,20 +365,20 @@ impl Backend for MemoryBackend {
     }
 
     async fn delete(&self, id: RecordId) -> Result<bool> {
-        let (mut shard, now) = self.shard(id);
+        let (mut shard, now) = self.shard(id, PURGE_PER_WRITE);
         let Some(at) = shard.live(id, now, &self.hasher) else { return Ok(false) };
         self.remove(&mut shard, at);
         Ok(true)
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        let (shard, now) = self.shard_of(&owner);
+        let (shard, now) = self.shard_of(&owner, PURGE_PER_LOAD);
         let live = shard.of(owner, &self.hasher).filter(|&at| shard.entry(at).expires > now);
         Ok(live.map(|at| shard.record(at, now)).collect())
     }
 
     async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        let (mut shard, now) = self.shard_of(&owner);
+        let (mut shard, now) = self.shard_of(&owner, PURGE_PER_WRITE);
         let mut ended = 0;
         for at in shard.of(owner, &self.hasher).collect::<Vec<_>>() {
             if Some(shard.entry(at).id) != keep {
@@ -570,5 +570,7 @@ fn nanos(duration: Duration) -> u64 {
 const OVERHEAD: usize = size_of::<Entry>() + 2 * size_of::<(u64, u32)>() + 4 * (size_of::<u32>() + 1);
 const MAX_BYTES: usize = 1 << 30;
 const MIN_DUE: usize = 64;
-const PURGE_PER_CALL: usize = 4;
+/// A load is to take hardly longer while many expire; who writes keeps ahead of those who create.
+const PURGE_PER_LOAD: usize = 1;
+const PURGE_PER_WRITE: usize = 4;
 const SHARDS_PER_THREAD: usize = 4;

@@ -13,7 +13,7 @@ use crate::{
     client::{Answer, Client},
     folder::Folder,
     on_every_store,
-    store::{Fault, Options, Spy, Store},
+    store::{Fault, Options, Spy, Store, eventually},
 };
 
 on_every_store! {
@@ -100,17 +100,6 @@ async fn overwrite(store: &Store, id: RecordId, payload: impl Into<bytes::Bytes>
     assert!(matches!(store.backend().update(there.version, forged).await.unwrap(), jam_session::Outcome::Done));
 }
 
-/// Waits for what goes on in the background.
-async fn until(mut done: impl AsyncFnMut() -> bool) {
-    for _ in 0..10_000 {
-        if done().await {
-            return;
-        }
-        tokio::task::yield_now().await;
-    }
-    panic!("it did not happen");
-}
-
 fn is_sealed(record: &Record) -> bool {
     record.payload[0] == 2
 }
@@ -181,7 +170,7 @@ async fn p03_a_plain_id_is_not_taken_with_a_keyring(store: Store) {
     assert_eq!(user(&strict).await, "");
     assert!(store.calls().is_empty());
     assert_eq!(user(&moving).await, "ada");
-    until(async || is_sealed(&record(&store, "ada").await)).await;
+    eventually(async || is_sealed(&record(&store, "ada").await)).await;
     store.pass(Duration::from_secs(60));
     store.calls();
     assert_eq!(user(&late).await, "");
@@ -485,7 +474,7 @@ async fn a_session_that_is_only_read_is_sealed_anew_with_its_cookie(store: Store
 }
 
 async fn until_sealed_anew(store: &Store, before: &Record) {
-    until(async || store.backend().load(before.id).await.unwrap().unwrap().payload != before.payload).await;
+    eventually(async || store.backend().load(before.id).await.unwrap().unwrap().payload != before.payload).await;
 }
 
 async fn the_module_seals_anew_what_it_reads(store: Store) {
@@ -664,7 +653,7 @@ async fn rotation_under_traffic_signs_nobody_out(store: Store) {
                 let after = record(&store, &visitor.name).await;
                 after.payload != before.payload || visits_are_free(&store, &visitor.client, &processes[1]).await
             };
-            until(fresh).await;
+            eventually(fresh).await;
         }
     }
     for visitor in &visitors {
