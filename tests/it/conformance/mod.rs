@@ -1,6 +1,7 @@
 //! The exam that every backend takes: ours, and those that must fail it.
 
 mod broken;
+mod faulty;
 
 mod memory {
     jam_session::conformance_tests!(jam_session::MemoryBackend::default());
@@ -27,10 +28,10 @@ mod json {
 mod redis {
     use jam_session::{
         RedisBackend,
-        conformance::{Shared, Subject},
+        conformance::{Promise, Shared, Subject},
     };
 
-    use crate::redis::harness::{Place, Topology};
+    use crate::redis::harness::{Place, Topology, others};
 
     mod server {
         jam_session::conformance_tests!(super::subject(super::Topology::Server).await);
@@ -42,6 +43,17 @@ mod redis {
 
     mod cluster {
         jam_session::conformance_tests!(super::subject(super::Topology::Cluster).await);
+    }
+
+    /// One test for as many servers as there are to be tried.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn every_other_server_keeps_every_promise() {
+        for at in 0..others().len() {
+            for promise in Promise::all() {
+                let subject = subject(Topology::Other(at)).await.expect("it was started");
+                promise.check(&subject).await;
+            }
+        }
     }
 
     /// Two processes that share it, each with connections of its own.
