@@ -131,6 +131,6 @@ pub use self::{
 };
 
 /// The examples in the README, for the tests.
-#[cfg(all(doctest, feature = "axum"))]
+#[cfg(all(doctest, feature = "axum", feature = "conformance"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -8,10 +8,17 @@
 //! # mod my_store { pub type MyStore = jam_session::MemoryBackend; }
 //! use my_store::MyStore;
 //!
-//! jam_session::conformance_tests!({
-//!     MyStore::default()
-//! });
-//! # fn main() {}
+//! # macro_rules! conformance_tests { ($make:expr) => {
+//! # fn main() {
+//! #     // Without a test harness, the same by hand.
+//! #     jam_session::conformance::run(async {
+//! #         for promise in jam_session::conformance::Promise::all() {
+//! #             promise.check(&jam_session::conformance::IntoSubject::into_subject($make).unwrap()).await;
+//! #         }
+//! #     });
+//! # } } }
+//! jam_session::conformance_tests!(MyStore::default());
+//! # conformance_tests!(MyStore::default());
 //! ```
 //!
 //! What stands there is made anew for each test, may `.await`, and panics if it cannot be made. It is a backend, or
