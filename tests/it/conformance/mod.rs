@@ -12,6 +12,20 @@ mod memory_by_the_clock {
     jam_session::conformance_tests!(jam_session::MemorySessions::new());
 }
 
+/// With a clock that the exam knows nothing of, but is told how to move.
+mod memory_by_another_clock {
+    use jam_session::{Backend, Clock, MemoryBackend, conformance::Subject};
+
+    jam_session::conformance_tests!({
+        let (clock, mut backend) = (Clock::manual(), MemoryBackend::default());
+        backend.set_clock(clock.clone());
+        Subject::with_time_passed_by(backend, move |time| {
+            clock.advance(time);
+            std::future::ready(())
+        })
+    });
+}
+
 mod json {
     use jam_session::{Clock, JsonSessions, conformance::Subject};
 
