@@ -52,6 +52,11 @@ impl Clock {
         }
     }
 
+    #[cfg(feature = "conformance")]
+    pub(crate) fn is_manual(&self) -> bool {
+        matches!(self.0, Source::Manual(_))
+    }
+
     /// The time of day: for what must mean the same in another process.
     pub fn now(&self) -> SystemTime {
         // Saturates: a manual clock may have been moved past what the platform can tell.

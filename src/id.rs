@@ -209,6 +209,13 @@ impl Owner {
     }
 }
 
+/// The owner whose [bytes](Owner::as_bytes) these are: any 16 are one.
+impl From<[u8; 16]> for Owner {
+    fn from(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&BASE64.encode(self.0))

@@ -62,6 +62,7 @@
 //! |---|---|---|
 //! | `axum` | yes | [`Session`], `Option<Session>` and [`SessionKey`] as extractors, [`Error`] as a response |
 //! | `redis` | no | `RedisSessions`: one server, Sentinel or Cluster, TLS included |
+//! | `conformance` | no | `conformance`: the contract of [`Backend`] as tests for one of your own, and a backend that fails when told to |
 //!
 //! Without `axum` this is a plain tower layer over the types of [`http`].
 //!
@@ -96,6 +97,8 @@ pub mod keyring;
 mod record;
 
 pub mod backend;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 
 mod error;
 
@@ -128,6 +131,6 @@ pub use self::{
 };
 
 /// The examples in the README, for the tests.
-#[cfg(all(doctest, feature = "axum"))]
+#[cfg(all(doctest, feature = "axum", feature = "conformance"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

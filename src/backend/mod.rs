@@ -22,6 +22,9 @@
 //!   its caller: a `Conflict` that shows the version that was to be written is taken as "done".
 //! * A future that is dropped has happened or has not, as with an error.
 //!
+//! With the feature `conformance` the macro `conformance_tests!` makes a test of each of these promises, for any backend; the
+//! docs of that module go through writing one for a database, and `examples/sqlite_backend.rs` is one.
+//!
 //! # A complete backend
 //!
 //! ```

@@ -8,6 +8,8 @@ mod folder;
 mod store;
 
 mod concurrency;
+#[cfg(feature = "conformance")]
+mod conformance;
 mod cookies;
 mod cost;
 mod encryption;

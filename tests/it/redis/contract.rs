@@ -1,4 +1,5 @@
-//! What every verb promises, on every topology and every server at hand.
+//! What Redis does beyond the promises of every backend, which are examined in `conformance`: on every topology and every
+//! server at hand.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -12,21 +13,12 @@ use super::{
 };
 
 crate::on_every_redis!(
-    what_is_created_is_loaded,
-    a_name_that_is_taken_is_left_alone,
-    an_update_needs_the_version_it_has_seen,
     a_logout_is_an_update_without_time,
-    a_touch_moves_only_the_version_it_has_seen,
-    what_is_deleted_is_gone_for_every_verb,
-    what_has_expired_is_gone_for_every_verb,
-    a_time_to_live_is_never_lengthened,
     list_and_clear_are_about_one_owner,
     the_index_is_the_authority,
     a_record_that_was_evicted_is_taken_out_of_the_index,
     the_dead_make_room_in_the_index,
     no_key_is_ever_without_an_end,
-    nothing_is_lost_among_many_writers,
-    nothing_survives_a_clear,
     a_session_goes_all_the_way,
     strange_names_are_names,
     two_prefixes_never_meet,
@@ -69,58 +61,6 @@ pub async fn update(backend: &RedisBackend, expected: i64, record: Record) -> &'
     }
 }
 
-async fn what_is_created_is_loaded(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
-    for id in both() {
-        assert!(sessions.backend().load(id).await.unwrap().is_none());
-        assert!(sessions.backend().create(record(id, 7, "a\0b")).await.unwrap());
-        let loaded = sessions.backend().load(id).await.unwrap().unwrap();
-        assert_eq!((loaded.id, loaded.version, &loaded.payload[..]), (id, 7, &b"a\0b"[..]));
-        assert!(loaded.ttl <= HOUR && loaded.ttl > HOUR - Duration::from_secs(60));
-        let big = "x".repeat(300_000);
-        assert_eq!(update(sessions.backend(), 7, record(id, i64::MAX, &big)).await, "done");
-        let loaded = sessions.backend().load(id).await.unwrap().unwrap();
-        assert_eq!((loaded.version, &loaded.payload[..]), (i64::MAX, big.as_bytes()));
-        assert_eq!(update(sessions.backend(), i64::MAX, record(id, 0, "")).await, "done");
-        let loaded = sessions.backend().load(id).await.unwrap().unwrap();
-        assert_eq!((loaded.version, loaded.payload.len()), (0, 0));
-    }
-}
-
-async fn a_name_that_is_taken_is_left_alone(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
-    for id in both() {
-        assert!(sessions.backend().create(record(id, 1, "first")).await.unwrap());
-        assert!(!sessions.backend().create(record(id, 2, "second")).await.unwrap());
-        assert_eq!(payload(sessions.backend(), id).await.as_deref(), Some("first"));
-    }
-}
-
-async fn an_update_needs_the_version_it_has_seen(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
-    let backend = sessions.backend();
-    for id in both() {
-        assert_eq!(update(backend, 1, record(id, 2, "x")).await, "gone");
-        assert!(backend.load(id).await.unwrap().is_none());
-        assert!(backend.create(record(id, 1, "first")).await.unwrap());
-        assert_eq!(update(backend, 1, record(id, 2, "second")).await, "done");
-        let Outcome::Conflict(there) = backend.update(1, record(id, 3, "third")).await.unwrap() else {
-            panic!("no conflict")
-        };
-        assert_eq!((there.id, there.version, &there.payload[..]), (id, 2, &b"second"[..]));
-        assert!(there.ttl <= HOUR && there.ttl > HOUR - Duration::from_secs(60));
-        assert_eq!(payload(backend, id).await.as_deref(), Some("second"));
-        // Many more than a record remembers.
-        for version in 2..40 {
-            assert_eq!(update(backend, version, record(id, version + 1, "later")).await, "done");
-        }
-        assert_eq!(update(backend, 2, record(id, 99, "late")).await, "conflict");
-    }
-}
-
 async fn a_logout_is_an_update_without_time(on: Topology) {
     let place = Place::new(on).unwrap();
     let sessions = place.sessions().await;
@@ -144,82 +84,6 @@ async fn a_logout_is_an_update_without_time(on: Topology) {
         assert!(backend.create(record(id, 4, "anew")).await.unwrap());
         assert_eq!(payload(backend, id).await.as_deref(), Some("anew"));
         assert!(backend.delete(id).await.unwrap());
-    }
-}
-
-async fn a_touch_moves_only_the_version_it_has_seen(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
-    let backend = sessions.backend();
-    for id in both() {
-        assert!(backend.create(record(id, 1, "x")).await.unwrap());
-        place.age(HOUR / 2);
-        let left = async || backend.load(id).await.unwrap().unwrap().ttl;
-        assert!(left().await <= HOUR / 2);
-        backend.touch(id, 2, HOUR).await.unwrap();
-        assert!(left().await <= HOUR / 2);
-        backend.touch(id, 1, HOUR).await.unwrap();
-        assert!(left().await > HOUR / 2);
-        // The index goes along: the record is there for as long as it says.
-        place.age(HOUR * 3 / 4);
-        assert!(backend.load(id).await.unwrap().is_some());
-        backend.touch(id, 1, Duration::ZERO).await.unwrap();
-        assert!(backend.load(id).await.unwrap().is_none());
-    }
-}
-
-async fn what_is_deleted_is_gone_for_every_verb(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
-    for id in both() {
-        assert!(!sessions.backend().delete(id).await.unwrap());
-        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
-        assert!(sessions.backend().delete(id).await.unwrap());
-        is_gone(sessions.backend(), id).await;
-    }
-}
-
-async fn what_has_expired_is_gone_for_every_verb(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
-    for id in both() {
-        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
-        place.age(HOUR - Duration::from_secs(60));
-        assert!(sessions.backend().load(id).await.unwrap().is_some());
-        place.age(Duration::from_secs(60));
-        is_gone(sessions.backend(), id).await;
-    }
-}
-
-/// And its name is free.
-async fn is_gone(backend: &RedisBackend, id: RecordId) {
-    assert!(backend.load(id).await.unwrap().is_none());
-    assert_eq!(update(backend, 1, record(id, 2, "y")).await, "gone");
-    backend.touch(id, 1, HOUR).await.unwrap();
-    assert!(backend.load(id).await.unwrap().is_none());
-    assert!(!backend.delete(id).await.unwrap());
-    if let Some(owner) = id.owner() {
-        assert!(backend.list(owner).await.unwrap().is_empty());
-        assert_eq!(backend.clear(owner, None).await.unwrap(), 0);
-    }
-    assert!(backend.create(record(id, 3, "z")).await.unwrap());
-    assert_eq!(payload(backend, id).await.as_deref(), Some("z"));
-    assert!(backend.delete(id).await.unwrap());
-}
-
-async fn a_time_to_live_is_never_lengthened(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
-    for id in both() {
-        let almost = Record { ttl: Duration::from_micros(999), ..record(id, 1, "x") };
-        assert!(sessions.backend().create(almost).await.unwrap());
-        assert!(sessions.backend().load(id).await.unwrap().is_none());
-        let forever = Record { ttl: Duration::MAX, ..record(id, 2, "x") };
-        assert!(sessions.backend().create(forever).await.unwrap());
-        assert!(sessions.backend().load(id).await.unwrap().is_some());
-        let less = Record { ttl: Duration::from_millis(59_999), ..record(id, 3, "x") };
-        assert_eq!(update(sessions.backend(), 2, less).await, "done");
-        assert!(sessions.backend().load(id).await.unwrap().unwrap().ttl < Duration::from_secs(60));
     }
 }
 
@@ -338,57 +202,6 @@ async fn no_key_is_ever_without_an_end(on: Topology) {
             let left = server.ask(&["PTTL", &key]).number();
             assert!(left > 0 || left == -2, "{key}: {left} after step {versions}");
         }
-    }
-}
-
-async fn nothing_is_lost_among_many_writers(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let id = of(owner("ada"), "one");
-    let first = place.sessions().await;
-    assert!(first.backend().create(record(id, 0, "0")).await.unwrap());
-    let mut writers = tokio::task::JoinSet::new();
-    for writer in 0..8i64 {
-        // Two processes, as it were.
-        let sessions = if writer % 2 == 0 { first.clone() } else { place.sessions().await };
-        writers.spawn(async move {
-            for step in 1..=25 {
-                let mut there = sessions.backend().load(id).await.unwrap().unwrap();
-                loop {
-                    let count: i64 = std::str::from_utf8(&there.payload).unwrap().parse().unwrap();
-                    let next = record(id, 1000 * (writer + 1) + step, &(count + 1).to_string());
-                    match sessions.backend().update(there.version, next).await.unwrap() {
-                        Outcome::Done => break,
-                        Outcome::Conflict(current) => there = current,
-                        Outcome::Gone => panic!("it is gone"),
-                    }
-                }
-            }
-        });
-    }
-    writers.join_all().await;
-    assert_eq!(payload(first.backend(), id).await.as_deref(), Some("200"));
-}
-
-async fn nothing_survives_a_clear(on: Topology) {
-    let place = Place::new(on).unwrap();
-    let (one, other) = (place.sessions().await, place.sessions().await);
-    let ada = owner("ada");
-    for round in 0..20 {
-        let id = of(ada, &format!("r{round}"));
-        assert!(one.backend().create(record(id, 1, "x")).await.unwrap());
-        let meanwhile = of(ada, &format!("m{round}"));
-        let (ended, updated, created, ()) = tokio::join!(
-            async { one.backend().clear(ada, None).await.unwrap() },
-            async { update(other.backend(), 1, record(id, 2, "y")).await },
-            async { other.backend().create(record(meanwhile, 1, "x")).await.unwrap() },
-            async { other.backend().touch(id, 1, HOUR * 2).await.unwrap() },
-        );
-        assert!(ended >= 1 && created && updated != "conflict");
-        assert!(one.backend().load(id).await.unwrap().is_none());
-        // What was created meanwhile was ended, or it is listed.
-        let listed = one.backend().list(ada).await.unwrap().iter().any(|record| record.id == meanwhile);
-        assert_eq!(listed, one.backend().load(meanwhile).await.unwrap().is_some());
-        one.backend().clear(ada, None).await.unwrap();
     }
 }
 

@@ -1,0 +1,250 @@
+//! The contract of [`Backend`] as tests: for our backends, and for yours.
+//!
+//! Each promise is a function here, which panics when it is broken and says what a caller would see. The macro
+//! [`conformance_tests!`](crate::conformance_tests) makes a test of each. With the feature `conformance` among the
+//! `dev-dependencies` this is the whole of `tests/sessions.rs`:
+//!
+//! ```
+//! # mod my_store { pub type MyStore = jam_session::MemoryBackend; }
+//! use my_store::MyStore;
+//!
+//! # macro_rules! conformance_tests { ($make:expr) => {
+//! # fn main() {
+//! #     // Without a test harness, the same by hand.
+//! #     jam_session::conformance::run(async {
+//! #         for promise in jam_session::conformance::Promise::all() {
+//! #             promise.check(&jam_session::conformance::IntoSubject::into_subject($make).unwrap()).await;
+//! #         }
+//! #     });
+//! # } } }
+//! jam_session::conformance_tests!(MyStore::default());
+//! # conformance_tests!(MyStore::default());
+//! ```
+//!
+//! What stands there is made anew for each test, may `.await`, and panics if it cannot be made. It is a backend, or
+//! [`Sessions`](crate::Sessions) over one, or a [`Subject`] that says more:
+//!
+//! | the backend | what to give |
+//! |---|---|
+//! | counts time by the [clock](Backend::set_clock) it is given | the backend: nothing waits |
+//! | is a server with a clock of its own | [`Subject::with_own_clock`]: short times to live are waited for |
+//! | has a clock that a test can move | [`Subject::with_time_passed_by`] |
+//! | is shared by many processes | and [`Subject::shared_with`] a second handle: a cache is found out |
+//! | needs something that lasts as long | and [`Subject::holding`] it: a folder, a container |
+//! | may not be there | an `Option`: `None` skips the test, and says so |
+//!
+//! The store may hold other records, of exams before too: names are random. Two tests may run at the same time.
+//!
+//! # A backend of your own, step by step
+//!
+//! [`examples/sqlite_backend.rs`](https://docs.rs/crate/jam-session/latest/source/examples/sqlite_backend.rs) is one for
+//! SQLite, complete, with this exam at its end. What it decides is what every store in a database has to decide:
+//!
+//! 1. **The key is owner and `sid`**, compared byte by byte. An anonymous session has no owner, and `NULL` is equal to nothing
+//!    in SQL: the text of the [`RecordId`](crate::RecordId) is a key without exceptions. The owner has a column of its own, with
+//!    an index, for `list` and `clear`.
+//! 2. **Every statement asks for `expires > now`**, with the database's own clock if several processes share it. Deleting what
+//!    has expired is housekeeping, and nothing depends on it.
+//! 3. **Each verb is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. What is read and
+//!    then written without a lock is a lost update. Better still is one statement: `UPDATE … WHERE version = ?`.
+//! 4. **`update` never inserts.** `INSERT … ON CONFLICT` is for `create` alone, where it replaces nothing but what has expired.
+//! 5. **Time to live is rounded down**, to whole milliseconds say, and kept as the time of the end.
+//! 6. **No thread of the runtime waits for a disk.** Drivers that block go into `spawn_blocking`, with the whole transaction, so
+//!    that a future that is dropped has done all or nothing.
+//! 7. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, its
+//!    cookie stays.
+//!
+//! # What your application does when sessions are away
+//!
+//! [`Faulty`] wraps any backend and fails when told to: before it acts, after, twice, late, or never.
+//!
+//! # Panics
+//!
+//! All functions of promises panic when the promise is broken, when the backend fails, and when it has not answered for half
+//! a minute. They want a tokio runtime with its timer on; one with several threads finds more.
+
+// It is test code: a panic is its answer.
+#![allow(clippy::panic)]
+
+mod faulty;
+mod owners;
+mod records;
+mod subject;
+mod together;
+mod values;
+
+use std::pin::Pin;
+
+pub use self::{
+    faulty::{Call, Fault, Faults, Faulty, Gate, Verb},
+    subject::{IntoSubject, Shared, Subject},
+};
+use crate::Backend;
+
+/// Every promise, in one place: what is in this list is public, a test of [`conformance_tests!`](crate::conformance_tests), and in
+/// [`Promise::all`]; what is not is dead code, which the compiler tells.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __every_promise {
+    ($give_to:path, $($with:tt)*) => {
+        $give_to! {
+            $($with)*;
+            records::what_was_never_created_is_absent,
+            records::what_is_created_is_loaded,
+            records::a_taken_name_is_left_alone,
+            records::a_name_is_free_again_after_its_end,
+            records::an_update_replaces_what_it_expects,
+            records::an_update_of_another_version_is_a_conflict,
+            records::an_update_brings_nothing_back,
+            records::an_update_for_no_time_ends_the_record,
+            records::an_update_starts_the_time_anew,
+            records::an_update_can_shorten_the_time,
+            records::a_touch_starts_the_time_anew,
+            records::a_touch_can_shorten_the_time,
+            records::a_touch_needs_the_version_it_saw,
+            records::a_touch_brings_nothing_back,
+            records::a_touch_changes_nothing_but_the_time,
+            records::a_delete_ends_and_says_whether_it_was_live,
+            owners::a_list_is_complete_and_only_its_owners,
+            owners::a_list_follows_every_write,
+            owners::a_clear_ends_all_of_its_owner,
+            owners::a_clear_counts_only_what_was_live,
+            owners::a_clear_spares_the_one_to_keep,
+            owners::a_clear_keeps_nothing_that_is_not_the_owners,
+            owners::after_a_clear_new_ones_begin,
+            owners::one_sid_of_two_owners_is_two_records,
+            owners::names_are_taken_to_the_letter,
+            owners::five_hundred_of_one_owner,
+            values::what_has_expired_is_absent_in_every_verb,
+            values::a_time_to_live_is_never_lengthened,
+            values::looking_gives_no_time,
+            values::times_from_a_millisecond_to_ten_years,
+            values::a_time_beyond_all_counting_is_long_or_an_error,
+            values::any_version_that_is_not_negative,
+            values::any_bytes_are_a_payload,
+            together::of_parallel_creates_one_wins,
+            together::of_parallel_updates_one_is_done,
+            together::no_count_is_lost_among_parallel_updates,
+            together::a_create_beside_a_clear_is_ended_or_listed,
+            together::an_end_beside_updates_and_touches_is_the_end,
+            together::a_repeated_update_is_not_applied_again,
+            together::a_repeated_create_leaves_its_record_alone,
+            together::a_dropped_verb_is_all_or_nothing,
+        }
+    };
+}
+
+/// Makes a test of every promise of a [`Backend`]: what a backend of one's own needs in its `tests/`.
+///
+/// The expression is evaluated for each test, and may `.await`. See [`conformance`](crate::conformance) for what it may give.
+/// A whole file, for a server that counts time itself and may not be there:
+///
+/// ```
+/// use std::time::Duration;
+/// use jam_session::conformance::Subject;
+/// # use jam_session::MemoryBackend;
+/// # struct MyServer;
+/// # impl MyServer { async fn connect(url: &str) -> Result<MemoryBackend, String> { Ok(MemoryBackend::default()) } }
+///
+/// jam_session::conformance_tests!(match std::env::var("MY_SERVER") {
+///     Ok(url) => {
+///         let (one, other) = (MyServer::connect(&url).await.unwrap(), MyServer::connect(&url).await.unwrap());
+///         Some(Subject::with_own_clock(one, Duration::from_millis(200)).shared_with(other))
+///     }
+///     Err(_) => None,
+/// });
+/// # fn main() {}
+/// ```
+///
+/// Each is a plain `#[test]` with a tokio runtime of its own, which has four threads: connections that belong to another
+/// runtime are not for it. Several backends in one file go into a `mod` each.
+#[macro_export]
+macro_rules! conformance_tests {
+    ($subject:expr $(,)?) => {
+        $crate::__every_promise! { $crate::__conformance_tests, ($subject) }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __conformance_tests {
+    (($subject:expr); $($module:ident::$promise:ident,)*) => {
+        $(
+            #[test]
+            fn $promise() {
+                $crate::conformance::run(async {
+                    match $crate::conformance::IntoSubject::into_subject($subject) {
+                        ::core::option::Option::Some(subject) => $crate::conformance::$promise(&subject).await,
+                        ::core::option::Option::None => ::std::eprintln!("skipped: there is nothing to examine"),
+                    }
+                });
+            }
+        )*
+    };
+}
+
+macro_rules! publish {
+    ($backend:ident; $($module:ident::$promise:ident,)*) => {
+        $(pub use self::$module::$promise;)*
+
+        impl<$backend: Backend> Promise<$backend> {
+            /// Every promise there is.
+            pub fn all() -> Vec<Self> {
+                vec![$(Self { name: stringify!($promise), check: |subject| Box::pin($promise(subject)) }),*]
+            }
+        }
+    };
+}
+
+crate::__every_promise! { publish, B }
+
+/// A promise as a value, for a runner of tests of one's own.
+///
+/// ```
+/// use jam_session::{MemoryBackend, conformance::{Promise, Subject}};
+///
+/// # #[tokio::main(flavor = "multi_thread")]
+/// # async fn main() {
+/// for promise in Promise::all() {
+///     println!("{}", promise.name());
+///     promise.check(&Subject::new(MemoryBackend::default())).await;
+/// }
+/// # }
+/// ```
+pub struct Promise<B> {
+    name: &'static str,
+    check: for<'a> fn(&'a Subject<B>) -> Checking<'a>,
+}
+
+type Checking<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
+impl<B: Backend> Promise<B> {
+    /// The name of its function.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// Examines that backend.
+    ///
+    /// # Panics
+    /// If the promise is broken, in words.
+    pub async fn check(&self, subject: &Subject<B>) {
+        (self.check)(subject).await;
+    }
+}
+
+impl<B> std::fmt::Debug for Promise<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Promise").field(&self.name).finish()
+    }
+}
+
+/// What each test of [`conformance_tests!`](crate::conformance_tests) runs on.
+#[doc(hidden)]
+pub fn run(exam: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(exam),
+        Err(error) => panic!("there is no runtime to run this test on: {error}"),
+    }
+}

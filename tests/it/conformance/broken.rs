@@ -1,0 +1,681 @@
+//! Backends that are wrong, each in one way: that one is found, by the promise that it breaks and in words that fit.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+
+use futures_util::FutureExt;
+use jam_session::{
+    Backend, Clock, Outcome, Owner, Record, RecordId, backend,
+    conformance::{Promise, Subject},
+};
+use tokio::task::yield_now;
+
+/// What is wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Flaw {
+    Nothing,
+    UpdateInserts,
+    UpdateInsertsWhatExpired,
+    UpdateIgnoresTheVersion,
+    UpdateComparesAsDouble,
+    UpdateComparesHalfOfTheVersion,
+    UpdateReadsThenWrites,
+    UpdateIsAlwaysGoneOnConflict,
+    UpdateKeepsTheTime,
+    UpdateOnlyLengthens,
+    UpdateForNoTimeKeeps,
+    UpdateForNoTimeIgnoresTheVersion,
+    UpdateLosesTheIndex,
+    UpdateIsAppliedAgainLater,
+    UpdateTakesItsOwnVersionForGone,
+    UpdateAddsWithoutPayloadLimit,
+    ConflictShowsWhatWasThereFirst,
+    ConflictShowsTheOfferedTime,
+    CreateOverwrites,
+    CreateOverwritesItsOwnVersion,
+    CreateRefusesWhatExpired,
+    CreateReadsThenWrites,
+    CreateTouchesWhatIsThere,
+    CreateOfTakenChangesTheIndex,
+    TouchIsUnconditional,
+    TouchRevives,
+    TouchRevivesWhatExpired,
+    TouchOnlyLengthens,
+    TouchDoesNothing,
+    TouchWritesANewVersion,
+    TouchAddsTime,
+    TouchForgetsTheIndex,
+    TouchReadsThenWrites,
+    DeleteIsAlwaysTrue,
+    DeleteLeavesTheIndex,
+    DeleteForgetsAnonymous,
+    DeleteIsByHalvesWhenDropped,
+    ExpiryOnlyOnLoad,
+    ListShowsExpired,
+    ListIsCutAtAHundred,
+    ListShowsThePayloadOfCreate,
+    ListShowsTheFullTime,
+    ClearForgetsTheNewest,
+    ClearIgnoresKeep,
+    ClearKeepsAnySidLikeKeep,
+    ClearCountsExpired,
+    ClearCountsKeep,
+    ClearKeepsForLonger,
+    ClearRevivesKeep,
+    ClearListsThenDeletes,
+    ClearIsByHalvesWhenDropped,
+    ClearBarsWhatComesAfter,
+    ClearEndsAnonymousToo,
+    OwnerIsNoPartOfTheName,
+    NamesIgnoreCase,
+    NamesAreCutAt32,
+    UnderscoreIsAnyCharacter,
+    WholeSecondsRoundedUp,
+    TimesHave32Bits,
+    TimesOverflow,
+    PayloadIsText,
+    PayloadIsTrimmed,
+    PayloadOfNothingIsNothing,
+    PayloadEndsAtZero,
+    PayloadIsCutAt64KiB,
+    TheLockIsLostWhenDropped,
+    NothingExpires,
+    EachHandleHasACache,
+    UpdateOfZeroInserts,
+    CreateIsNotListed,
+    CreateEntersTheIndexFirst,
+    CreateOverExpiredReadsThenWrites,
+    ListIgnoresTheOwner,
+    LoadGivesTime,
+    VersionsAreNames,
+}
+
+use Flaw::*;
+
+/// For each flaw the promise that it breaks first in mind, and words of what that one says.
+const CAUGHT: &[(Flaw, &str, &str)] = &[
+    (UpdateInserts, "an_update_brings_nothing_back", "a logout is undone"),
+    (UpdateInsertsWhatExpired, "what_has_expired_is_absent_in_every_verb", "`update` of an expired record"),
+    (UpdateIgnoresTheVersion, "an_update_of_another_version_is_a_conflict", "overwrote a version that it had not seen"),
+    (UpdateComparesAsDouble, "any_version_that_is_not_negative", "a parallel change is lost"),
+    (UpdateComparesHalfOfTheVersion, "any_version_that_is_not_negative", "a parallel change is lost"),
+    (
+        UpdateReadsThenWrites,
+        "no_count_is_lost_among_parallel_updates",
+        "changes that were answered with success are lost",
+    ),
+    (UpdateReadsThenWrites, "of_parallel_updates_one_is_done", "are `Done`"),
+    (UpdateIsAlwaysGoneOnConflict, "an_update_of_another_version_is_a_conflict", "`Gone`"),
+    (UpdateKeepsTheTime, "an_update_starts_the_time_anew", "who is active is signed out"),
+    (UpdateOnlyLengthens, "an_update_can_shorten_the_time", "left the longer one"),
+    (UpdateForNoTimeKeeps, "an_update_for_no_time_ends_the_record", "who logs out stays signed in"),
+    (UpdateForNoTimeIgnoresTheVersion, "an_update_for_no_time_ends_the_record", "expected another version"),
+    (UpdateLosesTheIndex, "a_list_follows_every_write", "lost a record by an `update`"),
+    (UpdateIsAppliedAgainLater, "a_repeated_update_is_not_applied_again", "answered with success is lost"),
+    (UpdateTakesItsOwnVersionForGone, "a_repeated_update_is_not_applied_again", "`Gone`"),
+    (UpdateAddsWithoutPayloadLimit, "any_bytes_are_a_payload", "another payload"),
+    (ConflictShowsWhatWasThereFirst, "an_update_of_another_version_is_a_conflict", "`Conflict` shows"),
+    (ConflictShowsTheOfferedTime, "an_update_of_another_version_is_a_conflict", "`Conflict` shows a time to live"),
+    (CreateOverwrites, "a_taken_name_is_left_alone", "`create` took a name"),
+    (CreateOverwritesItsOwnVersion, "a_repeated_create_leaves_its_record_alone", "`create`"),
+    (CreateRefusesWhatExpired, "a_name_is_free_again_after_its_end", "over by Expiry"),
+    (CreateReadsThenWrites, "of_parallel_creates_one_wins", "were told that it is theirs"),
+    (CreateTouchesWhatIsThere, "a_taken_name_is_left_alone", "more time to live"),
+    (CreateOfTakenChangesTheIndex, "a_taken_name_is_left_alone", "`list` shows 0 records"),
+    (TouchIsUnconditional, "a_touch_needs_the_version_it_saw", "`touch` of another version"),
+    (TouchRevives, "a_touch_brings_nothing_back", "`touch` brought back"),
+    (TouchRevivesWhatExpired, "what_has_expired_is_absent_in_every_verb", "`touch` revived"),
+    (TouchOnlyLengthens, "a_touch_can_shorten_the_time", "passes its deadline"),
+    (TouchDoesNothing, "a_touch_starts_the_time_anew", "who only reads is signed out"),
+    (TouchWritesANewVersion, "a_touch_changes_nothing_but_the_time", "version"),
+    (TouchAddsTime, "a_time_to_live_is_never_lengthened", "after `touch`"),
+    (TouchForgetsTheIndex, "a_touch_starts_the_time_anew", "`list` lost a record"),
+    (TouchReadsThenWrites, "an_end_beside_updates_and_touches_is_the_end", "a logout is undone"),
+    (DeleteIsAlwaysTrue, "a_delete_ends_and_says_whether_it_was_live", "never was there"),
+    (DeleteLeavesTheIndex, "a_list_follows_every_write", "`list` shows a session after"),
+    (DeleteForgetsAnonymous, "a_delete_ends_and_says_whether_it_was_live", "who was revoked stays signed in"),
+    (DeleteIsByHalvesWhenDropped, "a_dropped_verb_is_all_or_nothing", "by halves"),
+    (ExpiryOnlyOnLoad, "what_has_expired_is_absent_in_every_verb", "expired"),
+    (ListShowsExpired, "what_has_expired_is_absent_in_every_verb", "`list` shows an expired record"),
+    (ListIsCutAtAHundred, "five_hundred_of_one_owner", "shows 100 of 500"),
+    (ListShowsThePayloadOfCreate, "a_list_follows_every_write", "`list` after `update`"),
+    (ListShowsTheFullTime, "a_list_follows_every_write", "`list` after `touch` shows a time to live"),
+    (ClearForgetsTheNewest, "a_clear_ends_all_of_its_owner", "still signed in somewhere"),
+    (ClearIgnoresKeep, "a_clear_spares_the_one_to_keep", "ended the record that it was to keep"),
+    (ClearKeepsAnySidLikeKeep, "a_clear_keeps_nothing_that_is_not_the_owners", "not the owner's"),
+    (ClearCountsExpired, "a_clear_counts_only_what_was_live", "sessions that are no more"),
+    (ClearCountsKeep, "a_clear_spares_the_one_to_keep", "beside the one kept"),
+    (ClearKeepsForLonger, "a_clear_spares_the_one_to_keep", "ends too late"),
+    (ClearRevivesKeep, "a_clear_keeps_nothing_that_is_not_the_owners", "`clear` made a record of a `keep`"),
+    (ClearListsThenDeletes, "an_end_beside_updates_and_touches_is_the_end", "`clear`"),
+    (ClearIsByHalvesWhenDropped, "a_dropped_verb_is_all_or_nothing", "records of 3"),
+    (ClearBarsWhatComesAfter, "after_a_clear_new_ones_begin", "signs in again"),
+    (ClearEndsAnonymousToo, "a_clear_ends_all_of_its_owner", "they were 8"),
+    (OwnerIsNoPartOfTheName, "one_sid_of_two_owners_is_two_records", "owners are mixed up"),
+    (NamesIgnoreCase, "names_are_taken_to_the_letter", "differ in a letter or its case"),
+    (NamesAreCutAt32, "names_are_taken_to_the_letter", "differ in a letter or its case"),
+    (UnderscoreIsAnyCharacter, "names_are_taken_to_the_letter", "similar names"),
+    (WholeSecondsRoundedUp, "a_time_to_live_is_never_lengthened", "who is idle stays signed in too long"),
+    (TimesHave32Bits, "times_from_a_millisecond_to_ten_years", "who asked to be remembered is signed out"),
+    (TimesOverflow, "a_time_beyond_all_counting_is_long_or_an_error", "panicked at a time to live"),
+    (PayloadIsText, "any_bytes_are_a_payload", "another payload"),
+    (PayloadIsTrimmed, "any_bytes_are_a_payload", "another payload"),
+    (PayloadOfNothingIsNothing, "any_bytes_are_a_payload", "is live"),
+    (PayloadEndsAtZero, "any_bytes_are_a_payload", "another payload"),
+    (PayloadIsCutAt64KiB, "any_bytes_are_a_payload", "another payload"),
+    (TheLockIsLostWhenDropped, "a_dropped_verb_is_all_or_nothing", "failed"),
+    (NothingExpires, "what_has_expired_is_absent_in_every_verb", "had expired"),
+    (UpdateInserts, "what_was_never_created_is_absent", "after nothing at all"),
+    (UpdateOfZeroInserts, "what_was_never_created_is_absent", "after nothing at all"),
+    (CreateIsNotListed, "what_is_created_is_loaded", "`list` does not show what `create` made"),
+    (CreateEntersTheIndexFirst, "a_create_beside_a_clear_is_ended_or_listed", "a session that its user cannot end"),
+    (CreateOverExpiredReadsThenWrites, "of_parallel_creates_one_wins", "were told that it is theirs"),
+    (ListIgnoresTheOwner, "a_list_is_complete_and_only_its_owners", "not the owner's"),
+    (LoadGivesTime, "looking_gives_no_time", "does not fall"),
+    (VersionsAreNames, "one_sid_of_two_owners_is_two_records", "another owner"),
+    (EachHandleHasACache, "an_update_replaces_what_it_expects", "the last one written"),
+];
+
+/// A right backend, but for its flaw: records, and an index of what each owner has.
+struct Wrong {
+    flaw: Flaw,
+    clock: Clock,
+    store: Arc<Mutex<Store>>,
+    cache: Mutex<HashMap<RecordId, Record>>,
+    /// Taken by a verb for as long as it runs.
+    busy: Mutex<bool>,
+}
+
+#[derive(Default)]
+struct Store {
+    records: BTreeMap<String, Entry>,
+    /// What was in a name last, for those that bring it back.
+    dead: HashMap<RecordId, Entry>,
+    barred: Vec<Owner>,
+    clears: u64,
+}
+
+#[derive(Clone)]
+struct Entry {
+    record: Record,
+    first: Record,
+    ends: Duration,
+    is_listed: bool,
+}
+
+impl Wrong {
+    fn new(flaw: Flaw) -> Self {
+        Self {
+            flaw,
+            clock: Clock::system(),
+            store: Default::default(),
+            cache: Mutex::default(),
+            busy: Mutex::default(),
+        }
+    }
+
+    fn beside(&self) -> Self {
+        Self { store: self.store.clone(), ..Self::new(self.flaw) }
+    }
+
+    fn has(&self, flaw: Flaw) -> bool {
+        self.flaw == flaw
+    }
+
+    fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap()
+    }
+
+    fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    fn ends(&self, ttl: Duration) -> Duration {
+        match self.flaw {
+            WholeSecondsRoundedUp => self.now() + Duration::from_secs(ttl.as_millis().div_ceil(1000) as u64),
+            TimesHave32Bits => self.now() + Duration::from_millis(u64::from(ttl.as_millis() as u32)),
+            TimesOverflow => self.now() + ttl,
+            NothingExpires if !ttl.is_zero() => Duration::MAX,
+            _ => self.now().saturating_add(ttl),
+        }
+    }
+
+    fn key(&self, id: RecordId) -> String {
+        match self.flaw {
+            OwnerIsNoPartOfTheName => id.sid().to_owned(),
+            NamesIgnoreCase => id.to_string().to_lowercase(),
+            NamesAreCutAt32 => {
+                let (owner, sid) = (id.owner().map(|owner| owner.to_string()), id.sid());
+                format!("{owner:?}.{}", &sid[..sid.len().min(32)])
+            }
+            _ => id.to_string(),
+        }
+    }
+
+    fn payload(&self, record: &mut Record) {
+        let payload = &record.payload;
+        record.payload = match self.flaw {
+            PayloadIsText => String::from_utf8_lossy(payload).into_owned().into(),
+            PayloadIsTrimmed => payload.trim_ascii().to_vec().into(),
+            PayloadEndsAtZero => payload.split(|byte| *byte == 0).next().unwrap_or_default().to_vec().into(),
+            PayloadIsCutAt64KiB => payload.slice(..payload.len().min(1 << 16)),
+            _ => return,
+        };
+    }
+
+    fn is_live(&self, entry: &Entry) -> bool {
+        entry.ends > self.now()
+    }
+
+    /// What is there and live.
+    fn find(&self, store: &Store, id: RecordId) -> Option<Entry> {
+        let entry =
+            store.records.get(&self.key(id)).filter(|entry| self.is_live(entry) || self.has(ExpiryOnlyOnLoad))?;
+        Some(entry.clone())
+    }
+
+    fn shown(&self, entry: &Entry) -> Record {
+        Record { ttl: entry.ends.saturating_sub(self.now()), ..entry.record.clone() }
+    }
+
+    fn put(&self, store: &mut Store, mut record: Record, before: Option<&Entry>) {
+        let mut ends = self.ends(record.ttl);
+        let first = before.map_or_else(|| record.clone(), |before| before.first.clone());
+        let mut is_listed = true;
+        if let Some(before) = before {
+            if self.has(UpdateKeepsTheTime) && !record.ttl.is_zero() {
+                ends = before.ends;
+            }
+            if self.has(UpdateOnlyLengthens) && !record.ttl.is_zero() {
+                ends = ends.max(before.ends);
+            }
+            if self.has(UpdateForNoTimeKeeps) && record.ttl.is_zero() {
+                ends = before.ends;
+            }
+            if self.has(UpdateAddsWithoutPayloadLimit) && record.payload.is_empty() {
+                record.payload = before.record.payload.clone();
+            }
+            is_listed = !self.has(UpdateLosesTheIndex);
+        } else if self.has(CreateIsNotListed) {
+            is_listed = false;
+        }
+        self.payload(&mut record);
+        if ends > self.now() {
+            store.records.insert(self.key(record.id), Entry { record, first, ends, is_listed });
+        } else {
+            self.end(store, record.id);
+        }
+    }
+
+    fn end(&self, store: &mut Store, id: RecordId) {
+        if let Some(entry) = store.records.remove(&self.key(id)) {
+            store.dead.insert(id, entry);
+        }
+    }
+
+    /// Runs a verb, one at a time where that can be got wrong.
+    async fn verb<T>(&self, verb: impl Future<Output = backend::Result<T>>) -> backend::Result<T> {
+        if !self.has(TheLockIsLostWhenDropped) {
+            return verb.await;
+        }
+        if std::mem::replace(&mut *self.busy.lock().unwrap(), true) {
+            return Err("the connection is busy".into());
+        }
+        pause().await;
+        let answer = verb.await;
+        *self.busy.lock().unwrap() = false;
+        answer
+    }
+}
+
+fn versions_equal(flaw: Flaw, a: i64, b: i64) -> bool {
+    match flaw {
+        UpdateComparesAsDouble => a as f64 == b as f64,
+        UpdateComparesHalfOfTheVersion => a as u32 == b as u32,
+        UpdateIgnoresTheVersion => true,
+        _ => a == b,
+    }
+}
+
+impl Backend for Wrong {
+    async fn load(&self, id: RecordId) -> backend::Result<Option<Record>> {
+        self.verb(async {
+            if self.has(EachHandleHasACache)
+                && let Some(cached) = self.cache.lock().unwrap().get(&id)
+            {
+                return Ok(Some(cached.clone()));
+            }
+            let mut store = self.store();
+            let found = store.records.get(&self.key(id)).cloned();
+            if let Some(entry) = &found
+                && !self.is_live(entry)
+            {
+                self.end(&mut store, id);
+                return Ok(None);
+            }
+            if self.has(LoadGivesTime)
+                && let Some(entry) = store.records.get_mut(&self.key(id))
+            {
+                entry.ends = self.now() + entry.record.ttl;
+                return Ok(Some(entry.record.clone()));
+            }
+            let record = found.map(|entry| self.shown(&entry));
+            if let Some(record) = &record {
+                self.cache.lock().unwrap().insert(id, record.clone());
+            }
+            Ok(record.filter(|record| !self.has(PayloadOfNothingIsNothing) || !record.payload.is_empty()))
+        })
+        .await
+    }
+
+    async fn create(&self, record: Record) -> backend::Result<bool> {
+        self.verb(async {
+            let there = {
+                let store = self.store();
+                match self.has(CreateRefusesWhatExpired) {
+                    true => store.records.get(&self.key(record.id)).cloned(),
+                    false => self.find(&store, record.id),
+                }
+            };
+            let clears = self.store().clears;
+            let is_over_expired = self.has(CreateOverExpiredReadsThenWrites)
+                && there.is_none()
+                && self.store().records.contains_key(&self.key(record.id));
+            if self.has(CreateReadsThenWrites) || self.has(CreateEntersTheIndexFirst) || is_over_expired {
+                pause().await;
+            }
+            let mut store = self.store();
+            let there = if self.has(CreateReadsThenWrites) || is_over_expired || self.has(CreateRefusesWhatExpired) {
+                there
+            } else {
+                self.find(&store, record.id)
+            };
+            if let Some(entry) = there {
+                let key = self.key(record.id);
+                let is_own = entry.record.version == record.version || entry.first.version == record.version;
+                match self.flaw {
+                    CreateOverwrites => {}
+                    CreateOverwritesItsOwnVersion if is_own => {}
+                    CreateTouchesWhatIsThere => {
+                        let ends = entry.ends.max(self.ends(record.ttl));
+                        store.records.insert(key, Entry { ends, ..entry });
+                        return Ok(false);
+                    }
+                    CreateOfTakenChangesTheIndex => {
+                        store.records.insert(key, Entry { is_listed: false, ..entry });
+                        return Ok(false);
+                    }
+                    _ => return Ok(false),
+                }
+            }
+            if record.id.owner().is_some_and(|owner| store.barred.contains(&owner)) {
+                return Ok(true);
+            }
+            let key = self.key(record.id);
+            self.put(&mut store, record, None);
+            if self.has(CreateEntersTheIndexFirst) && store.clears != clears {
+                store.records.entry(key).and_modify(|entry| entry.is_listed = false);
+            }
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn update(&self, expected: i64, record: Record) -> backend::Result<Outcome> {
+        self.verb(async {
+            let mut there = self.find(&self.store(), record.id);
+            if self.has(UpdateReadsThenWrites) {
+                pause().await;
+            }
+            let mut store = self.store();
+            if !self.has(UpdateReadsThenWrites) {
+                there = self.find(&store, record.id);
+            }
+            if self.has(UpdateInsertsWhatExpired) {
+                there = store.records.get(&self.key(record.id)).cloned();
+            }
+            let Some(there) = there else {
+                if self.has(UpdateInserts) || (self.has(UpdateOfZeroInserts) && expected == 0) {
+                    self.put(&mut store, record, None);
+                }
+                return Ok(Outcome::Gone);
+            };
+            let is_logout = record.ttl.is_zero() && self.has(UpdateForNoTimeIgnoresTheVersion);
+            if !versions_equal(self.flaw, there.record.version, expected) && !is_logout {
+                return Ok(match self.flaw {
+                    UpdateIsAlwaysGoneOnConflict => Outcome::Gone,
+                    UpdateTakesItsOwnVersionForGone if there.record.version == record.version => Outcome::Gone,
+                    UpdateIsAppliedAgainLater if there.first.version == expected => {
+                        self.put(&mut store, record, Some(&there));
+                        Outcome::Done
+                    }
+                    ConflictShowsWhatWasThereFirst => Outcome::Conflict(there.first),
+                    ConflictShowsTheOfferedTime => {
+                        Outcome::Conflict(Record { ttl: record.ttl.max(there.record.ttl * 2), ..there.record })
+                    }
+                    _ => Outcome::Conflict(self.shown(&there)),
+                });
+            }
+            self.cache.lock().unwrap().remove(&record.id);
+            if self.has(VersionsAreNames) {
+                for entry in store.records.values_mut().filter(|entry| entry.record.version == expected) {
+                    entry.record = Record { id: entry.record.id, ..record.clone() };
+                }
+                return Ok(Outcome::Done);
+            }
+            self.put(&mut store, record, Some(&there));
+            Ok(Outcome::Done)
+        })
+        .await
+    }
+
+    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> backend::Result<()> {
+        self.verb(async {
+            let mut read = self.find(&self.store(), id);
+            if self.has(TouchReadsThenWrites) {
+                pause().await;
+            }
+            let mut store = self.store();
+            if !self.has(TouchReadsThenWrites) {
+                read = self.find(&store, id);
+            }
+            if self.has(TouchRevives) && read.is_none() {
+                read = store.dead.get(&id).cloned();
+            }
+            if self.has(TouchRevivesWhatExpired) {
+                read = store.records.get(&self.key(id)).cloned();
+            }
+            let Some(mut entry) = read else { return Ok(()) };
+            if (entry.record.version != version && !self.has(TouchIsUnconditional)) || self.has(TouchDoesNothing) {
+                return Ok(());
+            }
+            entry.ends = match self.flaw {
+                TouchOnlyLengthens => entry.ends.max(self.ends(ttl)),
+                TouchAddsTime if !ttl.is_zero() => entry.ends.saturating_add(ttl),
+                _ => self.ends(ttl),
+            };
+            if self.has(TouchWritesANewVersion) {
+                entry.record.version ^= 1;
+            }
+            entry.is_listed &= !self.has(TouchForgetsTheIndex);
+            match entry.ends > self.now() {
+                true => _ = store.records.insert(self.key(id), entry),
+                false => self.end(&mut store, id),
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    async fn delete(&self, id: RecordId) -> backend::Result<bool> {
+        self.verb(async {
+            let key = self.key(id);
+            if self.has(DeleteIsByHalvesWhenDropped) {
+                if let Some(entry) = self.store().records.get_mut(&key) {
+                    entry.is_listed = false;
+                }
+                pause().await;
+            }
+            let mut store = self.store();
+            let was_live = self.find(&store, id).is_some();
+            if self.has(DeleteForgetsAnonymous) && id.owner().is_none() {
+                return Ok(was_live);
+            }
+            self.end(&mut store, id);
+            Ok(was_live || self.has(DeleteIsAlwaysTrue))
+        })
+        .await
+    }
+
+    async fn list(&self, owner: Owner) -> backend::Result<Vec<Record>> {
+        self.verb(async {
+            let store = self.store();
+            let is_shown = |entry: &&Entry| {
+                let is_live = self.is_live(entry) || self.has(ListShowsExpired) || self.has(ExpiryOnlyOnLoad);
+                is_live && entry.is_listed && (entry.record.id.owner() == Some(owner) || self.has(ListIgnoresTheOwner))
+            };
+            let entries = store.records.values().filter(is_shown);
+            let dead = store.dead.values().filter(|entry| self.has(DeleteLeavesTheIndex) && is_shown(entry));
+            let mut all: Vec<Record> = entries
+                .chain(dead)
+                .map(|entry| match self.flaw {
+                    ListShowsThePayloadOfCreate => Record { payload: entry.first.payload.clone(), ..self.shown(entry) },
+                    ListShowsTheFullTime => Record { ttl: entry.record.ttl, ..entry.record.clone() },
+                    _ => self.shown(entry),
+                })
+                .collect();
+            if self.has(ListIsCutAtAHundred) {
+                all.truncate(100);
+            }
+            Ok(all)
+        })
+        .await
+    }
+
+    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> backend::Result<u64> {
+        self.verb(async {
+            let kept = match self.flaw {
+                ClearIgnoresKeep => None,
+                _ => keep,
+            };
+            let like_kept = |id: RecordId| match self.flaw {
+                ClearKeepsAnySidLikeKeep => kept.is_some_and(|kept| kept.sid() == id.sid()),
+                UnderscoreIsAnyCharacter => kept.is_some_and(|kept| is_like(kept.sid(), id.sid())),
+                _ => kept == Some(id),
+            };
+            let is_owners = |id: RecordId| match self.flaw {
+                ClearEndsAnonymousToo => id.owner().is_none_or(|of| of == owner),
+                _ => id.owner() == Some(owner),
+            };
+            let of = |store: &Store| -> Vec<Entry> {
+                store.records.values().filter(|entry| is_owners(entry.record.id)).cloned().collect()
+            };
+            if self.has(ClearIsByHalvesWhenDropped) || self.has(ClearListsThenDeletes) {
+                let (all, mut ended) = (of(&self.store()), 0);
+                for entry in all.into_iter().filter(|entry| keep != Some(entry.record.id)) {
+                    pause().await;
+                    let mut store = self.store();
+                    let there = self.find(&store, entry.record.id);
+                    let is_same = there.as_ref().is_some_and(|there| there.record.version == entry.record.version);
+                    if is_same || (there.is_some() && self.has(ClearIsByHalvesWhenDropped)) {
+                        ended += 1;
+                        self.end(&mut store, entry.record.id);
+                    }
+                }
+                return Ok(ended);
+            }
+            let mut ended = 0;
+            let mut store = self.store();
+            let all = of(&store);
+            store.clears += 1;
+            let newest = all.iter().map(|entry| entry.record.id).next_back();
+            for entry in all {
+                let id = entry.record.id;
+                if like_kept(id) {
+                    ended += u64::from(self.has(ClearCountsKeep));
+                    let ends = match self.flaw {
+                        ClearKeepsForLonger | ClearRevivesKeep if !self.is_live(&entry) => {
+                            if self.has(ClearKeepsForLonger) { entry.ends } else { self.ends(entry.record.ttl) }
+                        }
+                        ClearKeepsForLonger => self.ends(entry.record.ttl * 2),
+                        _ => continue,
+                    };
+                    store.records.insert(self.key(id), Entry { ends, ..entry });
+                    continue;
+                }
+                if self.has(ClearForgetsTheNewest) && Some(id) == newest {
+                    continue;
+                }
+                ended += u64::from(self.is_live(&entry) || self.has(ClearCountsExpired) || self.has(ExpiryOnlyOnLoad));
+                self.end(&mut store, id);
+            }
+            if self.has(ClearBarsWhatComesAfter) {
+                store.barred.push(owner);
+            }
+            Ok(ended)
+        })
+        .await
+    }
+
+    fn set_clock(&mut self, clock: Clock) {
+        self.clock = clock;
+    }
+}
+
+/// Time for others to come in between.
+async fn pause() {
+    for _ in 0..3 {
+        yield_now().await;
+    }
+}
+
+/// As SQL's `LIKE`, as far as `_` goes.
+fn is_like(pattern: &str, text: &str) -> bool {
+    pattern.len() == text.len() && pattern.bytes().zip(text.bytes()).all(|(p, t)| p == b'_' || p == t)
+}
+
+fn subject(flaw: Flaw) -> Subject<Wrong> {
+    let one = Wrong::new(flaw);
+    let other = one.beside();
+    Subject::new(one).shared_with(other)
+}
+
+/// What that promise says when it is broken.
+async fn examine(promise: &Promise<Wrong>, flaw: Flaw) -> Result<(), String> {
+    let subject = subject(flaw);
+    match AssertUnwindSafe(promise.check(&subject)).catch_unwind().await {
+        Ok(()) => Ok(()),
+        Err(panic) => Err(match panic.downcast::<String>() {
+            Ok(words) => *words,
+            Err(panic) => panic.downcast_ref::<&str>().copied().unwrap_or_default().to_owned(),
+        }),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_flaw_it_keeps_every_promise() {
+    for promise in Promise::all() {
+        assert_eq!(examine(&promise, Nothing).await, Ok(()), "{}", promise.name());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_flaw_is_caught_by_the_promise_that_it_breaks_and_in_words_that_fit() {
+    let promises = Promise::all();
+    let mut missed = Vec::new();
+    for (flaw, name, words) in CAUGHT {
+        let promise = promises.iter().find(|promise| promise.name() == *name).expect("there is such a promise");
+        match examine(promise, *flaw).await {
+            Err(said) if said.contains(words) => {}
+            other => missed.push(format!("{flaw:?}: {name} says {other:?}, not {words:?}")),
+        }
+    }
+    assert!(missed.is_empty(), "{}", missed.join("\n"));
+    for promise in &promises {
+        assert!(CAUGHT.iter().any(|(_, name, _)| *name == promise.name()), "nothing breaks {}", promise.name());
+    }
+}
