@@ -14,6 +14,7 @@ mod encryption;
 mod endings;
 mod faults;
 mod fleet;
+mod histories;
 mod http;
 mod identity;
 mod json;

@@ -194,6 +194,10 @@ impl Store {
         self.moment > Duration::from_millis(1)
     }
 
+    pub fn is_file(&self) -> bool {
+        self._folder.is_some()
+    }
+
     /// That a time is as expected, as far as this store can tell.
     #[track_caller]
     pub fn assert_about(&self, time: SystemTime, expected: SystemTime) {
@@ -221,6 +225,11 @@ impl Store {
         F: Future<Output = ()> + Send + 'static,
     {
         self.fail(verb, Fault::First(Arc::new(move || Box::pin(first()))));
+    }
+
+    /// The store itself, with nobody looking on.
+    pub fn inner(&self) -> Sessions {
+        self.inner.clone()
     }
 
     /// The store itself.
