@@ -7,6 +7,7 @@ mod client;
 mod folder;
 mod store;
 
+mod cancellation;
 mod concurrency;
 mod cookies;
 mod cost;

@@ -57,7 +57,7 @@ pub struct Store {
     calls: Arc<Mutex<Vec<&'static str>>>,
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
     /// What it is in, to be removed after it.
-    _folder: Option<Arc<Folder>>,
+    folder: Option<Arc<Folder>>,
     /// Where to make what is stored older, of a store that has a clock of its own.
     #[cfg(feature = "redis")]
     place: Option<Arc<crate::redis::harness::Place>>,
@@ -139,7 +139,7 @@ impl Store {
     pub async fn json() -> Self {
         let (clock, folder) = (Clock::manual(), Folder::new());
         let inner = JsonSessions::builder(folder.file()).clock(clock.clone()).open().await.unwrap().erase();
-        Self { _folder: Some(Arc::new(folder)), ..Self::over(inner, clock) }
+        Self { folder: Some(Arc::new(folder)), ..Self::over(inner, clock) }
     }
 
     /// Its clock is the server's: time passes for what is stored by making that older. While a test runs, it goes on.
@@ -159,7 +159,7 @@ impl Store {
             faults: Arc::default(),
             #[cfg(feature = "redis")]
             place: None,
-            _folder: None,
+            folder: None,
         }
     }
 
@@ -195,7 +195,17 @@ impl Store {
     }
 
     pub fn is_file(&self) -> bool {
-        self._folder.is_some()
+        self.folder.is_some()
+    }
+
+    /// That there is no file but those that there have to be.
+    #[track_caller]
+    pub fn assert_tidy(&self) {
+        let Some(folder) = &self.folder else { return };
+        let files = std::fs::read_dir(folder.path("")).unwrap().map(|file| file.unwrap().file_name());
+        let mut names: Vec<_> = files.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["sessions.json", "sessions.json.lock"]);
     }
 
     /// That a time is as expected, as far as this store can tell.

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use jam_session::{Clock, MemorySessions, Sessions};
 
+pub use self::record::cut;
 use self::{
     module::Module,
     record::{Rng, Schedule, Seeds, alone},
