@@ -197,6 +197,11 @@ impl Store {
         self.moment > Duration::from_millis(1)
     }
 
+    /// Whether it knows an update again that it has done already.
+    fn knows_repeats(&self) -> bool {
+        self.is_remote() || self.is_file()
+    }
+
     pub fn is_file(&self) -> bool {
         self.folder.is_some()
     }
@@ -305,7 +310,7 @@ impl Backend for Spy {
         let name = (record.id, record.version);
         let mut lost = None;
         let answer = self.call("update", async {
-            if !self.0.is_remote() && self.0.lost.lock().unwrap().contains(&name) {
+            if !self.0.knows_repeats() && self.0.lost.lock().unwrap().contains(&name) {
                 return Ok(Outcome::Done);
             }
             let outcome = self.0.inner.backend().update(expected, record).await?;
