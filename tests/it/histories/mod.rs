@@ -2,7 +2,8 @@
 //! the other.
 //!
 //! A history that no order of its calls explains is a broken promise. It is shrunk, and printed with the seed it came from.
-//! Seeds are fixed, so that a run is like the one before; with `SESSION_TEST_LONG=<seconds>` they are new ones for so long.
+//! Seeds are fixed, so that a run is like the one before; with `SESSION_TEST_LONG=<seconds>` they are new ones for so long, and
+//! `SESSION_TEST_SEED=<seed>` runs one. On one thread (`…_in_any_order`) the seed says all; elsewhere, what clients try.
 
 mod check;
 mod module;
@@ -124,6 +125,44 @@ fn module_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
         let stage = module::Stage::new(model, vec![process(), process()], clock.clone(), seed);
         stage.cuts(rng.one_in(2)).play(Schedule::Seeded, rng, 4, 10).await
     })
+}
+
+/// Requests and answers are lost, and connections with them: what Redis is asked again is not done again.
+#[cfg(feature = "redis")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_connections_to_redis_change_no_order() {
+    use crate::redis::{
+        harness::{Place, Topology, patient, server},
+        proxy::Proxy,
+    };
+
+    let Some(place) = Place::new(Topology::Server) else { return };
+    let proxy = std::sync::Arc::new(Proxy::before(&server().address).await);
+    let builder = || patient(jam_session::RedisSessions::builder(proxy.uri())).sessions_key(&place.prefix);
+    let (one, two) = (builder().connect().await.unwrap().erase(), builder().connect().await.unwrap().erase());
+    let at = std::sync::Arc::clone(&proxy);
+    let trouble: record::Trouble = std::sync::Arc::new(move |rng: &mut Rng| match rng.one_in(2) {
+        true => at.swallow_next_answer(),
+        false => at.swallow_next_request(),
+    });
+    for seed in Seeds::new(200, 80) {
+        let mut rng = Rng::new(seed);
+        let model = Verbs { timed: false, lists_at_once: false, ..EXACT };
+        let backend = Rough::new(one.clone(), rng.fork());
+        let stage = verbs::Stage::new(model, backend, Clock::manual(), &mut rng).cuts(rng.one_in(2));
+        let stage = stage.trouble(Some(trouble.clone()));
+        fails_not(seed, stage.play(Schedule::Threads, rng.fork(), 4, 12).await);
+
+        let model = Module { timed: false, lists_at_once: false, ..SHARP };
+        let options = Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() };
+        let process = |on: &Sessions| {
+            options.apply(Sessions::over(Rough::forgetful(on.clone(), Rng::new(seed)))).build().unwrap()
+        };
+        let stage = module::Stage::new(model, vec![process(&one), process(&two)], Clock::manual(), seed);
+        let stage = stage.cuts(rng.one_in(2)).trouble(Some(trouble.clone()));
+        fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);
+    }
+    assert!(proxy.connections() > 20, "{} connections", proxy.connections());
 }
 
 #[track_caller]

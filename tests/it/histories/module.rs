@@ -18,7 +18,7 @@ use tower::{Layer, ServiceExt, service_fn};
 
 use super::{
     check::{Model, Op, OpOf},
-    record::{Client, Recorder, Rng, Schedule, cut},
+    record::{Client, Recorder, Rng, Schedule, Trouble, cut},
 };
 use crate::store::Options;
 
@@ -462,6 +462,7 @@ pub struct Stage<B: Backend> {
     layers: Vec<SessionLayer>,
     clock: Clock,
     cuts: bool,
+    trouble: Option<Trouble>,
     recorder: Arc<Recorder<Module>>,
     keys: Vec<String>,
     began: Duration,
@@ -503,6 +504,7 @@ impl<B: Backend> Stage<B> {
             began: clock.elapsed(),
             clock,
             cuts: false,
+            trouble: None,
             recorder: Recorder::new(),
             keys: (0..KEYS).map(|key| format!("{name} {key}")).collect(),
             count: AtomicUsize::new(0),
@@ -513,6 +515,11 @@ impl<B: Backend> Stage<B> {
     /// Calls are dropped at times.
     pub fn cuts(self, cuts: bool) -> Self {
         Self { cuts, ..self }
+    }
+
+    /// Something that happens at times before a call.
+    pub fn trouble(self, trouble: Option<Trouble>) -> Self {
+        Self { trouble, ..self }
     }
 
     pub async fn play(self, schedule: Schedule, mut rng: Rng, clients: usize, calls: usize) -> Option<String> {
@@ -562,6 +569,9 @@ impl<B: Backend> Stage<B> {
         let process = rng.below(self.sessions.len());
         let text = known.map(|(_, text)| text).unwrap_or_default();
         let handle = handle.map(|(_, handle)| handle).unwrap_or_default();
+        if let Some(trouble) = self.trouble.as_ref().filter(|_| rng.one_in(8)) {
+            trouble(rng);
+        }
         let work = self.make(key, process, what, &text, &handle);
         drop(self.recorder.call(client, part, call, async { cut(polls, work).await.flatten() }).await);
     }

@@ -48,7 +48,8 @@ impl Rng {
     }
 }
 
-/// The seeds of a run: so many fixed ones, or with `SESSION_TEST_LONG` new ones for its share of so many seconds.
+/// The seeds of a run: so many fixed ones, or with `SESSION_TEST_LONG` new ones for its share of so many seconds; or the one
+/// that `SESSION_TEST_SEED` names.
 pub struct Seeds {
     next: u64,
     left: usize,
@@ -67,6 +68,9 @@ impl Drop for Seeds {
 impl Seeds {
     /// `share` is how many of a thousand parts of a long run are for these.
     pub fn new(count: usize, share: u32) -> Self {
+        if let Some(seed) = std::env::var("SESSION_TEST_SEED").ok().and_then(|text| text.parse::<u64>().ok()) {
+            return Self { next: seed.wrapping_sub(1), left: 1, until: None, given: 0 };
+        }
         let Some(time) = std::env::var("SESSION_TEST_LONG").ok().and_then(|text| text.parse().ok()) else {
             return Self { next: 0, left: count, until: None, given: 0 };
         };
@@ -166,6 +170,9 @@ pub async fn cut<T>(polls: Option<usize>, work: impl Future<Output = T>) -> Opti
     })
     .await
 }
+
+/// What goes wrong beside the calls.
+pub type Trouble = Arc<dyn Fn(&mut Rng) + Send + Sync>;
 
 pub type Client = Pin<Box<dyn Future<Output = ()> + Send>>;
 

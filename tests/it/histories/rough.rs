@@ -48,6 +48,7 @@ pub struct Rough {
     seen: Mutex<HashMap<RecordId, Option<Record>>>,
     /// What was written, by any process: as a store has to know whose answers get lost.
     written: Written,
+    forgetful: bool,
 }
 
 pub type Written = Arc<Mutex<HashSet<(RecordId, i64)>>>;
@@ -62,7 +63,13 @@ impl Rough {
             wrong: None,
             seen: Mutex::default(),
             written: Written::default(),
+            forgetful: false,
         }
+    }
+
+    /// It does not know its writes again: that is left to the store.
+    pub fn forgetful(inner: Sessions, rng: Rng) -> Self {
+        Self { forgetful: true, ..Self::new(inner, rng) }
     }
 
     pub fn of(self, written: &Written) -> Self {
@@ -144,7 +151,7 @@ impl Backend for Rough {
         self.call(async {
             let record = self.longer(record);
             let name = (record.id, record.version);
-            if self.written.lock().unwrap().contains(&name) {
+            if !self.forgetful && self.written.lock().unwrap().contains(&name) {
                 return Ok(Outcome::Done);
             }
             let outcome = self.on().update(expected, record.clone()).await?;

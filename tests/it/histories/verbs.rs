@@ -15,7 +15,7 @@ use jam_session::{Backend, Clock, Outcome, Owner, Record, RecordId};
 
 use super::{
     check::{Model, Op, OpOf},
-    record::{Client, Recorder, Rng, Schedule, cut},
+    record::{Client, Recorder, Rng, Schedule, Trouble, cut},
     rough::Rough,
 };
 
@@ -332,6 +332,7 @@ pub struct Stage {
     clock: Clock,
     /// Whether calls are dropped at times.
     cuts: bool,
+    trouble: Option<Trouble>,
     recorder: Arc<Recorder<Verbs>>,
     /// The names of records: of two owners, and of nobody.
     names: Vec<Vec<RecordId>>,
@@ -365,6 +366,7 @@ impl Stage {
             began: clock.elapsed(),
             clock,
             cuts: false,
+            trouble: None,
             recorder: Recorder::new(),
             names,
             owners,
@@ -376,6 +378,11 @@ impl Stage {
     /// Calls are dropped at times.
     pub fn cuts(self, cuts: bool) -> Self {
         Self { cuts, ..self }
+    }
+
+    /// Something that happens at times before a call.
+    pub fn trouble(self, trouble: Option<Trouble>) -> Self {
+        Self { trouble, ..self }
     }
 
     pub async fn play(self, schedule: Schedule, mut rng: Rng, clients: usize, calls: usize) -> Option<String> {
@@ -415,6 +422,9 @@ impl Stage {
             _ => Call::Load(at),
         };
         let polls = (self.cuts && rng.one_in(10)).then(|| 1 + rng.below(3));
+        if let Some(trouble) = self.trouble.as_ref().filter(|_| rng.one_in(8)) {
+            trouble(rng);
+        }
         self.make(client, part, call, polls).await;
     }
 
