@@ -228,7 +228,8 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Ends all other sessions of this session's key, keeps this one, and says how many there were. A session without a key
-    /// has no others.
+    /// has no others. It is looked up first: one that ends at that very time may end the others nevertheless, also one that
+    /// only just began.
     ///
     /// For an app that gets its IDs from elsewhere than a cookie, and has just changed a password.
     ///

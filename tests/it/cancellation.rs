@@ -99,6 +99,7 @@ enum Do {
     Create(&'static str),
     Delete,
     Clear,
+    ClearOthers,
     Save,
 }
 
@@ -136,6 +137,8 @@ const CASES: &[Case] = {
         (Ada, &[Bind("grace"), Delete], &[]),
         (Ada, &[Delete, Create("grace")], &[&[Delete]]),
         (Ada, &[Insert("n", 2), Clear], &[]),
+        (Ada, &[Insert("n", 2), ClearOthers], &[&[ClearOthers]]),
+        (Ada, &[ClearOthers, Bind("ada")], &[&[ClearOthers]]),
         (Ada, &[Clear, Create("ada")], &[&[Clear]]),
         (Ada, &[Clear, Save, Bind("grace")], &[&[Clear]]),
     ]
@@ -154,13 +157,14 @@ impl Do {
             Self::Create(key) => session.create(key, json!({"c": 3}))?,
             Self::Delete => session.delete(),
             Self::Clear => session.clear(),
+            Self::ClearOthers => session.clear_others(),
             Self::Save => session.save().await?,
         }
         Ok(())
     }
 
     fn is_ending(self) -> bool {
-        matches!(self, Self::Delete | Self::Clear)
+        matches!(self, Self::Delete | Self::Clear | Self::ClearOthers)
     }
 }
 
@@ -312,6 +316,7 @@ async fn p16_a_call_of_the_module_dropped_anywhere_has_happened_or_has_not(store
         ("rework", |on, id| Box::pin(async move { drop(on.rework(id).await.unwrap()) })),
         ("delete", |on, id| Box::pin(async move { on.delete(id).await.unwrap() })),
         ("clear", |on, _| Box::pin(async move { on.clear("ada").await.map(|_| ()).unwrap() })),
+        ("clear others", |on, id| Box::pin(async move { on.clear_others(id).await.map(|_| ()).unwrap() })),
         ("list", |on, _| Box::pin(async move { drop(on.list("ada").await.unwrap()) })),
         ("revoke", |on, id| {
             let handle = id.split('.').nth(1).unwrap();

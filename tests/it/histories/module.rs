@@ -77,6 +77,10 @@ pub enum What {
     Clear {
         of: u32,
     },
+    ClearOthers {
+        id: Id,
+        of: u32,
+    },
     Pass(u64),
 }
 
@@ -321,10 +325,17 @@ impl Model for Module {
                     states.push(after);
                 }
             }
-            What::Clear { of } => {
+            What::Clear { of } | What::ClearOthers { of, .. } => {
+                missed(Answer::Gone);
+                // Who may do it is found out first: by a session that ends meanwhile, the others are ended nevertheless.
+                let was_there = id.is_some_and(|id| state.sessions.contains_key(&id.sid));
+                if id.is_some() && opens == Sure::No && !was_there {
+                    return states;
+                }
                 let (mut least, mut most) = (0, 0);
                 let mut after = state.clone();
-                for kept in after.sessions.values_mut() {
+                for kept in after.sessions.iter_mut().filter(|(sid, _)| id.is_none_or(|id| id.sid != **sid)) {
+                    let kept = kept.1;
                     if let Some(kept) = kept {
                         least += u64::from(self.is_live(kept, state.now) == Sure::Yes);
                         // The backend, which does the counting, does not know of deadlines.
@@ -334,7 +345,8 @@ impl Model for Module {
                 }
                 let fits = match answer {
                     Some(Answer::Ended(count)) => (least..=most).contains(count) || of > 0,
-                    _ => true,
+                    Some(_) => false,
+                    None => true,
                 };
                 if fits {
                     states.push(after);
@@ -389,9 +401,16 @@ impl Model for Module {
         if op.call.sid() == Some(subject) {
             return None;
         }
+        // Without the session that it was called by, it is a clear, or nothing.
+        if let What::ClearOthers { id, of } = op.call.what
+            && id.sid == subject
+        {
+            op.call.what = What::Clear { of: of + 1 };
+            return (op.answer != Some(Answer::Gone)).then_some(op);
+        }
         match (&mut op.call.what, &mut op.answer) {
             (What::List, Some(Answer::Listed(seen))) => seen.retain(|(sid, _)| *sid != subject),
-            (What::Clear { of }, _) => *of += 1,
+            (What::Clear { of } | What::ClearOthers { of, .. }, _) => *of += 1,
             _ => {}
         }
         Some(op)
@@ -411,7 +430,7 @@ impl Model for Module {
             What::Delete(_) => "Promise 4: what was ended stays so.",
             What::Revoke(_) => "Promise 8: revoke ends what is live, once.",
             What::List | What::Listed(_) => "Promise 8: every session live throughout, and none that ended before.",
-            What::Clear { .. } => "Promise 8: clear ends every session that there is.",
+            What::Clear { .. } | What::ClearOthers { .. } => "Promise 8: clear ends every session that there is.",
             What::Pass(_) => "",
         }
     }
@@ -421,7 +440,7 @@ impl Call {
     fn id(&self) -> Option<Id> {
         match self.what {
             What::Get(id) | What::Update { id, .. } | What::Increment(id) | What::Rework { id, .. } => Some(id),
-            What::Delete(id) => Some(id),
+            What::Delete(id) | What::ClearOthers { id, .. } => Some(id),
             _ => None,
         }
     }
@@ -429,6 +448,8 @@ impl Call {
     fn sid(&self) -> Option<Sid> {
         match self.what {
             What::Create { sid, .. } | What::Revoke(sid) | What::Listed(sid) => Some(sid),
+            // It is about the others, too.
+            What::ClearOthers { .. } => None,
             _ => self.id().map(|id| id.sid),
         }
     }
@@ -447,6 +468,7 @@ impl fmt::Debug for Call {
             What::Revoke(sid) => write!(f, "revoke s{sid}"),
             What::List => write!(f, "list"),
             What::Listed(sid) => write!(f, "list, as for s{sid}"),
+            What::ClearOthers { id, .. } => write!(f, "clear all others than {}", text(id)),
             What::Clear { of: 0 } => write!(f, "clear"),
             What::Clear { .. } => write!(f, "clear, of others too"),
             What::Pass(by) => write!(f, "{by} s pass"),
@@ -559,7 +581,8 @@ impl<B: Backend> Stage<B> {
             (29..31, _) if handle.is_some() => What::Revoke(handle.as_ref().unwrap().0),
             (31..34, _) => What::List,
             (34, _) => What::Clear { of: 0 },
-            (35.., _) if self.model.timed => What::Pass(*rng.of(&PASSES).unwrap()),
+            (35, Some((id, _))) => What::ClearOthers { id: *id, of: 0 },
+            (36.., _) if self.model.timed => What::Pass(*rng.of(&PASSES).unwrap()),
             (_, Some((id, _))) => What::Get(*id),
             (_, None) => What::Create { sid: number, n },
         };
@@ -615,6 +638,7 @@ impl<B: Backend> Stage<B> {
                 Answer::Listed(seen)
             }
             What::Clear { .. } => Answer::Ended(sessions.clear(name).await.ok()?),
+            What::ClearOthers { .. } => known(sessions.clear_others(id).await)?.map_or(Answer::Gone, Answer::Ended),
             What::Pass(by) => {
                 self.clock.advance(Duration::from_secs(by));
                 Answer::Done
