@@ -216,6 +216,9 @@ impl<B: Backend> Sessions<B> {
 
     /// Ends all sessions of a session key, and says how many there were.
     ///
+    /// One that is made meanwhile is ended, or is there afterwards. The number may be off by those that log in or expire at
+    /// that very time: it is counted in two steps, while ending them is one.
+    ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
@@ -224,7 +227,8 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Ends all other sessions of this session's key, keeps this one, and says how many there were. A session without a key
-    /// has no others.
+    /// has no others. It is looked up first: one that ends at that very time may end the others nevertheless, also one that
+    /// only just began.
     ///
     /// For an app that gets its IDs from elsewhere than a cookie, and has just changed a password.
     ///
@@ -243,6 +247,9 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// All live sessions of a session key, in the order in which they began. None of their IDs is in it.
+    ///
+    /// One that is there all the time is listed, and none that ended before. One that begins or ends meanwhile is listed or
+    /// not, each for itself: with Redis, this is more than one trip.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).

@@ -13,13 +13,16 @@
 //! | [`list`](Backend::list) | all live ones of an owner | empty | |
 //! | [`clear`](Backend::clear) | ends all of an owner but `keep`, says how many | `0` | |
 //!
-//! * Each verb is atomic: others see all of it or nothing, and once it has answered, everyone sees it.
+//! * Each verb is atomic: others see all of it or nothing, and once it has answered, everyone sees it. Only `list` may take
+//!   more than a moment: what was live all the time is in it, and nothing that had ended before.
 //! * A record past its `ttl` does not exist, in any verb. The `ttl` is counted by the backend's own clock, and never
 //!   lengthened. An `update` with a `ttl` of zero thus ends the record, if its version is `expected`: that is a logout.
 //! * Nothing is written that was not there, except by `create`: there is no upsert. What was ended stays ended.
 //! * [`RecordId::owner`] is part of the name: the same `sid` under two owners is two records.
 //! * An error means that the verb may or may not have happened. Any error will do; `?` works. A verb may be repeated by
-//!   its caller: a `Conflict` that shows the version that was to be written is taken as "done".
+//!   its caller: a `Conflict` that shows the version that was to be written is taken as "done". A store whose answers can be
+//!   lost should know an `update` again by that version even after others have written, and answer `Done`: a change that is
+//!   repeated would else be made twice.
 //! * A future that is dropped has happened or has not, as with an error.
 //!
 //! With the feature `conformance` the macro `conformance_tests!` makes a test of each of these promises, for any backend; the

@@ -1,6 +1,9 @@
 //! A backend that is away, slow, or has lost its mind.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jam_session::{Backend, ErrorKind, Record, RecordId, Session};
 use serde_json::json;
@@ -21,6 +24,8 @@ on_every_store! {
     p11_a_record_moved_to_another_user_is_unreadable,
     p04_a_login_delivered_twice_around_a_logout,
     p05_a_conflict_with_oneself_is_done,
+    p05_a_lost_reply_then_a_foreign_write_then_the_retry,
+    p06_rework_beside_delete_with_the_old_id_within_and_after_the_grace,
     p16_nothing_is_blocked_by_a_request_that_hangs,
     p16_dropped_at_any_point_a_commit_is_whole,
     closing_waits_and_refuses_further_use,
@@ -259,6 +264,64 @@ async fn p05_a_conflict_with_oneself_is_done(store: Store) {
         client.does(|session| session.modify("n", |n: Option<u64>| n.unwrap() + 1)).await.ok();
     }
     assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "5");
+}
+
+async fn p05_a_lost_reply_then_a_foreign_write_then_the_retry(store: Store) {
+    let increment = |session: &Session| session.modify("n", |n: Option<u64>| n.unwrap() + 1);
+    for fault in [Fault::Before, Fault::After] {
+        let client = Client::new(&store.layer());
+        client.does(|session| session.insert("n", 0)).await.ok();
+        let other = client.thief().at(&store.layer());
+        let answer = client.visit(async |session: Session| {
+            increment(&session)?;
+            store.fail("update", fault);
+            assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
+            for _ in 0..3 {
+                other.does(increment).await.ok();
+            }
+            // It is still recorded, and goes with the response: whether it was written or not, once.
+            Ok(())
+        });
+        answer.await.ok();
+        assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "4");
+    }
+}
+
+/// A delete that has looked the old ID up when the session is rotated; and one that has when its grace comes to an end.
+async fn p06_rework_beside_delete_with_the_old_id_within_and_after_the_grace(store: Store) {
+    for grace_ends in [false, true] {
+        let sessions = store.sessions();
+        let old = sessions.create("ada", json!({})).await.unwrap();
+        let new = Arc::new(Mutex::new(None));
+        let (at, rotating, id, noted) = (store.clone(), store.sessions(), old.clone(), Arc::clone(&new));
+        store.first("update", move || {
+            let (at, rotating, id, noted) = (at.clone(), rotating.clone(), id.clone(), Arc::clone(&noted));
+            async move {
+                let new = rotating.rework(&id).await.unwrap();
+                if grace_ends {
+                    at.pass(Duration::from_secs(11));
+                    assert!(rotating.get(&id).await.unwrap().is_none());
+                }
+                assert!(rotating.get(&new).await.unwrap().is_some());
+                *noted.lock().unwrap() = Some(new);
+            }
+        });
+        // It led to the session when it was looked up, and a sign-out is not turned down for having been slow.
+        sessions.delete(&old).await.unwrap();
+        let new = new.lock().unwrap().take().unwrap();
+        assert!(sessions.get(&new).await.unwrap().is_none());
+        assert!(sessions.list("ada").await.unwrap().is_empty());
+
+        // The other way round: the rework has looked it up when it is ended.
+        let old = sessions.create("ada", json!({})).await.unwrap();
+        let (ending, id) = (store.sessions(), old.clone());
+        store.first("update", move || {
+            let (ending, id) = (ending.clone(), id.clone());
+            async move { ending.delete(&id).await.unwrap() }
+        });
+        assert_eq!(sessions.rework(&old).await.unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(sessions.list("ada").await.unwrap().is_empty());
+    }
 }
 
 async fn p16_nothing_is_blocked_by_a_request_that_hangs(store: Store) {

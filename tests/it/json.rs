@@ -215,6 +215,32 @@ async fn any_key_and_any_data_fit_a_line() {
     }
 }
 
+#[tokio::test]
+async fn p05_an_update_whose_answer_nobody_waited_for_is_not_done_twice() {
+    let folder = Folder::new();
+    let sessions = open(&folder.file()).await;
+    let on = sessions.backend();
+    assert!(on.create(record(0, 1, HOUR, "{}")).await.unwrap());
+    let write = |expected: i64, version: i64| on.update(expected, record(0, version, HOUR, "{}"));
+    for version in 1..100 {
+        assert!(matches!(write(version, version + 1).await.unwrap(), Outcome::Done));
+    }
+    // Each of them, repeated, was done already; what was not done is a conflict, as it was for another record.
+    for version in [1, 2, 50, 98] {
+        assert!(matches!(write(version, version + 1).await.unwrap(), Outcome::Done), "{version}");
+    }
+    for (expected, version) in [(1, 200), (99, 201)] {
+        assert!(matches!(write(expected, version).await.unwrap(), Outcome::Conflict(there) if there.version == 100));
+    }
+    assert!(on.create(record(1, 300, HOUR, "{}")).await.unwrap());
+    assert!(matches!(on.update(1, record(1, 2, HOUR, "{}")).await.unwrap(), Outcome::Conflict(_)));
+    assert_eq!(on.load(record(0, 0, HOUR, "").id).await.unwrap().unwrap().version, 100);
+    // In one batch, too.
+    let (first, second, again) = tokio::join!(write(100, 101), write(101, 102), write(100, 101));
+    assert!(matches!((first.unwrap(), second.unwrap(), again.unwrap()), (Outcome::Done, Outcome::Done, Outcome::Done)));
+    assert_eq!(on.load(record(0, 0, HOUR, "").id).await.unwrap().unwrap().version, 102);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn of_updates_that_expect_the_same_version_one_is_done() {
     let folder = Folder::new();

@@ -7,6 +7,7 @@ mod client;
 mod folder;
 mod store;
 
+mod cancellation;
 mod concurrency;
 #[cfg(feature = "conformance")]
 mod conformance;
@@ -16,6 +17,7 @@ mod encryption;
 mod endings;
 mod faults;
 mod fleet;
+mod histories;
 mod http;
 mod identity;
 mod json;

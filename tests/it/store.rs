@@ -1,7 +1,7 @@
 //! The stores that tests run on, spied upon; and the options that tests set.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashSet, VecDeque},
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
@@ -56,8 +56,10 @@ pub struct Store {
     pub moment: Duration,
     calls: Arc<Mutex<Vec<&'static str>>>,
     faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
+    /// The updates whose answers a test has taken from a store that loses none: it has to know them again, as Redis does.
+    lost: Arc<Mutex<HashSet<(RecordId, i64)>>>,
     /// What it is in, to be removed after it.
-    _folder: Option<Arc<Folder>>,
+    folder: Option<Arc<Folder>>,
     /// Where to make what is stored older, of a store that has a clock of its own.
     #[cfg(feature = "redis")]
     place: Option<Arc<crate::redis::harness::Place>>,
@@ -139,7 +141,7 @@ impl Store {
     pub async fn json() -> Self {
         let (clock, folder) = (Clock::manual(), Folder::new());
         let inner = JsonSessions::builder(folder.file()).clock(clock.clone()).open().await.unwrap().erase();
-        Self { _folder: Some(Arc::new(folder)), ..Self::over(inner, clock) }
+        Self { folder: Some(Arc::new(folder)), ..Self::over(inner, clock) }
     }
 
     /// Its clock is the server's: time passes for what is stored by making that older. While a test runs, it goes on.
@@ -157,9 +159,10 @@ impl Store {
             moment: Duration::from_millis(1),
             calls: Arc::default(),
             faults: Arc::default(),
+            lost: Arc::default(),
             #[cfg(feature = "redis")]
             place: None,
-            _folder: None,
+            folder: None,
         }
     }
 
@@ -194,6 +197,25 @@ impl Store {
         self.moment > Duration::from_millis(1)
     }
 
+    /// Whether it knows an update again that it has done already.
+    fn knows_repeats(&self) -> bool {
+        self.is_remote() || self.is_file()
+    }
+
+    pub fn is_file(&self) -> bool {
+        self.folder.is_some()
+    }
+
+    /// That there is no file but those that there have to be.
+    #[track_caller]
+    pub fn assert_tidy(&self) {
+        let Some(folder) = &self.folder else { return };
+        let files = std::fs::read_dir(folder.path("")).unwrap().map(|file| file.unwrap().file_name());
+        let mut names: Vec<_> = files.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        assert_eq!(names, ["sessions.json", "sessions.json.lock"]);
+    }
+
     /// That a time is as expected, as far as this store can tell.
     #[track_caller]
     pub fn assert_about(&self, time: SystemTime, expected: SystemTime) {
@@ -221,6 +243,11 @@ impl Store {
         F: Future<Output = ()> + Send + 'static,
     {
         self.fail(verb, Fault::First(Arc::new(move || Box::pin(first()))));
+    }
+
+    /// The store itself, with nobody looking on.
+    pub fn inner(&self) -> Sessions {
+        self.inner.clone()
     }
 
     /// The store itself.
@@ -280,7 +307,21 @@ impl Backend for Spy {
     }
 
     async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        self.call("update", self.0.inner.backend().update(expected, record)).await
+        let name = (record.id, record.version);
+        let mut lost = None;
+        let answer = self.call("update", async {
+            if !self.0.knows_repeats() && self.0.lost.lock().unwrap().contains(&name) {
+                return Ok(Outcome::Done);
+            }
+            let outcome = self.0.inner.backend().update(expected, record).await?;
+            lost = matches!(outcome, Outcome::Done).then_some(name);
+            Ok(outcome)
+        });
+        let answer = answer.await;
+        if answer.is_err() {
+            self.0.lost.lock().unwrap().extend(lost);
+        }
+        answer
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {

@@ -84,6 +84,7 @@ mod disk;
 mod inbox;
 mod journal;
 mod line;
+mod repeats;
 mod replay;
 #[cfg(test)]
 mod sim;

@@ -15,6 +15,7 @@ use super::{
     journal::{At, Fault, Journal, Lines},
     line::Line,
     read,
+    repeats::{Overwritten, Version},
     table::{Kept, Table},
     write,
 };
@@ -35,6 +36,7 @@ pub(super) struct Writer {
     /// No compaction below so many dead bytes, after one that failed.
     pub(super) put_off: u64,
     pub(super) last_sync: Instant,
+    overwritten: Overwritten,
 }
 
 /// However the work ends, nothing is read any more: before the lock of the file is let go of, if it ends in the middle.
@@ -97,6 +99,7 @@ impl Writer {
             compaction: None,
             put_off: 0,
             last_sync: Instant::now(),
+            overwritten: Overwritten::default(),
         }
     }
 
@@ -122,7 +125,7 @@ impl Writer {
             return refuse(requests.into_iter().map(|request| request.answer), &error);
         }
         let table = read(&self.table);
-        let mut draft = Draft::new(&table, self.journal.lines());
+        let mut draft = Draft::new(&table, &self.overwritten, self.journal.lines());
         let mut answers = Vec::with_capacity(requests.len());
         for Request { verb, answer } in requests {
             if !answer.is_closed() || verb.ends() {
@@ -133,10 +136,11 @@ impl Writer {
         if !draft.lines.is_empty() {
             draft.end_expired(2 * answers.len() + MIN_EXPIRED);
         }
-        let Draft { changes, renewed, lines, .. } = draft;
+        let Draft { changes, renewed, overwritten, lines, .. } = draft;
         drop(table);
         match self.append(&lines) {
             Ok(()) => {
+                self.overwritten.extend(overwritten);
                 let late = self.apply(changes, &renewed);
                 self.end_late(&late);
                 for (tell, renews, answer) in answers {
@@ -156,7 +160,7 @@ impl Writer {
             return;
         }
         let table = read(&self.table);
-        let mut draft = Draft::new(&table, self.journal.lines());
+        let mut draft = Draft::new(&table, &self.overwritten, self.journal.lines());
         late.iter().for_each(|id| draft.end(*id));
         let Draft { changes, renewed, lines, .. } = draft;
         drop(table);
@@ -447,7 +451,7 @@ impl Writer {
         self.check()?;
         // What has expired must not come back by a clock that is set back.
         let table = read(&self.table);
-        let mut draft = Draft::new(&table, self.journal.lines());
+        let mut draft = Draft::new(&table, &self.overwritten, self.journal.lines());
         draft.end_expired(usize::MAX);
         let Draft { changes, renewed, lines, .. } = draft;
         drop(table);
@@ -482,13 +486,20 @@ struct Draft<'a> {
     renewed: HashSet<RecordId>,
     /// Those that are not in the table, so that a clear does not look through all changes.
     new_of: HashMap<Owner, Vec<RecordId>>,
+    overwritten_before: &'a Overwritten,
+    overwritten: Vec<Version>,
     lines: Lines,
 }
 
 impl<'a> Draft<'a> {
-    fn new(table: &'a Table, lines: Lines) -> Self {
-        let (changes, renewed, new_of) = (HashMap::new(), HashSet::new(), HashMap::new());
-        Self { table, now: table.now(), changes, renewed, new_of, lines }
+    fn new(table: &'a Table, overwritten_before: &'a Overwritten, lines: Lines) -> Self {
+        let (changes, renewed, new_of, overwritten) = (HashMap::new(), HashSet::new(), HashMap::new(), Vec::new());
+        Self { table, now: table.now(), changes, renewed, new_of, overwritten_before, overwritten, lines }
+    }
+
+    /// Whether it was written, and others have written since.
+    fn was_written(&self, version: &Version) -> bool {
+        self.overwritten.contains(version) || self.overwritten_before.knows(version)
     }
 
     fn live(&self, id: &RecordId) -> Option<&Kept> {
@@ -516,6 +527,7 @@ impl<'a> Draft<'a> {
             }
             Verb::Update { expected, new } => match self.live(&new.id) {
                 None => done(0),
+                Some(kept) if kept.version != expected && self.was_written(&(new.id, new.version)) => done(1),
                 Some(kept) if kept.version != expected => {
                     Answer { count: 0, conflict: Some(kept.record(new.id, self.now)) }
                 }
@@ -524,6 +536,7 @@ impl<'a> Draft<'a> {
                     done(1)
                 }
                 Some(_) => {
+                    self.overwritten.push((new.id, expected));
                     self.renew(new.id);
                     self.put(new);
                     done(1)

@@ -1,0 +1,216 @@
+//! Histories: what many clients see who call at random and all at once, checked against a model that does one thing after
+//! the other.
+//!
+//! A history that no order of its calls explains is a broken promise. It is shrunk, and printed with the seed it came from.
+//! Seeds are fixed, so that a run is like the one before; with `SESSION_TEST_LONG=<seconds>` they are new ones for so long, and
+//! `SESSION_TEST_SEED=<seed>` runs one. On one thread (`…_in_any_order`) the seed says all; elsewhere, what clients try.
+
+mod check;
+mod module;
+mod record;
+mod rough;
+mod verbs;
+
+use std::time::Duration;
+
+use jam_session::{Clock, MemorySessions, Sessions};
+
+pub use self::record::cut;
+use self::{
+    module::Module,
+    record::{Rng, Schedule, Seeds, alone},
+    rough::{Rough, Written, Wrong},
+    verbs::Verbs,
+};
+use crate::{
+    on_every_store,
+    store::{Options, Store},
+};
+
+on_every_store! {
+    the_verbs_of_a_store_happen_at_one_moment_each,
+    the_verbs_of_the_module_happen_at_one_moment_each,
+}
+
+const EXACT: Verbs = Verbs { timed: true, lags: false, lists_at_once: true };
+
+async fn the_verbs_of_a_store_happen_at_one_moment_each(store: Store) {
+    let (model, count, share) = match () {
+        () if store.is_remote() => (Verbs { timed: false, lags: false, lists_at_once: false }, 60, 40),
+        // The thread that writes the file counts from when it takes a change, and others see it once it is on the disk.
+        () if store.is_file() => (Verbs { lags: true, ..EXACT }, 60, 40),
+        () => (EXACT, 600, 100),
+    };
+    for seed in Seeds::new(count, share) {
+        let mut rng = Rng::new(seed);
+        let backend = Rough::new(store.inner(), rng.fork()).fails(rng.one_in(2));
+        let stage = verbs::Stage::new(model, backend, store.clock.clone(), &mut rng).cuts(rng.one_in(2));
+        fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);
+    }
+}
+
+#[test]
+fn the_verbs_of_the_memory_happen_at_one_moment_each_in_any_order() {
+    for seed in Seeds::new(1500, 100) {
+        fails_not(seed, verbs_alone(seed, None));
+    }
+}
+
+fn memory() -> (Sessions, Clock) {
+    let clock = Clock::manual();
+    (MemorySessions::builder().clock(clock.clone()).build().unwrap().erase(), clock)
+}
+
+/// A history of the verbs of the memory, on one thread.
+fn verbs_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
+    alone(async {
+        let mut rng = Rng::new(seed);
+        let (sessions, clock) = memory();
+        let fails = rng.one_in(2);
+        let backend = Rough::new(sessions, rng.fork()).waits().fails(fails).wrong(wrong);
+        let stage = verbs::Stage::new(EXACT, backend, clock, &mut rng).cuts(rng.one_in(2));
+        stage.play(Schedule::Seeded, rng, 4, 10).await
+    })
+}
+
+async fn the_verbs_of_the_module_happen_at_one_moment_each(store: Store) {
+    let (model, count, share) = match () {
+        () if store.is_remote() => (Module { timed: false, lists_at_once: false, ..SHARP }, 60, 40),
+        () if store.is_file() => (Module { lags: true, ..SHARP }, 60, 40),
+        () => (SHARP, 300, 100),
+    };
+    for seed in Seeds::new(count, share) {
+        let mut rng = Rng::new(seed);
+        let model = Module { touches: rng.one_in(3), ..model };
+        let options = match model.timed {
+            true => module::options(model.touches),
+            false => Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() },
+        };
+        let fails = rng.one_in(2);
+        let written = Written::default();
+        let mut process = || {
+            let rough = Rough::new(store.inner(), rng.fork()).of(&written).waits().fails(fails);
+            options.apply(Sessions::over(rough)).clock(store.clock.clone()).build().unwrap()
+        };
+        let stage = module::Stage::new(model, vec![process(), process()], store.clock.clone(), seed);
+        fails_not(seed, stage.cuts(rng.one_in(2)).play(Schedule::Threads, rng, 4, 12).await);
+    }
+}
+
+#[test]
+fn the_verbs_of_the_module_happen_at_one_moment_each_in_any_order() {
+    for seed in Seeds::new(1500, 300) {
+        fails_not(seed, module_alone(seed, None));
+    }
+}
+
+const SHARP: Module = Module { timed: true, lags: false, lists_at_once: true, touches: false };
+
+/// A history of the module over the memory, on one thread.
+fn module_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
+    alone(async {
+        let mut rng = Rng::new(seed);
+        let (inner, clock) = memory();
+        let model = Module { touches: rng.one_in(3) || wrong == Some(Wrong::TouchRevives), ..SHARP };
+        let mut options = module::options(model.touches);
+        if wrong == Some(Wrong::KeepsPreviousIds) {
+            options.rework_grace = Some(Duration::from_secs(3600));
+        }
+        let fails = rng.one_in(2);
+        let written = Written::default();
+        let mut process = || {
+            let rough = Rough::new(inner.clone(), rng.fork()).of(&written).waits().fails(fails).wrong(wrong);
+            options.apply(Sessions::over(rough)).clock(clock.clone()).build().unwrap()
+        };
+        let stage = module::Stage::new(model, vec![process(), process()], clock.clone(), seed);
+        stage.cuts(rng.one_in(2)).play(Schedule::Seeded, rng, 4, 10).await
+    })
+}
+
+/// Requests and answers are lost, and connections with them: what Redis is asked again is not done again.
+#[cfg(feature = "redis")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lost_connections_to_redis_change_no_order() {
+    use crate::redis::{
+        harness::{Place, Topology, patient, server},
+        proxy::Proxy,
+    };
+
+    let Some(place) = Place::new(Topology::Server) else { return };
+    let proxy = std::sync::Arc::new(Proxy::before(&server().address).await);
+    let builder = || patient(jam_session::RedisSessions::builder(proxy.uri())).sessions_key(&place.prefix);
+    let (one, two) = (builder().connect().await.unwrap().erase(), builder().connect().await.unwrap().erase());
+    let at = std::sync::Arc::clone(&proxy);
+    let trouble: record::Trouble = std::sync::Arc::new(move |rng: &mut Rng| match rng.one_in(2) {
+        true => at.swallow_next_answer(),
+        false => at.swallow_next_request(),
+    });
+    for seed in Seeds::new(200, 80) {
+        let mut rng = Rng::new(seed);
+        let model = Verbs { timed: false, lists_at_once: false, ..EXACT };
+        let backend = Rough::new(one.clone(), rng.fork());
+        let stage = verbs::Stage::new(model, backend, Clock::manual(), &mut rng).cuts(rng.one_in(2));
+        let stage = stage.trouble(Some(trouble.clone()));
+        fails_not(seed, stage.play(Schedule::Threads, rng.fork(), 4, 12).await);
+
+        let model = Module { timed: false, lists_at_once: false, ..SHARP };
+        let options = Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() };
+        let process = |on: &Sessions| {
+            options.apply(Sessions::over(Rough::forgetful(on.clone(), Rng::new(seed)))).build().unwrap()
+        };
+        let stage = module::Stage::new(model, vec![process(&one), process(&two)], Clock::manual(), seed);
+        let stage = stage.cuts(rng.one_in(2)).trouble(Some(trouble.clone()));
+        fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);
+    }
+    assert!(proxy.connections() > 20, "{} connections", proxy.connections());
+}
+
+#[track_caller]
+fn fails_not(seed: u64, complaint: Option<String>) {
+    if let Some(complaint) = complaint {
+        panic!("seed {seed}: {complaint}");
+    }
+}
+
+#[test]
+fn a_store_that_is_wrong_is_found_out() {
+    let wrongs = [
+        Wrong::Upserts,
+        Wrong::IgnoresVersions,
+        Wrong::ForgetsOne,
+        Wrong::ClearsOneByOne,
+        Wrong::LoadsStale,
+        Wrong::ListsTooFew,
+        Wrong::DeletesLater,
+        Wrong::TouchRevives,
+        Wrong::CreatesOver,
+        Wrong::ExpiresLate,
+    ];
+    for wrong in wrongs {
+        is_found_out(wrong, verbs_alone);
+    }
+}
+
+#[test]
+fn a_store_that_is_wrong_is_found_out_through_the_module() {
+    let wrongs = [
+        Wrong::Upserts,
+        Wrong::IgnoresVersions,
+        Wrong::ForgetsOne,
+        Wrong::ClearsOneByOne,
+        Wrong::LoadsStale,
+        Wrong::ListsTooFew,
+        Wrong::TouchRevives,
+        Wrong::ExpiresLate,
+        Wrong::KeepsPreviousIds,
+    ];
+    for wrong in wrongs {
+        is_found_out(wrong, module_alone);
+    }
+}
+
+fn is_found_out(wrong: Wrong, history: impl Fn(u64, Option<Wrong>) -> Option<String>) {
+    let found = (1..=500).find_map(|seed| Some((seed, history(seed, Some(wrong))?)));
+    let (seed, complaint) = found.unwrap_or_else(|| panic!("{wrong:?} was not found out"));
+    println!("{wrong:?}, seed {seed}: {complaint}");
+}

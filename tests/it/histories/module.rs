@@ -1,0 +1,815 @@
+//! Histories of the module, [`Sessions`], and of increments through the layer; and what they have to look like.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use axum::body::Body;
+use http::{Request, header::COOKIE};
+use jam_session::{Backend, Clock, Data, Error, ErrorKind, Session, SessionLayer, Sessions};
+use serde_json::json;
+use tower::{Layer, ServiceExt, service_fn};
+
+use super::{
+    check::{Model, Op, OpOf},
+    record::{Client, Recorder, Rng, Schedule, Trouble, cut},
+};
+use crate::store::Options;
+
+/// The sessions of one key.
+#[derive(Clone, Copy)]
+pub struct Module {
+    /// Whether time is the test's, and passes in the history.
+    pub timed: bool,
+    /// Whether a write begins to live when it is called, or later.
+    pub lags: bool,
+    /// Whether `list` sees all sessions at one moment.
+    pub lists_at_once: bool,
+    /// Whether reading keeps a session alive. That happens in the background: the end is then known no better than the
+    /// deadline.
+    pub touches: bool,
+}
+
+/// A session: the number of the call that made it.
+pub type Sid = usize;
+
+/// An ID: the session, and the number of its secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Id {
+    sid: Sid,
+    secret: usize,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub struct Call {
+    what: What,
+    /// The time when it was called: what an ID leads to is looked up once.
+    now: u64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum What {
+    Create {
+        sid: Sid,
+        n: u64,
+    },
+    Get(Id),
+    Update {
+        id: Id,
+        n: u64,
+    },
+    Increment(Id),
+    /// `op` stands for the secret that nobody heard of.
+    Rework {
+        id: Id,
+        op: usize,
+    },
+    Delete(Id),
+    Revoke(Sid),
+    List,
+    Listed(Sid),
+    Clear {
+        of: u32,
+    },
+    ClearOthers {
+        id: Id,
+        of: u32,
+    },
+    Pass(u64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    Secret(usize),
+    Data(Option<u64>),
+    Did(bool),
+    Done,
+    Gone,
+    Listed(Vec<(Sid, u64)>),
+    Ended(u64),
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct State {
+    now: u64,
+    /// `None` of what was ended.
+    sessions: BTreeMap<Sid, Option<Kept>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Kept {
+    secret: usize,
+    /// The secrets before, the oldest first, and until when they lead here at least, and at most: the grace begins when the
+    /// rework is under way.
+    previous: Vec<(usize, u64, u64)>,
+    n: u64,
+    /// It ends for want of use between these two,
+    idle: (u64, u64),
+    /// and whatever happens between these two.
+    deadline: (u64, u64),
+    /// Whether nobody got its ID: then it is removed in the background.
+    orphan: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Sure {
+    Yes,
+    Maybe,
+    No,
+}
+
+// In seconds.
+pub const IDLE: u64 = 100;
+pub const GRACE: u64 = 10;
+pub const LIFETIME: u64 = 300;
+const PASSES: [u64; 8] = [1, 4, 9, 10, 50, 99, 100, 150];
+const PREVIOUS: usize = 4;
+const UNHEARD: usize = 1_000_000;
+
+impl Module {
+    fn is_live(&self, kept: &Kept, now: u64) -> Sure {
+        let (earliest, latest) = (kept.idle.0.min(kept.deadline.0), kept.idle.1.min(kept.deadline.1));
+        match () {
+            () if self.timed && now >= latest => Sure::No,
+            () if kept.orphan || self.timed && now >= earliest => Sure::Maybe,
+            () => Sure::Yes,
+        }
+    }
+
+    /// Whether an ID leads to a session, and it is there. An ID from before a rework counts as when it was called: to a
+    /// session that is there, nobody is let in who was not to be let in at some moment of the call.
+    fn opens(&self, state: &State, id: Id, called: u64) -> Sure {
+        let Some(Some(kept)) = state.sessions.get(&id.sid) else { return Sure::No };
+        let known = if kept.secret == id.secret {
+            Sure::Yes
+        } else if let Some(at) = kept.previous.iter().rposition(|(secret, ..)| *secret == id.secret) {
+            let (_, earliest, latest) = kept.previous[at];
+            match kept.previous.len() - at <= PREVIOUS {
+                true if !self.timed || earliest > state.now => Sure::Yes,
+                // Others may have come after it during the call.
+                _ if !self.timed || latest > called => Sure::Maybe,
+                _ => Sure::No,
+            }
+        } else {
+            Sure::No
+        };
+        match (known, self.is_live(kept, state.now)) {
+            (Sure::Yes, Sure::Yes) => Sure::Yes,
+            (Sure::No, _) | (_, Sure::No) => Sure::No,
+            _ => Sure::Maybe,
+        }
+    }
+
+    /// The same session, written to.
+    fn written(&self, kept: &Kept, now: u64, called: u64) -> Kept {
+        let from = if self.lags { called.min(now) } else { now };
+        let latest = if self.touches { u64::MAX } else { now + IDLE };
+        Kept { idle: (from + IDLE, latest), ..kept.clone() }
+    }
+}
+
+impl Kept {
+    /// It has come to its end, of which the backend need not know.
+    fn dead(&self) -> Self {
+        Self { deadline: (0, 0), ..self.clone() }
+    }
+}
+
+impl State {
+    fn with(&self, sid: Sid, kept: Option<Kept>) -> Self {
+        let mut state = self.clone();
+        state.sessions.insert(sid, kept);
+        state
+    }
+
+    fn kept(&self, sid: Sid) -> Option<&Kept> {
+        self.sessions.get(&sid)?.as_ref()
+    }
+}
+
+impl Model for Module {
+    type State = State;
+    type Call = Call;
+    type Answer = Answer;
+
+    fn start(&self) -> State {
+        State::default()
+    }
+
+    fn step(&self, state: &State, call: &Call, answer: Option<&Answer>) -> Vec<State> {
+        let may = |given: Answer| answer.is_none_or(|answer| *answer == given);
+        let id = call.id();
+        let opens = id.map_or(Sure::No, |id| self.opens(state, id, call.now));
+        let mut states = Vec::new();
+        // What a call by an ID leaves that finds nothing: if the session may have been there, it may be gone by now.
+        let mut missed = |given: Answer| {
+            if opens != Sure::Yes && may(given) {
+                states.push(state.clone());
+                if let Some((id, kept)) = id.and_then(|id| Some((id, state.kept(id.sid)?)))
+                    && self.is_live(kept, state.now) == Sure::Maybe
+                {
+                    states.push(state.with(id.sid, Some(kept.dead())));
+                }
+            }
+        };
+        match call.what {
+            What::Pass(by) => states.push(State { now: state.now + by, ..state.clone() }),
+            What::Create { sid, n } => {
+                let secret = match answer {
+                    Some(Answer::Secret(secret)) => Some(*secret),
+                    Some(_) => return Vec::new(),
+                    None => None,
+                };
+                let called = call.now.min(state.now);
+                let new = Kept {
+                    secret: secret.unwrap_or(UNHEARD + sid),
+                    previous: Vec::new(),
+                    n,
+                    idle: (0, 0),
+                    deadline: (called + LIFETIME, state.now + LIFETIME),
+                    orphan: secret.is_none(),
+                };
+                states.push(state.with(sid, Some(self.written(&new, state.now, call.now))));
+            }
+            What::Get(id) => {
+                missed(Answer::Data(None));
+                if let Some(kept) = state.kept(id.sid).filter(|_| opens != Sure::No)
+                    && may(Answer::Data(Some(kept.n)))
+                {
+                    states.push(state.clone());
+                }
+            }
+            What::Update { id, .. } | What::Increment(id) => {
+                missed(Answer::Gone);
+                if let Some(kept) = state.kept(id.sid).filter(|_| opens != Sure::No)
+                    && may(Answer::Done)
+                {
+                    let n = if let What::Update { n, .. } = call.what { n } else { kept.n + 1 };
+                    states.push(state.with(id.sid, Some(Kept { n, ..self.written(kept, state.now, call.now) })));
+                }
+            }
+            What::Rework { id, op } => {
+                missed(Answer::Gone);
+                if let Some(kept) = state.kept(id.sid).filter(|_| opens != Sure::No) {
+                    let written = self.written(kept, state.now, call.now);
+                    let rotates = kept.secret == id.secret;
+                    let secret = match answer {
+                        Some(Answer::Secret(secret)) if rotates == (*secret != id.secret) => Some(*secret),
+                        None => rotates.then_some(UNHEARD + op),
+                        // It was written to, and no ID given: that of the call had come to its end by then.
+                        Some(Answer::Gone) if !rotates => {
+                            let idle = (kept.idle.0, written.idle.1);
+                            states.push(state.with(id.sid, Some(Kept { idle, ..kept.clone() })));
+                            return states;
+                        }
+                        Some(_) => return states,
+                    };
+                    let mut new = written;
+                    if let Some(secret) = secret.filter(|_| rotates) {
+                        let called = call.now.min(state.now);
+                        new.previous.push((new.secret, called + GRACE, state.now + GRACE));
+                        new.secret = secret;
+                    }
+                    states.push(state.with(id.sid, Some(new)));
+                }
+            }
+            What::Delete(id) => {
+                missed(Answer::Done);
+                if opens != Sure::No && may(Answer::Done) {
+                    states.push(state.with(id.sid, None));
+                }
+            }
+            What::Revoke(sid) => {
+                let live = state.kept(sid).map_or(Sure::No, |kept| self.is_live(kept, state.now));
+                if live != Sure::No && may(Answer::Did(true)) {
+                    states.push(state.with(sid, None));
+                }
+                if live != Sure::Yes && may(Answer::Did(false)) {
+                    states.push(state.with(sid, state.kept(sid).map(Kept::dead)));
+                }
+            }
+            What::List | What::Listed(_) => {
+                let Some(answer) = answer else { return vec![state.clone()] };
+                let mut after = state.clone();
+                let mut seen = match (&call.what, answer) {
+                    (_, Answer::Listed(seen)) => seen.clone(),
+                    (What::Listed(sid), Answer::Data(n)) => n.map(|n| (*sid, n)).into_iter().collect(),
+                    _ => return states,
+                };
+                for (sid, kept) in &state.sessions {
+                    if matches!(call.what, What::Listed(only) if only != *sid) {
+                        continue;
+                    }
+                    let live = kept.as_ref().map_or(Sure::No, |kept| self.is_live(kept, state.now));
+                    let listed = seen.iter().position(|(of, _)| of == sid).map(|at| seen.remove(at).1);
+                    let fits = match (live, listed) {
+                        (Sure::Yes | Sure::Maybe, Some(n)) => kept.as_ref().is_some_and(|kept| kept.n == n),
+                        (Sure::Yes, None) | (Sure::No, Some(_)) => false,
+                        (Sure::Maybe, None) => {
+                            after.sessions.insert(*sid, kept.as_ref().map(Kept::dead));
+                            true
+                        }
+                        (Sure::No, None) => true,
+                    };
+                    if !fits {
+                        return states;
+                    }
+                }
+                if seen.is_empty() {
+                    states.push(after);
+                }
+            }
+            What::Clear { of } | What::ClearOthers { of, .. } => {
+                missed(Answer::Gone);
+                // Who may do it is found out first: by a session that ends meanwhile, the others are ended nevertheless.
+                let was_there = id.is_some_and(|id| state.sessions.contains_key(&id.sid));
+                if id.is_some() && opens == Sure::No && !was_there {
+                    return states;
+                }
+                let (mut least, mut most) = (0, 0);
+                let mut after = state.clone();
+                for kept in after.sessions.iter_mut().filter(|(sid, _)| id.is_none_or(|id| id.sid != **sid)) {
+                    let kept = kept.1;
+                    if let Some(kept) = kept {
+                        least += u64::from(self.is_live(kept, state.now) == Sure::Yes);
+                        // The backend, which does the counting, does not know of deadlines.
+                        most += u64::from(!self.timed || state.now < kept.idle.1);
+                    }
+                    *kept = None;
+                }
+                let fits = match answer {
+                    Some(Answer::Ended(count)) => (least..=most).contains(count) || of > 0,
+                    Some(_) => false,
+                    None => true,
+                };
+                if fits {
+                    states.push(after);
+                }
+            }
+        }
+        states
+    }
+
+    fn split(&self, ops: Vec<OpOf<Self>>) -> Vec<OpOf<Self>> {
+        if self.lists_at_once {
+            return ops;
+        }
+        let made = |op: &OpOf<Self>| match op.call.what {
+            What::Create { sid, .. } => Some(sid),
+            _ => None,
+        };
+        let sids: Vec<(Sid, u64)> = ops.iter().filter_map(|op| Some((made(op)?, op.start))).collect();
+        let split = |op: OpOf<Self>| match (op.call.what, &op.answer) {
+            (What::List, Some(Answer::Listed(seen))) => {
+                let one = |sid: Sid| {
+                    let n = seen.iter().find(|(of, _)| *of == sid).map(|(_, n)| *n);
+                    let call = Call { what: What::Listed(sid), ..op.call };
+                    Op { call, answer: Some(Answer::Data(n)), ..op.clone() }
+                };
+                sids.iter().filter(|(_, start)| *start < op.end).map(|(sid, _)| one(*sid)).collect()
+            }
+            _ => vec![op],
+        };
+        ops.into_iter().flat_map(split).collect()
+    }
+
+    fn is_read(&self, call: &Call, answer: Option<&Answer>) -> bool {
+        match (call.what, answer) {
+            (What::Get(_) | What::List | What::Listed(_), _) => true,
+            // Where it is not known whether it was written to nevertheless.
+            (What::Rework { .. }, Some(Answer::Gone)) => !self.timed,
+            (_, Some(Answer::Did(false) | Answer::Gone)) => true,
+            _ => false,
+        }
+    }
+
+    fn subjects(&self, ops: &[OpOf<Self>]) -> Vec<Sid> {
+        let mut all: Vec<Sid> = ops.iter().filter_map(|op| op.call.sid()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn without(&self, op: &OpOf<Self>, subject: Sid) -> Option<OpOf<Self>> {
+        let mut op = op.clone();
+        if op.call.sid() == Some(subject) {
+            return None;
+        }
+        // Without the session that it was called by, it is a clear, or nothing.
+        if let What::ClearOthers { id, of } = op.call.what
+            && id.sid == subject
+        {
+            op.call.what = What::Clear { of: of + 1 };
+            return (op.answer != Some(Answer::Gone)).then_some(op);
+        }
+        match (&mut op.call.what, &mut op.answer) {
+            (What::List, Some(Answer::Listed(seen))) => seen.retain(|(sid, _)| *sid != subject),
+            (What::Clear { of } | What::ClearOthers { of, .. }, _) => *of += 1,
+            _ => {}
+        }
+        Some(op)
+    }
+
+    fn promise(&self, call: &Call) -> &'static str {
+        match call.what {
+            What::Create { .. } => "Promise 2: one record for each session.",
+            What::Get(_) => {
+                "Promises 4, 5, 6: the data that was acknowledged last, by an ID that leads there, while it is live."
+            }
+            What::Update { .. } => "Promise 5: a change answered with success is in it; 4: and revives nothing.",
+            What::Increment(_) => "Promise 5: no modify is lost, and each is applied once.",
+            What::Rework { .. } => {
+                "Promise 6: the newest ID leads to the session, the one before for the grace, no other."
+            }
+            What::Delete(_) => "Promise 4: what was ended stays so.",
+            What::Revoke(_) => "Promise 8: revoke ends what is live, once.",
+            What::List | What::Listed(_) => "Promise 8: every session live throughout, and none that ended before.",
+            What::Clear { .. } | What::ClearOthers { .. } => "Promise 8: clear ends every session that there is.",
+            What::Pass(_) => "",
+        }
+    }
+}
+
+impl Call {
+    fn id(&self) -> Option<Id> {
+        match self.what {
+            What::Get(id) | What::Update { id, .. } | What::Increment(id) | What::Rework { id, .. } => Some(id),
+            What::Delete(id) | What::ClearOthers { id, .. } => Some(id),
+            _ => None,
+        }
+    }
+
+    fn sid(&self) -> Option<Sid> {
+        match self.what {
+            What::Create { sid, .. } | What::Revoke(sid) | What::Listed(sid) => Some(sid),
+            // It is about the others, too.
+            What::ClearOthers { .. } => None,
+            _ => self.id().map(|id| id.sid),
+        }
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |id: Id| format!("s{} by ID {}", id.sid, id.secret);
+        match self.what {
+            What::Create { sid, n } => write!(f, "create s{sid} with {n}"),
+            What::Get(id) => write!(f, "get {}", text(id)),
+            What::Update { id, n } => write!(f, "update {} to {n}", text(id)),
+            What::Increment(id) => write!(f, "increment {}", text(id)),
+            What::Rework { id, .. } => write!(f, "rework {}", text(id)),
+            What::Delete(id) => write!(f, "delete {}", text(id)),
+            What::Revoke(sid) => write!(f, "revoke s{sid}"),
+            What::List => write!(f, "list"),
+            What::Listed(sid) => write!(f, "list, as for s{sid}"),
+            What::ClearOthers { id, .. } => write!(f, "clear all others than {}", text(id)),
+            What::Clear { of: 0 } => write!(f, "clear"),
+            What::Clear { .. } => write!(f, "clear, of others too"),
+            What::Pass(by) => write!(f, "{by} s pass"),
+        }
+    }
+}
+
+/// What the clients of a history share.
+pub struct Stage<B: Backend> {
+    model: Module,
+    /// Two processes.
+    sessions: Vec<Sessions<B>>,
+    layers: Vec<SessionLayer>,
+    clock: Clock,
+    cuts: bool,
+    trouble: Option<Trouble>,
+    recorder: Arc<Recorder<Module>>,
+    keys: Vec<String>,
+    began: Duration,
+    count: AtomicUsize,
+    book: Mutex<Book>,
+}
+
+/// What clients know of each other's sessions.
+#[derive(Default)]
+struct Book {
+    /// The number of each secret, by the text of its ID.
+    secrets: HashMap<String, usize>,
+    /// The IDs of each key.
+    ids: [Vec<(Id, String)>; KEYS],
+    handles: [Vec<(Sid, String)>; KEYS],
+}
+
+pub const KEYS: usize = 2;
+
+/// The options that the model goes by.
+pub fn options(touches: bool) -> Options {
+    Options {
+        default_ttl: Some(Some(Duration::from_secs(IDLE))),
+        max_lifetime: Some(Duration::from_secs(LIFETIME)),
+        // With the whole of the idle time a read never tells the backend.
+        touch_interval: Some(Duration::from_secs(if touches { 5 } else { 2 * IDLE })),
+        rework_grace: Some(Duration::from_secs(GRACE)),
+        ..Options::default()
+    }
+}
+
+impl<B: Backend> Stage<B> {
+    /// `name` tells the keys of this history from those of others on the same store.
+    pub fn new(model: Module, sessions: Vec<Sessions<B>>, clock: Clock, name: u64) -> Self {
+        Self {
+            model,
+            layers: sessions.iter().map(|sessions| SessionLayer::new(sessions.clone()).cookie_name("id")).collect(),
+            sessions,
+            began: clock.elapsed(),
+            clock,
+            cuts: false,
+            trouble: None,
+            recorder: Recorder::new(),
+            keys: (0..KEYS).map(|key| format!("{name} {key}")).collect(),
+            count: AtomicUsize::new(0),
+            book: Mutex::default(),
+        }
+    }
+
+    /// Calls are dropped at times.
+    pub fn cuts(self, cuts: bool) -> Self {
+        Self { cuts, ..self }
+    }
+
+    /// Something that happens at times before a call.
+    pub fn trouble(self, trouble: Option<Trouble>) -> Self {
+        Self { trouble, ..self }
+    }
+
+    pub async fn play(self, schedule: Schedule, mut rng: Rng, clients: usize, calls: usize) -> Option<String> {
+        let stage = Arc::new(self);
+        let client = |number: usize, mut rng: Rng| -> Client {
+            let stage = Arc::clone(&stage);
+            Box::pin(async move {
+                for _ in 0..calls {
+                    stage.call(number, &mut rng).await;
+                }
+            })
+        };
+        let clients = (0..clients).map(|number| client(number, rng.fork())).collect();
+        schedule.run(rng, clients).await;
+        stage.recorder.complaint(&stage.model, KEYS)
+    }
+
+    async fn call(&self, client: usize, rng: &mut Rng) {
+        let key = rng.below(KEYS);
+        let number = self.count.fetch_add(1, SeqCst);
+        let (known, handle) = {
+            let book = self.book.lock().unwrap();
+            // Mostly one of the newest, so that clients meet.
+            let newest = |len: usize, rng: &mut Rng| len.saturating_sub(1 + rng.below(3));
+            let known = book.ids[key].get(newest(book.ids[key].len(), rng)).cloned();
+            let handle = book.handles[key].get(newest(book.handles[key].len(), rng)).cloned();
+            (known, handle)
+        };
+        let n = number as u64 * 1000;
+        let what = match (rng.below(40), &known) {
+            (0..4, _) => What::Create { sid: number, n },
+            (4..8, Some((id, _))) => What::Get(*id),
+            (8..13, Some((id, _))) => What::Update { id: *id, n },
+            (13..20, Some((id, _))) => What::Increment(*id),
+            (20..26, Some((id, _))) => What::Rework { id: *id, op: number },
+            (26..29, Some((id, _))) => What::Delete(*id),
+            (29..31, _) if handle.is_some() => What::Revoke(handle.as_ref().unwrap().0),
+            (31..34, _) => What::List,
+            (34, _) => What::Clear { of: 0 },
+            (35, Some((id, _))) => What::ClearOthers { id: *id, of: 0 },
+            (36.., _) if self.model.timed => What::Pass(*rng.of(&PASSES).unwrap()),
+            (_, Some((id, _))) => What::Get(*id),
+            (_, None) => What::Create { sid: number, n },
+        };
+        let call = Call { what, now: (self.clock.elapsed() - self.began).as_secs() };
+        let part = (!matches!(what, What::Pass(_))).then_some(key);
+        let polls = (self.cuts && rng.one_in(10)).then(|| 1 + rng.below(12));
+        let process = rng.below(self.sessions.len());
+        let text = known.map(|(_, text)| text).unwrap_or_default();
+        let handle = handle.map(|(_, handle)| handle).unwrap_or_default();
+        if let Some(trouble) = self.trouble.as_ref().filter(|_| rng.one_in(8)) {
+            trouble(rng);
+        }
+        let work = self.make(key, process, what, &text, &handle);
+        drop(self.recorder.call(client, part, call, async { cut(polls, work).await.flatten() }).await);
+    }
+
+    async fn make(&self, key: usize, process: usize, what: What, id: &str, handle: &str) -> Option<Answer> {
+        let (sessions, name) = (&self.sessions[process], &self.keys[key]);
+        Some(match what {
+            What::Create { sid, n } => {
+                let id = sessions.create(name, json!({"made": sid, "n": n})).await.ok()?;
+                Answer::Secret(self.note(key, sid, id.as_str()))
+            }
+            What::Get(_) => {
+                let data = known(sessions.get(id).await)?.flatten();
+                Answer::Data(data.map(|data| n_of(&data)))
+            }
+            What::Update { id: of, n } => {
+                let updated = known(sessions.update(id, json!({"made": of.sid, "n": n})).await)?;
+                updated.map_or(Answer::Gone, |()| Answer::Done)
+            }
+            What::Increment(_) => self.increment(process, id).await?,
+            What::Rework { id: of, .. } => match known(sessions.rework(id).await)? {
+                Some(new) => Answer::Secret(self.note(key, of.sid, new.as_str())),
+                None => Answer::Gone,
+            },
+            What::Delete(_) => {
+                sessions.delete(id).await.ok()?;
+                Answer::Done
+            }
+            What::Revoke(_) => Answer::Did(sessions.revoke(name, handle).await.ok()?),
+            What::List => {
+                let mut seen = Vec::new();
+                for info in sessions.list(name).await.ok()? {
+                    let sid = info.data.get::<Sid>("made").unwrap().unwrap();
+                    seen.push((sid, n_of(&info.data)));
+                    let mut book = self.book.lock().unwrap();
+                    if book.handles[key].iter().all(|(of, _)| *of != sid) {
+                        book.handles[key].push((sid, info.handle));
+                    }
+                }
+                seen.sort_unstable();
+                Answer::Listed(seen)
+            }
+            What::Clear { .. } => Answer::Ended(sessions.clear(name).await.ok()?),
+            What::ClearOthers { .. } => known(sessions.clear_others(id).await)?.map_or(Answer::Gone, Answer::Ended),
+            What::Pass(by) => {
+                self.clock.advance(Duration::from_secs(by));
+                Answer::Done
+            }
+            What::Listed(_) => return None,
+        })
+    }
+
+    /// A request through the layer that adds one.
+    async fn increment(&self, process: usize, id: &str) -> Option<Answer> {
+        let service = self.layers[process].layer(service_fn(async |request: Request<Body>| {
+            let session = request.extensions().get::<Session>().unwrap().clone();
+            let answer = match session.load().await {
+                Err(_) => None,
+                Ok(()) if session.key().is_none() => Some(Answer::Gone),
+                Ok(()) => {
+                    session.modify("n", |n: Option<u64>| n.unwrap() + 1).unwrap();
+                    known(session.save().await).map(|saved| saved.map_or(Answer::Gone, |()| Answer::Done))
+                }
+            };
+            Ok::<_, Error>(http::Response::new(answer))
+        }));
+        let request = Request::builder().header(COOKIE, format!("id={id}")).body(Body::empty()).unwrap();
+        let response = service.oneshot(request).await.unwrap();
+        assert!(response.headers().get("set-cookie").is_none());
+        // What the save left unknown, the response may have written.
+        response.into_body()
+    }
+
+    fn note(&self, key: usize, sid: Sid, text: &str) -> usize {
+        let mut book = self.book.lock().unwrap();
+        let next = book.secrets.len();
+        let secret = *book.secrets.entry(text.to_owned()).or_insert(next);
+        let id = Id { sid, secret };
+        if secret == next {
+            book.ids[key].push((id, text.to_owned()));
+        }
+        secret
+    }
+}
+
+/// What is known of a call: that it was done, or that there was nothing to do it to; or nothing.
+fn known<T>(result: Result<T, Error>) -> Option<Option<T>> {
+    match result {
+        Ok(done) => Some(Some(done)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Some(None),
+        Err(error) => {
+            assert_eq!(error.kind(), ErrorKind::Unavailable, "{error:?}");
+            None
+        }
+    }
+}
+
+fn n_of(data: &Data) -> u64 {
+    data.get("n").unwrap().unwrap()
+}
+
+mod known {
+    //! Histories that are known to be right, or wrong.
+
+    use super::*;
+    use crate::histories::check::{NEVER, explain, is_linearizable, shrink};
+
+    const MODEL: Module = Module { timed: true, lags: false, lists_at_once: true, touches: false };
+    const FIRST: Id = Id { sid: 1, secret: 1 };
+    const SECOND: Id = Id { sid: 1, secret: 2 };
+
+    /// A call from the first to the second tick. Clients are told apart by what overlaps.
+    fn op(start: u64, end: u64, what: What, answer: Answer) -> OpOf<Module> {
+        Op { client: 0, call: Call { what, now: 0 }, answer: Some(answer), start, end }
+    }
+
+    fn lost(start: u64, what: What) -> OpOf<Module> {
+        Op { client: 0, call: Call { what, now: 0 }, answer: None, start, end: NEVER }
+    }
+
+    fn created() -> OpOf<Module> {
+        op(0, 1, What::Create { sid: 1, n: 0 }, Answer::Secret(1))
+    }
+
+    fn get(start: u64, end: u64, n: Option<u64>) -> OpOf<Module> {
+        op(start, end, What::Get(FIRST), Answer::Data(n))
+    }
+
+    #[track_caller]
+    fn right(history: Vec<OpOf<Module>>) {
+        assert!(is_linearizable(&MODEL, &history), "{}", explain(&MODEL, &history));
+    }
+
+    /// It is wrong, and comes down to so many calls that are.
+    #[track_caller]
+    fn wrong(history: Vec<OpOf<Module>>, calls: usize) {
+        assert!(!is_linearizable(&MODEL, &history), "{}", explain(&MODEL, &history));
+        let less = shrink(&MODEL, &history);
+        assert!(!is_linearizable(&MODEL, &less));
+        assert_eq!(less.len(), calls, "{}", explain(&MODEL, &less));
+    }
+
+    #[test]
+    fn calls_that_overlap_may_happen_in_either_order() {
+        let increment = |start, end| op(start, end, What::Increment(FIRST), Answer::Done);
+        right(vec![created(), increment(2, 6), increment(3, 5), get(4, 7, Some(1)), get(8, 9, Some(2))]);
+        right(vec![created(), increment(2, 6), increment(3, 5), get(4, 7, Some(0))]);
+        let delete = op(2, 5, What::Delete(FIRST), Answer::Done);
+        right(vec![created(), delete.clone(), get(3, 4, Some(0)), get(6, 7, None)]);
+        right(vec![created(), delete, get(3, 4, None)]);
+    }
+
+    #[test]
+    fn a_call_without_an_answer_happens_at_any_time_or_never() {
+        let update = lost(2, What::Update { id: FIRST, n: 7 });
+        right(vec![created(), update.clone(), get(3, 4, Some(0)), get(5, 6, Some(7))]);
+        right(vec![created(), update.clone(), get(3, 4, Some(0)), get(5, 6, Some(0))]);
+        wrong(vec![created(), update, get(3, 4, Some(7)), get(5, 6, Some(0))], 4);
+    }
+
+    #[test]
+    fn a_lost_update_is_found() {
+        let increment = |start, end| op(start, end, What::Increment(FIRST), Answer::Done);
+        let list = op(10, 11, What::List, Answer::Listed(vec![(1, 1)]));
+        wrong(vec![created(), increment(2, 4), increment(3, 5), get(6, 7, Some(1)), list], 4);
+    }
+
+    #[test]
+    fn a_revived_session_is_found() {
+        let delete = op(2, 3, What::Delete(FIRST), Answer::Done);
+        let update = op(4, 5, What::Update { id: FIRST, n: 7 }, Answer::Done);
+        wrong(vec![created(), delete.clone(), update], 3);
+        wrong(vec![created(), delete, get(4, 5, Some(0)), get(6, 7, Some(0))], 3);
+    }
+
+    #[test]
+    fn a_stale_read_after_an_acknowledged_write_is_found() {
+        let update = op(2, 3, What::Update { id: FIRST, n: 7 }, Answer::Done);
+        wrong(vec![created(), update, get(4, 6, Some(0)), get(7, 8, Some(7))], 3);
+    }
+
+    #[test]
+    fn a_list_without_a_live_session_is_found() {
+        let other = op(2, 3, What::Create { sid: 2, n: 5 }, Answer::Secret(5));
+        let list = |listed| op(4, 5, What::List, Answer::Listed(listed));
+        right(vec![created(), other.clone(), list(vec![(1, 0), (2, 5)])]);
+        wrong(vec![created(), other, list(vec![(1, 0)])], 2);
+    }
+
+    #[test]
+    fn a_clear_that_leaves_one_is_found() {
+        let other = |start, end| op(start, end, What::Create { sid: 2, n: 5 }, Answer::Secret(5));
+        let clear = |ended| op(4, 6, What::Clear { of: 0 }, Answer::Ended(ended));
+        let list = op(7, 8, What::List, Answer::Listed(vec![(2, 5)]));
+        // One that is made meanwhile may come after it.
+        right(vec![created(), other(3, 5), clear(1), list.clone()]);
+        wrong(vec![created(), other(2, 3), clear(2), list.clone()], 3);
+        wrong(vec![created(), other(2, 3), clear(1)], 3);
+    }
+
+    #[test]
+    fn an_id_that_outlives_its_grace_is_found() {
+        let rework = op(2, 3, What::Rework { id: FIRST, op: 9 }, Answer::Secret(2));
+        let pass = op(4, 5, What::Pass(GRACE), Answer::Done);
+        let by = |id| Op { call: Call { what: What::Get(id), now: GRACE }, ..get(6, 7, Some(0)) };
+        right(vec![created(), rework.clone(), get(4, 5, Some(0)), pass.clone(), by(SECOND)]);
+        wrong(vec![created(), rework, pass, by(FIRST)], 4);
+    }
+
+    #[test]
+    fn a_session_that_outlives_its_time_or_dies_early_is_found() {
+        let pass = |by| op(2, 3, What::Pass(by), Answer::Done);
+        right(vec![created(), pass(IDLE - 1), get(4, 5, Some(0))]);
+        right(vec![created(), pass(IDLE), get(4, 5, None)]);
+        wrong(vec![created(), pass(IDLE), get(4, 5, Some(0))], 3);
+        wrong(vec![created(), pass(IDLE - 1), get(4, 5, None)], 3);
+    }
+}

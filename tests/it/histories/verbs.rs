@@ -1,0 +1,513 @@
+//! Histories of the seven verbs of a backend, and what they have to look like.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use axum::body::Bytes;
+use jam_session::{Backend, Clock, Outcome, Owner, Record, RecordId};
+
+use super::{
+    check::{Model, Op, OpOf},
+    record::{Client, Recorder, Rng, Schedule, Trouble, cut},
+    rough::Rough,
+};
+
+/// The records of one owner. What differs between stores is only how exactly they can be asked.
+#[derive(Clone, Copy)]
+pub struct Verbs {
+    /// Whether time is the test's, and passes in the history.
+    pub timed: bool,
+    /// Whether a write begins to live when it is called, or later, until it is answered: not at one moment that others see.
+    pub lags: bool,
+    /// Whether `list` sees all records at one moment.
+    pub lists_at_once: bool,
+}
+
+/// A record's number, of those of one owner.
+pub type At = usize;
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Call {
+    Load(At),
+    Create {
+        at: At,
+        version: i64,
+        ttl: u64,
+        now: u64,
+    },
+    Update {
+        at: At,
+        expected: i64,
+        version: i64,
+        ttl: u64,
+        now: u64,
+    },
+    Touch {
+        at: At,
+        version: i64,
+        ttl: u64,
+        now: u64,
+    },
+    Delete(At),
+    List,
+    /// What a `list` said of one record.
+    Listed(At),
+    Clear {
+        keep: Option<At>,
+        of: u32,
+    },
+    /// Time passes.
+    Pass(u64),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Answer {
+    Loaded(Option<Seen>),
+    Listed(Vec<(At, Seen)>),
+    Did(bool),
+    Ended(u64),
+    Done,
+    Gone,
+    Conflict(Seen),
+}
+
+/// A version, and how long it had to live.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Seen {
+    pub version: i64,
+    pub ttl: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct State {
+    now: u64,
+    records: BTreeMap<At, Kept>,
+}
+
+/// It ends between these two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Kept {
+    version: i64,
+    earliest: u64,
+    latest: u64,
+}
+
+impl Verbs {
+    fn kept(&self, now: u64, version: i64, ttl: u64, called: u64) -> Kept {
+        let earliest = if self.lags { called.min(now) + ttl } else { now + ttl };
+        Kept { version, earliest, latest: now + ttl }
+    }
+}
+
+impl State {
+    /// Whether a record is there; with each answer, what is then known of it.
+    fn live(&self, at: At) -> Vec<(Option<Kept>, State)> {
+        match self.records.get(&at) {
+            None => vec![(None, self.clone())],
+            Some(kept) if kept.latest <= self.now => vec![(None, self.but(at, None))],
+            Some(kept) if kept.earliest > self.now => vec![(Some(*kept), self.clone())],
+            Some(kept) => {
+                let there = Kept { earliest: self.now + 1, ..*kept };
+                vec![(None, self.but(at, None)), (Some(there), self.but(at, Some(there)))]
+            }
+        }
+    }
+
+    fn but(&self, at: At, kept: Option<Kept>) -> Self {
+        let mut state = self.clone();
+        match kept {
+            Some(kept) => state.records.insert(at, kept),
+            None => state.records.remove(&at),
+        };
+        state
+    }
+
+    /// What is known after somebody saw that, or nothing, there.
+    fn seen(&self, timed: bool, at: At, seen: Option<Seen>) -> Vec<Self> {
+        let fits = |(there, state): (Option<Kept>, State)| match (there, seen) {
+            (None, None) => Some(state),
+            (Some(kept), Some(seen)) if kept.version == seen.version && !timed => Some(state),
+            (Some(kept), Some(seen)) if kept.version == seen.version => {
+                let end = state.now + seen.ttl;
+                let exact = Kept { earliest: end, latest: end, ..kept };
+                (kept.earliest..=kept.latest).contains(&end).then(|| state.but(at, Some(exact)))
+            }
+            _ => None,
+        };
+        self.live(at).into_iter().filter_map(fits).collect()
+    }
+}
+
+impl Model for Verbs {
+    type State = State;
+    type Call = Call;
+    type Answer = Answer;
+
+    fn start(&self) -> State {
+        State::default()
+    }
+
+    fn step(&self, state: &State, call: &Call, answer: Option<&Answer>) -> Vec<State> {
+        let may = |given: Answer| answer.is_none_or(|answer| *answer == given);
+        match *call {
+            Call::Pass(by) => vec![State { now: state.now + by, ..state.clone() }],
+            Call::Load(at) | Call::Listed(at) => match answer {
+                Some(Answer::Loaded(seen)) => state.seen(self.timed, at, *seen),
+                _ => vec![state.clone()],
+            },
+            Call::List => match answer {
+                Some(Answer::Listed(seen)) => {
+                    let mut states = vec![state.clone()];
+                    let all = state.records.keys().copied().chain(seen.iter().map(|(at, _)| *at));
+                    for at in all.collect::<std::collections::BTreeSet<_>>() {
+                        let seen = seen.iter().find(|(of, _)| *of == at).map(|(_, seen)| *seen);
+                        states = states.iter().flat_map(|state| state.seen(self.timed, at, seen)).collect();
+                    }
+                    states
+                }
+                _ => vec![state.clone()],
+            },
+            Call::Create { at, version, ttl, now } => {
+                let step = |(there, state): (Option<Kept>, State)| match there {
+                    None if may(Answer::Did(true)) => {
+                        Some(state.but(at, Some(self.kept(state.now, version, ttl, now))))
+                    }
+                    Some(_) if may(Answer::Did(false)) => Some(state),
+                    _ => None,
+                };
+                state.live(at).into_iter().filter_map(step).collect()
+            }
+            Call::Update { at, expected, version, ttl, now } => {
+                let step = |(there, state): (Option<Kept>, State)| match there {
+                    None if may(Answer::Gone) => vec![state],
+                    Some(kept) if kept.version == expected && may(Answer::Done) => {
+                        let new = Some(self.kept(state.now, version, ttl, now)).filter(|_| ttl > 0);
+                        vec![state.but(at, new)]
+                    }
+                    Some(kept) if kept.version != expected => match answer {
+                        Some(Answer::Conflict(seen)) => state.seen(self.timed, at, Some(*seen)),
+                        Some(_) => Vec::new(),
+                        None => vec![state],
+                    },
+                    _ => Vec::new(),
+                };
+                state.live(at).into_iter().flat_map(step).collect()
+            }
+            Call::Touch { at, version, ttl, now } => {
+                let step = |(there, state): (Option<Kept>, State)| match there {
+                    Some(kept) if kept.version == version => {
+                        state.but(at, Some(self.kept(state.now, version, ttl, now)))
+                    }
+                    _ => state,
+                };
+                state.live(at).into_iter().map(step).collect()
+            }
+            Call::Delete(at) => {
+                let live = state.live(at).into_iter();
+                live.filter(|(there, _)| may(Answer::Did(there.is_some())))
+                    .map(|(_, state)| state.but(at, None))
+                    .collect()
+            }
+            Call::Clear { keep, of } => {
+                let mut ends = vec![(0, state.clone())];
+                for at in state.records.keys().copied().filter(|at| Some(*at) != keep) {
+                    let end = |(count, state): (u64, State)| {
+                        let live = state.live(at).into_iter();
+                        live.map(move |(there, state)| (count + u64::from(there.is_some()), state.but(at, None)))
+                            .collect::<Vec<_>>()
+                    };
+                    ends = ends.into_iter().flat_map(end).collect();
+                }
+                // Where not all of them are looked at, the number says nothing.
+                let counts = |count: u64| of == 0 && may(Answer::Ended(count)) || of > 0;
+                let mut states: Vec<State> =
+                    ends.into_iter().filter(|(count, _)| counts(*count)).map(|(_, state)| state).collect();
+                states.dedup();
+                states
+            }
+        }
+    }
+
+    fn split(&self, ops: Vec<OpOf<Self>>) -> Vec<OpOf<Self>> {
+        if self.lists_at_once {
+            return ops;
+        }
+        let split = |op: OpOf<Self>| match (op.call, &op.answer) {
+            (Call::List, Some(Answer::Listed(seen))) => {
+                let seen = |at: At| seen.iter().find(|(of, _)| *of == at).map(|(_, seen)| *seen);
+                let one = |at: At| Op { call: Call::Listed(at), answer: Some(Answer::Loaded(seen(at))), ..op.clone() };
+                (0..RECORDS).map(one).collect()
+            }
+            _ => vec![op],
+        };
+        ops.into_iter().flat_map(split).collect()
+    }
+
+    fn is_read(&self, call: &Call, answer: Option<&Answer>) -> bool {
+        matches!(call, Call::Load(_) | Call::List | Call::Listed(_))
+            || matches!(answer, Some(Answer::Did(false) | Answer::Gone | Answer::Conflict(_)))
+    }
+
+    fn subjects(&self, ops: &[OpOf<Self>]) -> Vec<At> {
+        let mut all: Vec<At> = ops.iter().filter_map(|op| op.call.at()).collect();
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    fn without(&self, op: &OpOf<Self>, subject: At) -> Option<OpOf<Self>> {
+        let mut op = op.clone();
+        if op.call.at() == Some(subject) {
+            return None;
+        }
+        match (&mut op.call, &mut op.answer) {
+            (Call::List, Some(Answer::Listed(seen))) => seen.retain(|(at, _)| *at != subject),
+            (Call::Clear { keep, of }, _) => {
+                *of += 1;
+                keep.take_if(|at| *at == subject);
+            }
+            _ => {}
+        }
+        Some(op)
+    }
+
+    fn promise(&self, call: &Call) -> &'static str {
+        match call {
+            Call::Load(_) => "load: the record that was acknowledged last, unless it was ended or expired (4, 5).",
+            Call::Create { .. } => "create: adds, unless a live one is there (4).",
+            Call::Update { .. } => "update: writes only over the version that was seen, and revives nothing (4, 5).",
+            Call::Touch { .. } => "touch: only moves the end of the version that was seen (4, 18).",
+            Call::Delete(_) => "delete: what was ended is ended once, and stays so (4).",
+            Call::List | Call::Listed(_) => "list: every live record, and none that ended (8).",
+            Call::Clear { .. } => "clear: ends all that was there, and says how many (8).",
+            Call::Pass(_) => "",
+        }
+    }
+}
+
+impl Call {
+    fn at(&self) -> Option<At> {
+        match *self {
+            Self::Load(at) | Self::Listed(at) | Self::Delete(at) => Some(at),
+            Self::Create { at, .. } | Self::Update { at, .. } | Self::Touch { at, .. } => Some(at),
+            Self::List | Self::Clear { .. } | Self::Pass(_) => None,
+        }
+    }
+}
+
+impl fmt::Debug for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Load(at) => write!(f, "load r{at}"),
+            Self::Create { at, version, ttl, .. } => write!(f, "create r{at} v{version} for {ttl} ms"),
+            Self::Update { at, expected, version, ttl, .. } => {
+                write!(f, "update r{at} v{expected} to v{version} for {ttl} ms")
+            }
+            Self::Touch { at, version, ttl, .. } => write!(f, "touch r{at} v{version} for {ttl} ms"),
+            Self::Delete(at) => write!(f, "delete r{at}"),
+            Self::List => write!(f, "list"),
+            Self::Listed(at) => write!(f, "list, as for r{at}"),
+            Self::Clear { keep, of } => {
+                write!(f, "clear")?;
+                keep.map_or(Ok(()), |at| write!(f, " all but r{at}"))?;
+                if of > 0 { write!(f, ", of others too") } else { Ok(()) }
+            }
+            Self::Pass(by) => write!(f, "{by} ms pass"),
+        }
+    }
+}
+
+/// What the clients of a history share.
+pub struct Stage {
+    model: Verbs,
+    backend: Rough,
+    /// Moved by the clients, if time is theirs.
+    clock: Clock,
+    /// Whether calls are dropped at times.
+    cuts: bool,
+    trouble: Option<Trouble>,
+    recorder: Arc<Recorder<Verbs>>,
+    /// The names of records: of two owners, and of nobody.
+    names: Vec<Vec<RecordId>>,
+    owners: Vec<Option<Owner>>,
+    began: Duration,
+    versions: AtomicI64,
+    /// The version of each that somebody saw last.
+    known: Mutex<BTreeMap<(usize, At), i64>>,
+}
+
+/// Two owners and nobody.
+pub const PARTS: usize = 3;
+const RECORDS: usize = 3;
+/// In milliseconds; the first ends at once, which `update` takes for an end.
+const TTLS: [u64; 4] = [0, 1_000, 5_000, 60_000];
+const PASSES: [u64; 4] = [1, 999, 1_000, 5_000];
+
+impl Stage {
+    pub fn new(model: Verbs, backend: Rough, clock: Clock, rng: &mut Rng) -> Self {
+        let owner = |rng: &mut Rng| format!("{:0>21}A", hex(rng.next())).parse::<Owner>().unwrap();
+        let owners = vec![Some(owner(rng)), Some(owner(rng)), None];
+        let sids: Vec<String> = (0..RECORDS).map(|_| format!("{:A>22}", hex(rng.next()))).collect();
+        let name = |owner: &Option<Owner>, sid: &String| match owner {
+            Some(owner) => format!("{owner}.{sid}").parse().unwrap(),
+            None => sid.parse().unwrap(),
+        };
+        let names = owners.iter().map(|owner| sids.iter().map(|sid| name(owner, sid)).collect()).collect();
+        Self {
+            model,
+            backend,
+            began: clock.elapsed(),
+            clock,
+            cuts: false,
+            trouble: None,
+            recorder: Recorder::new(),
+            names,
+            owners,
+            versions: AtomicI64::new(1),
+            known: Mutex::default(),
+        }
+    }
+
+    /// Calls are dropped at times.
+    pub fn cuts(self, cuts: bool) -> Self {
+        Self { cuts, ..self }
+    }
+
+    /// Something that happens at times before a call.
+    pub fn trouble(self, trouble: Option<Trouble>) -> Self {
+        Self { trouble, ..self }
+    }
+
+    pub async fn play(self, schedule: Schedule, mut rng: Rng, clients: usize, calls: usize) -> Option<String> {
+        let stage = Arc::new(self);
+        let client = |number: usize, mut rng: Rng| -> Client {
+            let stage = Arc::clone(&stage);
+            Box::pin(async move {
+                for _ in 0..calls {
+                    stage.call(number, &mut rng).await;
+                }
+            })
+        };
+        let clients = (0..clients).map(|number| client(number, rng.fork())).collect();
+        schedule.run(rng, clients).await;
+        stage.recorder.complaint(&stage.model, PARTS)
+    }
+
+    async fn call(&self, client: usize, rng: &mut Rng) {
+        let part = rng.below(PARTS);
+        let at = rng.below(RECORDS);
+        let known = self.known.lock().unwrap().get(&(part, at)).copied().unwrap_or_default();
+        let new = self.versions.fetch_add(1, SeqCst);
+        let ttl = if self.model.timed { *rng.of(&TTLS).unwrap() } else { 3_600_000 };
+        let now = self.now();
+        let call = match rng.below(24) {
+            0..4 => Call::Load(at),
+            4..8 => Call::Create { at, version: new, ttl: ttl.max(1_000), now },
+            8..14 => {
+                let ttl = if rng.one_in(8) { 0 } else { ttl };
+                Call::Update { at, expected: known, version: new, ttl, now }
+            }
+            14..16 => Call::Touch { at, version: known, ttl: ttl.max(1_000), now },
+            16..18 => Call::Delete(at),
+            18..21 if part < 2 => Call::List,
+            21 if part < 2 => Call::Clear { keep: rng.one_in(3).then_some(at), of: 0 },
+            _ if self.model.timed && rng.one_in(2) => Call::Pass(*rng.of(&PASSES).unwrap()),
+            _ => Call::Load(at),
+        };
+        let polls = (self.cuts && rng.one_in(10)).then(|| 1 + rng.below(3));
+        if let Some(trouble) = self.trouble.as_ref().filter(|_| rng.one_in(8)) {
+            trouble(rng);
+        }
+        self.make(client, part, call, polls).await;
+    }
+
+    fn now(&self) -> u64 {
+        (self.clock.elapsed() - self.began).as_millis() as u64
+    }
+
+    async fn make(&self, client: usize, part: usize, call: Call, polls: Option<usize>) {
+        let (recorder, backend) = (&self.recorder, &self.backend);
+        match call {
+            Call::Pass(by) => {
+                let pass = async {
+                    self.clock.advance(Duration::from_millis(by));
+                    Some(Answer::Done)
+                };
+                recorder.call(client, None, call, pass).await;
+            }
+            call => {
+                let name = |at: At| self.names[part][at];
+                let work = async {
+                    match call {
+                        Call::Load(at) => {
+                            let record = backend.load(name(at)).await.ok()?;
+                            Some(Answer::Loaded(record.map(|record| self.saw(part, record).1)))
+                        }
+                        Call::Create { at, version, ttl, .. } => {
+                            let record = record(name(at), version, ttl);
+                            backend.create(record).await.ok().map(Answer::Did)
+                        }
+                        Call::Update { at, expected, version, ttl, .. } => {
+                            let record = record(name(at), version, ttl);
+                            Some(match backend.update(expected, record).await.ok()? {
+                                Outcome::Done => Answer::Done,
+                                Outcome::Gone => Answer::Gone,
+                                Outcome::Conflict(there) => Answer::Conflict(self.saw(part, there).1),
+                            })
+                        }
+                        Call::Touch { at, version, ttl, .. } => {
+                            let ttl = Duration::from_millis(ttl);
+                            backend.touch(name(at), version, ttl).await.ok().map(|()| Answer::Done)
+                        }
+                        Call::Delete(at) => backend.delete(name(at)).await.ok().map(Answer::Did),
+                        Call::Clear { keep, .. } => {
+                            let owner = self.owners[part]?;
+                            backend.clear(owner, keep.map(name)).await.ok().map(Answer::Ended)
+                        }
+                        Call::List => self.listed(part).await.map(Answer::Listed),
+                        Call::Listed(_) | Call::Pass(_) => None,
+                    }
+                };
+                let answer = recorder.call(client, Some(part), call, async { cut(polls, work).await.flatten() }).await;
+                if let (Some(Answer::Done | Answer::Did(true)), Some(at)) = (answer, call.at())
+                    && let Call::Create { version, .. } | Call::Update { version, .. } = call
+                {
+                    self.known.lock().unwrap().insert((part, at), version);
+                }
+            }
+        }
+    }
+
+    async fn listed(&self, part: usize) -> Option<Vec<(At, Seen)>> {
+        let records = self.backend.list(self.owners[part]?).await.ok()?;
+        let mut seen: Vec<_> = records.into_iter().map(|record| self.saw(part, record)).collect();
+        seen.sort_by_key(|(at, _)| *at);
+        Some(seen)
+    }
+
+    fn saw(&self, part: usize, record: Record) -> (At, Seen) {
+        let at = self.names[part].iter().position(|name| *name == record.id).expect("a record of somebody else");
+        assert_eq!(record.payload, payload(record.version), "a record with another one's payload");
+        self.known.lock().unwrap().insert((part, at), record.version);
+        (at, Seen { version: record.version, ttl: record.ttl.as_millis() as u64 })
+    }
+}
+
+fn record(id: RecordId, version: i64, ttl: u64) -> Record {
+    Record { id, version, ttl: Duration::from_millis(ttl), payload: payload(version) }
+}
+
+fn payload(version: i64) -> Bytes {
+    format!("{{\"written\":{version}}}").into()
+}
+
+fn hex(number: u64) -> String {
+    format!("{number:016x}")
+}
