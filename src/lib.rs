@@ -79,6 +79,7 @@ mod future;
 
 pub mod session;
 mod visit;
+mod wait;
 
 mod change;
 mod commit;

@@ -3,14 +3,12 @@
 //! What [`Sessions`] and the layer are made of.
 
 use std::{
-    future::poll_fn,
     hash::{BuildHasher, RandomState},
     pin::pin,
     sync::{
         Arc, LazyLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    task::Poll,
     time::Duration,
 };
 
@@ -22,6 +20,7 @@ use crate::{
     id::{Presented, Secret, SecretHash, Sid},
     record::Contents,
     sessions::Shared,
+    wait::within,
 };
 
 /// Where an ID leads.
@@ -149,7 +148,8 @@ impl<B: Backend> Sessions<B> {
             let unclaimed = Unclaimed::new(self, id);
             let created = self.backend.create(record).await.map_err(on_create)?;
             unclaimed.claim();
-            if created {
+            // A name that is taken may be by this very record: a client has sent it twice.
+            if created || self.is_there(id, live.version).await? {
                 tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
                 return Ok((Arc::new(live), text));
             }
@@ -157,6 +157,11 @@ impl<B: Backend> Sessions<B> {
             sid = self.new_sid()?;
         }
         Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
+    }
+
+    async fn is_there(&self, id: RecordId, version: i64) -> Result<bool, Error> {
+        let there = self.backend.load(id).await.map_err(on_load)?;
+        Ok(there.is_some_and(|there| there.version == version))
     }
 
     /// Whether a new session with that would be stored.
@@ -211,17 +216,13 @@ impl<B: Backend> Sessions<B> {
             }
             let written = {
                 let mut write = pin!(self.write(&live, new));
-                match poll_fn(|cx| Poll::Ready(write.as_mut().poll(cx))).await {
-                    // Without a clock, as most stores in this process do.
-                    Poll::Ready(written) => written?,
-                    Poll::Pending => match timeout(MAX_TURN, &mut write).await {
-                        Ok(written) => written?,
-                        // Turns save conflicts, and nothing depends on them: one that hangs does not keep the others waiting.
-                        Err(_) => {
-                            turn = None;
-                            write.await?
-                        }
-                    },
+                match within(|| MAX_TURN, write.as_mut()).await {
+                    Some(written) => written?,
+                    // Turns save conflicts, and nothing depends on them: one that hangs does not keep the others waiting.
+                    None => {
+                        turn = None;
+                        write.await?
+                    }
                 }
             };
             match written {

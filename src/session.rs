@@ -41,9 +41,7 @@
 //! [`ErrorKind::ResponseSent`].
 
 use std::{
-    fmt,
-    future::poll_fn,
-    mem,
+    fmt, mem,
     pin::{Pin, pin},
     sync::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
@@ -52,15 +50,11 @@ use std::{
             Ordering::{Acquire, Release},
         },
     },
-    task::Poll,
     time::{Duration, SystemTime},
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{
-    sync::OwnedSemaphorePermit,
-    time::{Instant, timeout},
-};
+use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 
 use crate::{
     Data, Error, ErrorKind,
@@ -72,6 +66,7 @@ use crate::{
     service::Gate,
     sessions::time,
     visit::Commit,
+    wait::within,
 };
 
 /// The session of a request. See the [module docs](self).
@@ -713,24 +708,22 @@ impl Session {
     /// Waits for the backend for as long as this request still may.
     ///
     /// It takes the work pinned: a commit is large, and would be copied at each hand it goes through.
-    async fn within_budget<T>(&self, mut work: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
-        // A store in this process mostly answers at once, and that needs no clock.
-        if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(work.as_mut().poll(cx))).await {
-            return result;
-        }
-        let spent = {
+    async fn within_budget<T>(&self, work: Pin<&mut impl Future<Output = Result<T, Error>>>) -> Result<T, Error> {
+        let mut began = None;
+        let limit = || {
+            began = Some(Instant::now());
             let mut state = self.lock();
             // A stream may go on for hours: what it saves is not one request.
             if state.sent {
                 state.spent = Duration::ZERO;
             }
-            state.spent
+            self.0.gate.sessions.request_time().saturating_sub(state.spent)
         };
-        let left = self.0.gate.sessions.request_time().saturating_sub(spent);
-        let began = Instant::now();
-        let result = timeout(left, work).await;
-        self.lock().spent += began.elapsed();
-        result.map_err(|_| too_late())?
+        let result = within(limit, work).await;
+        if let Some(began) = began {
+            self.lock().spent += began.elapsed();
+        }
+        result.unwrap_or_else(|| Err(too_late()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     fmt,
+    pin::pin,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -18,6 +19,7 @@ use crate::{
     live::{Found, Live, Written, closed, not_found, on_delete, on_load, random_version, too_late},
     record::Codec,
     turns::Turns,
+    wait::within,
 };
 
 /// Sessions over a backend: the module, usable without HTTP, and what a [`SessionLayer`](crate::SessionLayer) is made from.
@@ -307,7 +309,7 @@ impl<B: Backend> Sessions<B> {
     /// Runs a call of the module, if they are open, for as long as it may take.
     async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let _permit = self.permit()?;
-        timeout(self.request_time(), work).await.map_err(|_| too_late())?
+        within(|| self.request_time(), pin!(work)).await.unwrap_or_else(|| Err(too_late()))
     }
 
     /// Where the text of an ID leads; `None` for nowhere.

@@ -44,10 +44,12 @@ async fn before_nothing_happens_and_after_it_has_happened() {
 async fn what_happens_twice_is_applied_once() {
     let (sessions, faults) = faulty();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
-    client.does(|session| session.insert("n", 0)).await.ok();
-    for verb in [Verb::Load, Verb::Update, Verb::Touch] {
+    for verb in [Verb::Load, Verb::Create, Verb::Update, Verb::Touch] {
         faults.always(verb, Fault::Twice);
     }
+    client.does(|session| session.insert("n", 0)).await.ok();
+    sessions.create("ada", json!({})).await.unwrap();
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
     for _ in 0..3 {
         client.does(|session| session.modify("n", |n: Option<u8>| n.unwrap_or(0) + 1)).await.ok();
     }
