@@ -45,6 +45,12 @@ impl Clock {
         Self(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
     }
 
+    /// The same, beginning at that time: for what is to have been there before.
+    pub fn manual_at(time: SystemTime) -> Self {
+        let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
+    }
+
     /// Moves a manual clock on, and every clone of it. The system's clock does not listen.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(now) = &self.0 {

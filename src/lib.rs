@@ -135,3 +135,8 @@ pub use self::{
 #[cfg(all(doctest, feature = "axum", feature = "conformance"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Those in the examples' README.
+#[cfg(all(doctest, feature = "axum"))]
+#[doc = include_str!("../examples/README.md")]
+struct ExamplesReadme;

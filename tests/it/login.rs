@@ -2,67 +2,70 @@
 
 use std::{
     collections::BTreeMap,
-    env, fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::TcpStream,
-    path::{Path, PathBuf},
-    process::{Child, ChildStdout, Command, Stdio},
+    process::Command,
     time::Duration,
 };
 
-use crate::folder::Folder;
+use crate::{
+    example::{App, example},
+    folder::Folder,
+};
+
+const ADA: &str = "analytical engine";
+const GRACE: &str = "nanoseconds matter";
 
 #[test]
 fn a_user_sees_all_own_sessions_and_ends_the_one_on_another_device() {
-    let app = App::start();
-    let (mut laptop, mut phone) = (app.browser(), app.browser());
-    laptop.sign_in("ada", "lovelace");
-    phone.sign_in("ada", "lovelace");
-    assert_eq!(laptop.get("/").sessions().len(), 2);
-    assert_eq!(phone.get("/").sessions().len(), 2);
+    let app = start();
+    let (mut laptop, mut phone) = (browser_of(&app), browser_of(&app));
+    laptop.sign_in("ada", ADA);
+    phone.sign_in("ada", ADA);
+    assert_eq!(laptop.get("/sessions").sessions().len(), 2);
+    assert_eq!(phone.get("/sessions").sessions().len(), 2);
 
-    let other = laptop.get("/").another_session();
+    let other = laptop.get("/sessions").another_session();
     let done = laptop.post("/sessions/end", &[("handle", &other)]);
-    assert_eq!((done.status, done.header("location")), (303, Some("/")));
-    let home = laptop.get("/");
-    assert!(home.shows("That device is signed out."));
-    assert_eq!(home.sessions().len(), 1);
-    assert!(!laptop.get("/").shows("That device is signed out."), "it is said once");
+    assert_eq!((done.status, done.header("location")), (303, Some("/sessions")));
+    let list = laptop.get("/sessions");
+    assert!(list.shows("That session is signed out."));
+    assert_eq!(list.sessions().len(), 1);
+    assert!(!laptop.get("/sessions").shows("That session is signed out."), "it is said once");
 
-    assert_eq!(phone.get("/private").status, 401);
-    assert!(phone.get("/").asks_to_sign_in());
-    assert!(laptop.get("/").shows("signed in as <strong>ada</strong>"));
+    assert!(phone.get("/sessions").asks_to_sign_in());
+    assert!(laptop.get("/").shows("Hello, ada"));
 }
 
 #[test]
 fn ending_the_session_of_this_device_signs_out_and_removes_the_cookie() {
-    let app = App::start();
-    let mut browser = app.browser();
-    browser.sign_in("ada", "lovelace");
-    let own = browser.get("/").this_session();
+    let app = start();
+    let mut browser = browser_of(&app);
+    browser.sign_in("ada", ADA);
+    let own = browser.get("/sessions").this_session();
     browser.post("/sessions/end", &[("handle", &own)]);
     assert!(browser.cookies.is_empty());
-    assert!(browser.get("/").asks_to_sign_in());
+    assert!(browser.get("/sessions").asks_to_sign_in());
 }
 
 #[test]
 fn nobody_ends_the_session_of_another_user() {
-    let app = App::start();
-    let (mut ada, mut grace) = (app.browser(), app.browser());
-    ada.sign_in("ada", "lovelace");
-    grace.sign_in("grace", "hopper");
-    let of_ada = ada.get("/").this_session();
+    let app = start();
+    let (mut ada, mut grace) = (browser_of(&app), browser_of(&app));
+    ada.sign_in("ada", ADA);
+    grace.sign_in("grace", GRACE);
+    let of_ada = ada.get("/sessions").this_session();
     grace.post("/sessions/end", &[("handle", &of_ada)]);
-    assert!(grace.get("/").shows("That session had ended before."));
-    assert_eq!(ada.get("/private").status, 200);
+    assert!(grace.get("/sessions").shows("That session had ended before."));
+    assert_eq!(ada.get("/sessions").status, 200);
 }
 
 #[test]
 fn a_wrong_password_and_an_unknown_user_are_told_the_same() {
-    let app = App::start();
-    let mut browser = app.browser();
-    let wrong = browser.post("/login", &[("username", "ada"), ("password", "hopper")]);
-    let unknown = browser.post("/login", &[("username", "\"><script>"), ("password", "lovelace")]);
+    let app = start();
+    let mut browser = browser_of(&app);
+    let wrong = browser.post("/login", &[("username", "ada"), ("password", GRACE)]);
+    let unknown = browser.post("/login", &[("username", "\"><script>"), ("password", ADA)]);
     for answer in [&wrong, &unknown] {
         assert_eq!(answer.status, 401);
         assert!(answer.shows("That user name and that password do not go together."));
@@ -71,17 +74,51 @@ fn a_wrong_password_and_an_unknown_user_are_told_the_same() {
     assert!(wrong.shows("value=\"ada\""), "the name need not be typed again");
     assert!(unknown.shows("value=\"&quot;&gt;&lt;script&gt;\""), "what was typed is text, never markup");
     assert!(browser.cookies.is_empty());
-    assert_eq!(browser.get("/private").status, 401);
+    assert_eq!(browser.get("/sessions").status, 401);
+}
+
+#[test]
+fn attempts_are_counted_by_user_name_and_by_address() {
+    // Nobody is told whether there is such a user.
+    for username in ["ada", "nobody"] {
+        let app = start();
+        let mut browser = browser_of(&app);
+        let mut tried = |username: &str| browser.post("/login", &[("username", username), ("password", "wrong")]);
+        // Half a minute gives one more.
+        let refused = (0..12).map(|_| tried(username)).find(|answer| answer.status != 401).unwrap();
+        assert_eq!(refused.status, 429);
+        assert!(refused.shows("Too many attempts. Please wait "));
+        assert!(refused.shows(&format!("value=\"{username}\"")) && refused.header("retry-after").is_none());
+        // Three seconds do.
+        let refused = (0..60).map(|_| tried("grace")).find(|answer| answer.header("retry-after").is_some()).unwrap();
+        assert_eq!(refused.status, 429);
+        assert!(refused.shows("Too many attempts. Please wait "));
+        // Whoever is in is not kept from anything else.
+        assert_eq!(browser.get("/").status, 200);
+    }
+}
+
+#[test]
+fn after_signing_in_one_sees_the_page_that_one_wanted_and_no_other_site() {
+    let app = start();
+    for (wanted, seen) in [("/recovery", "/recovery"), ("https://attacker.example/", "/"), ("//attacker.example", "/")]
+    {
+        let mut browser = browser_of(&app);
+        let asked = browser.get("/recovery");
+        assert!(asked.shows("name=\"next\" value=\"/recovery\""));
+        let answer = browser.post("/login", &[("username", " ada "), ("password", ADA), ("next", wanted)]);
+        assert_eq!((answer.status, answer.header("location")), (303, Some(seen)));
+    }
 }
 
 #[test]
 fn a_new_id_is_the_same_session() {
-    let app = App::start();
-    let mut browser = app.browser();
-    browser.sign_in("ada", "lovelace");
-    let (handle, id) = (browser.get("/").this_session(), browser.id());
-    browser.post("/rotate", &[]);
-    let home = browser.get("/");
+    let app = start();
+    let mut browser = browser_of(&app);
+    browser.sign_in("ada", ADA);
+    let (handle, id) = (browser.get("/sessions").this_session(), browser.id());
+    browser.post("/sessions/rotate", &[]);
+    let home = browser.get("/sessions");
     assert!(home.shows("This session has a new ID."));
     assert_ne!(browser.id(), id);
     assert_eq!(home.this_session(), handle);
@@ -90,40 +127,40 @@ fn a_new_id_is_the_same_session() {
 
 #[test]
 fn signing_out_everywhere_ends_all_of_the_users_sessions_and_nobody_elses() {
-    let app = App::start();
-    let (mut laptop, mut phone, mut grace) = (app.browser(), app.browser(), app.browser());
-    laptop.sign_in("ada", "lovelace");
-    phone.sign_in("ada", "lovelace");
-    grace.sign_in("grace", "hopper");
+    let app = start();
+    let (mut laptop, mut phone, mut grace) = (browser_of(&app), browser_of(&app), browser_of(&app));
+    laptop.sign_in("ada", ADA);
+    phone.sign_in("ada", ADA);
+    grace.sign_in("grace", GRACE);
     laptop.post("/logout-everywhere", &[]);
     assert!(laptop.cookies.is_empty());
-    assert!(laptop.get("/").asks_to_sign_in());
-    assert!(phone.get("/").asks_to_sign_in());
-    assert_eq!(grace.get("/private").status, 200);
+    assert!(laptop.get("/sessions").asks_to_sign_in());
+    assert!(phone.get("/sessions").asks_to_sign_in());
+    assert_eq!(grace.get("/sessions").status, 200);
 }
 
 #[test]
 fn the_counter_of_a_visitor_is_kept_across_sign_in_and_the_id_is_not() {
-    let app = App::start();
-    let mut browser = app.browser();
-    assert!(browser.get("/").shows("Visits from this browser: 1"));
-    assert!(browser.get("/").shows("Visits from this browser: 2"));
+    let app = start();
+    let mut browser = browser_of(&app);
+    assert!(browser.get("/").shows("been here <strong>once</strong>"));
+    assert!(browser.get("/").shows("been here <strong>2 times</strong>"));
     let before = browser.cookies.clone();
-    browser.sign_in("ada", "lovelace");
+    browser.sign_in("ada", ADA);
     assert_ne!(browser.cookies, before);
-    assert!(browser.get("/").shows("Visits from this browser: 3"));
+    assert!(browser.get("/").shows("been here <strong>3 times</strong>"));
 
-    let mut thief = app.browser();
+    let mut thief = browser_of(&app);
     thief.cookies = before;
-    assert!(thief.get("/").asks_to_sign_in());
-    assert!(browser.get("/").shows("Visits from this browser: 4"));
+    assert!(thief.get("/sessions").asks_to_sign_in());
+    assert!(browser.get("/").shows("been here <strong>4 times</strong>"));
 }
 
 #[test]
 fn a_form_from_another_site_is_refused_in_words() {
-    let app = App::start();
-    let mut browser = app.browser();
-    browser.sign_in("ada", "lovelace");
+    let app = start();
+    let mut browser = browser_of(&app);
+    browser.sign_in("ada", ADA);
     browser.extra = vec![("Sec-Fetch-Site", "cross-site")];
     let by_site = browser.post("/logout-everywhere", &[]);
     browser.extra = vec![("Origin", "https://attacker.example")];
@@ -133,38 +170,38 @@ fn a_form_from_another_site_is_refused_in_words() {
         assert!(answer.shows("That form came from another site. Nothing was done."));
     }
     browser.extra = vec![("Sec-Fetch-Site", "same-origin")];
-    assert_eq!(browser.get("/private").status, 200);
+    assert_eq!(browser.get("/sessions").status, 200);
     assert_eq!(browser.post("/logout", &[]).status, 303);
 }
 
 #[test]
 fn the_private_page_is_for_those_who_are_signed_in() {
-    let app = App::start();
-    let mut browser = app.browser();
-    let refused = browser.get("/private");
+    let app = start();
+    let mut browser = browser_of(&app);
+    let refused = browser.get("/sessions");
     assert_eq!(refused.status, 401);
-    assert!(refused.shows("Sign in first.") && refused.asks_to_sign_in());
+    assert!(refused.shows("Please sign in first.") && refused.asks_to_sign_in());
     assert!(refused.header("content-type").is_some_and(|kind| kind.starts_with("text/html")));
 
-    browser.sign_in("grace", "hopper");
-    assert!(browser.get("/private").shows("Only you see this, <strong>grace</strong>."));
+    browser.sign_in("grace", GRACE);
+    assert!(browser.get("/sessions").shows("nowhere else"));
     browser.post("/logout", &[]);
     assert!(browser.cookies.is_empty());
-    assert_eq!(browser.get("/private").status, 401);
+    assert_eq!(browser.get("/sessions").status, 401);
 }
 
 #[test]
 fn every_answer_forbids_scripts_frames_and_storing() {
-    let app = App::start();
-    let mut browser = app.browser();
-    for path in ["/", "/private", "/nowhere"] {
+    let app = start();
+    let mut browser = browser_of(&app);
+    for path in ["/", "/sessions", "/nowhere"] {
         let answer = browser.get(path);
         let policy = answer.header("content-security-policy").unwrap_or_default();
         assert!(policy.contains("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{path}");
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
     }
-    let reopened = browser.get("/login");
+    let reopened = browser.get("/logout");
     assert_eq!((reopened.status, reopened.header("allow")), (405, Some("POST")));
     assert!(reopened.shows("This address only takes what a form sends."));
     assert_eq!(browser.get("/nowhere").status, 404);
@@ -174,8 +211,8 @@ fn every_answer_forbids_scripts_frames_and_storing() {
 #[test]
 #[cfg(unix)]
 fn an_interrupt_ends_it_in_order() {
-    let mut app = App::start();
-    app.browser().get("/");
+    let mut app = start();
+    browser_of(&app).get("/");
     let pid = app.child.id().to_string();
     assert!(Command::new("sh").args(["-c", "kill -INT \"$0\"", &pid]).status().unwrap().success());
     assert!(app.child.wait().unwrap().success());
@@ -186,18 +223,18 @@ fn who_signed_in_is_still_signed_in_when_it_is_stopped_and_started() {
     let folder = Folder::new();
     let store = format!("json:{}", folder.file().display());
     let app = App::start_on(&store);
-    let mut browser = app.browser();
-    browser.sign_in("ada", "lovelace");
+    let mut browser = browser_of(&app);
+    browser.sign_in("ada", ADA);
     // It gets no chance to say goodbye.
     drop(app);
     let app = App::start_on(&store);
     browser.address.clone_from(&app.address);
-    assert!(browser.get("/").shows("signed in as <strong>ada</strong>"));
+    assert!(browser.get("/").shows("Hello, ada"));
     browser.post("/logout", &[]);
     drop(app);
     let app = App::start_on(&store);
     browser.address.clone_from(&app.address);
-    assert!(browser.get("/").asks_to_sign_in());
+    assert!(browser.get("/sessions").asks_to_sign_in());
 }
 
 #[test]
@@ -215,73 +252,25 @@ fn two_processes_on_one_redis_are_one_application() {
     let Some(binary) = binary() else { return };
     let redis = process::Process::start_on(&binary, process::ports(1)[0], &[]);
     let apps = [App::start_on(&redis.uri()), App::start_on(&redis.uri())];
-    let mut browser = apps[0].browser();
-    browser.sign_in("ada", "lovelace");
+    let mut browser = browser_of(&apps[0]);
+    browser.sign_in("ada", ADA);
     browser.address.clone_from(&apps[1].address);
-    assert_eq!(browser.get("/private").status, 200);
-    let mut phone = apps[1].browser();
-    phone.sign_in("ada", "lovelace");
-    assert_eq!(browser.get("/").sessions().len(), 2);
+    assert_eq!(browser.get("/sessions").status, 200);
+    let mut phone = browser_of(&apps[1]);
+    phone.sign_in("ada", ADA);
+    assert_eq!(browser.get("/sessions").sessions().len(), 2);
     phone.post("/logout-everywhere", &[]);
-    assert_eq!(browser.get("/private").status, 401);
+    assert_eq!(browser.get("/sessions").status, 401);
     browser.address.clone_from(&apps[0].address);
-    assert_eq!(browser.get("/private").status, 401);
+    assert_eq!(browser.get("/sessions").status, 401);
 }
 
-/// The example, serving on a port of its own until it is dropped.
-struct App {
-    child: Child,
-    address: String,
-    /// Kept open: whoever prints into a closed pipe fails.
-    _stdout: BufReader<ChildStdout>,
+fn start() -> App {
+    App::start_on("memory")
 }
 
-impl App {
-    fn start() -> Self {
-        Self::start_on("memory")
-    }
-
-    fn start_on(store: &str) -> Self {
-        let mut child = example().env("SESSION_STORE", store).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").map(str::to_owned);
-        let mut app = Self { child, address: String::new(), _stdout: stdout };
-        app.address = address.unwrap_or_else(|| panic!("the example said {line:?}"));
-        app
-    }
-
-    fn browser(&self) -> Browser {
-        Browser { address: self.address.clone(), cookies: BTreeMap::new(), extra: Vec::new() }
-    }
-}
-
-impl Drop for App {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Cargo builds examples along with the tests, and puts them beside the folder of the tests; but not for `--test it` alone.
-fn example() -> Command {
-    let tests = env::current_exe().unwrap();
-    let path = PathBuf::from_iter([tests.parent().unwrap(), "../examples/login".as_ref()])
-        .with_extension(env::consts::EXE_EXTENSION);
-    assert!(is_built(&path), "{} is missing or old: `cargo build --example login` makes it", path.display());
-    let mut command = Command::new(path);
-    command.env("LISTEN", "127.0.0.1:0");
-    command
-}
-
-/// Whether it is there, and newer than all it is made from, which cargo lists beside it.
-fn is_built(path: &Path) -> bool {
-    let modified = |path: &Path| fs::metadata(path).and_then(|file| file.modified()).ok();
-    let sources = fs::read_to_string(path.with_extension("d")).unwrap_or_default();
-    let mut sources = sources.split_whitespace().skip(1);
-    path.exists() && sources.all(|source| modified(source.as_ref()) <= modified(path))
+fn browser_of(app: &App) -> Browser {
+    Browser { address: app.address.clone(), cookies: BTreeMap::new(), extra: Vec::new() }
 }
 
 /// One browser: a connection for each request, and a jar of cookies.
@@ -354,6 +343,10 @@ impl Browser {
             assert!(attributes.contains(&attribute), "no {attribute} in {attributes:?}");
         }
         let (name, value) = pair.split_once('=').unwrap();
+        // What makes a browser forget the pages of before.
+        if name == "__Host-out" {
+            return;
+        }
         assert_eq!(name, "__Host-id");
         if attributes.contains(&"Max-Age=0") {
             self.cookies.remove(name);

@@ -1,0 +1,135 @@
+//! Accounts: who there is, what their passwords are, and how often one may be tried.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use argon2::{
+    Argon2,
+    password_hash::{self, PasswordHasher, PasswordVerifier, phc::PasswordHash},
+};
+use governor::{DefaultKeyedRateLimiter, Quota, clock::Clock};
+use tokio::{
+    sync::Semaphore,
+    task::{JoinError, spawn_blocking},
+};
+
+/// The users of this demonstration. Their passwords keep the rules below.
+pub(crate) const DEMO: [(&str, &str); 2] = [("ada", "analytical engine"), ("grace", "nanoseconds matter")];
+
+/// The users, here in memory: in your application this is a table, and outlives the process.
+#[derive(Clone)]
+pub(crate) struct Accounts(Arc<Inner>);
+
+struct Inner {
+    hashes: Mutex<HashMap<String, String>>,
+    /// Of no password: an unknown user name must take as long as a wrong password, or it tells who has an account.
+    nobody: String,
+    /// Attempts by user name, from anywhere: many addresses are easy to come by.
+    attempts: DefaultKeyedRateLimiter<String>,
+}
+
+/// Why a password was not accepted.
+pub(crate) enum Refused {
+    Wrong,
+    /// It was not looked at. After so long it would be.
+    TooManyAttempts(Duration),
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrong => f.write_str("That is not your password."),
+            Self::TooManyAttempts(wait) => {
+                write!(f, "Too many attempts. Please wait {} seconds.", wait.as_secs().max(1))
+            }
+        }
+    }
+}
+
+impl Accounts {
+    pub(crate) fn demo() -> Result<Self, password_hash::Error> {
+        let hashes = DEMO.iter().map(|(name, password)| Ok(((*name).to_owned(), hash(password)?)));
+        Ok(Self(Arc::new(Inner {
+            hashes: Mutex::new(hashes.collect::<Result<_, password_hash::Error>>()?),
+            nobody: hash("")?,
+            attempts: DefaultKeyedRateLimiter::keyed(ATTEMPTS),
+        })))
+    }
+
+    /// Whether the password is that user's. Whatever goes wrong on the way is a no.
+    pub(crate) async fn verify(&self, name: &str, password: String) -> Result<(), Refused> {
+        let (attempts, name) = (&self.0.attempts, name.to_owned());
+        if let Err(refusal) = attempts.check_key(&name) {
+            return Err(Refused::TooManyAttempts(refusal.wait_time_from(attempts.clock().now())));
+        }
+        let known = self.hashes().get(&name).cloned();
+        let (is_known, hash) = (known.is_some(), known.unwrap_or_else(|| self.0.nobody.clone()));
+        let matches = at_work(move || {
+            let hash = PasswordHash::new(&hash);
+            hash.is_ok_and(|hash| Argon2::default().verify_password(password.as_bytes(), &hash).is_ok())
+        });
+        if matches.await.unwrap_or(false) && is_known { Ok(()) } else { Err(Refused::Wrong) }
+    }
+
+    pub(crate) async fn change_password(&self, name: &str, password: String) -> Result<(), Box<dyn std::error::Error>> {
+        let hash = at_work(move || hash(&password)).await??;
+        self.hashes().insert(name.to_owned(), hash);
+        Ok(())
+    }
+
+    /// Forgets attempts that no longer count. Whoever makes up names would fill the memory.
+    pub(crate) fn forget_attempts(&self) {
+        self.0.attempts.retain_recent();
+    }
+
+    fn hashes(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        self.0.hashes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is wrong with a new password, by the rules of NIST SP 800-63B-4: long, not a known one, and that is all. Which
+/// characters there have to be makes nothing safer.
+pub(crate) fn check_new(name: &str, current: &str, new: &str, again: &str) -> Result<(), &'static str> {
+    const LENGTH: std::ops::RangeInclusive<usize> = 15..=256;
+    // In your application, look it up among those that have leaked.
+    const KNOWN: [&str; 4] = ["123456789012345", "1234567890123456", "passwordpassword", "qwertyuiopasdfghjkl"];
+
+    let lowercase = new.to_lowercase();
+    match new.chars().count() {
+        _ if new != again => Err("The two new passwords are not the same."),
+        length if length < *LENGTH.start() => {
+            Err("Use at least 15 characters. A few words that do not belong together will do.")
+        }
+        length if length > *LENGTH.end() => Err("Use at most 256 characters."),
+        _ if new == current => Err("That is the password you have. Choose another one."),
+        _ if lowercase.contains(&name.to_lowercase()) || KNOWN.contains(&lowercase.as_str()) => {
+            Err("That one is easy to guess. Choose another one.")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn hash(password: &str) -> Result<String, password_hash::Error> {
+    Ok(Argon2::default().hash_password(password.as_bytes())?.to_string())
+}
+
+/// Hashes off the threads that serve requests. Each takes 19 MiB and one core: more at a time would only take turns, and the
+/// memory.
+async fn at_work<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
+    static HASHING: Semaphore = Semaphore::const_new(4);
+    let permit = HASHING.acquire().await;
+    spawn_blocking(move || {
+        // Whoever asked may have gone by now, but the work is under way.
+        let _permit = permit;
+        work()
+    })
+    .await
+}
+
+/// Ten at once, and then one each half minute: 2880 guesses a day. Fewer would be a way to lock somebody out.
+const ATTEMPTS: Quota = Quota::per_minute(NonZeroU32::new(2).unwrap()).allow_burst(NonZeroU32::new(10).unwrap());

@@ -1,0 +1,369 @@
+//! A login to copy: sign in, remember me, a list of one's sessions to end them from, a new password, and a page that asks for
+//! the password again. Pages from the server, without a script.
+//!
+//! ```sh
+//! cargo run --example login
+//! ```
+//!
+//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`json:sessions.json`, `memory`,
+//! or with the feature `redis` also `redis://HOST`): sign in, stop it, start it, and you are still signed in. The cookie is
+//! `__Host-id`, with `Secure`: browsers take it over HTTPS, and most of them over plain HTTP from `localhost` and `127.0.0.1`.
+//!
+//! Here is what people can do. Who may come in is in `accounts.rs`, what is done to every response in `around.rs`, and what it
+//! looks like in `pages.rs` and `style.css`: whoever copies it replaces them one by one.
+
+mod accounts;
+mod around;
+mod pages;
+
+use std::{cmp::Reverse, env, error::Error as StdError, net::SocketAddr, time::Duration};
+
+use axum::{
+    Form, Router,
+    extract::{DefaultBodyLimit, FromRef, State},
+    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    middleware::from_fn,
+    response::{IntoResponse, Redirect, Response},
+    routing::{get, post},
+};
+use jam_session::{Error, JsonSessions, MemorySessions, Session, SessionKey, SessionLayer, Sessions};
+use maud::Markup;
+use serde::Deserialize;
+use tokio::{net::TcpListener, select, signal, time::sleep};
+use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder};
+use tower_http::{csrf::CsrfLayer, set_header::SetResponseHeaderLayer};
+
+use crate::{
+    accounts::{Accounts, Refused, check_new},
+    around::{POLICY, always, explain, foreign_form, nowhere, only_a_form, sorry, too_many},
+    pages::{NewPassword, SignIn},
+};
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn StdError>> {
+    let sessions = open(&env::var("SESSION_STORE").unwrap_or_else(|_| "json:sessions.json".to_owned())).await?;
+    let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(&address).await.map_err(|error| format!("LISTEN={address}: {error}"))?;
+    let app = app(App { sessions: sessions.clone(), accounts: Accounts::demo()? });
+    println!("listening on http://{}", listener.local_addr()?);
+    for (name, password) in accounts::DEMO {
+        println!("  sign in as {name}, password: {password}");
+    }
+
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
+    let serving = axum::serve(listener, app).with_graceful_shutdown(interrupted());
+    select! {
+        ended = serving.into_future() => ended?,
+        // Somebody never comes to the end of a request: the others had their time.
+        () = async { interrupted().await; sleep(PATIENCE).await } => {}
+    }
+    Ok(sessions.close().await?)
+}
+
+/// How long requests under way may take when it is to stop.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+async fn interrupted() {
+    signal::ctrl_c().await.unwrap_or_default();
+}
+
+/// The store that `SESSION_STORE` names.
+async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
+    match store.split_once(':').unwrap_or((store, "")) {
+        ("memory", "") => Ok(MemorySessions::new().erase()),
+        ("json", path) => Ok(JsonSessions::open(path).await?.erase()),
+        #[cfg(feature = "redis")]
+        ("redis" | "rediss", _) => {
+            use jam_session::{RedisSessions, backend::redis::Level};
+            let sessions = RedisSessions::connect(store).await?;
+            for finding in sessions.doctor().await.iter().filter(|finding| finding.level > Level::Fine) {
+                eprintln!("redis: {finding}");
+            }
+            Ok(sessions.erase())
+        }
+        #[cfg(not(feature = "redis"))]
+        (kind @ ("redis" | "rediss"), _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
+        // The rest of it may hold a password.
+        (kind, _) => Err(format!("SESSION_STORE: {kind} is none of memory, json:PATH and redis://HOST").into()),
+    }
+}
+
+#[derive(Clone)]
+struct App {
+    sessions: Sessions,
+    accounts: Accounts,
+}
+
+impl FromRef<App> for Sessions {
+    fn from_ref(app: &App) -> Self {
+        app.sessions.clone()
+    }
+}
+
+impl FromRef<App> for Accounts {
+    fn from_ref(app: &App) -> Self {
+        app.accounts.clone()
+    }
+}
+
+fn app(app: App) -> Router {
+    // Each address gets twenty attempts at once, and one each three seconds. Behind a proxy all come from the proxy's: then
+    // take `SmartIpKeyExtractor`, and only then, for anybody can send the headers that it goes by.
+    let attempts = GovernorConfigBuilder::default().per_second(3).burst_size(20).finish().unwrap_or_default();
+    let (by_address, accounts) = (attempts.limiter().clone(), app.accounts.clone());
+    tokio::spawn(async move {
+        loop {
+            sleep(Duration::from_secs(60)).await;
+            by_address.retain_recent();
+            accounts.forget_attempts();
+        }
+    });
+
+    let sessions = app.sessions.clone();
+    Router::new()
+        .route("/login", post(sign_in))
+        .route("/confirm", post(confirm))
+        .route("/password", post(change_password))
+        .route_layer(GovernorLayer::new(attempts).error_handler(too_many))
+        .route("/", get(home))
+        .route("/login", get(sign_in_page))
+        .route("/sessions", get(list))
+        .route("/sessions/end", post(end))
+        .route("/sessions/end-others", post(end_others))
+        .route("/sessions/rotate", post(rotate))
+        .route("/password", get(password_page))
+        .route("/recovery", get(recovery))
+        .route("/logout", post(sign_out))
+        .route("/logout-everywhere", post(sign_out_everywhere))
+        .route("/style.css", get(style))
+        .fallback(nowhere)
+        .method_not_allowed_fallback(only_a_form)
+        .with_state(app)
+        .layer(SessionLayer::new(sessions))
+        .layer(CsrfLayer::new().with_rejection_response(|_| foreign_form()))
+        .layer(DefaultBodyLimit::max(8 * 1024))
+        .layer(from_fn(explain))
+        .layer(always(header::CONTENT_SECURITY_POLICY, POLICY))
+        .layer(always(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
+        // With `no-referrer` a browser says `Origin: null` in its own forms too, and older ones say nothing else.
+        .layer(always(header::REFERRER_POLICY, "same-origin"))
+        .layer(always(HeaderName::from_static("cross-origin-opener-policy"), "same-origin"))
+        // After a sign-out, the back button shows nothing.
+        .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
+}
+
+// What people can do.
+
+async fn home(session: Session) -> Result<Markup, Error> {
+    session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?;
+    let visits = session.get("visits")?.unwrap_or(1);
+    Ok(pages::home(session.key().as_deref(), visits, session.take::<String>("notice")?.as_deref()))
+}
+
+async fn sign_in_page(session: Session) -> Response {
+    match session.key() {
+        Some(_) => Redirect::to("/").into_response(),
+        None => SignIn::default().page().into_response(),
+    }
+}
+
+#[derive(Deserialize)]
+struct Credentials {
+    username: String,
+    password: String,
+    #[serde(default)]
+    remember: bool,
+    #[serde(default)]
+    next: String,
+}
+
+async fn sign_in(
+    State(accounts): State<Accounts>,
+    session: Session,
+    headers: HeaderMap,
+    Form(form): Form<Credentials>,
+) -> Result<Response, Error> {
+    // Telephones like to add a space.
+    let username = form.username.trim();
+    if let Err(refused) = accounts.verify(username, form.password).await {
+        let error = match refused {
+            Refused::Wrong => "That user name and that password do not go together.".to_owned(),
+            _ => refused.to_string(),
+        };
+        let next = page_of(&form.next);
+        let page = SignIn { username, remember: form.remember, next, error: Some(&error), ..SignIn::default() };
+        return Ok((refused.status(), page.page()).into_response());
+    }
+    session.bind(username);
+    session.insert("device", device(&headers))?;
+    // Also if not: whoever signs in again without the check mark has changed their mind.
+    session.set_ttl(if form.remember { REMEMBERED } else { NOT_REMEMBERED });
+    Ok(Redirect::to(page_of(&form.next)).into_response())
+}
+
+/// How long a session lasts that is not used.
+const REMEMBERED: Duration = Duration::from_secs(30 * 86_400);
+const NOT_REMEMBERED: Duration = Duration::from_secs(3600);
+
+/// Where to go after signing in. Nothing but our own pages: a form may come from anywhere, and send people anywhere.
+fn page_of(path: &str) -> &'static str {
+    ["/sessions", "/password", "/recovery"].into_iter().find(|page| *page == path).unwrap_or("/")
+}
+
+/// Browser and system, as far as the browser says.
+fn device(headers: &HeaderMap) -> String {
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    let Some(found) = woothee::parser::Parser::new().parse(agent.get(..512).unwrap_or(agent)) else {
+        return "Unknown browser".to_owned();
+    };
+    let browser = match found.name {
+        "UNKNOWN" => "Unknown browser",
+        "SamsungBrowser" => "Samsung Internet",
+        name => name,
+    };
+    match found.os {
+        "UNKNOWN" => browser.to_owned(),
+        "Mac OSX" => format!("{browser} on macOS"),
+        // Browsers say 10 of 11 as well.
+        system if system.starts_with("Windows") => format!("{browser} on Windows"),
+        system => format!("{browser} on {system}"),
+    }
+}
+
+async fn sign_out(session: Session) -> Redirect {
+    session.delete();
+    Redirect::to("/")
+}
+
+async fn sign_out_everywhere(session: Session) -> Redirect {
+    session.clear();
+    Redirect::to("/")
+}
+
+/// Nobody gets here without being signed in: the extractor of the key sees to it.
+async fn list(
+    State(sessions): State<Sessions>,
+    SessionKey(user): SessionKey,
+    session: Session,
+) -> Result<Markup, Error> {
+    let mut list = sessions.list(&user).await?;
+    let this = session.handle();
+    list.sort_by_key(|info| (this.as_ref() != Some(&info.handle), Reverse(info.last_seen)));
+    Ok(pages::sessions(&user, session.take::<String>("notice")?.as_deref(), &list, this.as_deref()))
+}
+
+#[derive(Deserialize)]
+struct Ending {
+    handle: String,
+}
+
+async fn end(
+    State(sessions): State<Sessions>,
+    SessionKey(user): SessionKey,
+    session: Session,
+    Form(form): Form<Ending>,
+) -> Result<Redirect, Error> {
+    if session.handle().as_ref() == Some(&form.handle) {
+        session.delete();
+        return Ok(Redirect::to("/"));
+    }
+    let ended = sessions.revoke(&user, &form.handle).await?;
+    session.insert("notice", if ended { "That session is signed out." } else { "That session had ended before." })?;
+    Ok(Redirect::to("/sessions"))
+}
+
+async fn end_others(SessionKey(_): SessionKey, session: Session) -> Result<Redirect, Error> {
+    session.clear_others();
+    session.insert("notice", "You are signed out everywhere else.")?;
+    Ok(Redirect::to("/sessions"))
+}
+
+async fn rotate(SessionKey(_): SessionKey, session: Session) -> Result<Redirect, Error> {
+    session.rework();
+    session.insert("notice", "This session has a new ID. Its old one ends in a few seconds.")?;
+    Ok(Redirect::to("/sessions"))
+}
+
+async fn password_page(SessionKey(user): SessionKey) -> Markup {
+    NewPassword::default().page(&user)
+}
+
+#[derive(Deserialize)]
+struct PasswordChange {
+    current: String,
+    new: String,
+    again: String,
+}
+
+async fn change_password(
+    State(accounts): State<Accounts>,
+    SessionKey(user): SessionKey,
+    session: Session,
+    Form(form): Form<PasswordChange>,
+) -> Result<Response, Error> {
+    if let Err(problem) = check_new(&user, &form.current, &form.new, &form.again) {
+        let page = NewPassword { of_new: Some(problem), ..NewPassword::default() };
+        return Ok((StatusCode::UNPROCESSABLE_ENTITY, page.page(&user)).into_response());
+    }
+    if let Err(refused) = accounts.verify(&user, form.current).await {
+        let page = NewPassword { of_current: Some(&refused.to_string()), ..NewPassword::default() };
+        return Ok((refused.status(), page.page(&user)).into_response());
+    }
+    if let Err(error) = accounts.change_password(&user, form.new).await {
+        eprintln!("a password was not changed: {error}");
+        return Ok((StatusCode::INTERNAL_SERVER_ERROR, sorry()).into_response());
+    }
+    // Whoever else knew the old one is out, also of this very session: it gets a new ID.
+    session.clear_others();
+    session.bind(user);
+    session.insert("notice", "Your password is changed, and you are signed out everywhere else.")?;
+    Ok(Redirect::to("/sessions").into_response())
+}
+
+/// Something that nobody else is to see, though the computer was left alone for a while.
+async fn recovery(SessionKey(user): SessionKey, session: Session) -> Response {
+    // The clocks of two servers may differ: who signed in a moment from now did so just now.
+    let since = session.signed_in().map(|time| time.elapsed().unwrap_or_default());
+    match since.is_some_and(|since| since < LATELY) {
+        true => pages::recovery(&user).into_response(),
+        false => (StatusCode::UNAUTHORIZED, pages::confirm(&user, "/recovery", None)).into_response(),
+    }
+}
+
+const LATELY: Duration = Duration::from_secs(5 * 60);
+
+#[derive(Deserialize)]
+struct Confirmation {
+    password: String,
+    next: String,
+}
+
+/// Signs in again: the session goes on, under a new ID.
+async fn confirm(
+    State(accounts): State<Accounts>,
+    SessionKey(user): SessionKey,
+    session: Session,
+    Form(form): Form<Confirmation>,
+) -> Response {
+    let next = page_of(&form.next);
+    match accounts.verify(&user, form.password).await {
+        Ok(()) => {
+            session.bind(user);
+            Redirect::to(next).into_response()
+        }
+        Err(refused) => (refused.status(), pages::confirm(&user, next, Some(&refused.to_string()))).into_response(),
+    }
+}
+
+impl Refused {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Wrong => StatusCode::UNAUTHORIZED,
+            Self::TooManyAttempts(_) => StatusCode::TOO_MANY_REQUESTS,
+        }
+    }
+}
+
+async fn style() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::CACHE_CONTROL, "max-age=600")], pages::STYLE)
+}
