@@ -481,12 +481,15 @@ pub(crate) fn on_delete(error: crate::BoxError) -> Error {
     Error::backend("a session could not be ended", error)
 }
 
-/// Another one each time, in whatever process: a counter under a keyed hash. Asking the system for random bytes takes longer
-/// than all else that a write does here.
+/// Another one each time, in whatever process: SplitMix64 from a random start. Nobody gains anything by guessing it, and asking
+/// the system for random bytes takes longer than all else that a write does here.
 pub(crate) fn random_version() -> i64 {
-    static SOURCE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    static START: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    (SOURCE.hash_one(COUNT.fetch_add(1, Relaxed)) & i64::MAX as u64).cast_signed()
+    let mut bits = COUNT.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed).wrapping_add(*START);
+    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((bits ^ (bits >> 31)) & i64::MAX as u64).cast_signed()
 }
 
 const MAX_KEY: usize = 1024;
