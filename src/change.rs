@@ -210,6 +210,11 @@ impl Change {
         matches!(self, Self::Clear | Self::ClearOthers)
     }
 
+    /// Whether it [undoes](Self::is_undone_by) anything.
+    pub(crate) fn starts_afresh(&self) -> bool {
+        matches!(self, Self::Delete | Self::Create(..))
+    }
+
     /// Whether a later `change` leaves nothing of this one.
     pub(crate) fn is_undone_by(&self, change: &Self) -> bool {
         match change {

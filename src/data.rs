@@ -5,7 +5,7 @@
 
 use std::{
     borrow::Cow,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     io::{self, Write},
     sync::Arc,
@@ -37,8 +37,16 @@ use crate::{Error, ErrorKind};
 pub struct Data {
     /// As it was read: one [field](push_field) after the other.
     stored: Bytes,
-    /// What was written since, if anything was: each name once, and without a value where that was taken away.
-    changed: Option<Arc<Vec<Changed>>>,
+    /// What was written since, if anything was.
+    changed: Option<Arc<Changes>>,
+}
+
+/// What was written: each name once, and without a value where that was taken away.
+#[derive(Clone, Default)]
+struct Changes {
+    list: Vec<Changed>,
+    /// Where in the list a name is, once there are more than [`FEW`].
+    places: HashMap<Arc<str>, usize>,
 }
 
 type Changed = (Arc<str>, Option<Raw>);
@@ -122,16 +130,17 @@ impl Data {
 
     /// How much [`write`](Self::write) appends.
     pub(crate) fn len(&self) -> usize {
-        let (mut added, mut removed) = (0, 0);
-        for (name, value) in self.changed() {
-            let stored = Stored(&self.stored).filter(|(stored, _)| *stored == name.as_bytes());
-            let (count, len) = stored
-                .fold((0, 0), |(count, len), (name, value)| (count + 1, len + field_len(name.len(), value.len())));
-            removed += len;
-            // One that was there twice is written twice.
-            added += value.as_ref().map_or(0, |value| count.max(1) * field_len(name.len(), value.len()));
+        let mut len = self.stored.len();
+        if self.changed().is_empty() {
+            return len;
         }
-        self.stored.len() + added - removed
+        for (name, value) in Stored(&self.stored) {
+            if let Some(now) = self.change(name) {
+                len -= field_len(name.len(), value.len());
+                len += now.as_ref().map_or(0, |now| field_len(name.len(), now.len()));
+            }
+        }
+        len + self.added().map(|(name, value)| field_len(name.len(), value.len())).sum::<usize>()
     }
 
     /// Names and values as they are now, in the order in which they were first written.
@@ -147,20 +156,27 @@ impl Data {
     }
 
     fn changed(&self) -> &[Changed] {
-        self.changed.as_ref().map_or(&[], |changed| changed)
+        self.changed.as_ref().map_or(&[], |changes| &changes.list)
     }
 
     /// What was written to that name since, if anything was.
     fn change(&self, name: &[u8]) -> Option<&Option<Raw>> {
-        self.changed().iter().find(|(changed, _)| changed.as_bytes() == name).map(|(_, value)| value)
+        let changes = self.changed.as_ref()?;
+        changes.place(name).map(|at| &changes.list[at].1)
     }
 
     /// What was written since under new names.
     fn added(&self) -> impl Iterator<Item = (&str, &Raw)> {
         self.changed()
             .iter()
+        let many = self.changed().len() > FEW;
+        let stored: HashSet<_> = Stored(&self.stored).take_while(|_| many).map(|(name, _)| name).collect();
+        let is_stored = move |name: &str| match many {
+            true => stored.contains(name.as_bytes()),
+            false => self.stored(name).is_some(),
+        };
             .filter_map(|(name, value)| Some((&**name, value.as_ref()?)))
-            .filter(|(name, _)| self.stored(name).is_none())
+            .filter(move |(name, _)| !is_stored(name))
     }
 
     /// The value that was read.
@@ -177,7 +193,7 @@ impl Data {
         }
     }
 
-    /// The value of that name, to be read without holding on to the rest.
+    /// The value of that name, to be read whatever is written meanwhile.
     pub(crate) fn value(&self, name: &str) -> Option<Value> {
         match self.change(name.as_bytes()) {
             Some(value) => value.clone().map(Value::Changed),
@@ -194,16 +210,12 @@ impl Data {
     }
 
     fn put(&mut self, name: &Arc<str>, value: Option<Raw>) {
-        let changed = Arc::make_mut(self.changed.get_or_insert_default());
-        match changed.iter_mut().find(|(changed, _)| changed == name) {
-            Some((_, there)) => *there = value,
-            None => changed.push((Arc::clone(name), value)),
-        }
+        Arc::make_mut(self.changed.get_or_insert_default()).put(name, value);
     }
 
     /// Whether both hold the same names with the same values, in whatever order.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        if self.stored == other.stored {
+        if self.changed().len().max(other.changed().len()) <= FEW && self.stored == other.stored {
             // Nearly always one was made from the other.
             let mut changed = self.changed().iter().chain(other.changed());
             return changed.all(|(name, _)| self.raw(name) == other.raw(name));
@@ -227,6 +239,29 @@ impl Data {
 
 /// The fields of what was read.
 struct Stored<'a>(&'a [u8]);
+impl Changes {
+    fn put(&mut self, name: &Arc<str>, value: Option<Raw>) {
+        if let Some(at) = self.place(name.as_bytes()) {
+            self.list[at].1 = value;
+            return;
+        }
+        self.list.push((Arc::clone(name), value));
+        if self.list.len() > FEW {
+            // All of them the first time, and one from then on.
+            let from = self.places.len();
+            let new = self.list.iter().enumerate().skip(from).map(|(at, (name, _))| (Arc::clone(name), at));
+            self.places.extend(new);
+        }
+    }
+
+    fn place(&self, name: &[u8]) -> Option<usize> {
+        if self.list.len() > FEW {
+            return self.places.get(std::str::from_utf8(name).ok()?).copied();
+        }
+        self.list.iter().position(|(changed, _)| changed.as_bytes() == name)
+    }
+}
+
 
 impl<'a> Iterator for Stored<'a> {
     type Item = (&'a [u8], &'a [u8]);
@@ -296,6 +331,8 @@ pub(crate) fn json(value: impl Serialize) -> Result<Raw, Error> {
     let mut out = Short::default();
     serde_json::to_writer(&mut out, &value).map_err(|_| does_not_serialize())?;
     std::str::from_utf8(out.bytes()).map(Raw::from).map_err(|_| does_not_serialize())
+/// So many changes are looked through faster than they are hashed.
+const FEW: usize = 16;
 }
 
 /// A buffer that most values fit in.

@@ -217,6 +217,8 @@ impl Session {
             let mut state = self.lock();
             // Another clone may have written that name meanwhile. The closure itself may, too: not for ever.
             if state.plan.data.raw(name) == plan.data.raw(name) || tries.next().is_none() {
+                // Or all of the data would be copied for the one change.
+                drop(plan);
                 return settled.into_iter().try_for_each(|change| state.record(change));
             }
         }
@@ -752,6 +754,9 @@ impl State {
     /// written, or may be written, is history already.
     fn undo_before(&mut self, change: &Change) -> Vec<Change> {
         let history = self.in_flight.max(self.unsure.as_ref().map_or(0, |(count, _)| *count));
+        if !change.starts_afresh() {
+            return Vec::new();
+        }
         if !self.log.iter().skip(history).any(|earlier| earlier.is_undone_by(change)) {
             return Vec::new();
         }
