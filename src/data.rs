@@ -100,7 +100,9 @@ impl Data {
     pub(crate) fn read(stored: Bytes) -> Option<Self> {
         let mut rest = &stored[..];
         while !rest.is_empty() {
-            rest = take_field(rest)?.2;
+            let (name, _, after) = take_field(rest)?;
+            std::str::from_utf8(name).ok()?;
+            rest = after;
         }
         Some(Self { stored, changed: None })
     }
@@ -167,14 +169,14 @@ impl Data {
 
     /// What was written since under new names.
     fn added(&self) -> impl Iterator<Item = (&str, &Raw)> {
-        self.changed()
-            .iter()
         let many = self.changed().len() > FEW;
         let stored: HashSet<_> = Stored(&self.stored).take_while(|_| many).map(|(name, _)| name).collect();
         let is_stored = move |name: &str| match many {
             true => stored.contains(name.as_bytes()),
             false => self.stored(name).is_some(),
         };
+        self.changed()
+            .iter()
             .filter_map(|(name, value)| Some((&**name, value.as_ref()?)))
             .filter(move |(name, _)| !is_stored(name))
     }
@@ -237,8 +239,6 @@ impl Data {
     }
 }
 
-/// The fields of what was read.
-struct Stored<'a>(&'a [u8]);
 impl Changes {
     fn put(&mut self, name: &Arc<str>, value: Option<Raw>) {
         if let Some(at) = self.place(name.as_bytes()) {
@@ -262,6 +262,8 @@ impl Changes {
     }
 }
 
+/// The fields of what was read.
+struct Stored<'a>(&'a [u8]);
 
 impl<'a> Iterator for Stored<'a> {
     type Item = (&'a [u8], &'a [u8]);
@@ -317,6 +319,10 @@ pub(crate) fn take_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
     for (i, byte) in bytes.iter().take(MAX_LEN_BYTES).enumerate() {
         len |= u64::from(byte & 0x7f) << (7 * i);
         if byte & 0x80 == 0 {
+            // One length has one spelling, and can be written again in no more room than it was read from.
+            if *byte == 0 {
+                return None;
+            }
             return Some((usize::try_from(len).ok()?, &bytes[i + 1..]));
         }
     }
@@ -325,14 +331,14 @@ pub(crate) fn take_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
 
 /// Enough for 32 GiB.
 const MAX_LEN_BYTES: usize = 5;
+/// So many changes are looked through faster than they are hashed.
+const FEW: usize = 16;
 
 /// A value, as JSON.
 pub(crate) fn json(value: impl Serialize) -> Result<Raw, Error> {
     let mut out = Short::default();
     serde_json::to_writer(&mut out, &value).map_err(|_| does_not_serialize())?;
     std::str::from_utf8(out.bytes()).map(Raw::from).map_err(|_| does_not_serialize())
-/// So many changes are looked through faster than they are hashed.
-const FEW: usize = 16;
 }
 
 /// A buffer that most values fit in.
@@ -516,9 +522,107 @@ mod tests {
         let ends = (0..out.len()).filter(|end| Data::read(Bytes::copy_from_slice(&out[..*end])).is_some());
         // Only between two fields.
         assert_eq!(ends.count(), 3);
-        for broken in [&[0x80; 9][..], &[1], &[0xff, 0xff, 0xff, 0xff, 0x7f, 0], &[0, 5, b'1']] {
+        for broken in [&[0x80; 9][..], &[1], &[0xff, 0xff, 0xff, 0xff, 0x7f, 0], &[0, 5, b'1'], &[1, 1, 0xff, b'1']] {
             assert!(Data::read(Bytes::copy_from_slice(broken)).is_none());
         }
+    }
+
+    #[test]
+    fn a_length_has_one_spelling() {
+        for len in [0, 1, 0x7f, 0x80, 0x3fff, 0x4000, u32::MAX as usize] {
+            let mut out = Vec::new();
+            push_len(&mut out, len);
+            assert_eq!(out.len(), len_len(len));
+            assert_eq!(take_len(&out), Some((len, &[][..])));
+            *out.last_mut().unwrap() |= 0x80;
+            out.push(0);
+            assert_eq!(take_len(&out), None);
+        }
+        // The name `a` and the value 1, once as they are written, and once with a length that has a byte too many.
+        assert!(Data::read(Bytes::from_static(&[1, 1, b'a', b'1'])).is_some());
+        assert!(Data::read(Bytes::from_static(&[0x81, 0, 1, b'a', b'1'])).is_none());
+    }
+
+    /// Against a plain list of names and values, whatever is written, removed and read in between.
+    #[test]
+    fn it_is_what_a_plain_list_would_be() {
+        let mut seed = 1_u64;
+        let mut below = |end: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % end
+        };
+        for round in 0..300 {
+            // Few names are changed again and again; of many, there are more than are looked through one by one.
+            let names = if round % 2 == 0 { 6 } else { 60 };
+            let (mut data, mut before) = (Data::default(), Data::default());
+            let mut list: Vec<(String, String)> = Vec::new();
+            for _ in 0..below(150) {
+                let name = match below(names) {
+                    0 => String::new(),
+                    1 => "n".repeat(200),
+                    n => format!("n{n}\"é"),
+                };
+                let name: Arc<str> = name.into();
+                let at = list.iter().position(|(there, _)| **there == *name);
+                match below(8) {
+                    0..4 => {
+                        let value = "1".repeat([1, 2, 127, 128][below(4) as usize]);
+                        data.set(&name, value.as_str().into());
+                        match at {
+                            Some(at) => list[at].1 = value,
+                            None => list.push((name.to_string(), value)),
+                        }
+                    }
+                    4..6 => {
+                        data.remove(&name);
+                        list.retain(|(there, _)| **there != *name);
+                    }
+                    6 if below(3) == 0 => (data, before) = (written(&data), data),
+                    _ => assert_eq!(data.raw(&name), at.map(|at| list[at].1.as_bytes())),
+                }
+                let mut fields: Vec<_> = data
+                    .fields()
+                    .map(|(name, value)| (name.to_owned(), from_utf8(value).unwrap().to_owned()))
+                    .collect();
+                assert_eq!(data.is_empty(), fields.is_empty());
+                fields.sort();
+                let mut sorted = list.clone();
+                sorted.sort();
+                assert_eq!(fields, sorted);
+            }
+            let again = written(&data);
+            assert!(again.fields().eq(data.fields()));
+            assert!(again.same_as(&data) && data.same_as(&again));
+            assert_eq!(before.same_as(&data), data.difference_from(&before).is_empty());
+            for (name, value) in data.difference_from(&before) {
+                match value {
+                    Some(value) => before.set(&name, value),
+                    None => before.remove(&name),
+                }
+            }
+            assert!(before.same_as(&data) && data.same_as(&before) && written(&before).same_as(&data));
+        }
+    }
+
+    /// A hundred thousand names in one session: work that grew with the square of that would take minutes.
+    #[test]
+    fn many_names_are_no_more_work_than_their_number() {
+        let names: Vec<Arc<str>> = (0..100_000).map(|n| format!("name{n}").into()).collect();
+        let mut data = Data::default();
+        for value in ["1", "2"] {
+            for name in &names {
+                data.set(name, value.into());
+            }
+            data = written(&data);
+        }
+        let before = data.clone();
+        for name in &names {
+            data.remove(name);
+            data.set(name, "3".into());
+        }
+        assert!(!data.same_as(&before) && written(&data).same_as(&data));
+        assert_eq!(data.difference_from(&before).len(), names.len());
+        assert_eq!(data.fields().count(), names.len());
     }
 
     #[test]

@@ -13,8 +13,8 @@ use std::{
 
 use http::{HeaderValue, Request, Response, header};
 use jam_session::{
-    Backend, Durability, JsonSessions, Keyring, Outcome, Owner, Record, RecordId, Session, SessionLayer, Sessions,
-    backend::Result,
+    Backend, Durability, ErrorKind, JsonSessions, Keyring, Outcome, Owner, Record, RecordId, Session, SessionLayer,
+    Sessions, backend::Result,
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, ServiceExt, service_fn};
@@ -76,10 +76,12 @@ pub fn record_bytes(bytes: &[u8]) {
         RUNTIME.block_on(async {
             if let Ok(Some(data)) = sessions.get(id).await {
                 let names: Vec<_> = data.names().map(str::to_owned).collect();
-                for name in &names {
-                    data.get::<serde_json::Value>(name).unwrap();
+                let mut values = names.iter().map(|name| data.get::<serde_json::Value>(name));
+                // The binary form is taken apart as far as the values. They are read one by one, and each may be broken.
+                match values.find_map(|value| value.err()) {
+                    None => sessions.update(id, &data).await.unwrap(),
+                    Some(error) => assert_eq!(error.kind(), ErrorKind::Data),
                 }
-                sessions.update(id, &data).await.unwrap();
                 sessions.rework(id).await.unwrap();
             }
             sessions.list("ada").await.unwrap();
