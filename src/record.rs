@@ -132,6 +132,8 @@ struct Stored<'a> {
 /// What comes after the head.
 enum Body<'a> {
     Data(Data),
+    /// As they stand there, not looked at yet.
+    Fields(&'a [u8]),
     /// A serializer wrote it.
     Own(&'a [u8]),
 }
@@ -231,6 +233,9 @@ impl Codec {
             (None, Body::Data(data)) => data,
             (Some(serializer), Body::Own(own)) => {
                 serializer.read(own).map_err(|_| unreadable("the serializer did not read a record"))?
+            (None, Body::Fields(fields)) => {
+                Data::read(payload.slice_ref(fields)).ok_or_else(|| unreadable("a record's data is broken"))?
+            }
             }
             _ => return Err(unreadable("a record was written by another serializer")),
         };

@@ -21,7 +21,7 @@ use bytes::Bytes;
 
 use super::{Body, Contents, Stored};
 use crate::{
-    Data, Owner, RecordId,
+    Owner, RecordId,
     data::{len_len, push_len, take_len},
     id::SecretHash,
 };
@@ -125,7 +125,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
     }
     let body = match has(OWN) {
         true => Body::Own(rest),
-        false => Body::Data(Data::read(payload.slice_ref(rest))?),
+        false => Body::Fields(rest),
     };
     let is_of_id = owner == id.owner() && sid == id.sid();
     Some(Stored {
