@@ -151,12 +151,13 @@ impl Codec {
             }
             _ => None,
         };
-        let (out, previous_len) = match self.form {
-            Form::Binary => (binary::write(self.owners.realm(), id, contents, own.as_deref()), binary::PREVIOUS_LEN),
-            Form::Text => (text::write(self.owners.realm(), id, contents, own.as_deref())?, text::PREVIOUS_LEN),
+        let (realm, previous) = (self.owners.realm(), &contents.previous);
+        let (out, passing) = match self.form {
+            Form::Binary => (binary::write(realm, id, contents, own.as_deref()), binary::previous_len(previous)),
+            Form::Text => (text::write(realm, id, contents, own.as_deref())?, text::previous_len(previous)),
         };
         // What comes and goes by itself does not count: a session of the largest size can be rotated, and ended.
-        let lasting = out.len().saturating_sub(contents.previous.len() * previous_len);
+        let lasting = out.len().saturating_sub(passing);
         if lasting > self.max_size.min(u32::MAX as usize) && !contents.ended {
             let message = format!("a session of {} bytes is larger than max_size, {} bytes", out.len(), self.max_size);
             return Err(Error::new(ErrorKind::TooLarge, message));

@@ -35,8 +35,10 @@ const ENDED: u8 = 8;
 const OWN: u8 = 16;
 const ALL: u8 = OWNED | SIGNED_IN | IDLE | ENDED | OWN;
 
-/// How long one secret of before gets.
-pub(super) const PREVIOUS_LEN: usize = 40;
+/// How long the secrets of before get.
+pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
+    previous.len() * PREVIOUS_LEN
+}
 
 pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Vec<u8> {
     // There never are more than four.
@@ -52,7 +54,7 @@ pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<
         + contents.key.as_deref().map_or(0, text_len)
         + contents.hash.as_bytes().len()
         + 1
-        + previous.len() * PREVIOUS_LEN
+        + previous_len(previous)
         + times.iter().flatten().count() * 8
         + BODY_LEN
         + if contents.ended { 0 } else { body_len };
@@ -166,4 +168,5 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     Some(*taken)
 }
 
+const PREVIOUS_LEN: usize = 40;
 const BODY_LEN: usize = 4;

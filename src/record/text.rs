@@ -16,8 +16,13 @@ use crate::{Error, ErrorKind, RecordId, data::Fields, id::SecretHash};
 
 pub(super) const FORMAT: u8 = b'{';
 
-/// How long one secret of before gets, at most.
-pub(super) const PREVIOUS_LEN: usize = r#","previous":[["",18446744073709551615]]"#.len() + 43;
+/// How long the secrets of before get.
+pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
+    let digits = |until: u64| until.checked_ilog10().map_or(1, |log| log as usize + 1);
+    let all: usize = previous.iter().map(|(_, until)| r#"["",],"#.len() + HASH_LEN + digits(*until)).sum();
+    // The last one has no comma.
+    if previous.is_empty() { 0 } else { r#","previous":[]"#.len() + all - 1 }
+}
 
 pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Result<Vec<u8>, Error> {
     let mut out = Vec::with_capacity(320 + own.map_or_else(|| 2 * contents.data.len(), <[u8]>::len));
@@ -125,3 +130,6 @@ impl<'de> Deserialize<'de> for SecretHash {
         Self::parse(text).ok_or_else(|| D::Error::custom("not a hash"))
     }
 }
+
+/// 32 bytes, in base64.
+const HASH_LEN: usize = 43;
