@@ -46,7 +46,7 @@ pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<
     let times =
         [Some(contents.created), contents.signed_in, Some(contents.seen), Some(contents.deadline), contents.idle];
     let body_len = own.map_or_else(|| contents.data.len(), <[u8]>::len);
-    // To the byte: what is kept in memory has no room to spare.
+    // To the byte: it needs no second place then, and leaves no room over.
     let len = 2
         + text_len(realm)
         + id.owner().map_or(0, |owner| owner.as_bytes().len())
