@@ -90,7 +90,7 @@ impl<B: Backend> Sessions<B> {
         let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
         let now = self.now();
         let codec = &self.shared.policy.codec;
-        let opened = codec.read_if(record.id, &record.payload, now, |head| head.opens_with(secret, now));
+        let opened = codec.read_if(id, &record.payload, now, |head| head.opens_with(secret, now));
         let (contents, stale) = match opened {
             Ok(Some(opened)) => opened,
             Ok(None) => {
