@@ -404,10 +404,11 @@ impl Session {
     ) -> Self {
         let mut cookies = String::new();
         for value in values {
-            if !cookies.is_empty() {
-                cookies.push(';');
+            match cookies.is_empty() {
+                // There hardly ever are more than one.
+                true => cookies.reserve_exact(value.len()),
+                false => cookies.push(';'),
             }
-            cookies.reserve_exact(value.len());
             cookies.push_str(value);
         }
         let inner = Inner {
@@ -753,10 +754,10 @@ impl State {
     /// Takes what a change will leave nothing of: a closure that fails must not be in the way of a sign-out. What is being
     /// written, or may be written, is history already.
     fn undo_before(&mut self, change: &Change) -> Vec<Change> {
-        let history = self.in_flight.max(self.unsure.as_ref().map_or(0, |(count, _)| *count));
         if !change.starts_afresh() {
             return Vec::new();
         }
+        let history = self.in_flight.max(self.unsure.as_ref().map_or(0, |(count, _)| *count));
         if !self.log.iter().skip(history).any(|earlier| earlier.is_undone_by(change)) {
             return Vec::new();
         }
