@@ -274,6 +274,43 @@ mod tests {
     }
 
     #[test]
+    fn in_whatever_order_it_is_set_up_a_cookie_is_the_same() {
+        type Option = fn(&mut CookieConfig);
+        const SECURE: [Option; 5] = [
+            |config| config.set_name("sid".into()),
+            |config| config.set_domain(".example.com".to_owned()),
+            |config| config.set_path("/app".to_owned()),
+            |config| config.set_partitioned(true),
+            |config| config.set_same_site(SameSite::None),
+        ];
+        const PLAIN: [Option; 5] = [
+            |config| config.set_secure(false),
+            |config| config.set_domain("example.com".to_owned()),
+            |config| config.set_same_site(SameSite::Strict),
+            |config| config.set_http_only(false),
+            |config| config.set_persistent(false),
+        ];
+        for options in [SECURE, PLAIN] {
+            let mut last = None;
+            // Every number in the system of base 5 with five different digits is an order.
+            let orders = (0..5_usize.pow(5)).map(|n| [1, 5, 25, 125, 625].map(|place| n / place % 5));
+            for order in orders.filter(|order| (0..5).all(|option| order.contains(&option))) {
+                let mut config = CookieConfig::default();
+                for option in order {
+                    options[option](&mut config);
+                }
+                let mut expected = config.cookie("x");
+                if config.persistent {
+                    expected.set_max_age(time::Duration::seconds(1));
+                }
+                let set = config.set(&SessionId::known("x"), Duration::from_secs(1)).unwrap();
+                assert_eq!(set, expected.to_string());
+                assert_eq!(last.get_or_insert_with(|| set.clone()), &set);
+            }
+        }
+    }
+
+    #[test]
     fn the_longest_cookie_is_short_enough() {
         let mut config = CookieConfig::default();
         config.set_name("n".repeat(MAX_NAME).into());

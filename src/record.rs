@@ -233,11 +233,11 @@ impl Codec {
         let data = match (&self.serializer, stored.body) {
             _ if stored.ended => Data::default(),
             (None, Body::Data(data)) => data,
-            (Some(serializer), Body::Own(own)) => {
-                serializer.read(own).map_err(|_| unreadable("the serializer did not read a record"))?
             (None, Body::Fields(fields)) => {
                 Data::read(payload.slice_ref(fields)).ok_or_else(|| unreadable("a record's data is broken"))?
             }
+            (Some(serializer), Body::Own(own)) => {
+                serializer.read(own).map_err(|_| unreadable("the serializer did not read a record"))?
             }
             _ => return Err(unreadable("a record was written by another serializer")),
         };
@@ -340,6 +340,88 @@ mod tests {
                 assert_eq!(codec(form).write(id, &read).unwrap(), payload);
             }
         }
+    }
+
+    #[test]
+    fn what_goes_from_one_form_to_the_other_and_back_is_the_same_to_the_byte() {
+        let id = id(Some("ada"));
+        for value in ["1.00e+2", "{ \"a\" :\n\t[1 ,2] }", "\"\\u0041\\n\"", "123456789012345678901234567890", "-0.0"] {
+            for name in ["", "a\nb", "\"\\\u{0}", "é\u{2028}", "data"] {
+                let mut contents = contents(Some("ada"));
+                contents.data.set(&name.into(), value.into());
+                let binary = codec(Form::Binary).write(id, &contents).unwrap();
+                let read = codec(Form::Text).read(id, &binary, 0).unwrap().0;
+                let text = codec(Form::Text).write(id, &read).unwrap();
+                let read = codec(Form::Binary).read(id, &text, 0).unwrap().0;
+                assert_eq!(codec(Form::Binary).write(id, &read).unwrap(), binary);
+            }
+        }
+    }
+
+    #[test]
+    fn a_serializer_of_ones_own_may_write_anything_in_either_form() {
+        struct Own(&'static [u8]);
+        impl Serializer for Own {
+            fn write(&self, _: &Data) -> Result<Vec<u8>, BoxError> {
+                Ok(self.0.to_vec())
+            }
+            fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+                assert_eq!(bytes, self.0);
+                Ok(serde_json::from_str(r#"{"read":true}"#)?)
+            }
+        }
+        let id = id(None);
+        for own in [&b""[..], b" \n", b"}", b",\"data\":{}}", b"{\"v\":1}", b"\x00\xff\x01", &[b'x'; 300]] {
+            for form in FORMS {
+                let own = |form| Codec { serializer: Some(Arc::new(Own(own))), ..codec(form) };
+                let payload = own(form).write(id, &contents(None)).unwrap();
+                for reader in FORMS {
+                    let read = own(reader).read(id, &payload, 0).unwrap().0;
+                    assert_eq!(read.data.get("read").unwrap(), Some(true));
+                    assert_eq!(codec(reader).read(id, &payload, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+                }
+                let plain = codec(form).write(id, &contents(None)).unwrap();
+                assert_eq!(own(form).read(id, &plain, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+            }
+        }
+    }
+
+    #[test]
+    fn the_secrets_of_before_take_nothing_of_the_size() {
+        for form in FORMS {
+            let (id, mut contents) = (id(None), contents(None));
+            contents.previous.clear();
+            let size = codec(form).write(id, &contents).unwrap().len();
+            for previous in 0..5 {
+                assert!(Codec { max_size: size, ..codec(form) }.write(id, &contents).is_ok());
+                let error = Codec { max_size: size - 1, ..codec(form) }.write(id, &contents).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::TooLarge);
+                let until = [0, 9, 10, u64::MAX][previous % 4];
+                contents.previous.push((Secret::random().unwrap().hash(), until));
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_keeps_no_room_that_it_does_not_fill() {
+        for form in FORMS {
+            let payload = codec(form).write(id(None), &contents(None)).unwrap();
+            let len = payload.len();
+            assert_eq!(payload.try_into_mut().unwrap().capacity(), len);
+        }
+    }
+
+    #[test]
+    fn a_stranger_learns_nothing_of_broken_data() {
+        let id = id(None);
+        let payload = codec(Form::Binary).write(id, &contents(None)).unwrap();
+        // The first length of the data says that there is more of it than there is.
+        let mut broken = payload.to_vec();
+        let at = payload.len() - contents(None).data.len();
+        broken[at] = 0x7f;
+        let broken = Bytes::from(broken);
+        assert!(codec(Form::Binary).read_if(id, &broken, 0, |_| false).unwrap().is_none());
+        assert_eq!(codec(Form::Binary).read(id, &broken, 0).err().unwrap().kind(), ErrorKind::Unreadable);
     }
 
     #[test]

@@ -140,4 +140,42 @@ mod tests {
         drop(poll(&mut last).unwrap());
         assert_eq!(turns.len(), 0);
     }
+
+    /// Many tasks, on threads that do not wait for each other, each of which may give up while it waits or while it writes.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn one_at_a_time_whoever_gives_up() {
+        use std::sync::{
+            Arc,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        };
+        use tokio::task::{JoinSet, yield_now};
+
+        let (turns, writing) = (Arc::new(Turns::default()), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
+        for n in 0..4000_usize {
+            let (turns, writing) = (Arc::clone(&turns), Arc::clone(&writing));
+            tasks.spawn(async move {
+                let patience = async {
+                    for _ in 0..n % 7 {
+                        yield_now().await;
+                    }
+                };
+                let write = async {
+                    let turn = turns.take(id()).await;
+                    assert_eq!(writing.fetch_add(1, SeqCst), 0);
+                    writing.fetch_sub(1, SeqCst);
+                    for _ in 0..n % 3 {
+                        yield_now().await;
+                    }
+                    drop(turn);
+                };
+                tokio::select! {
+                    () = write => {}
+                    () = patience, if n % 2 == 0 => {}
+                }
+            });
+        }
+        tasks.join_all().await;
+        assert_eq!(turns.len(), 0);
+    }
 }

@@ -11,13 +11,13 @@ use axum::{
 };
 use http::Request;
 use http_body_util::BodyExt;
-use jam_session::{ErrorKind, Session};
+use jam_session::{ErrorKind, Session, SessionLayer};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::mpsc,
 };
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{client::Client, on_every_store, store::Store};
 
@@ -25,6 +25,7 @@ on_every_store! {
     a_stream_commits_when_it_begins_and_saves_later,
     what_would_need_a_cookie_is_an_error_once_the_response_has_left,
     a_session_may_end_in_a_stream,
+    who_first_looks_after_the_response_finds_the_session_and_no_cookie,
     a_websocket_saves,
 }
 
@@ -108,6 +109,61 @@ async fn after_the_response(client: &Client) -> Session {
         .await
         .ok();
     kept.unwrap()
+}
+
+/// A session that a task got hold of before anybody looked at it: the response, if there was one, and the session.
+async fn unseen(client: &Client, layer: &SessionLayer, is_dropped: bool) -> (Option<http::HeaderMap>, Session) {
+    let (keep, mut kept) = mpsc::unbounded_channel();
+    let service = layer.layer(service_fn(move |request: Request<Body>| {
+        keep.send(request.extensions().get::<Session>().unwrap().clone()).unwrap();
+        async move {
+            if is_dropped {
+                std::future::pending::<()>().await;
+            }
+            Ok::<_, Infallible>(http::Response::new(Body::empty()))
+        }
+    }));
+    let mut request = Request::new(Body::empty());
+    client.add_cookies(request.headers_mut());
+    let mut response = Box::pin(service.oneshot(request));
+    let answer = std::future::poll_fn(|cx| std::task::Poll::Ready(response.as_mut().poll(cx))).await;
+    assert_eq!(answer.is_pending(), is_dropped);
+    let headers = match answer {
+        std::task::Poll::Ready(response) => Some(response.unwrap().headers().clone()),
+        std::task::Poll::Pending => None,
+    };
+    drop(response);
+    (headers, kept.recv().await.unwrap())
+}
+
+async fn who_first_looks_after_the_response_finds_the_session_and_no_cookie(store: Store) {
+    let layer = store.layer();
+    for is_dropped in [false, true] {
+        let client = Client::new(&layer);
+        client.does(|session| session.insert("n", 1)).await.ok();
+        store.calls();
+        let (headers, late) = unseen(&client, &layer, is_dropped).await;
+        assert!(headers.is_none_or(|headers| headers.is_empty()));
+        assert!(store.calls().is_empty());
+
+        assert_eq!(late.get::<u8>("n").unwrap_err().kind(), ErrorKind::NotLoaded);
+        late.modify("n", |n: Option<u8>| n.unwrap_or(0) + 1).unwrap();
+        let clone = late.clone();
+        let (loaded, saved) = tokio::join!(clone.load(), late.save());
+        assert!(loaded.is_ok() && saved.is_ok());
+        assert_eq!(late.get::<u8>("n").unwrap(), Some(2));
+        late.rework();
+        assert_eq!(late.save().await.unwrap_err().kind(), ErrorKind::ResponseSent);
+        late.insert("n", 3).unwrap();
+        late.save().await.unwrap();
+        assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "3");
+
+        let (_, late) = unseen(&Client::new(&layer), &layer, is_dropped).await;
+        store.calls();
+        late.insert("n", 1).unwrap();
+        assert_eq!(late.save().await.unwrap_err().kind(), ErrorKind::ResponseSent);
+        assert!(store.calls().is_empty());
+    }
 }
 
 async fn a_session_may_end_in_a_stream(store: Store) {
