@@ -25,6 +25,7 @@ pub struct Verbs {
     /// Whether time is the test's, and passes in the history.
     pub timed: bool,
     /// Whether a write begins to live when it is called, or later, until it is answered: not at one moment that others see.
+    /// What an update says of another's record is then as old, too.
     pub lags: bool,
     /// Whether `list` sees all records at one moment.
     pub lists_at_once: bool,
@@ -131,13 +132,18 @@ impl State {
 
     /// What is known after somebody saw that, or nothing, there.
     fn seen(&self, timed: bool, at: At, seen: Option<Seen>) -> Vec<Self> {
+        self.seen_since(self.now, timed, at, seen)
+    }
+
+    /// The same, by somebody who may have looked at the clock a while ago.
+    fn seen_since(&self, looked: u64, timed: bool, at: At, seen: Option<Seen>) -> Vec<Self> {
         let fits = |(there, state): (Option<Kept>, State)| match (there, seen) {
             (None, None) => Some(state),
             (Some(kept), Some(seen)) if kept.version == seen.version && !timed => Some(state),
             (Some(kept), Some(seen)) if kept.version == seen.version => {
-                let end = state.now + seen.ttl;
-                let exact = Kept { earliest: end, latest: end, ..kept };
-                (kept.earliest..=kept.latest).contains(&end).then(|| state.but(at, Some(exact)))
+                let earliest = kept.earliest.max(looked.min(state.now) + seen.ttl);
+                let latest = kept.latest.min(state.now + seen.ttl);
+                (earliest <= latest).then(|| state.but(at, Some(Kept { earliest, latest, ..kept })))
             }
             _ => None,
         };
@@ -192,7 +198,10 @@ impl Model for Verbs {
                         vec![state.but(at, new)]
                     }
                     Some(kept) if kept.version != expected => match answer {
-                        Some(Answer::Conflict(seen)) => state.seen(self.timed, at, Some(*seen)),
+                        Some(Answer::Conflict(seen)) => {
+                            let looked = if self.lags { now } else { state.now };
+                            state.seen_since(looked, self.timed, at, Some(*seen))
+                        }
                         Some(_) => Vec::new(),
                         None => vec![state],
                     },
