@@ -54,7 +54,8 @@ impl Clock {
     /// Moves a manual clock on, and every clone of it. The system's clock does not listen.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(now) = &self.0 {
-            now.fetch_add(millis(by), SeqCst);
+            // It never goes back, however far it is moved.
+            let _ = now.fetch_update(SeqCst, SeqCst, |now| Some(now.saturating_add(millis(by))));
         }
     }
 
@@ -95,3 +96,18 @@ fn since_epoch() -> Duration {
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manual_clock_never_goes_back() {
+        let clock = Clock::manual();
+        let before = clock.elapsed();
+        clock.advance(Duration::MAX);
+        assert!(clock.elapsed() > before);
+        clock.advance(Duration::from_secs(1));
+        assert!(clock.elapsed() > before);
+    }
+}
