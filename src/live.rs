@@ -481,7 +481,7 @@ pub(crate) fn on_delete(error: crate::BoxError) -> Error {
     Error::backend("a session could not be ended", error)
 }
 
-/// Another one each time, in whatever process: SplitMix64 from a random start. Nobody gains anything by guessing it, and asking
+/// Another one each time: SplitMix64, from a random start in each process. Nobody gains anything by guessing it, and asking
 /// the system for random bytes takes longer than all else that a write does here.
 pub(crate) fn random_version() -> i64 {
     static START: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
