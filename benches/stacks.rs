@@ -2,7 +2,10 @@
 
 use std::{
     pin::pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -114,14 +117,15 @@ fn router(stack: usize) -> Router {
     router.with_state(())
 }
 
-fn plain() -> Router {
+pub fn plain() -> Router {
     let ok = || async { "ok" };
     ["/unused", "/read", "/write", "/login", "/begin", "/begin-signed-in"]
         .into_iter()
         .fold(Router::new(), |router, path| router.route(path, get(ok)))
 }
 
-fn ours() -> Router {
+pub fn ours() -> Router {
+    static BEGUN: AtomicU64 = AtomicU64::new(0);
     let read = async |session: Session| {
         assert!(session.get::<u64>("visits").expect("a number").is_some());
         "ok"
@@ -140,7 +144,9 @@ fn ours() -> Router {
         "ok"
     };
     let begin_signed_in = async |session: Session| {
-        session.create("ada", fields()).expect("an object");
+        // Every user has three.
+        let user = BEGUN.fetch_add(1, Relaxed) / 3;
+        session.create(format!("user-{user}"), fields()).expect("an object");
         "ok"
     };
     Router::new()
@@ -152,38 +158,46 @@ fn ours() -> Router {
         .route("/begin-signed-in", get(begin_signed_in))
 }
 
-fn theirs() -> Router {
-    use tower_sessions::Session;
+/// Of any version: their store for Redis is of another than the newest.
+macro_rules! theirs {
+    ($name:ident, $version:ident) => {
+        pub fn $name() -> axum::Router {
+            use axum::{Router, routing::get};
+            use $version::Session;
 
-    let read = async |session: Session| {
-        assert!(session.get::<u64>("visits").await.expect("a number").is_some());
-        "ok"
-    };
-    let write = async |session: Session| {
-        let visits = session.get::<u64>("visits").await.expect("a number").unwrap_or(0);
-        session.insert("visits", visits + 1).await.expect("a number");
-        "ok"
-    };
-    // What its documentation says a login does.
-    let login = async |session: Session| {
-        session.cycle_id().await.expect("a new ID");
-        session.insert("user", "ada").await.expect("a user");
-        "ok"
-    };
-    let begin = async |session: Session| {
-        for (name, value) in fields().as_object().expect("an object") {
-            session.insert(name, value).await.expect("a value");
+            let read = async |session: Session| {
+                assert!(session.get::<u64>("visits").await.expect("a number").is_some());
+                "ok"
+            };
+            let write = async |session: Session| {
+                let visits = session.get::<u64>("visits").await.expect("a number").unwrap_or(0);
+                session.insert("visits", visits + 1).await.expect("a number");
+                "ok"
+            };
+            // What its documentation says a login does.
+            let login = async |session: Session| {
+                session.cycle_id().await.expect("a new ID");
+                session.insert("user", "ada").await.expect("a user");
+                "ok"
+            };
+            let begin = async |session: Session| {
+                for (name, value) in crate::stacks::fields().as_object().expect("an object") {
+                    session.insert(name, value).await.expect("a value");
+                }
+                "ok"
+            };
+            Router::new()
+                .route("/unused", get(|| async { "ok" }))
+                .route("/read", get(read))
+                .route("/write", get(write))
+                .route("/login", get(login))
+                .route("/begin", get(begin))
+                .route("/begin-signed-in", get(begin))
         }
-        "ok"
     };
-    Router::new()
-        .route("/unused", get(|| async { "ok" }))
-        .route("/read", get(read))
-        .route("/write", get(write))
-        .route("/login", get(login))
-        .route("/begin", get(begin))
-        .route("/begin-signed-in", get(begin))
 }
+
+theirs!(theirs, tower_sessions);
 
 /// Twelve fields, 500 bytes of JSON.
 pub fn fields() -> Value {

@@ -56,6 +56,37 @@
 //! A response with a status of 500 and above, or 408, takes back everything but a sign-out. See [`session`] for more, and
 //! [`Sessions`] for the module without HTTP: for jobs, command lines, and pages that list a user's sessions.
 //!
+//! # What a request costs
+//!
+//! Calls of the backend, and allocations beside a layer that only inserts an `Arc` into the extensions (on memory, with 500
+//! bytes of data in twelve fields; a Redis connection makes more of its own):
+//!
+//! | the request | calls | allocations | in Redis |
+//! |---|---|---|---|
+//! | has no cookie, and the handler has no use for the session | none | 0 | nothing |
+//! | has a cookie, likewise | none | 1: a copy of the cookie's value | nothing |
+//! | reads | `load` | 5 | one pipeline: `ZSCORE`, `GET`, `PTTL` |
+//! | reads and writes | `load`, `update` | 18 | that, and one script |
+//! | writes what was there already | `load` | | one pipeline |
+//! | has no session yet, and writes | `create` | 17 | one script |
+//! | signs in ([`bind`](Session::bind)) with an anonymous session | `load`, `create`, `update` | 27 | one pipeline, two scripts |
+//! | signs in without one | `create` | | one script |
+//! | [rotates](Session::rework) | `load`, `update` | | one pipeline, one script |
+//! | [signs out](Session::delete) | `load`, `update` | | one pipeline, one script |
+//! | [signs out everywhere](Session::clear) | `load`, `clear` | | one pipeline, one script |
+//!
+//! Each call is one trip, and a conflict with another process one more. A read tells the backend now and then that the
+//! session is in use, one [`touch`](Backend::touch) per [`touch_interval`](Builder::touch_interval), which no request waits
+//! for.
+//!
+//! To Redis a read sends some 240 bytes and gets the data and some 150 bytes; a write sends the data once more
+//! and 400 bytes.
+//!
+//! A response that stays open, such as a stream of server-sent events, holds a [`Session`] if its handler keeps one: a pointer
+//! to about 180 bytes, the cookie's value included, and once loaded some 350 bytes more and the data. Ten thousand idle
+//! streams hold 2 MB, or 9 MB with 500 bytes of data each; nothing polls, and no timer runs. Applying the layer, which axum
+//! does for each connection or request, clones an `Arc`.
+//!
 //! # Features
 //!
 //! | feature | default | adds |

@@ -8,11 +8,19 @@ use std::{
 
 use allocation_counter::measure;
 use http::{Request, Response};
-use jam_session::{Session, SessionLayer};
+use jam_session::{Error, Session, SessionLayer};
 use serde_json::json;
 use tower::{Layer, Service, service_fn};
 
-use crate::{client::Client, store::Store};
+use crate::{
+    client::{Client, bind_ada, delete, rework},
+    store::Store,
+};
+
+fn clear(session: &Session) -> Result<(), Error> {
+    session.clear();
+    Ok(())
+}
 
 /// What a layer does that only inserts an `Arc` into the extensions.
 #[derive(Clone)]
@@ -89,5 +97,69 @@ async fn an_unused_session_allocates_one_arc_and_asks_nobody() {
 async fn applying_the_layer_allocates_nothing() {
     let layer = SessionLayer::new(jam_session::MemorySessions::new());
     assert_eq!(measure(|| drop(layer.layer(()))).count_total, 0);
-    let _: Option<Session> = None;
 }
+
+async fn every_kind_of_request_makes_the_calls_that_the_docs_say(store: Store) {
+    let layer = store.layer();
+    let client = Client::new(&layer);
+    let calls = async |handler: fn(&Session) -> Result<(), Error>| {
+        store.calls();
+        client.does(handler).await.ok();
+        store.calls()
+    };
+    let write: fn(&Session) -> Result<(), Error> = |session| session.modify("n", |n: Option<u64>| n.unwrap_or(0) + 1);
+    let nothing = Vec::<&str>::new();
+
+    assert_eq!(calls(|_| Ok(())).await, nothing, "no cookie");
+    assert_eq!(calls(write).await, ["create"], "first write");
+    assert_eq!(calls(|_| Ok(())).await, ["load"], "read");
+    assert_eq!(calls(write).await, ["load", "update"], "write");
+    assert_eq!(calls(|session| session.insert("n", 2)).await, ["load"], "a write that changes nothing");
+    assert_eq!(calls(bind_ada).await, ["load", "create", "update"], "login");
+    assert_eq!(calls(rework).await, ["load", "update"], "rotation");
+    // To a record that has ended: so that two logouts at once are told apart.
+    assert_eq!(calls(delete).await, ["load", "update"], "logout");
+    assert_eq!(calls(bind_ada).await, ["create"], "login without a session");
+    assert_eq!(calls(clear).await, ["load", "clear"], "logout everywhere");
+}
+
+/// Such as a stream of server-sent events, of which there may be very many.
+#[tokio::test]
+async fn an_idle_stream_holds_its_cookie_and_what_it_loaded() {
+    const STREAMS: usize = 50;
+    const DATA: u64 = 500;
+    assert_eq!(size_of::<Session>(), size_of::<usize>());
+    let store = Store::memory().await;
+    let layer = store.layer();
+    let client = Client::new(&layer);
+    client.does(|session| session.create("ada", json!({ "text": "x".repeat(DATA as usize - 11) }))).await.ok();
+    let cookie = format!("__Host-id={}", client.id().unwrap());
+
+    let held = |loads: bool| {
+        let mut service = layer.layer(service_fn(move |request: Request<()>| async move {
+            let session = request.extensions().get::<Session>().unwrap().clone();
+            if loads {
+                session.load().await.unwrap();
+            }
+            let mut response = Response::new(());
+            // As a body would.
+            response.extensions_mut().insert(session);
+            Ok::<_, Infallible>(response)
+        }));
+        let mut call = || {
+            let mut request = Request::new(());
+            request.headers_mut().insert("cookie", cookie.parse().unwrap());
+            let response = futures_util::FutureExt::now_or_never(service.call(request)).unwrap().unwrap();
+            response.extensions().get::<Session>().unwrap().clone()
+        };
+        let mut streams = Vec::with_capacity(1 + STREAMS);
+        streams.push(call());
+        let bytes = measure(|| (0..STREAMS).for_each(|_| streams.push(call()))).bytes_current;
+        u64::try_from(bytes).unwrap() / STREAMS as u64
+    };
+    let (unused, loaded) = (held(false), held(true));
+    assert!((1..=256).contains(&unused), "{unused} bytes");
+    assert!((1..=DATA + 512).contains(&loaded), "{loaded} bytes");
+}
+
+crate::on_every_store!(every_kind_of_request_makes_the_calls_that_the_docs_say);

@@ -141,8 +141,7 @@ impl Resilient {
 
     /// The connection, made if there is none.
     async fn connection(&self) -> Result<(u64, Box<dyn Connection>), Failure> {
-        let mut attempts = self.0.attempts.subscribe();
-        {
+        let mut attempts = {
             let state = self.0.state();
             if state.closed {
                 return Err(Failure::new(Kind::Lost, "the connection to Redis is closed"));
@@ -155,7 +154,9 @@ impl Resilient {
             {
                 return Err(failure.clone());
             }
-        }
+            // Before the lock is let go of: an attempt settles under it, and ends after that.
+            self.0.attempts.subscribe()
+        };
         self.0.rebuild(false);
         // An attempt that was aborted has ended as well.
         let _ = attempts.changed().await;
