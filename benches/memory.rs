@@ -34,7 +34,12 @@ fn main() {
 
 async fn in_memory() {
     let clock = Clock::manual();
-    let sessions = MemorySessions::builder().max_bytes(usize::MAX).touch_interval(HOUR).clock(clock.clone()).build().expect("sessions");
+    let sessions = MemorySessions::builder()
+        .max_bytes(usize::MAX)
+        .touch_interval(HOUR)
+        .clock(clock.clone())
+        .build()
+        .expect("sessions");
     measure(sessions.erase(), clock).await;
 }
 
@@ -42,7 +47,8 @@ async fn in_a_file() {
     let folder = PathBuf::from(env::var_os("BENCH_DIR").unwrap_or_else(|| ".".into())).join("memory-bench.tmp");
     fs::create_dir_all(&folder).expect("a folder");
     let clock = Clock::manual();
-    let builder = || JsonSessions::builder(folder.join("sessions.json")).durability(Durability::Flush).touch_interval(HOUR);
+    let builder =
+        || JsonSessions::builder(folder.join("sessions.json")).durability(Durability::Flush).touch_interval(HOUR);
     let sessions = builder().clock(clock.clone()).open().await.expect("sessions");
     measure(sessions.clone().erase(), clock.clone()).await;
     sessions.close().await.expect("closed");

@@ -101,7 +101,9 @@ impl Data {
         let mut rest = &stored[..];
         while !rest.is_empty() {
             let (name, _, after) = take_field(rest)?;
-            std::str::from_utf8(name).ok()?;
+            if !name.is_ascii() {
+                std::str::from_utf8(name).ok()?;
+            }
             rest = after;
         }
         Some(Self { stored, changed: None })
