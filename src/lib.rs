@@ -121,6 +121,7 @@ mod extract;
 mod builder;
 mod clock;
 mod live;
+mod mix;
 mod sessions;
 mod turns;
 

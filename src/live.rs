@@ -18,6 +18,7 @@ use crate::{
     Backend, Data, Error, ErrorKind, Outcome, Owner, Record, RecordId, SessionId, Sessions,
     clock::millis,
     id::{Presented, Secret, SecretHash, Sid},
+    mix::{STEP, mix},
     record::Contents,
     sessions::Shared,
     wait::within,
@@ -486,10 +487,8 @@ pub(crate) fn on_delete(error: crate::BoxError) -> Error {
 pub(crate) fn random_version() -> i64 {
     static START: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let mut bits = COUNT.fetch_add(0x9e37_79b9_7f4a_7c15, Relaxed).wrapping_add(*START);
-    bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((bits ^ (bits >> 31)) & i64::MAX as u64).cast_signed()
+    let state = COUNT.fetch_add(STEP, Relaxed).wrapping_add(*START);
+    (mix(state) & i64::MAX as u64).cast_signed()
 }
 
 const MAX_KEY: usize = 1024;

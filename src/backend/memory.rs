@@ -596,6 +596,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::mix::{STEP, mix};
 
     /// What a backend in memory is to be, in the plainest words.
     #[derive(Default)]
@@ -651,11 +652,8 @@ mod tests {
     }
 
     fn below(seed: &mut u64, end: u64) -> u64 {
-        *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut x = *seed;
-        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ (x >> 31)) % end
+        *seed = seed.wrapping_add(STEP);
+        mix(*seed) % end
     }
 
     fn id(owner: Option<u8>, sid: u64) -> RecordId {

@@ -6,6 +6,7 @@
 mod client;
 mod example;
 mod folder;
+mod random;
 mod store;
 
 mod cancellation;

@@ -58,7 +58,6 @@ mod ask;
 mod oracle;
 #[cfg(feature = "redis")]
 mod processes;
-mod random;
 mod sabotage;
 mod sim;
 mod walk;
@@ -73,9 +72,10 @@ use std::{
 use jam_session::Keyring;
 use tokio::task::LocalSet;
 
+use crate::random::Random;
+
 use self::{
     oracle::Oracle,
-    random::Random,
     sabotage::{ALL, Sabotage},
     sim::{Options, Sim},
     walk::{Size, Walk},

@@ -22,9 +22,9 @@ use super::{
     app::{App, MAX_SIZE},
     ask::{Ask, Reply},
     oracle::Oracle,
-    random::Random,
     walk::{Site, Size, Walk},
 };
+use crate::random::Random;
 use crate::redis::{
     harness::binary,
     process::{Process, ports},

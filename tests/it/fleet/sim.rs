@@ -21,10 +21,10 @@ use tower::ServiceExt;
 use super::{
     app::{App, MAX_SIZE},
     ask::{Ask, Reply},
-    random::Random,
     walk::Site,
 };
 use crate::folder::Folder;
+use crate::random::Random;
 
 pub struct Sim {
     options: Options,

@@ -12,8 +12,8 @@ use tokio::task::{JoinHandle, spawn_local, yield_now};
 use super::{
     ask::{Ask, COUNTERS, End, Moment, Reply, What, Write},
     oracle::{Cookie, Jar, Oracle},
-    random::Random,
 };
+use crate::random::Random;
 
 /// Where the application is: two servers of it, on one store.
 pub trait Site: 'static {

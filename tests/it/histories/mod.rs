@@ -18,10 +18,11 @@ use jam_session::{Clock, MemorySessions, Sessions};
 pub use self::record::cut;
 use self::{
     module::Module,
-    record::{Rng, Schedule, Seeds, alone},
+    record::{Schedule, Seeds, alone},
     rough::{Rough, Written, Wrong},
     verbs::Verbs,
 };
+use crate::random::Random;
 use crate::{
     on_every_store,
     store::{Options, Store},
@@ -42,7 +43,7 @@ async fn the_verbs_of_a_store_happen_at_one_moment_each(store: Store) {
         () => (EXACT, 600, 100),
     };
     for seed in Seeds::new(count, share) {
-        let mut rng = Rng::new(seed);
+        let mut rng = Random(seed);
         let backend = Rough::new(store.inner(), rng.fork()).fails(rng.one_in(2));
         let stage = verbs::Stage::new(model, backend, store.clock.clone(), &mut rng).cuts(rng.one_in(2));
         fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);
@@ -64,7 +65,7 @@ fn memory() -> (Sessions, Clock) {
 /// A history of the verbs of the memory, on one thread.
 fn verbs_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
     alone(async {
-        let mut rng = Rng::new(seed);
+        let mut rng = Random(seed);
         let (sessions, clock) = memory();
         let fails = rng.one_in(2);
         let backend = Rough::new(sessions, rng.fork()).waits().fails(fails).wrong(wrong);
@@ -80,7 +81,7 @@ async fn the_verbs_of_the_module_happen_at_one_moment_each(store: Store) {
         () => (SHARP, 300, 100),
     };
     for seed in Seeds::new(count, share) {
-        let mut rng = Rng::new(seed);
+        let mut rng = Random(seed);
         let model = Module { touches: rng.one_in(3), ..model };
         let options = match model.timed {
             true => module::options(model.touches),
@@ -109,7 +110,7 @@ const SHARP: Module = Module { timed: true, lags: false, lists_at_once: true, to
 /// A history of the module over the memory, on one thread.
 fn module_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
     alone(async {
-        let mut rng = Rng::new(seed);
+        let mut rng = Random(seed);
         let (inner, clock) = memory();
         let model = Module { touches: rng.one_in(3) || wrong == Some(Wrong::TouchRevives), ..SHARP };
         let mut options = module::options(model.touches);
@@ -141,12 +142,12 @@ async fn lost_connections_to_redis_change_no_order() {
     let builder = || patient(jam_session::RedisSessions::builder(proxy.uri())).sessions_key(&place.prefix);
     let (one, two) = (builder().connect().await.unwrap().erase(), builder().connect().await.unwrap().erase());
     let at = std::sync::Arc::clone(&proxy);
-    let trouble: record::Trouble = std::sync::Arc::new(move |rng: &mut Rng| match rng.one_in(2) {
+    let trouble: record::Trouble = std::sync::Arc::new(move |rng: &mut Random| match rng.one_in(2) {
         true => at.swallow_next_answer(),
         false => at.swallow_next_request(),
     });
     for seed in Seeds::new(200, 80) {
-        let mut rng = Rng::new(seed);
+        let mut rng = Random(seed);
         let model = Verbs { timed: false, lists_at_once: false, ..EXACT };
         let backend = Rough::new(one.clone(), rng.fork());
         let stage = verbs::Stage::new(model, backend, Clock::manual(), &mut rng).cuts(rng.one_in(2));
@@ -155,9 +156,8 @@ async fn lost_connections_to_redis_change_no_order() {
 
         let model = Module { timed: false, lists_at_once: false, ..SHARP };
         let options = Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() };
-        let process = |on: &Sessions| {
-            options.apply(Sessions::over(Rough::forgetful(on.clone(), Rng::new(seed)))).build().unwrap()
-        };
+        let process =
+            |on: &Sessions| options.apply(Sessions::over(Rough::forgetful(on.clone(), Random(seed)))).build().unwrap();
         let stage = module::Stage::new(model, vec![process(&one), process(&two)], Clock::manual(), seed);
         let stage = stage.cuts(rng.one_in(2)).trouble(Some(trouble.clone()));
         fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);

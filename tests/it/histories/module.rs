@@ -18,8 +18,9 @@ use tower::{Layer, ServiceExt, service_fn};
 
 use super::{
     check::{Model, Op, OpOf},
-    record::{Client, Recorder, Rng, Schedule, Trouble, cut},
+    record::{Client, Recorder, Schedule, Trouble, cut},
 };
+use crate::random::Random;
 use crate::store::Options;
 
 /// The sessions of one key.
@@ -544,9 +545,9 @@ impl<B: Backend> Stage<B> {
         Self { trouble, ..self }
     }
 
-    pub async fn play(self, schedule: Schedule, mut rng: Rng, clients: usize, calls: usize) -> Option<String> {
+    pub async fn play(self, schedule: Schedule, mut rng: Random, clients: usize, calls: usize) -> Option<String> {
         let stage = Arc::new(self);
-        let client = |number: usize, mut rng: Rng| -> Client {
+        let client = |number: usize, mut rng: Random| -> Client {
             let stage = Arc::clone(&stage);
             Box::pin(async move {
                 for _ in 0..calls {
@@ -559,13 +560,13 @@ impl<B: Backend> Stage<B> {
         stage.recorder.complaint(&stage.model, KEYS)
     }
 
-    async fn call(&self, client: usize, rng: &mut Rng) {
+    async fn call(&self, client: usize, rng: &mut Random) {
         let key = rng.below(KEYS);
         let number = self.count.fetch_add(1, SeqCst);
         let (known, handle) = {
             let book = self.book.lock().unwrap();
             // Mostly one of the newest, so that clients meet.
-            let newest = |len: usize, rng: &mut Rng| len.saturating_sub(1 + rng.below(3));
+            let newest = |len: usize, rng: &mut Random| len.saturating_sub(1 + rng.below(3));
             let known = book.ids[key].get(newest(book.ids[key].len(), rng)).cloned();
             let handle = book.handles[key].get(newest(book.handles[key].len(), rng)).cloned();
             (known, handle)
@@ -582,7 +583,7 @@ impl<B: Backend> Stage<B> {
             (31..34, _) => What::List,
             (34, _) => What::Clear { of: 0 },
             (35, Some((id, _))) => What::ClearOthers { id: *id, of: 0 },
-            (36.., _) if self.model.timed => What::Pass(*rng.of(&PASSES).unwrap()),
+            (36.., _) if self.model.timed => What::Pass(*rng.one(&PASSES).unwrap()),
             (_, Some((id, _))) => What::Get(*id),
             (_, None) => What::Create { sid: number, n },
         };

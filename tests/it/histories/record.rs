@@ -13,40 +13,7 @@ use std::{
 };
 
 use super::check::{Model, NEVER, Op, OpOf, explain, is_linearizable, shrink};
-
-/// Random numbers that can be had again: SplitMix64.
-#[derive(Clone)]
-pub struct Rng(u64);
-
-impl Rng {
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    pub fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-
-    pub fn of<'a, T>(&mut self, all: &'a [T]) -> Option<&'a T> {
-        if all.is_empty() { None } else { all.get(self.below(all.len())) }
-    }
-
-    pub fn fork(&mut self) -> Self {
-        Self(self.next())
-    }
-}
+use crate::random::Random;
 
 /// The seeds of a run: so many fixed ones, or with `SESSION_TEST_LONG` new ones for its share of so many seconds; or the one
 /// that `SESSION_TEST_SEED` names.
@@ -76,7 +43,7 @@ impl Seeds {
         };
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
         let until = Instant::now() + Duration::from_secs(time) * share / 1000;
-        Self { next: Rng::new(now.as_nanos() as u64).next(), left: usize::MAX, until: Some(until), given: 0 }
+        Self { next: Random(now.as_nanos() as u64).next(), left: usize::MAX, until: Some(until), given: 0 }
     }
 }
 
@@ -172,7 +139,7 @@ pub async fn cut<T>(polls: Option<usize>, work: impl Future<Output = T>) -> Opti
 }
 
 /// What goes wrong beside the calls.
-pub type Trouble = Arc<dyn Fn(&mut Rng) + Send + Sync>;
+pub type Trouble = Arc<dyn Fn(&mut Random) + Send + Sync>;
 
 pub type Client = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -186,7 +153,7 @@ pub enum Schedule {
 }
 
 impl Schedule {
-    pub async fn run(self, mut rng: Rng, clients: Vec<Client>) {
+    pub async fn run(self, mut rng: Random, clients: Vec<Client>) {
         match self {
             Self::Threads => {
                 let tasks: Vec<_> = clients.into_iter().map(tokio::spawn).collect();

@@ -10,7 +10,7 @@ use std::{
 use jam_session::{Backend, Outcome, Owner, Record, RecordId, Sessions, backend::Result};
 use tokio::task::yield_now;
 
-use super::record::Rng;
+use crate::random::Random;
 
 /// What a backend may get wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -41,7 +41,7 @@ pub enum Wrong {
 
 pub struct Rough {
     inner: Sessions,
-    rng: Mutex<Rng>,
+    rng: Mutex<Random>,
     waits: bool,
     fails: bool,
     wrong: Option<Wrong>,
@@ -54,7 +54,7 @@ pub struct Rough {
 pub type Written = Arc<Mutex<HashSet<(RecordId, i64)>>>;
 
 impl Rough {
-    pub fn new(inner: Sessions, rng: Rng) -> Self {
+    pub fn new(inner: Sessions, rng: Random) -> Self {
         Self {
             inner,
             rng: Mutex::new(rng),
@@ -68,7 +68,7 @@ impl Rough {
     }
 
     /// It does not know its writes again: that is left to the store.
-    pub fn forgetful(inner: Sessions, rng: Rng) -> Self {
+    pub fn forgetful(inner: Sessions, rng: Random) -> Self {
         Self { forgetful: true, ..Self::new(inner, rng) }
     }
 

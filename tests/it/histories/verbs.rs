@@ -15,9 +15,10 @@ use jam_session::{Backend, Clock, Outcome, Owner, Record, RecordId};
 
 use super::{
     check::{Model, Op, OpOf},
-    record::{Client, Recorder, Rng, Schedule, Trouble, cut},
+    record::{Client, Recorder, Schedule, Trouble, cut},
     rough::Rough,
 };
+use crate::random::Random;
 
 /// The records of one owner. What differs between stores is only how exactly they can be asked.
 #[derive(Clone, Copy)]
@@ -360,8 +361,8 @@ const TTLS: [u64; 4] = [0, 1_000, 5_000, 60_000];
 const PASSES: [u64; 4] = [1, 999, 1_000, 5_000];
 
 impl Stage {
-    pub fn new(model: Verbs, backend: Rough, clock: Clock, rng: &mut Rng) -> Self {
-        let owner = |rng: &mut Rng| format!("{:0>21}A", hex(rng.next())).parse::<Owner>().unwrap();
+    pub fn new(model: Verbs, backend: Rough, clock: Clock, rng: &mut Random) -> Self {
+        let owner = |rng: &mut Random| format!("{:0>21}A", hex(rng.next())).parse::<Owner>().unwrap();
         let owners = vec![Some(owner(rng)), Some(owner(rng)), None];
         let sids: Vec<String> = (0..RECORDS).map(|_| format!("{:A>22}", hex(rng.next()))).collect();
         let name = |owner: &Option<Owner>, sid: &String| match owner {
@@ -394,9 +395,9 @@ impl Stage {
         Self { trouble, ..self }
     }
 
-    pub async fn play(self, schedule: Schedule, mut rng: Rng, clients: usize, calls: usize) -> Option<String> {
+    pub async fn play(self, schedule: Schedule, mut rng: Random, clients: usize, calls: usize) -> Option<String> {
         let stage = Arc::new(self);
-        let client = |number: usize, mut rng: Rng| -> Client {
+        let client = |number: usize, mut rng: Random| -> Client {
             let stage = Arc::clone(&stage);
             Box::pin(async move {
                 for _ in 0..calls {
@@ -409,12 +410,12 @@ impl Stage {
         stage.recorder.complaint(&stage.model, PARTS)
     }
 
-    async fn call(&self, client: usize, rng: &mut Rng) {
+    async fn call(&self, client: usize, rng: &mut Random) {
         let part = rng.below(PARTS);
         let at = rng.below(RECORDS);
         let known = self.known.lock().unwrap().get(&(part, at)).copied().unwrap_or_default();
         let new = self.versions.fetch_add(1, SeqCst);
-        let ttl = if self.model.timed { *rng.of(&TTLS).unwrap() } else { 3_600_000 };
+        let ttl = if self.model.timed { *rng.one(&TTLS).unwrap() } else { 3_600_000 };
         let now = self.now();
         let call = match rng.below(24) {
             0..4 => Call::Load(at),
@@ -427,7 +428,7 @@ impl Stage {
             16..18 => Call::Delete(at),
             18..21 if part < 2 => Call::List,
             21 if part < 2 => Call::Clear { keep: rng.one_in(3).then_some(at), of: 0 },
-            _ if self.model.timed && rng.one_in(2) => Call::Pass(*rng.of(&PASSES).unwrap()),
+            _ if self.model.timed && rng.one_in(2) => Call::Pass(*rng.one(&PASSES).unwrap()),
             _ => Call::Load(at),
         };
         let polls = (self.cuts && rng.one_in(10)).then(|| 1 + rng.below(3));
