@@ -95,72 +95,55 @@
 //! | `redis` | no | `RedisSessions`: one server, Sentinel or Cluster, TLS included |
 //! | `conformance` | no | `conformance`: the contract of [`Backend`] as tests for one of your own, and a backend that fails when told to |
 //!
-//! Without `axum` this is a plain tower layer over the types of [`http`].
+//! Without `axum` this is a plain tower layer over the types of [`http`](::http).
 //!
 //! [tower]: https://docs.rs/tower
 //! [axum]: https://docs.rs/axum
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod layer;
-mod service;
-
-mod cookie;
-mod future;
-
+mod http;
 pub mod session;
-mod visit;
-mod wait;
-
-mod change;
-mod commit;
-mod data;
-#[cfg(feature = "axum")]
-mod extract;
-
-mod builder;
-mod clock;
-mod live;
-mod mix;
 mod sessions;
-mod turns;
 
-mod id;
-pub mod keyring;
-mod record;
+pub mod stores;
 
 pub mod backend;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+mod record;
 
+mod clock;
 mod error;
+mod random;
+mod timeout;
 
 pub use ::cookie::SameSite;
 #[cfg(feature = "redis")]
 pub use ::redis;
 
-#[cfg(feature = "redis")]
-pub use self::backend::redis::{RedisBackend, RedisServer, RedisSessions};
 #[cfg(feature = "axum")]
-pub use self::extract::SessionKey;
+pub use self::http::extract::SessionKey;
+#[cfg(feature = "redis")]
+pub use self::stores::redis::{RedisBackend, RedisServer, RedisSessions};
 pub use self::{
-    backend::{
-        AnyBackend, Backend, Outcome,
+    backend::{Backend, Outcome, any::AnyBackend},
+    clock::Clock,
+    error::{BoxError, Error, ErrorKind},
+    http::{future::ResponseFuture, layer::SessionLayer, service::SessionService},
+    record::{
+        Record, Serializer,
+        data::Data,
+        id::{Owner, RecordId, SessionId},
+        keyring,
+        keyring::Keyring,
+    },
+    session::Session,
+    sessions::{SessionInfo, Sessions, builder::Builder},
+    stores::{
         json::{Durability, JsonBackend, JsonSessions},
         memory::{MemoryBackend, MemorySessions},
     },
-    builder::Builder,
-    clock::Clock,
-    data::Data,
-    error::{BoxError, Error, ErrorKind},
-    future::ResponseFuture,
-    id::{Owner, RecordId, SessionId},
-    keyring::Keyring,
-    layer::SessionLayer,
-    record::{Record, Serializer},
-    service::SessionService,
-    session::Session,
-    sessions::{SessionInfo, Sessions},
 };
 
 /// The examples in the README, for the tests.

@@ -74,7 +74,7 @@ async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
         ("json", path) => Ok(JsonSessions::open(path).await?.erase()),
         #[cfg(feature = "redis")]
         ("redis" | "rediss", _) => {
-            use jam_session::{RedisSessions, backend::redis::Level};
+            use jam_session::{RedisSessions, stores::redis::Level};
             let sessions = RedisSessions::connect(store).await?;
             for finding in sessions.doctor().await.iter().filter(|finding| finding.level > Level::Fine) {
                 eprintln!("redis: {finding}");

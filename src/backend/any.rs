@@ -3,7 +3,10 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use super::{Backend, Outcome, Result};
-use crate::{Owner, Record, RecordId};
+use crate::record::{
+    Record,
+    id::{Owner, RecordId},
+};
 
 /// A backend whose type was [erased](crate::Sessions::erase), for choosing the store at run time.
 pub struct AnyBackend(Arc<dyn Erased>);

@@ -109,16 +109,19 @@
 //! # }
 //! ```
 
-mod any;
-pub mod json;
-pub(crate) mod memory;
-#[cfg(feature = "redis")]
-pub mod redis;
+pub(crate) mod any;
 
 use std::time::Duration;
 
 pub use self::any::AnyBackend;
-use crate::{BoxError, Clock, Owner, Record, RecordId};
+use crate::{
+    clock::Clock,
+    error::BoxError,
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+};
 
 /// What a verb of a [`Backend`] answers. Any error will do: it means unavailable, unless it is an
 /// [`Error`](crate::Error) of this crate, which is passed on as it is.

@@ -8,7 +8,14 @@ use std::{
 
 use tokio::{sync::watch, time::timeout};
 
-use crate::{Backend, Clock, Outcome, Owner, Record, RecordId, backend::Result};
+use crate::{
+    backend::{Backend, Outcome, Result},
+    clock::Clock,
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+};
 
 /// A backend around another one that fails as a network does, when a test says so: to see what an application does while
 /// its sessions are away.
@@ -441,6 +448,6 @@ impl<B: Backend> Backend for Faulty<B> {
     }
 }
 
-fn lost(what: &str) -> crate::BoxError {
+fn lost(what: &str) -> crate::error::BoxError {
     format!("{what} was lost, as a test wanted it").into()
 }

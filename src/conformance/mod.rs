@@ -79,7 +79,7 @@ pub use self::{
     faulty::{Call, Fault, Faults, Faulty, Gate, Verb},
     subject::{IntoSubject, Shared, Subject},
 };
-use crate::Backend;
+use crate::backend::Backend;
 
 /// Every promise, in one place: what is in this list is public, a test of [`conformance_tests!`](crate::conformance_tests), and in
 /// [`Promise::all`]; what is not is dead code, which the compiler tells.

@@ -3,7 +3,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::subject::{LONG, Subject, anonymous, is_same, of, owner, record};
-use crate::{Backend, Outcome, Owner, Record, RecordId};
+use crate::{
+    backend::{Backend, Outcome},
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+};
 
 /// `list` shows every live record of its owner as it is, and none of another's or of nobody's.
 pub async fn a_list_is_complete_and_only_its_owners<B: Backend>(subject: &Subject<B>) {

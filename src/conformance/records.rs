@@ -3,7 +3,10 @@
 use std::time::Duration;
 
 use super::subject::{LONG, Subject, both, is_same, of, owner, record, version};
-use crate::{Backend, Outcome, Record, RecordId};
+use crate::{
+    backend::{Backend, Outcome},
+    record::{Record, id::RecordId},
+};
 
 /// Of a name that was never created `load` is `None`, `update` is `Gone`, `touch` does nothing, `delete` is `false`.
 pub async fn what_was_never_created_is_absent<B: Backend>(subject: &Subject<B>) {

@@ -18,9 +18,13 @@ use tokio::{
 };
 
 use crate::{
-    Backend, Clock, Outcome, Owner, Record, RecordId, Sessions,
-    backend::Result,
-    id::{Sid, random},
+    backend::{Backend, Outcome, Result},
+    clock::Clock,
+    record::{
+        Record,
+        id::{Owner, RecordId, Sid, random},
+    },
+    sessions::Sessions,
 };
 
 /// A backend, and how time passes for it. A clone is another handle to the same.

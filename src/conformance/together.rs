@@ -5,7 +5,10 @@ use std::{pin::pin, task::Poll, time::Duration};
 use tokio::task::yield_now;
 
 use super::subject::{LONG, Subject, answer, both, is_same, of, owner, record, together};
-use crate::{Backend, Outcome, Record, RecordId};
+use crate::{
+    backend::{Backend, Outcome},
+    record::{Record, id::RecordId},
+};
 
 /// Of parallel `create`s of one name exactly one is `true`, and its record is the one that is there.
 pub async fn of_parallel_creates_one_wins<B: Backend>(subject: &Subject<B>) {
@@ -430,7 +433,7 @@ fn rounds() -> impl Iterator<Item = RecordId> {
     (0..ROUNDS).flat_map(|_| both())
 }
 
-fn of_owner(id: RecordId) -> crate::Owner {
+fn of_owner(id: RecordId) -> crate::record::id::Owner {
     id.owner().unwrap_or_else(owner)
 }
 

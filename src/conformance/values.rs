@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::subject::{LONG, Subject, both, is_same, of, owner, record, version};
-use crate::{Backend, Outcome, Record};
+use crate::{
+    backend::{Backend, Outcome},
+    record::Record,
+};
 
 /// A record past its `ttl` does not exist, in any verb, whichever comes first.
 pub async fn what_has_expired_is_absent_in_every_verb<B: Backend>(subject: &Subject<B>) {

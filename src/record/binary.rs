@@ -20,10 +20,9 @@
 use bytes::Bytes;
 
 use super::{Body, Contents, Stored};
-use crate::{
-    Owner, RecordId,
+use crate::record::{
     data::{len_len, push_len, take_len},
-    id::SecretHash,
+    id::{Owner, RecordId, SecretHash},
 };
 
 pub(super) const FORMAT: u8 = 1;

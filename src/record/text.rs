@@ -12,7 +12,13 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{Body, Contents, Stored};
-use crate::{Error, ErrorKind, RecordId, data::Fields, id::SecretHash};
+use crate::{
+    error::{Error, ErrorKind},
+    record::{
+        data::Fields,
+        id::{RecordId, SecretHash},
+    },
+};
 
 pub(super) const FORMAT: u8 = b'{';
 

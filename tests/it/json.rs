@@ -17,7 +17,7 @@ use std::{
 use bytes::Bytes;
 use jam_session::{
     Backend, BoxError, Builder, Clock, Data, Durability, ErrorKind, JsonSessions, Outcome, Record, Serializer,
-    backend::json::JsonFile,
+    stores::json::JsonFile,
 };
 use serde_json::{Value, json};
 

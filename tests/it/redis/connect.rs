@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
-use jam_session::{Backend, Error, ErrorKind, RedisSessions, backend::redis::Level, redis};
+use jam_session::{Backend, Error, ErrorKind, RedisSessions, redis, stores::redis::Level};
 use serde_json::json;
 
 use super::{

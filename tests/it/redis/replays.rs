@@ -260,8 +260,8 @@ async fn clocks_that_lost_each_other_write_nothing() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let script = concat!(
-            include_str!("../../../src/backend/redis/head.lua"),
-            include_str!("../../../src/backend/redis/create.lua")
+            include_str!("../../../src/stores/redis/head.lua"),
+            include_str!("../../../src/stores/redis/create.lua")
         );
         let now: i64 = server.ask(&["TIME"]).list()[0].text().parse::<i64>().unwrap() * 1000;
         for (not_after, code) in [(0, -1), (now - 60_000, -1), (now + 3_600_000, -1), (now + 5_000, 1)] {

@@ -1,0 +1,323 @@
+//! The cookie: finding its value in a request; writing it, or removing it, in a response.
+
+use std::{borrow::Cow, time::Duration};
+
+use cookie::{Cookie, SameSite, time};
+use http::{HeaderMap, HeaderValue, header};
+
+use crate::record::id::SessionId;
+
+/// What the cookie is called and where it goes. What is set is checked against all that was set before.
+#[derive(Clone, Debug)]
+pub(crate) struct CookieConfig {
+    name: Option<String>,
+    path: String,
+    domain: Option<String>,
+    same_site: SameSite,
+    secure: Option<bool>,
+    http_only: bool,
+    partitioned: bool,
+    persistent: bool,
+    /// All of them but `Max-Age`, as they stand behind the value.
+    attributes: String,
+}
+
+impl CookieConfig {
+    /// The values of cookies with exactly this name that are as long as an ID can be, in the order in which they came.
+    ///
+    /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`.
+    pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
+        let name = self.name().as_bytes();
+        let lines = headers.get_all(header::COOKIE).into_iter();
+        let pairs = lines.flat_map(|line| {
+            let mut rest = Some(line.as_bytes());
+            std::iter::from_fn(move || {
+                let line = rest?;
+                let end = memchr::memchr(b';', line).unwrap_or(line.len());
+                rest = line.get(end + 1..);
+                Some(&line[..end])
+            })
+        });
+        pairs
+            .filter_map(move |pair| {
+                let pair = pair.strip_prefix(b" ").unwrap_or(pair);
+                pair.strip_prefix(name)?.strip_prefix(b"=")
+            })
+            .filter(|value| value.len() <= SessionId::MAX_LEN)
+            .filter_map(|value| std::str::from_utf8(value).ok())
+    }
+
+    /// Sets the cookie. It is kept for so long, if cookies are to survive the browser's end at all.
+    pub(crate) fn set(&self, id: &SessionId, left: Duration) -> Option<HeaderValue> {
+        let parts = [self.name(), "=", id.as_str(), &self.attributes];
+        let left = left.min(MAX_AGE_LIMIT).as_secs();
+        let digits = left.checked_ilog10().map_or(1, |log| log as usize + 1);
+        let max_age = if self.persistent { MAX_AGE.len() + digits } else { 0 };
+        let mut line = String::with_capacity(parts.map(str::len).iter().sum::<usize>() + max_age);
+        parts.into_iter().for_each(|part| line.push_str(part));
+        if self.persistent {
+            line.push_str(MAX_AGE);
+            line.push_str(&left.to_string());
+        }
+        sensitive(line)
+    }
+
+    /// Removes the cookie: with the attributes that it was set with, or the browser keeps it.
+    pub(crate) fn remove(&self) -> Option<HeaderValue> {
+        let mut cookie = self.cookie("");
+        cookie.set_max_age(time::Duration::ZERO);
+        cookie.set_expires(time::OffsetDateTime::UNIX_EPOCH);
+        sensitive(cookie.to_string())
+    }
+
+    /// The one that was set, or else the strictest that the other options allow.
+    pub(crate) fn name(&self) -> &str {
+        match &self.name {
+            Some(name) => name,
+            None if self.secure() && self.domain.is_none() && self.path == "/" => "__Host-id",
+            None if self.secure() => "__Secure-id",
+            None => "id",
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn set_name(&mut self, name: Cow<'_, str>) {
+        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
+        assert!(!name.is_empty() && name.len() <= MAX_NAME, "a cookie name must have 1 to {MAX_NAME} characters");
+        assert!(name.bytes().all(is_token), "a cookie name must be a token of RFC 9110: no spaces, no separators");
+        self.name = Some(name.into_owned());
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_path(&mut self, path: String) {
+        assert!(path.starts_with('/'), "a cookie path must begin with a slash");
+        assert_attribute(&path);
+        self.path = path;
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_domain(&mut self, domain: String) {
+        assert!(!domain.is_empty(), "a cookie domain must not be empty");
+        assert_attribute(&domain);
+        self.domain = Some(domain);
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_same_site(&mut self, same_site: SameSite) {
+        self.same_site = same_site;
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_secure(&mut self, secure: bool) {
+        self.secure = Some(secure);
+        self.check();
+    }
+
+    pub(crate) fn set_http_only(&mut self, http_only: bool) {
+        self.http_only = http_only;
+        self.check();
+    }
+
+    #[track_caller]
+    pub(crate) fn set_partitioned(&mut self, partitioned: bool) {
+        self.partitioned = partitioned;
+        self.check();
+    }
+
+    pub(crate) fn set_persistent(&mut self, persistent: bool) {
+        self.persistent = persistent;
+    }
+
+    fn secure(&self) -> bool {
+        self.secure.unwrap_or(true)
+    }
+
+    /// The combinations that browsers refuse, which would be a session that nobody gets.
+    #[track_caller]
+    fn check(&mut self) {
+        let line = self.cookie("").to_string();
+        self.attributes = line[self.name().len() + 1..].to_owned();
+        if !self.secure() {
+            assert!(
+                self.same_site != SameSite::None,
+                "SameSite=None needs secure(true): browsers drop the cookie otherwise"
+            );
+            assert!(!self.partitioned, "a partitioned cookie needs secure(true): browsers drop the cookie otherwise");
+        }
+        let name = self.name.as_deref().unwrap_or_default();
+        // Browsers compare these prefixes without regard to case.
+        let has_prefix =
+            |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+        if has_prefix("__Host-") {
+            assert!(self.domain.is_none(), "a cookie named __Host-… must not have a domain");
+            assert!(self.path == "/", "a cookie named __Host-… must have the path /");
+        }
+        if has_prefix("__Host-") || has_prefix("__Secure-") {
+            assert!(self.secure(), "a cookie named __Host-… or __Secure-… needs secure(true)");
+        }
+    }
+
+    fn cookie<'a>(&'a self, value: &'a str) -> Cookie<'a> {
+        let mut cookie = Cookie::build((self.name(), value))
+            .path(self.path.as_str())
+            .same_site(self.same_site)
+            .secure(self.secure())
+            .http_only(self.http_only)
+            .partitioned(self.partitioned)
+            .build();
+        if let Some(domain) = &self.domain {
+            cookie.set_domain(domain.as_str());
+        }
+        cookie
+    }
+}
+
+impl Default for CookieConfig {
+    fn default() -> Self {
+        let mut config = Self {
+            name: None,
+            path: "/".to_owned(),
+            domain: None,
+            same_site: SameSite::Lax,
+            secure: None,
+            http_only: true,
+            partitioned: false,
+            persistent: true,
+            attributes: String::new(),
+        };
+        config.check();
+        config
+    }
+}
+
+#[track_caller]
+fn assert_attribute(value: &str) {
+    let plain = value.bytes().all(|b| b.is_ascii_graphic() && b != b';');
+    assert!(plain, "a cookie attribute must be printable ASCII without spaces and semicolons");
+    assert!(value.len() <= MAX_ATTRIBUTE, "a cookie attribute must have at most {MAX_ATTRIBUTE} characters");
+}
+
+fn sensitive(cookie: String) -> Option<HeaderValue> {
+    // Name and attributes were checked when they were set, and an ID is ASCII: it always is a header value.
+    let mut value = HeaderValue::try_from(cookie).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// What browsers cut longer ones to: RFC 6265bis, section 5.5.
+const MAX_AGE_LIMIT: Duration = Duration::from_secs(400 * 86_400);
+const MAX_AGE: &str = "; Max-Age=";
+
+/// Both attributes, the name and the longest ID stay below the 4096 bytes that browsers take.
+const MAX_ATTRIBUTE: usize = 1024;
+const MAX_NAME: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(lines: &[&'static str]) -> Vec<String> {
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header::COOKIE, HeaderValue::from_static(line));
+        }
+        CookieConfig::default().values(&headers).map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn only_the_very_name_is_ours() {
+        assert_eq!(values(&["a=1; __Host-id=x; b=2", "__Host-id=y"]), ["x", "y"]);
+        assert_eq!(values(&["__Host-id=x;__Host-id=y"]), ["x", "y"]);
+        for foreign in [
+            "__host-id=x",
+            "__Host-id =x",
+            "=__Host-id=x",
+            "__Host-idx=x",
+            "x__Host-id=x",
+            "__Host%2Did=x",
+            "\t__Host-id=x",
+            "a=1;  __Host-id=x",
+            "__Host-id",
+            "\"__Host-id=x\"",
+        ] {
+            assert!(values(&[foreign]).is_empty(), "{foreign}");
+        }
+    }
+
+    #[test]
+    fn a_cookie_is_set_as_its_library_would_set_it() {
+        let mut config = CookieConfig::default();
+        let options: [fn(&mut CookieConfig); 6] = [
+            |_| {},
+            |config| config.set_path("/app".to_owned()),
+            |config| config.set_domain("example.com".to_owned()),
+            |config| config.set_partitioned(true),
+            |config| config.set_http_only(false),
+            |config| config.set_persistent(false),
+        ];
+        for option in options {
+            option(&mut config);
+            for seconds in [0, 9, 10, 86_400, u64::MAX] {
+                let mut expected = config.cookie("x");
+                if config.persistent {
+                    expected.set_max_age(time::Duration::seconds(seconds.min(400 * 86_400).cast_signed()));
+                }
+                let set = config.set(&SessionId::known("x"), Duration::from_secs(seconds)).unwrap();
+                assert_eq!(set, expected.to_string());
+                assert!(set.is_sensitive());
+            }
+        }
+    }
+
+    #[test]
+    fn in_whatever_order_it_is_set_up_a_cookie_is_the_same() {
+        type Option = fn(&mut CookieConfig);
+        const SECURE: [Option; 5] = [
+            |config| config.set_name("sid".into()),
+            |config| config.set_domain(".example.com".to_owned()),
+            |config| config.set_path("/app".to_owned()),
+            |config| config.set_partitioned(true),
+            |config| config.set_same_site(SameSite::None),
+        ];
+        const PLAIN: [Option; 5] = [
+            |config| config.set_secure(false),
+            |config| config.set_domain("example.com".to_owned()),
+            |config| config.set_same_site(SameSite::Strict),
+            |config| config.set_http_only(false),
+            |config| config.set_persistent(false),
+        ];
+        for options in [SECURE, PLAIN] {
+            let mut last = None;
+            // Every number in the system of base 5 with five different digits is an order.
+            let orders = (0..5_usize.pow(5)).map(|n| [1, 5, 25, 125, 625].map(|place| n / place % 5));
+            for order in orders.filter(|order| (0..5).all(|option| order.contains(&option))) {
+                let mut config = CookieConfig::default();
+                for option in order {
+                    options[option](&mut config);
+                }
+                let mut expected = config.cookie("x");
+                if config.persistent {
+                    expected.set_max_age(time::Duration::seconds(1));
+                }
+                let set = config.set(&SessionId::known("x"), Duration::from_secs(1)).unwrap();
+                assert_eq!(set, expected.to_string());
+                assert_eq!(last.get_or_insert_with(|| set.clone()), &set);
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_cookie_is_short_enough() {
+        let mut config = CookieConfig::default();
+        config.set_name("n".repeat(MAX_NAME).into());
+        config.set_path(format!("/{}", "p".repeat(MAX_ATTRIBUTE - 1)));
+        config.set_domain("d".repeat(MAX_ATTRIBUTE));
+        config.set_partitioned(true);
+        config.set_same_site(SameSite::None);
+        assert!(config.remove().unwrap().len() + SessionId::MAX_LEN + 20 <= 4096);
+    }
+}

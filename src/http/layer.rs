@@ -1,0 +1,136 @@
+//! The layer: every HTTP option is set here and nowhere else.
+
+use std::{borrow::Cow, fmt, sync::Arc};
+
+use tower_layer::Layer;
+
+use crate::{
+    backend::Backend,
+    http::service::{Gate, SessionService},
+    sessions::Sessions,
+};
+use cookie::SameSite;
+
+/// Gives every request a [`Session`](crate::Session).
+///
+/// ```
+/// # use axum::{Router, routing::get};
+/// # use jam_session::{MemorySessions, SameSite, Session, SessionLayer};
+/// let sessions = MemorySessions::new();
+/// let app: Router = Router::new()
+///     .route("/", get(async |_: Session| "hello"))
+///     .layer(SessionLayer::new(sessions).same_site(SameSite::Strict));
+/// ```
+///
+/// Unless set otherwise the cookie is `__Host-id`, with `HttpOnly`, `SameSite=Lax`, `Secure` and `Path=/`, and lives as long
+/// as the session may. Layers with different cookie names may be nested; the innermost one's session is the one that
+/// handlers get. A layer that meets a clone of itself steps aside; one that meets another layer with the same cookie name
+/// answers 500 and says so.
+///
+/// # Panics
+/// Its setters panic, in words, when what is set contradicts what was set before: such a cookie no browser would keep.
+#[derive(Clone)]
+#[must_use]
+pub struct SessionLayer {
+    gate: Arc<Gate>,
+}
+
+impl SessionLayer {
+    /// A layer over those sessions.
+    pub fn new<B: Backend>(sessions: Sessions<B>) -> Self {
+        Self { gate: Arc::new(Gate::new(sessions.erase())) }
+    }
+
+    /// The name of the cookie. Unless set it follows the other options: `__Host-id` if browsers take that, else
+    /// `__Secure-id`, else `id`.
+    ///
+    /// # Panics
+    /// If the name is no token, or has a prefix that the other options forbid.
+    #[track_caller]
+    pub fn cookie_name<'a>(mut self, name: impl Into<Cow<'a, str>>) -> Self {
+        self.gate().cookie.set_name(name.into());
+        self
+    }
+
+    /// Sends the cookie only below this path; `/` unless set. It is no boundary against other code on the same host.
+    ///
+    /// # Panics
+    /// If the path does not begin with a slash, or the name forbids it.
+    #[track_caller]
+    pub fn path(mut self, path: impl Into<String>) -> Self {
+        self.gate().cookie.set_path(path.into());
+        self
+    }
+
+    /// Sends the cookie to this domain and all below it; to this host alone unless set. Every one of those hosts can then
+    /// read the cookie and plant another.
+    ///
+    /// # Panics
+    /// If it is no domain, or the name forbids it.
+    #[track_caller]
+    pub fn domain(mut self, domain: impl Into<String>) -> Self {
+        self.gate().cookie.set_domain(domain.into());
+        self
+    }
+
+    /// Which requests from other sites bring the cookie; [`SameSite::Lax`] unless set.
+    ///
+    /// # Panics
+    /// If it is [`SameSite::None`] after `secure(false)`.
+    #[track_caller]
+    pub fn same_site(mut self, same_site: SameSite) -> Self {
+        self.gate().cookie.set_same_site(same_site);
+        self
+    }
+
+    /// Whether the cookie travels over HTTPS alone; it does unless set otherwise. Browsers take `localhost` for secure.
+    ///
+    /// # Panics
+    /// If it is switched off after an option that needs it.
+    #[track_caller]
+    pub fn secure(mut self, secure: bool) -> Self {
+        self.gate().cookie.set_secure(secure);
+        self
+    }
+
+    /// Whether scripts in the page cannot read the cookie; they cannot unless set otherwise.
+    pub fn http_only(mut self, http_only: bool) -> Self {
+        self.gate().cookie.set_http_only(http_only);
+        self
+    }
+
+    /// Whether the cookie is another one under each top-level site that embeds this one (CHIPS); it is not unless set.
+    ///
+    /// # Panics
+    /// If it is switched on after `secure(false)`.
+    #[track_caller]
+    pub fn partitioned(mut self, partitioned: bool) -> Self {
+        self.gate().cookie.set_partitioned(partitioned);
+        self
+    }
+
+    /// Whether the cookie survives the end of the browser, with a `Max-Age` of the time to the session's deadline and at
+    /// most 400 days; it does unless set otherwise. The session's own limits hold either way.
+    pub fn persistent(mut self, persistent: bool) -> Self {
+        self.gate().cookie.set_persistent(persistent);
+        self
+    }
+
+    fn gate(&mut self) -> &mut Gate {
+        Arc::make_mut(&mut self.gate)
+    }
+}
+
+impl<S> Layer<S> for SessionLayer {
+    type Service = SessionService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        SessionService::new(inner, Arc::clone(&self.gate))
+    }
+}
+
+impl fmt::Debug for SessionLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionLayer").field("cookie", &self.gate.cookie).finish_non_exhaustive()
+    }
+}

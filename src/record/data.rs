@@ -1,0 +1,684 @@
+//! What a session holds: a JSON object, parsed one level deep.
+//!
+//! A record keeps each value as JSON, and in front of it its name and the length of both. So nothing is parsed when a session
+//! is loaded; reading one value deserializes that value alone, and writing one copies the others as they are.
+
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    fmt,
+    io::{self, Write},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeOwned, MapAccess, Visitor},
+    ser::{Error as _, SerializeMap},
+};
+use serde_json::value::RawValue;
+
+use crate::error::{Error, ErrorKind};
+
+/// The data of a session: names and values, as in a JSON object.
+///
+/// It is read with [`get`](Self::get), and it serializes and deserializes like a map, for a
+/// [`Serializer`](crate::Serializer) of one's own. Its `Debug` shows no names and no values.
+///
+/// ```
+/// # use jam_session::Data;
+/// let data: Data = serde_json::from_str(r#"{"role": "admin", "visits": 3}"#)?;
+/// assert_eq!(data.get::<u64>("visits")?, Some(3));
+/// assert_eq!(data.get::<String>("theme")?, None);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Default)]
+pub struct Data {
+    /// As it was read: one [field](push_field) after the other.
+    stored: Bytes,
+    /// What was written since, if anything was.
+    changed: Option<Arc<Changes>>,
+}
+
+/// What was written: each name once, and without a value where that was taken away.
+#[derive(Clone, Default)]
+struct Changes {
+    list: Vec<Changed>,
+    /// Where in the list a name is, once there are more than [`FEW`].
+    places: HashMap<Arc<str>, usize>,
+}
+
+type Changed = (Arc<str>, Option<Raw>);
+
+/// One value, as JSON.
+pub(crate) type Raw = Arc<str>;
+
+/// One value, taken out of its [`Data`].
+pub(crate) enum Value {
+    Stored(Bytes),
+    Changed(Raw),
+}
+
+impl Value {
+    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        match self {
+            Self::Stored(value) => from_raw(value),
+            Self::Changed(value) => from_raw(value.as_bytes()),
+        }
+    }
+}
+
+impl Data {
+    /// The value of that name, or `None`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Data`] if it does not deserialize as a `T`.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        self.raw(name).map(from_raw).transpose()
+    }
+
+    /// The names, in the order in which they were first written.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.fields().map(|(name, _)| name)
+    }
+
+    /// Whether there is nothing in it.
+    pub fn is_empty(&self) -> bool {
+        self.fields().next().is_none()
+    }
+
+    /// Anything that serializes to a JSON object.
+    pub(crate) fn from_serialize(value: impl Serialize) -> Result<Self, Error> {
+        let json = serde_json::to_vec(&value).map_err(|_| does_not_serialize())?;
+        serde_json::from_slice::<Fields<'_>>(&json)
+            .map(Self::from)
+            .map_err(|_| Error::new(ErrorKind::Data, "the data of a session must serialize to a JSON object"))
+    }
+
+    /// What [`write`](Self::write) wrote; `None` if that is not it.
+    pub(crate) fn read(stored: Bytes) -> Option<Self> {
+        let mut rest = &stored[..];
+        while !rest.is_empty() {
+            let (name, _, after) = take_field(rest)?;
+            if !name.is_ascii() {
+                std::str::from_utf8(name).ok()?;
+            }
+            rest = after;
+        }
+        Some(Self { stored, changed: None })
+    }
+
+    /// Appends all fields.
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        if self.changed().is_empty() {
+            return out.extend_from_slice(&self.stored);
+        }
+        // What lies between two changes is copied at once.
+        let (mut from, mut rest) = (&self.stored[..], &self.stored[..]);
+        while let Some((name, _, after)) = take_field(rest) {
+            if let Some(value) = self.change(name) {
+                out.extend_from_slice(&from[..from.len() - rest.len()]);
+                from = after;
+                if let Some(value) = value {
+                    push_field(out, name, value.as_bytes());
+                }
+            }
+            rest = after;
+        }
+        out.extend_from_slice(from);
+        for (name, value) in self.added() {
+            push_field(out, name.as_bytes(), value.as_bytes());
+        }
+    }
+
+    /// How much [`write`](Self::write) appends.
+    pub(crate) fn len(&self) -> usize {
+        let mut len = self.stored.len();
+        if self.changed().is_empty() {
+            return len;
+        }
+        for (name, value) in Stored(&self.stored) {
+            if let Some(now) = self.change(name) {
+                len -= field_len(name.len(), value.len());
+                len += now.as_ref().map_or(0, |now| field_len(name.len(), now.len()));
+            }
+        }
+        len + self.added().map(|(name, value)| field_len(name.len(), value.len())).sum::<usize>()
+    }
+
+    /// Names and values as they are now, in the order in which they were first written.
+    pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let stored = Stored(&self.stored).filter_map(|(name, stored)| {
+            let value = match self.change(name) {
+                Some(value) => value.as_ref()?.as_bytes(),
+                None => stored,
+            };
+            Some((std::str::from_utf8(name).unwrap_or_default(), value))
+        });
+        stored.chain(self.added().map(|(name, value)| (name, value.as_bytes())))
+    }
+
+    fn changed(&self) -> &[Changed] {
+        self.changed.as_ref().map_or(&[], |changes| &changes.list)
+    }
+
+    /// What was written to that name since, if anything was.
+    fn change(&self, name: &[u8]) -> Option<&Option<Raw>> {
+        let changes = self.changed.as_ref()?;
+        changes.place(name).map(|at| &changes.list[at].1)
+    }
+
+    /// What was written since under new names.
+    fn added(&self) -> impl Iterator<Item = (&str, &Raw)> {
+        let many = self.changed().len() > FEW;
+        let stored: HashSet<_> = Stored(&self.stored).take_while(|_| many).map(|(name, _)| name).collect();
+        let is_stored = move |name: &str| match many {
+            true => stored.contains(name.as_bytes()),
+            false => self.stored(name).is_some(),
+        };
+        self.changed()
+            .iter()
+            .filter_map(|(name, value)| Some((&**name, value.as_ref()?)))
+            .filter(move |(name, _)| !is_stored(name))
+    }
+
+    /// The value that was read.
+    fn stored(&self, name: &str) -> Option<&[u8]> {
+        // The last: of a name written twice, that is what JSON readers take.
+        let named = |(stored, value): (_, _)| (stored == name.as_bytes()).then_some(value);
+        Stored(&self.stored).filter_map(named).last()
+    }
+
+    pub(crate) fn raw(&self, name: &str) -> Option<&[u8]> {
+        match self.change(name.as_bytes()) {
+            Some(value) => value.as_ref().map(|raw| raw.as_bytes()),
+            None => self.stored(name),
+        }
+    }
+
+    /// The value of that name, to be read whatever is written meanwhile.
+    pub(crate) fn value(&self, name: &str) -> Option<Value> {
+        match self.change(name.as_bytes()) {
+            Some(value) => value.clone().map(Value::Changed),
+            None => self.stored(name).map(|value| Value::Stored(self.stored.slice_ref(value))),
+        }
+    }
+
+    pub(crate) fn set(&mut self, name: &Arc<str>, value: Raw) {
+        self.put(name, Some(value));
+    }
+
+    pub(crate) fn remove(&mut self, name: &Arc<str>) {
+        self.put(name, None);
+    }
+
+    fn put(&mut self, name: &Arc<str>, value: Option<Raw>) {
+        Arc::make_mut(self.changed.get_or_insert_default()).put(name, value);
+    }
+
+    /// Whether both hold the same names with the same values, in whatever order.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        if self.changed().len().max(other.changed().len()) <= FEW && self.stored == other.stored {
+            // Nearly always one was made from the other.
+            let mut changed = self.changed().iter().chain(other.changed());
+            return changed.all(|(name, _)| self.raw(name) == other.raw(name));
+        }
+        self.by_name() == other.by_name()
+    }
+
+    /// Every name of this with its value, or with `None` where `other` alone has it: what turns `other` into this.
+    pub(crate) fn difference_from(&self, other: &Self) -> Vec<(Arc<str>, Option<Raw>)> {
+        let (mine, theirs) = (self.by_name(), other.by_name());
+        let set = self.names().filter(|name| mine.get(name) != theirs.get(name));
+        let set = set.map(|name| (name.into(), mine.get(name).map(|value| to_raw(value))));
+        let removed = other.names().filter(|name| !mine.contains_key(name));
+        set.chain(removed.map(|name| (name.into(), None))).collect()
+    }
+
+    fn by_name(&self) -> HashMap<&str, &[u8]> {
+        self.fields().collect()
+    }
+}
+
+impl Changes {
+    fn put(&mut self, name: &Arc<str>, value: Option<Raw>) {
+        if let Some(at) = self.place(name.as_bytes()) {
+            self.list[at].1 = value;
+            return;
+        }
+        self.list.push((Arc::clone(name), value));
+        if self.list.len() > FEW {
+            // All of them the first time, and one from then on.
+            let from = self.places.len();
+            let new = self.list.iter().enumerate().skip(from).map(|(at, (name, _))| (Arc::clone(name), at));
+            self.places.extend(new);
+        }
+    }
+
+    fn place(&self, name: &[u8]) -> Option<usize> {
+        if self.list.len() > FEW {
+            return self.places.get(std::str::from_utf8(name).ok()?).copied();
+        }
+        self.list.iter().position(|(changed, _)| changed.as_bytes() == name)
+    }
+}
+
+/// The fields of what was read.
+struct Stored<'a>(&'a [u8]);
+
+impl<'a> Iterator for Stored<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (name, value, rest) = take_field(self.0)?;
+        self.0 = rest;
+        Some((name, value))
+    }
+}
+
+/// A field: the length of the name, the length of the value, the name, and the value as JSON.
+fn push_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    push_len(out, name.len());
+    push_len(out, value.len());
+    out.extend_from_slice(name);
+    out.extend_from_slice(value);
+}
+
+/// A field's name and value, and what comes after it.
+fn take_field(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let (name_len, rest) = take_len(bytes)?;
+    let (value_len, rest) = take_len(rest)?;
+    let (name, rest) = rest.split_at_checked(name_len)?;
+    let (value, rest) = rest.split_at_checked(value_len)?;
+    Some((name, value, rest))
+}
+
+fn field_len(name: usize, value: usize) -> usize {
+    len_len(name) + len_len(value) + name + value
+}
+
+/// How long a [length](push_len) gets.
+pub(crate) fn len_len(len: usize) -> usize {
+    (usize::BITS - (len | 1).leading_zeros()).div_ceil(7) as usize
+}
+
+/// A length: seven bits a byte, the lowest first, and the eighth for those that another one follows (LEB128).
+pub(crate) fn push_len(out: &mut Vec<u8>, mut len: usize) {
+    while len >= 0x80 {
+        out.push(len as u8 | 0x80);
+        len >>= 7;
+    }
+    out.push(len as u8);
+}
+
+/// A length, and what comes after it.
+pub(crate) fn take_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    if let Some((&len @ ..0x80, rest)) = bytes.split_first() {
+        return Some((len.into(), rest));
+    }
+    let mut len = 0;
+    for (i, byte) in bytes.iter().take(MAX_LEN_BYTES).enumerate() {
+        len |= u64::from(byte & 0x7f) << (7 * i);
+        if byte & 0x80 == 0 {
+            // One length has one spelling, and can be written again in no more room than it was read from.
+            if *byte == 0 {
+                return None;
+            }
+            return Some((usize::try_from(len).ok()?, &bytes[i + 1..]));
+        }
+    }
+    None
+}
+
+/// Enough for 32 GiB.
+const MAX_LEN_BYTES: usize = 5;
+/// So many changes are looked through faster than they are hashed.
+const FEW: usize = 16;
+
+/// A value, as JSON.
+pub(crate) fn json(value: impl Serialize) -> Result<Raw, Error> {
+    let mut out = Short::default();
+    serde_json::to_writer(&mut out, &value).map_err(|_| does_not_serialize())?;
+    std::str::from_utf8(out.bytes()).map(Raw::from).map_err(|_| does_not_serialize())
+}
+
+/// A buffer that most values fit in.
+struct Short {
+    short: [u8; 64],
+    len: usize,
+    /// All of it, once it does not fit.
+    long: Vec<u8>,
+}
+
+impl Short {
+    fn bytes(&self) -> &[u8] {
+        if self.long.is_empty() { &self.short[..self.len] } else { &self.long }
+    }
+}
+
+impl Default for Short {
+    fn default() -> Self {
+        Self { short: [0; 64], len: 0, long: Vec::new() }
+    }
+}
+
+impl Write for Short {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.short.get_mut(self.len..self.len + bytes.len()) {
+            Some(place) if self.long.is_empty() => {
+                place.copy_from_slice(bytes);
+                self.len += bytes.len();
+            }
+            _ => {
+                if self.long.is_empty() {
+                    self.long.extend_from_slice(&self.short[..self.len]);
+                }
+                self.long.extend_from_slice(bytes);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The type behind a value's JSON.
+pub(crate) fn from_raw<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Error> {
+    // serde's own message can quote the value, and a value is not for logs.
+    serde_json::from_slice(raw).map_err(|_| {
+        let wanted = std::any::type_name::<T>();
+        Error::new(ErrorKind::Data, format!("a value in the session does not deserialize as {wanted}"))
+    })
+}
+
+fn to_raw(json: &[u8]) -> Raw {
+    Raw::from(std::str::from_utf8(json).unwrap_or("null"))
+}
+
+fn does_not_serialize() -> Error {
+    Error::new(ErrorKind::Data, "a value for the session does not serialize to JSON")
+}
+
+impl fmt::Debug for Data {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Data").field("names", &self.fields().count()).finish_non_exhaustive()
+    }
+}
+
+impl Serialize for Data {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(Some(self.fields().count()))?;
+        for (name, value) in self.fields() {
+            let value: serde_json::Value = serde_json::from_slice(value).map_err(S::Error::custom)?;
+            map.serialize_entry(name, &value)?;
+        }
+        map.end()
+    }
+}
+
+impl<'de> Deserialize<'de> for Data {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let map = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
+        let mut stored = Vec::new();
+        for (name, value) in &map {
+            push_field(&mut stored, name.as_bytes(), value.to_string().as_bytes());
+        }
+        Ok(Self { stored: stored.into(), changed: None })
+    }
+}
+
+/// A JSON object, one level deep, borrowed from the text it was read from.
+pub(crate) struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
+
+impl From<Fields<'_>> for Data {
+    fn from(fields: Fields<'_>) -> Self {
+        let mut stored = Vec::new();
+        for (name, value) in &fields.0 {
+            push_field(&mut stored, name.as_bytes(), value.get().as_bytes());
+        }
+        Self { stored: stored.into(), changed: None }
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+
+        /// `Cow` alone would always be owned.
+        #[derive(Deserialize)]
+        struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = Vec::with_capacity(8);
+                while let Some((Name(name), value)) = map.next_entry()? {
+                    fields.push((name, value));
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(Object).map(Self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::str::from_utf8;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn text(data: &Data) -> String {
+        let fields =
+            data.fields().map(|(name, value)| format!("{}:{}", json(name).unwrap(), from_utf8(value).unwrap()));
+        format!("{{{}}}", fields.collect::<Vec<_>>().join(","))
+    }
+
+    fn written(data: &Data) -> Data {
+        let mut out = Vec::new();
+        data.write(&mut out);
+        assert_eq!(out.len(), data.len());
+        Data::read(out.into()).unwrap()
+    }
+
+    #[test]
+    fn names_with_escapes_survive() {
+        let data = Data::from_serialize(json!({"a\"b\\\u{1}é": {"deep": [1, "x\"y"]}, "": null})).unwrap();
+        let again: Data = serde_json::from_str(&text(&data)).unwrap();
+        assert!(data.same_as(&again));
+        assert_eq!(again.get::<serde_json::Value>("a\"b\\\u{1}é").unwrap(), Some(json!({"deep": [1, "x\"y"]})));
+        assert_eq!(again.get::<Option<u8>>("").unwrap(), Some(None));
+    }
+
+    #[test]
+    fn untouched_values_are_copied_as_they_are() {
+        #[derive(Serialize)]
+        struct Odd {
+            number: Box<RawValue>,
+            other: u8,
+        }
+        let number = RawValue::from_string("1.00e+2".to_owned()).unwrap();
+        let mut data = Data::from_serialize(Odd { number, other: 1 }).unwrap();
+        data.set(&"other".into(), json(2).unwrap());
+        for data in [written(&data), data] {
+            assert_eq!(text(&data), r#"{"number":1.00e+2,"other":2}"#);
+        }
+    }
+
+    #[test]
+    fn what_is_read_is_what_was_written_or_nothing() {
+        let mut out = Vec::new();
+        let long = "x".repeat(300);
+        Data::from_serialize(json!({"a": long, "": {}, "b": null})).unwrap().write(&mut out);
+        let ends = (0..out.len()).filter(|end| Data::read(Bytes::copy_from_slice(&out[..*end])).is_some());
+        // Only between two fields.
+        assert_eq!(ends.count(), 3);
+        for broken in [&[0x80; 9][..], &[1], &[0xff, 0xff, 0xff, 0xff, 0x7f, 0], &[0, 5, b'1'], &[1, 1, 0xff, b'1']] {
+            assert!(Data::read(Bytes::copy_from_slice(broken)).is_none());
+        }
+    }
+
+    #[test]
+    fn a_length_has_one_spelling() {
+        for len in [0, 1, 0x7f, 0x80, 0x3fff, 0x4000, u32::MAX as usize] {
+            let mut out = Vec::new();
+            push_len(&mut out, len);
+            assert_eq!(out.len(), len_len(len));
+            assert_eq!(take_len(&out), Some((len, &[][..])));
+            *out.last_mut().unwrap() |= 0x80;
+            out.push(0);
+            assert_eq!(take_len(&out), None);
+        }
+        // The name `a` and the value 1, once as they are written, and once with a length that has a byte too many.
+        assert!(Data::read(Bytes::from_static(&[1, 1, b'a', b'1'])).is_some());
+        assert!(Data::read(Bytes::from_static(&[0x81, 0, 1, b'a', b'1'])).is_none());
+    }
+
+    /// Against a plain list of names and values, whatever is written, removed and read in between.
+    #[test]
+    fn it_is_what_a_plain_list_would_be() {
+        let mut seed = 1_u64;
+        let mut below = |end: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % end
+        };
+        for round in 0..300 {
+            // Few names are changed again and again; of many, there are more than are looked through one by one.
+            let names = if round % 2 == 0 { 6 } else { 60 };
+            let (mut data, mut before) = (Data::default(), Data::default());
+            let mut list: Vec<(String, String)> = Vec::new();
+            for _ in 0..below(150) {
+                let name = match below(names) {
+                    0 => String::new(),
+                    1 => "n".repeat(200),
+                    n => format!("n{n}\"é"),
+                };
+                let name: Arc<str> = name.into();
+                let at = list.iter().position(|(there, _)| **there == *name);
+                match below(8) {
+                    0..4 => {
+                        let value = "1".repeat([1, 2, 127, 128][below(4) as usize]);
+                        data.set(&name, value.as_str().into());
+                        match at {
+                            Some(at) => list[at].1 = value,
+                            None => list.push((name.to_string(), value)),
+                        }
+                    }
+                    4..6 => {
+                        data.remove(&name);
+                        list.retain(|(there, _)| **there != *name);
+                    }
+                    6 if below(3) == 0 => (data, before) = (written(&data), data),
+                    _ => assert_eq!(data.raw(&name), at.map(|at| list[at].1.as_bytes())),
+                }
+                let mut fields: Vec<_> = data
+                    .fields()
+                    .map(|(name, value)| (name.to_owned(), from_utf8(value).unwrap().to_owned()))
+                    .collect();
+                assert_eq!(data.is_empty(), fields.is_empty());
+                fields.sort();
+                let mut sorted = list.clone();
+                sorted.sort();
+                assert_eq!(fields, sorted);
+            }
+            let again = written(&data);
+            assert!(again.fields().eq(data.fields()));
+            assert!(again.same_as(&data) && data.same_as(&again));
+            assert_eq!(before.same_as(&data), data.difference_from(&before).is_empty());
+            for (name, value) in data.difference_from(&before) {
+                match value {
+                    Some(value) => before.set(&name, value),
+                    None => before.remove(&name),
+                }
+            }
+            assert!(before.same_as(&data) && data.same_as(&before) && written(&before).same_as(&data));
+        }
+    }
+
+    /// A hundred thousand names in one session: work that grew with the square of that would take minutes.
+    #[test]
+    fn many_names_are_no_more_work_than_their_number() {
+        let names: Vec<Arc<str>> = (0..100_000).map(|n| format!("name{n}").into()).collect();
+        let mut data = Data::default();
+        for value in ["1", "2"] {
+            for name in &names {
+                data.set(name, value.into());
+            }
+            data = written(&data);
+        }
+        let before = data.clone();
+        for name in &names {
+            data.remove(name);
+            data.set(name, "3".into());
+        }
+        assert!(!data.same_as(&before) && written(&data).same_as(&data));
+        assert_eq!(data.difference_from(&before).len(), names.len());
+        assert_eq!(data.fields().count(), names.len());
+    }
+
+    #[test]
+    fn values_of_any_length_are_json() {
+        for len in [0, 61, 62, 63, 64, 200] {
+            let text = "\"".repeat(len / 2) + &"x".repeat(len);
+            assert_eq!(serde_json::from_str::<String>(&json(&text).unwrap()).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn of_a_name_written_twice_the_last_counts() {
+        let mut out = Vec::new();
+        push_field(&mut out, b"a", b"1");
+        push_field(&mut out, b"a", b"2");
+        let mut data = Data::read(out.into()).unwrap();
+        assert_eq!(data.get::<u8>("a").unwrap(), Some(2));
+        data.set(&"a".into(), json(3).unwrap());
+        assert_eq!(written(&data).get::<u8>("a").unwrap(), Some(3));
+        data.remove(&"a".into());
+        assert!(written(&data).is_empty() && data.is_empty());
+    }
+
+    #[test]
+    fn what_is_not_an_object_is_refused() {
+        for value in [json!(1), json!([1]), json!("x"), json!(null)] {
+            assert_eq!(Data::from_serialize(value).unwrap_err().kind(), ErrorKind::Data);
+        }
+    }
+
+    #[test]
+    fn a_difference_applied_gives_the_other() {
+        let before = Data::from_serialize(json!({"a": 1, "b": 2, "c": 3})).unwrap();
+        let after = Data::from_serialize(json!({"c": 3, "a": 9, "d": 4})).unwrap();
+        let mut data = before.clone();
+        for (name, value) in after.difference_from(&before) {
+            match value {
+                Some(value) => data.set(&name, value),
+                None => data.remove(&name),
+            }
+        }
+        for data in [written(&data), data] {
+            assert!(data.same_as(&after) && after.same_as(&data));
+            assert!(!data.same_as(&before) && !before.same_as(&data));
+            assert_eq!(data.names().collect::<Vec<_>>(), ["a", "c", "d"]);
+        }
+    }
+
+    #[test]
+    fn neither_debug_nor_errors_show_data() {
+        let data = Data::from_serialize(json!({"card": "4111-1111"})).unwrap();
+        let error = data.get::<u64>("card").unwrap_err();
+        for printed in [format!("{data:?}"), format!("{error:?}"), error.to_string()] {
+            assert!(!printed.contains("4111") && !printed.contains("card"), "{printed}");
+        }
+    }
+}

@@ -1,0 +1,646 @@
+//! Sealing: with a [`Keyring`], neither the ID in the cookie nor the data in the store can be read, altered or moved.
+//!
+//! ```
+//! # use jam_session::{Error, Keyring, MemorySessions};
+//! # fn main() -> Result<(), Error> {
+//! # let keyring = Keyring::generate()?;
+//! # let secret = keyring.primary_secret();
+//! // In production: Keyring::from_env()?
+//! let keyring = Keyring::new(secret)?;
+//! let sessions = MemorySessions::builder().encrypt(keyring).build()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A secret is 32 random bytes as URL-safe base64, with or without `=`. [`Keyring::generate`] makes one, and so does
+//! `head -c 32 /dev/urandom | base64 | tr -- +/ -_`. The first key of a ring seals, and every key of it opens.
+//!
+//! # What is sealed, and how
+//!
+//! | sealed | form | opens only |
+//! |---|---|---|
+//! | the ID in the cookie, whole | base64url | as an ID of the same `sessions_key` |
+//! | a record, whole: user, times, hashes, data | bytes | as the record of the same name, of the same `sessions_key` |
+//!
+//! Both are a format byte, four bytes that name the key, a nonce of 192 random bits, the text under [XAES-256-GCM], and its
+//! tag of 128 bits: 45 bytes more than the text. Each secret gives two keys by HKDF-Expand with SHA-256, one for IDs and one
+//! for records. The name of the cookie is not bound, so that it may change.
+//!
+//! Random nonces of 192 bits do not run out: after 2⁸⁰ sealed IDs and records, the chance that any two have the same nonce
+//! is 2⁻³². At a million each second that is 38 billion years, so that no key has to be changed for its use.
+//!
+//! A cookie that does not open counts as none, and the store is not asked. A record that does not open is an error,
+//! [`ErrorKind::Corrupt`] or, if no key of the ring sealed it, [`ErrorKind::WrongKey`]; it stays as it is, and so does the
+//! cookie. Its owner can sign in anew.
+//!
+//! What a sealed store still shows: how many sessions there are, which belong to one (unnamed) user, how long each record
+//! is, and when it ends. Names of users cannot be guessed from it if there is a [`pepper`](crate::Builder::pepper).
+//!
+//! # Turning it on
+//!
+//! Without a further word a keyring takes nothing that is plain: all sessions from before are signed out. To keep them, go
+//! from process to process, in this order, each step everywhere before the next. A step that is skipped signs people out: where a
+//! cookie does not open it counts as none, and the next session that is begun there takes its place.
+//!
+//! 1. `Keyring::new(a)?.opens_only()`: all is still written plain, and what is sealed opens.
+//! 2. `Keyring::new(a)?.accept_plain_until(time)`: all is written sealed. Set the time once, to a
+//!    [`max_lifetime`](crate::Builder::max_lifetime) after the last process got here. Until then whoever can write to the store
+//!    can plant plain records, as before.
+//! 3. `Keyring::new(a)?`, any time after.
+//!
+//! Turning it off is the same way back: 2, 1, then none after a `max_lifetime`.
+//!
+//! # Changing the key
+//!
+//! 1. `Keyring::new(a)?.also_opens(b)?` everywhere; in the environment `a,b`.
+//! 2. `Keyring::new(b)?.also_opens(a)?` everywhere; `b,a`. While some processes are at 1 and some at 2, each seals anew what the
+//!    other sealed: nothing is lost, but do not leave it at that.
+//! 3. `Keyring::new(b)?`, a `max_lifetime` later.
+//!
+//! Nobody is signed out. What was sealed with another than the first key is sealed anew when it is next used: the record in
+//! the background, and the cookie with the response, so that a session that is only ever read moves on too.
+//!
+//! # When a key has leaked
+//!
+//! Put a new secret alone on the ring: `Keyring::new(b)?`. All are signed out, and that is the point. Whoever has the old key
+//! can read the data in any copy of the store; whoever can also write to the store can make sessions of anybody. With a copy
+//! and the key, and no more, nobody signs in: records hold only hashes of the secrets in the cookies.
+//!
+//! # What sealing does not do
+//!
+//! Whoever can write to the store can delete records, and can put an older copy of a record back under its own name: its
+//! data as they were, an ID that was rotated away, a session that has ended since. Its deadline is inside, and not to be
+//! moved. Guard who writes to the store; sealing is for who reads it.
+//!
+//! Secrets and keys are wiped from memory when dropped, as far as the language lets us: not copies that a
+//! compiler made on its way, nor the variable of the environment that a secret came from.
+//!
+//! [XAES-256-GCM]: https://c2sp.org/XAES-256-GCM
+
+use std::{env, fmt, time::SystemTime};
+
+use base64::prelude::{BASE64_URL_SAFE as PADDED, BASE64_URL_SAFE_NO_PAD as UNPADDED, Engine};
+use ctutils::CtEq;
+use hmac::{Hmac, KeyInit as _, Mac};
+use sha2::Sha256;
+use xaes_256_gcm::{Nonce, Tag, Xaes256Gcm, aead::AeadInOut};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::{
+    clock::millis,
+    error::{Error, ErrorKind},
+    record::id::{RecordId, random},
+};
+
+/// The secrets that seal and open IDs and records. See the [module docs](self).
+///
+/// The first key seals, every key opens; there is no other order to get wrong.
+#[derive(Clone)]
+#[must_use]
+pub struct Keyring {
+    /// Never empty; the first one seals.
+    secrets: Vec<Secret>,
+    opens_only: bool,
+    plain_until: Option<SystemTime>,
+}
+
+/// Boxed, so that a move leaves no copy behind.
+type Secret = Box<Zeroizing<[u8; 32]>>;
+
+impl Keyring {
+    /// A ring with this key: it seals, and it opens.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Config`] for a secret that is empty, is not URL-safe base64, has not 32 bytes, or is all one byte.
+    pub fn new(secret: impl AsRef<str>) -> Result<Self, Error> {
+        Ok(Self { secrets: vec![parse(secret.as_ref())?], opens_only: false, plain_until: None })
+    }
+
+    /// Adds a key that opens, and does not seal: one from before, or one that other processes seal with already.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), and for a secret that is on the ring already.
+    pub fn also_opens(mut self, secret: impl AsRef<str>) -> Result<Self, Error> {
+        let secret = parse(secret.as_ref())?;
+        if self.secrets.iter().any(|other| other.ct_eq(&**secret).to_bool()) {
+            return Err(config("a secret is on the keyring twice"));
+        }
+        self.secrets.push(secret);
+        Ok(self)
+    }
+
+    /// The keys in the variable `JAM_SESSION_AES_SECRET`, with commas between: the first seals, every one opens.
+    ///
+    /// # Errors
+    /// As [`also_opens`](Self::also_opens), and if the variable is not set.
+    pub fn from_env() -> Result<Self, Error> {
+        match env::var(VARIABLE).map(Zeroizing::new) {
+            Ok(text) => Self::from_list(&text),
+            Err(_) => Err(config("the environment has no JAM_SESSION_AES_SECRET")),
+        }
+    }
+
+    /// A ring with a new random key.
+    ///
+    /// Whatever it seals is lost with it: store its [`primary_secret`](Self::primary_secret), unless the sessions end with the process.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] if the system has no random bytes.
+    pub fn generate() -> Result<Self, Error> {
+        let mut secret = Box::new(Zeroizing::new([0; LENGTH]));
+        // In place: a secret that is handed over leaves copies.
+        getrandom::fill(secret.as_mut_slice())
+            .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gave no random bytes"))?;
+        Ok(Self { secrets: vec![secret], opens_only: false, plain_until: None })
+    }
+
+    /// Still writes all plain, and takes both plain and sealed: the first step of turning encryption on, or the last of
+    /// turning it off. It protects nothing.
+    pub fn opens_only(mut self) -> Self {
+        self.opens_only = true;
+        self
+    }
+
+    /// Takes plain IDs and plain records too, until then: to move a live system over. What is taken is sealed.
+    pub fn accept_plain_until(mut self, time: SystemTime) -> Self {
+        self.plain_until = Some(time);
+        self
+    }
+
+    /// The text of the key that seals, for storing it where secrets are kept. Whoever has it can read and forge.
+    pub fn primary_secret(&self) -> String {
+        self.secrets.first().map(|secret| PADDED.encode(&secret[..])).unwrap_or_default()
+    }
+
+    fn from_list(text: &str) -> Result<Self, Error> {
+        let mut secrets = text.split(',').map(str::trim_ascii);
+        let ring = Self::new(secrets.next().unwrap_or_default())?;
+        secrets.try_fold(ring, Self::also_opens)
+    }
+}
+
+impl fmt::Debug for Keyring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keyring").finish_non_exhaustive()
+    }
+}
+
+/// A keyring at work, for the sessions of one `sessions_key`.
+pub(crate) struct Keys {
+    ring: Vec<Key>,
+    sessions_key: Box<str>,
+    seals: bool,
+    /// In milliseconds since 1970.
+    plain_until: u64,
+}
+
+/// What a secret comes to.
+struct Key {
+    name: [u8; KEY_NAME],
+    ids: Xaes256Gcm,
+    records: Xaes256Gcm,
+}
+
+/// What is sealed: it opens as nothing else.
+#[derive(Clone, Copy)]
+pub(crate) enum Purpose {
+    Id,
+    Record(RecordId),
+}
+
+/// What was inside.
+pub(crate) struct Opened {
+    pub(crate) text: Vec<u8>,
+    /// It is not as it would be sealed today.
+    pub(crate) stale: bool,
+}
+
+impl Keys {
+    pub(crate) fn new(keyring: &Keyring, sessions_key: &str) -> Result<Self, Error> {
+        // At its full size from the start: growing would leave copies behind.
+        let mut ring = Vec::with_capacity(keyring.secrets.len());
+        for secret in &keyring.secrets {
+            ring.push(Key::new(secret)?);
+        }
+        let plain_until = match keyring.plain_until {
+            _ if keyring.opens_only => u64::MAX,
+            Some(time) => time.duration_since(SystemTime::UNIX_EPOCH).map(millis).unwrap_or(0),
+            None => 0,
+        };
+        Ok(Self { ring, sessions_key: sessions_key.into(), seals: !keyring.opens_only, plain_until })
+    }
+
+    /// Whether what is written is to be sealed.
+    pub(crate) fn seals(&self) -> bool {
+        self.seals
+    }
+
+    /// Whether what is plain is taken for good, at that time.
+    pub(crate) fn takes_plain(&self, now: u64) -> bool {
+        now < self.plain_until
+    }
+
+    /// # Errors
+    /// `Unavailable` if the system has no random bytes.
+    pub(crate) fn seal(&self, purpose: Purpose, text: &[u8]) -> Result<Vec<u8>, Error> {
+        self.seal_with(random()?, purpose, text)
+    }
+
+    fn seal_with(&self, nonce: [u8; NONCE], purpose: Purpose, text: &[u8]) -> Result<Vec<u8>, Error> {
+        let failed = || Error::new(ErrorKind::TooLarge, "there is too much to be sealed");
+        let key = self.ring.first().ok_or_else(failed)?;
+        let mut sealed = Vec::with_capacity(text.len() + OVERHEAD);
+        sealed.push(SEALED);
+        sealed.extend_from_slice(&key.name);
+        sealed.extend_from_slice(&nonce);
+        let start = sealed.len();
+        sealed.extend_from_slice(text);
+        let tag = key
+            .cipher(purpose)
+            .encrypt_inout_detached(&Nonce::from(nonce), &self.bound(purpose), (&mut sealed[start..]).into())
+            .map_err(|_| failed())?;
+        sealed.extend_from_slice(&tag);
+        Ok(sealed)
+    }
+
+    /// # Errors
+    /// `WrongKey` if no key of the ring sealed it, `Corrupt` if one did and it was altered or moved since.
+    pub(crate) fn open(&self, purpose: Purpose, sealed: &[u8]) -> Result<Opened, Error> {
+        let corrupt = || Error::new(ErrorKind::Corrupt, "what was sealed was altered, cut or moved");
+        let rest = sealed.strip_prefix(&[SEALED]).ok_or_else(corrupt)?;
+        let (name, rest) = rest.split_first_chunk::<KEY_NAME>().ok_or_else(corrupt)?;
+        let (nonce, rest) = rest.split_first_chunk::<NONCE>().ok_or_else(corrupt)?;
+        let (text, tag) = rest.split_last_chunk::<TAG>().ok_or_else(corrupt)?;
+        let mut error = wrong_key();
+        // Names are short: two keys may have the same.
+        for (at, key) in self.ring.iter().enumerate().filter(|(_, key)| key.name == *name) {
+            let mut text = text.to_vec();
+            let (nonce, tag) = (Nonce::from(*nonce), Tag::from(*tag));
+            let bound = self.bound(purpose);
+            match key.cipher(purpose).decrypt_inout_detached(&nonce, &bound, text.as_mut_slice().into(), &tag) {
+                Ok(()) => return Ok(Opened { text, stale: self.seals && at > 0 }),
+                Err(_) => error = corrupt(),
+            }
+        }
+        Err(error)
+    }
+
+    /// What a sealed text opens with and nothing else: its purpose and format, the `sessions_key`, and a record's own name.
+    ///
+    /// Only the last part has a length of its own, so that two of these never run into each other.
+    fn bound(&self, purpose: Purpose) -> Vec<u8> {
+        let (kind, name) = match purpose {
+            Purpose::Id => (b'i', String::new()),
+            Purpose::Record(id) => (b'r', id.to_string()),
+        };
+        let mut bound = Vec::with_capacity(10 + self.sessions_key.len() + name.len());
+        bound.extend_from_slice(&[SEALED, kind]);
+        bound.extend_from_slice(&(self.sessions_key.len() as u64).to_be_bytes());
+        bound.extend_from_slice(self.sessions_key.as_bytes());
+        bound.extend_from_slice(name.as_bytes());
+        bound
+    }
+}
+
+impl Key {
+    fn new(secret: &Secret) -> Result<Self, Error> {
+        let cipher = |purpose| Ok::<_, Error>(Xaes256Gcm::new((&*expand(secret, purpose)?).into()));
+        let mut name = [0; KEY_NAME];
+        name.copy_from_slice(&expand(secret, b"jam-session key name")?[..KEY_NAME]);
+        Ok(Self { name, ids: cipher(b"jam-session ids")?, records: cipher(b"jam-session records")? })
+    }
+
+    fn cipher(&self, purpose: Purpose) -> &Xaes256Gcm {
+        match purpose {
+            Purpose::Id => &self.ids,
+            Purpose::Record(_) => &self.records,
+        }
+    }
+}
+
+/// HKDF-Expand of RFC 5869 to 32 bytes. Its step before, Extract, is for secrets that are not uniformly random.
+fn expand(secret: &Secret, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, Error> {
+    let mac = Hmac::<Sha256>::new_from_slice(&***secret).map_err(|_| config("a secret does not fit HMAC"))?;
+    let mut full = mac.chain_update(purpose).chain_update([1]).finalize().into_bytes();
+    let mut key = Zeroizing::new([0; 32]);
+    key.copy_from_slice(&full);
+    full.as_mut_slice().zeroize();
+    Ok(key)
+}
+
+fn parse(text: &str) -> Result<Secret, Error> {
+    let digits = text.trim_end_matches('=');
+    let padded = digits.len() != text.len();
+    if digits.is_empty() {
+        return Err(config("a secret is empty"));
+    }
+    if !digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        return Err(config("a secret is not URL-safe base64: only A-Z, a-z, 0-9, - and _, and = at the end"));
+    }
+    let length = digits.len() * 3 / 4;
+    if length != LENGTH {
+        let size = if length < LENGTH { "short" } else { "long" };
+        return Err(config(format!("a secret is too {size}: it has {length} bytes, and must have {LENGTH}")));
+    }
+    let mut secret = Box::new(Zeroizing::new([0; LENGTH]));
+    let decoded = match padded {
+        true => PADDED.decode_slice(text, &mut secret[..]),
+        false => UNPADDED.decode_slice(text, &mut secret[..]),
+    };
+    if decoded.ok() != Some(LENGTH) {
+        return Err(config("a secret is not base64: its last character or its padding is none of 32 bytes"));
+    }
+    if secret.iter().all(|byte| *byte == 0) {
+        return Err(config("a secret is all zeros: make a random one"));
+    }
+    Ok(secret)
+}
+
+fn config(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(ErrorKind::Config, message)
+}
+
+pub(crate) fn wrong_key() -> Error {
+    Error::new(ErrorKind::WrongKey, "the key that sealed this is not on the keyring")
+}
+
+const VARIABLE: &str = "JAM_SESSION_AES_SECRET";
+
+/// The first byte of all that is sealed: the format. What is plain begins with another.
+pub(crate) const SEALED: u8 = 2;
+
+/// So much longer than the text is what is sealed.
+pub(crate) const OVERHEAD: usize = 1 + KEY_NAME + NONCE + TAG;
+
+const LENGTH: usize = 32;
+const KEY_NAME: usize = 4;
+const NONCE: usize = 24;
+const TAG: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use shake::{
+        Shake128,
+        digest::{ExtendableOutput, Update, XofReader},
+    };
+
+    use std::sync::Arc;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::record::{
+        Codec, Form,
+        id::{Owners, SessionId, Sid},
+    };
+
+    fn xaes(key: [u8; 32]) -> Xaes256Gcm {
+        Xaes256Gcm::new(&key.into())
+    }
+
+    fn seal(key: [u8; 32], nonce: [u8; 24], aad: &[u8], text: &[u8]) -> Vec<u8> {
+        let mut sealed = text.to_vec();
+        let tag = xaes(key).encrypt_inout_detached(&nonce.into(), aad, sealed.as_mut_slice().into()).unwrap();
+        sealed.extend_from_slice(&tag);
+        sealed
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// <https://c2sp.org/XAES-256-GCM>, section "Test vectors".
+    #[test]
+    fn the_cipher_is_that_of_its_specification() {
+        let nonce = *b"ABCDEFGHIJKLMNOPQRSTUVWX";
+        let sealed = seal([1; 32], nonce, b"", b"XAES-256-GCM");
+        assert_eq!(hex(&sealed), "ce546ef63c9cc60765923609b33a9a1974e96e52daf2fcf7075e2271");
+        let sealed = seal([3; 32], nonce, b"c2sp.org/XAES-256-GCM", b"XAES-256-GCM");
+        assert_eq!(hex(&sealed), "986ec1832593df5443a179437fd083bf3fdb41abd740a21f71eb769d");
+    }
+
+    /// The same, section "Accumulated randomized tests".
+    #[test]
+    fn ten_thousand_random_messages_are_sealed_as_specified() {
+        fn array<const N: usize>(random: &mut impl XofReader) -> [u8; N] {
+            let mut bytes = [0; N];
+            random.read(&mut bytes);
+            bytes
+        }
+        fn string(random: &mut impl XofReader) -> Vec<u8> {
+            let [length] = array(random);
+            let mut bytes = vec![0; usize::from(length)];
+            random.read(&mut bytes);
+            bytes
+        }
+        let mut random = Shake128::default().finalize_xof();
+        let mut sum = Shake128::default();
+        for _ in 0..10_000 {
+            let (key, nonce) = (array(&mut random), array(&mut random));
+            let (text, aad) = (string(&mut random), string(&mut random));
+            let sealed = seal(key, nonce, &aad, &text);
+            sum.update(&sealed);
+            let (mut opened, tag) = (sealed[..text.len()].to_vec(), Tag::try_from(&sealed[text.len()..]).unwrap());
+            xaes(key).decrypt_inout_detached(&nonce.into(), &aad, opened.as_mut_slice().into(), &tag).unwrap();
+            assert_eq!(opened, text);
+        }
+        let sum: [u8; 32] = array(&mut sum.finalize_xof());
+        assert_eq!(hex(&sum), "e6b9edf2df6cec60c8cbd864e2211b597fb69a529160cd040d56c0c210081939");
+    }
+
+    fn secret(byte: u8) -> String {
+        let bytes: [u8; 32] = std::array::from_fn(|i| byte.wrapping_add(i as u8));
+        PADDED.encode(bytes)
+    }
+
+    fn keys(keyring: Keyring, sessions_key: &str) -> Keys {
+        Keys::new(&keyring, sessions_key).unwrap()
+    }
+
+    fn ring(bytes: &[u8]) -> Keyring {
+        let ring = Keyring::new(secret(bytes[0])).unwrap();
+        bytes[1..].iter().try_fold(ring, |ring, byte| ring.also_opens(secret(*byte))).unwrap()
+    }
+
+    fn purposes() -> [Purpose; 4] {
+        let owners = Owners::new("sessions", b"").unwrap();
+        let sid = |text| Sid::parse(text).unwrap();
+        [
+            Purpose::Id,
+            Purpose::Record(RecordId::new(None, sid("AAAAAAAAQACAAAAAAAAAAA"))),
+            Purpose::Record(RecordId::new(None, sid("BBBBBBBBQACAAAAAAAAAAA"))),
+            Purpose::Record(RecordId::new(Some(owners.owner("ada")), sid("AAAAAAAAQACAAAAAAAAAAA"))),
+        ]
+    }
+
+    #[test]
+    fn what_is_sealed_opens_as_what_it_is_and_nothing_else() {
+        let ours = keys(ring(&[1]), "sessions");
+        for (i, purpose) in purposes().into_iter().enumerate() {
+            let sealed = ours.seal(purpose, b"text").unwrap();
+            assert_eq!(sealed.len(), 4 + OVERHEAD);
+            assert_ne!(sealed, ours.seal(purpose, b"text").unwrap(), "a new nonce each time");
+            for (j, other) in purposes().into_iter().enumerate() {
+                match ours.open(other, &sealed) {
+                    Ok(opened) => assert!(i == j && opened.text == b"text" && !opened.stale),
+                    Err(error) => assert!(i != j && error.kind() == ErrorKind::Corrupt),
+                }
+            }
+            for sessions_key in ["session", "sessionss", "", "sessions\0"] {
+                let other = keys(ring(&[1]), sessions_key);
+                assert_eq!(other.open(purpose, &sealed).err().unwrap().kind(), ErrorKind::Corrupt);
+            }
+        }
+    }
+
+    #[test]
+    fn a_bit_flipped_or_a_byte_cut_anywhere_is_refused() {
+        let keys = keys(ring(&[1, 2]), "sessions");
+        for purpose in purposes() {
+            let sealed = keys.seal(purpose, b"a text of some length").unwrap();
+            for bit in 0..sealed.len() * 8 {
+                let mut flipped = sealed.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                let kind = keys.open(purpose, &flipped).err().unwrap().kind();
+                let in_name = (8..40).contains(&bit);
+                assert_eq!(kind, if in_name { ErrorKind::WrongKey } else { ErrorKind::Corrupt });
+            }
+            for length in 0..sealed.len() {
+                assert_eq!(keys.open(purpose, &sealed[..length]).err().unwrap().kind(), ErrorKind::Corrupt);
+                assert!(keys.open(purpose, &sealed[sealed.len() - length..]).is_err());
+            }
+            let longer = [&sealed[..], b"\0"].concat();
+            assert_eq!(keys.open(purpose, &longer).err().unwrap().kind(), ErrorKind::Corrupt);
+        }
+    }
+
+    #[test]
+    fn the_first_key_seals_and_every_key_opens() {
+        let (old, both, new) = (keys(ring(&[1]), "s"), keys(ring(&[2, 1]), "s"), keys(ring(&[2]), "s"));
+        let by_old = old.seal(Purpose::Id, b"text").unwrap();
+        let by_both = both.seal(Purpose::Id, b"text").unwrap();
+        assert!(both.open(Purpose::Id, &by_old).unwrap().stale);
+        assert!(!both.open(Purpose::Id, &by_both).unwrap().stale);
+        assert!(!new.open(Purpose::Id, &by_both).unwrap().stale);
+        for (keys, sealed) in [(&new, &by_old), (&old, &by_both)] {
+            assert_eq!(keys.open(Purpose::Id, sealed).err().unwrap().kind(), ErrorKind::WrongKey);
+        }
+        let opens_only = keys(ring(&[2, 1]).opens_only(), "s");
+        assert!(!opens_only.seals() && opens_only.takes_plain(u64::MAX - 1));
+        assert!(!opens_only.open(Purpose::Id, &by_old).unwrap().stale);
+    }
+
+    #[test]
+    fn plain_text_is_taken_until_the_time_that_was_said() {
+        let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1000);
+        let until = keys(ring(&[1]).accept_plain_until(time), "s");
+        assert!(until.seals() && until.takes_plain(999) && !until.takes_plain(1000));
+        let never = keys(ring(&[1]), "s");
+        assert!(never.seals() && !never.takes_plain(0));
+    }
+
+    /// Sealed by version 0.1.0: every later version must open them. They were made by another program than this crate.
+    #[test]
+    fn the_golden_texts_are_opened_and_sealed() {
+        const PLAIN_IDS: [&str; 2] = [
+            "AAAAAAAAQACAAAAAAAAAAA.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
+            "Rii4kzINEgUu4Shaqdfvmg.AAAAAAAAQACAAAAAAAAAAA.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8",
+        ];
+        const SEALED_IDS: [&str; 2] = [
+            "Auta208AAQIDBAUGBwgJCgsMDQ4PEBESExQVFheXaRANL9jUVMlaRNnqXftno6xtZC_3ySKLgIYv9BnPaW2FLCQlkXghbwcB0hk4eR0YrwYKj0ZTXuz2Qj8eJbEse6DEDECDV3GtbbEL_pvU27jA",
+            "Auta208AAQIDBAUGBwgJCgsMDQ4PEBESExQVFheEQTh4BePcW918Uu2fT9JHk4lKUwPRySKLhIQvwgnIekulJCY1v3Ukb3YP1yBXahk1oRI7jFlJfs3UYCkJHpElI9cB0y-5kEnpVBcDaSkNRwIa4n6fBZQ7dfxjUoIvxWcdR3Dh4uoKpX8",
+        ];
+        let record = include_str!("../../tests/golden/record-v1.json").trim_ascii_end();
+        let sealed_record = include_str!("../../tests/golden/record-v1-sealed.txt").trim_ascii_end();
+        let keys = keys(ring(&[0]), "sessions");
+        let seal = |purpose, text: &str| {
+            let nonce = std::array::from_fn(|i| i as u8);
+            UNPADDED.encode(keys.seal_with(nonce, purpose, text.as_bytes()).unwrap())
+        };
+        for (plain, sealed) in PLAIN_IDS.into_iter().zip(SEALED_IDS) {
+            assert_eq!(seal(Purpose::Id, plain), sealed);
+            let (read, same) = (SessionId::read(Some(&keys), sealed, || 0), SessionId::read(None, plain, || 0));
+            let (read, same) = (read.unwrap(), same.unwrap());
+            assert!(read.record == same.record && read.secret.hash().matches(&same.secret.hash()));
+        }
+        let id = SessionId::read(None, PLAIN_IDS[1], || 0).unwrap().record;
+        assert_eq!(seal(Purpose::Record(id), record), sealed_record);
+
+        let owners = Owners::new("sessions", b"").unwrap();
+        let keys = Some(Arc::new(keys));
+        let codec = Codec { form: Form::Text, owners, serializer: None, keys, max_size: 1 << 20 };
+        let sealed = UNPADDED.decode(sealed_record).unwrap();
+        let (contents, stale) = codec.read(id, &sealed.into(), 0).unwrap();
+        assert!(contents.key.as_deref() == Some("ada") && !stale);
+        // What is plain is not taken.
+        assert_eq!(codec.read(id, &Bytes::from(record), 0).err().unwrap().kind(), ErrorKind::Unreadable);
+    }
+
+    #[test]
+    fn a_secret_has_32_bytes_in_one_of_two_forms() {
+        let padded = secret(1);
+        assert_eq!(padded.len(), 44);
+        assert_eq!(Keyring::new(&padded).unwrap().primary_secret(), padded);
+        assert_eq!(Keyring::new(padded.trim_end_matches('=')).unwrap().primary_secret(), padded);
+        let generated = Keyring::generate().unwrap().primary_secret();
+        assert_ne!(generated, Keyring::generate().unwrap().primary_secret());
+        assert_eq!(Keyring::new(&generated).unwrap().primary_secret(), generated);
+    }
+
+    #[test]
+    fn a_wrong_secret_is_refused_in_words() {
+        let good = secret(1);
+        let with_last = |last: &str| format!("{}{last}", &good[..42]);
+        for (text, word) in [
+            ("", "empty"),
+            ("=", "empty"),
+            ("hunter2", "short"),
+            (&good[..42], "short"),
+            (&good[..40], "short"),
+            (&format!("{}A", &good[..43]), "long"),
+            (&"A".repeat(43), "zeros"),
+            (&format!("{}=", "A".repeat(43)), "zeros"),
+            (&good.replace('A', "+"), "URL-safe"),
+            (&good.replace('A', "/"), "URL-safe"),
+            (&format!(" {good}"), "URL-safe"),
+            (&format!("{good}\n"), "URL-safe"),
+            (&good.replace('A', "é"), "URL-safe"),
+            (&format!("{good}="), "not base64"),
+            (&with_last("B"), "not base64"),
+            (&with_last("9="), "not base64"),
+            (&"A".repeat(4096), "long"),
+        ] {
+            for error in [Keyring::new(text), ring(&[9]).also_opens(text)].map(Result::unwrap_err) {
+                assert_eq!(error.kind(), ErrorKind::Config);
+                assert!(error.to_string().contains(word), "{text}: {error}");
+                assert!(text.len() < 5 || !error.to_string().contains(text));
+            }
+        }
+        assert!(ring(&[1]).also_opens(&good).unwrap_err().to_string().contains("twice"));
+        assert!(ring(&[1]).also_opens(good.trim_end_matches('=')).is_err());
+    }
+
+    #[test]
+    fn a_list_has_commas_between_and_its_order_counts() {
+        let (a, b, c) = (secret(1), secret(2), secret(3));
+        for list in [format!("{a},{b},{c}"), format!(" {a} ,\n{b}, {c}\n")] {
+            let ring = Keyring::from_list(&list).unwrap();
+            assert_eq!(ring.primary_secret(), a);
+            assert_eq!(ring.secrets.len(), 3);
+        }
+        for list in ["".to_owned(), ",".to_owned(), format!("{a},"), format!(",{a}"), format!("{a},,{b}")] {
+            assert!(Keyring::from_list(&list).unwrap_err().to_string().contains("empty"), "{list}");
+        }
+        assert!(Keyring::from_list(&format!("{a},{a}")).is_err());
+        assert!(Keyring::from_list(&format!("{a};{b}")).is_err());
+    }
+
+    #[test]
+    fn p13_a_keyring_does_not_print_itself_and_is_wiped() {
+        let printed = format!("{:?}", ring(&[1, 2]));
+        assert_eq!(printed, "Keyring { .. }");
+        fn is_wiped<T: zeroize::ZeroizeOnDrop>(_: &T) {}
+        is_wiped(&keys(ring(&[1]), "s").ring[0].ids);
+        is_wiped(&*ring(&[1]).secrets[0]);
+    }
+}

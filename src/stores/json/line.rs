@@ -1,0 +1,350 @@
+//! A line of the file ⇄ bytes.
+//!
+//! It begins with the CRC-32 of what follows its own place in the line, so that a break is found wherever it is. A
+//! payload that is a JSON object in one line stands there as it is, any other as base64.
+
+use std::{io::Write, ops::Range};
+
+use base64::prelude::{BASE64_STANDARD as BASE64, Engine};
+use bytes::Bytes;
+use crc32fast::Hasher;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::record::id::{Owner, RecordId};
+
+/// What a line says.
+#[derive(Debug)]
+pub(super) enum Line {
+    /// The first of a file: so many lines follow that were written with it, and then what came after change `n`.
+    Head { records: u64, n: u64 },
+    /// There is a record, whatever there was before.
+    Put { id: RecordId, version: i64, time: Time, payload: Payload },
+    /// If it still has that version, a record lives until then.
+    Touch { id: RecordId, version: i64, time: Time },
+    /// There is no such record any more.
+    End { id: RecordId },
+    /// There is no record of that owner any more, but one.
+    Clear { owner: Owner, keep: Option<RecordId> },
+    /// Nothing happened: said only for what it says of the lines before.
+    Synced,
+}
+
+/// Where a line stands among all changes, and up to which of them the file was on the disk before it was written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Place {
+    pub(super) n: u64,
+    pub(super) synced: u64,
+}
+
+/// Until when a record lives, by the clock on the wall, and how long that was when it was written. In milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Time {
+    pub(super) until: u64,
+    pub(super) ttl: u64,
+}
+
+/// Bytes to keep as they are, and whether they can stand in a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Payload {
+    bytes: Bytes,
+    plain: bool,
+}
+
+/// Why bytes are no line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Broken {
+    /// They are not what was written.
+    Sum,
+    /// They are, by another version of this crate.
+    Unknown,
+}
+
+impl Payload {
+    pub(super) fn new(bytes: Bytes) -> Self {
+        // Its own text or base64, and nothing in between: what comes back must be the same to the byte.
+        let plain = bytes.first() == Some(&b'{')
+            && !bytes.contains(&b'\n')
+            && serde_json::from_slice::<&RawValue>(&bytes).is_ok_and(|raw| raw.get().len() == bytes.len());
+        Self { bytes, plain }
+    }
+
+    pub(super) fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// About how many bytes it takes in the file.
+    fn len(&self) -> usize {
+        if self.plain { self.bytes.len() } else { self.bytes.len().div_ceil(3) * 4 }
+    }
+}
+
+impl Line {
+    /// Appends the line, with the end of it.
+    pub(super) fn write(&self, place: Option<Place>, out: &mut Vec<u8>) {
+        let start = out.len();
+        out.extend_from_slice(SUM_BEFORE);
+        out.extend_from_slice(b"00000000");
+        out.extend_from_slice(SUM_AFTER);
+        // Writing to a vector does not fail.
+        let _ = self.write_rest(place, out);
+        let sum = format!("{:08x}", crc32fast::hash(out.get(start + REST..).unwrap_or_default()));
+        if let Some(digits) = out.get_mut(start + SUM.start..start + SUM.end) {
+            digits.copy_from_slice(sum.as_bytes());
+        }
+        out.push(b'\n');
+    }
+
+    fn write_rest(&self, place: Option<Place>, out: &mut Vec<u8>) -> std::io::Result<()> {
+        if let Some(Place { n, synced }) = place {
+            write!(out, r#""n":{n},"synced":{synced},"#)?;
+        }
+        match self {
+            Self::Head { records, n } => write!(out, r#""op":"file","format":1,"records":{records},"after":{n}"#)?,
+            Self::Put { id, version, time: Time { until, ttl }, payload } => {
+                write!(out, r#""op":"put","id":"{id}","version":{version},"until":{until},"ttl":{ttl},"#)?;
+                if payload.plain {
+                    out.extend_from_slice(br#""json":"#);
+                    out.extend_from_slice(&payload.bytes);
+                } else {
+                    write!(out, r#""base64":"{}""#, BASE64.encode(&payload.bytes))?;
+                }
+            }
+            Self::Touch { id, version, time: Time { until, ttl } } => {
+                write!(out, r#""op":"touch","id":"{id}","version":{version},"until":{until},"ttl":{ttl}"#)?;
+            }
+            Self::End { id } => write!(out, r#""op":"end","id":"{id}""#)?,
+            Self::Clear { owner, keep: None } => write!(out, r#""op":"clear","owner":"{owner}""#)?,
+            Self::Clear { owner, keep: Some(keep) } => {
+                write!(out, r#""op":"clear","owner":"{owner}","keep":"{keep}""#)?;
+            }
+            Self::Synced => out.extend_from_slice(br#""op":"synced""#),
+        }
+        out.push(b'}');
+        Ok(())
+    }
+
+    /// Reads what [`write`](Self::write) wrote, without the end of the line.
+    pub(super) fn read(line: &[u8]) -> Result<(Option<Place>, Self), Broken> {
+        check_sum(line).ok_or(Broken::Sum)?;
+        // The sum is right, so what does not fit from here on was written like that.
+        let text = std::str::from_utf8(line).map_err(|_| Broken::Unknown)?;
+        let fields: Fields<'_> = serde_json::from_str(text).map_err(|_| Broken::Unknown)?;
+        fields.line().ok_or(Broken::Unknown)
+    }
+
+    /// About how many bytes a record takes in the file.
+    pub(super) fn cost(payload: &Payload) -> u64 {
+        (payload.len() + PUT_WITHOUT_PAYLOAD) as u64
+    }
+}
+
+/// Whether bytes are a line that says so much was on the disk; if they have the end of a line, also whether any part of
+/// them up to there is.
+///
+/// Any part, because the end of the line before may be what is broken. Not without an end: what is torn off within the
+/// data of a user is whatever that user likes.
+pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
+    if !is_whole {
+        return says_so(bytes, n, true);
+    }
+    // From the back, so that each byte is summed up once, however many starts there seem to be.
+    let (mut sum, mut end, mut starts) = (Hasher::new(), bytes.len(), Vec::new());
+    let windows = bytes.windows(SUM_BEFORE.len()).enumerate().rev();
+    for (start, _) in windows.filter(|(_, window)| *window == SUM_BEFORE) {
+        let Some((digits, rest)) = bytes.get(start..).and_then(sum_and_rest) else { continue };
+        let from = bytes.len() - rest.len();
+        let mut longer = Hasher::new();
+        longer.update(bytes.get(from..end).unwrap_or_default());
+        longer.combine(&sum);
+        (sum, end) = (longer, from);
+        if format!("{:08x}", sum.clone().finalize()).as_bytes() == digits {
+            starts.push(start);
+        }
+    }
+    // Of those before the true one, none knows what is in that: a sum is right there only by chance.
+    let starts = starts.into_iter().rev().take(MAX_STARTS);
+    starts.filter_map(|start| Some((start, bytes.get(start..)?))).any(|(start, line)| says_so(line, n, start == 0))
+}
+
+fn says_so(line: &[u8], n: u64, is_at_start: bool) -> bool {
+    match Line::read(line) {
+        Ok((Some(place), _)) => place.synced >= n,
+        // A whole line of a later version: what was before it was on the disk, for all that is known.
+        Err(Broken::Unknown) => is_at_start,
+        Ok((None, _)) | Err(Broken::Sum) => false,
+    }
+}
+
+/// Whether it might be the first line of a file of ours, whole or not.
+pub(super) fn is_ours(start: &[u8]) -> bool {
+    let found = |name: &[u8]| start.windows(name.len()).any(|window| window == name);
+    start.starts_with(SUM_BEFORE) || found(br#""op":"file""#) || found(br#""synced":"#)
+}
+
+/// What the sum was taken of, if it still is the sum of it.
+fn check_sum(line: &[u8]) -> Option<&[u8]> {
+    let (sum, rest) = sum_and_rest(line)?;
+    // To the letter: `from_str_radix` alone also takes capitals and a plus sign.
+    let same = format!("{:08x}", crc32fast::hash(rest)).as_bytes() == sum;
+    same.then_some(rest)
+}
+
+/// The digits of the sum, and what it is to be the sum of.
+fn sum_and_rest(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (sum, rest) = line.strip_prefix(SUM_BEFORE)?.split_at_checked(SUM.len())?;
+    Some((sum, rest.strip_prefix(SUM_AFTER)?))
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    n: Option<u64>,
+    synced: Option<u64>,
+    op: &'a str,
+    format: Option<u32>,
+    records: Option<u64>,
+    after: Option<u64>,
+    id: Option<&'a str>,
+    version: Option<i64>,
+    until: Option<u64>,
+    ttl: Option<u64>,
+    #[serde(borrow)]
+    json: Option<&'a RawValue>,
+    base64: Option<&'a str>,
+    owner: Option<&'a str>,
+    keep: Option<&'a str>,
+}
+
+impl Fields<'_> {
+    fn line(self) -> Option<(Option<Place>, Line)> {
+        let place = match (self.n, self.synced) {
+            (Some(n), Some(synced)) => Some(Place { n, synced }),
+            (None, None) => None,
+            _ => return None,
+        };
+        let id = || self.id?.parse().ok();
+        let time = || Some(Time { until: self.until?, ttl: self.ttl? });
+        let line = match self.op {
+            "file" if self.format == Some(1) => Line::Head { records: self.records?, n: self.after? },
+            "put" => Line::Put { id: id()?, version: self.version?, time: time()?, payload: self.payload()? },
+            "touch" => Line::Touch { id: id()?, version: self.version?, time: time()? },
+            "end" => Line::End { id: id()? },
+            "clear" => {
+                Line::Clear { owner: self.owner?.parse().ok()?, keep: self.keep.map(str::parse).transpose().ok()? }
+            }
+            "synced" => Line::Synced,
+            _ => return None,
+        };
+        Some((place, line))
+    }
+
+    fn payload(&self) -> Option<Payload> {
+        match (self.json, self.base64) {
+            (Some(json), None) => Some(Payload { bytes: Bytes::copy_from_slice(json.get().as_bytes()), plain: true }),
+            (None, Some(text)) => Some(Payload { bytes: BASE64.decode(text).ok()?.into(), plain: false }),
+            _ => None,
+        }
+    }
+}
+
+const SUM_BEFORE: &[u8] = br#"{"sum":""#;
+const SUM_AFTER: &[u8] = br#"","#;
+const SUM: Range<usize> = SUM_BEFORE.len()..SUM_BEFORE.len() + 8;
+const REST: usize = SUM.end + SUM_AFTER.len();
+const PUT_WITHOUT_PAYLOAD: usize = 220;
+const MAX_STARTS: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWNED: &str = "fVJZcPs5bTnULFhpr8ooOA.AAAAAAAAQACAAAAAAAAAAA";
+
+    fn put(payload: &'static [u8]) -> Line {
+        let time = Time { until: 1_800_000_000_000, ttl: 3_600_000 };
+        Line::Put { id: OWNED.parse().unwrap(), version: i64::MAX, time, payload: Payload::new(payload.into()) }
+    }
+
+    fn text(line: &Line, place: Option<Place>) -> Vec<u8> {
+        let mut out = Vec::new();
+        line.write(place, &mut out);
+        assert_eq!(out.pop(), Some(b'\n'));
+        out
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let id: RecordId = OWNED.parse().unwrap();
+        let owner = id.owner().unwrap();
+        let time = Time { until: u64::MAX, ttl: 0 };
+        let lines = [
+            Line::Head { records: 3, n: 4 },
+            put(br#"{"a":1}"#),
+            put(b"\0\xff"),
+            Line::Touch { id, version: 0, time },
+            Line::End { id },
+            Line::Clear { owner, keep: None },
+            Line::Clear { owner, keep: Some(id) },
+            Line::Synced,
+        ];
+        for line in lines {
+            for place in [None, Some(Place { n: 7, synced: 6 })] {
+                let (found, read) = Line::read(&text(&line, place)).unwrap();
+                assert_eq!(format!("{found:?} {read:?}"), format!("{place:?} {line:?}"));
+                assert!(serde_json::from_slice::<serde_json::Value>(&text(&line, place)).is_ok());
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_comes_back_to_the_byte_and_is_json_when_it_can_be() {
+        let plain: [&'static [u8]; 4] =
+            [b"{}", br#"{"b":1,"a":[1.0, 2e5 ]}"#, br#"{"a":1,"a":2}"#, "{\"é\":\"\\u0000\"}".as_bytes()];
+        let other: [&'static [u8]; 10] =
+            [b"", b"null", b"1", b"[1]", b" {}", b"{} ", b"{\n}", b"{}{}", b"{\"a\":\"\xff\"}", &[0; 100]];
+        for (payload, is_plain) in plain.map(|p| (p, true)).into_iter().chain(other.map(|p| (p, false))) {
+            let line = text(&put(payload), None);
+            let Ok((_, Line::Put { payload: read, .. })) = Line::read(&line) else { panic!("{payload:?}") };
+            assert_eq!((read.bytes().as_ref(), read.plain), (payload, is_plain));
+            assert!(!line.contains(&b'\n'));
+        }
+    }
+
+    #[test]
+    fn a_line_with_a_bit_flipped_or_its_end_missing_is_broken() {
+        let line = text(&put(br#"{"role":"admin"}"#), Some(Place { n: 1, synced: 0 }));
+        for bit in 0..line.len() * 8 {
+            let mut line = line.clone();
+            line[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(Line::read(&line).err(), Some(Broken::Sum));
+        }
+        for end in 0..line.len() {
+            assert_eq!(Line::read(&line[..end]).err(), Some(Broken::Sum));
+        }
+    }
+
+    #[test]
+    fn data_that_looks_like_a_line_is_not_taken_for_one() {
+        let inner = text(&Line::Synced, Some(Place { n: 9, synced: 8 }));
+        let payload = [br#"{"x":"#.as_slice(), &inner, b"}"].concat();
+        let line = text(&put(payload.leak()), Some(Place { n: 1, synced: 0 }));
+        assert!(!says_synced(&line, true, 8));
+        let joined = [b"broken".as_slice(), &inner].concat();
+        assert!(says_synced(&joined, true, 8) && !says_synced(&joined, false, 8));
+        assert!(says_synced(&inner, true, 8) && says_synced(&inner, false, 8));
+        assert!(!says_synced(&inner, true, 9) && !says_synced(&inner, false, 9));
+        // However many come before it, and in it.
+        let many = [br#"{"sum":"00000000","{"sum":""#.repeat(100).as_slice(), &line].concat();
+        assert!(says_synced(&many, true, 0) && !says_synced(&many, true, 1));
+    }
+
+    #[test]
+    fn a_line_of_a_later_version_is_not_passed_over() {
+        let mut line = Vec::new();
+        for rest in [r#""op":"file","format":2,"records":0,"after":0}"#, r#""n":1,"synced":0,"op":"merge"}"#] {
+            line.clear();
+            line.extend_from_slice(format!(r#"{{"sum":"{:08x}",{rest}"#, crc32fast::hash(rest.as_bytes())).as_bytes());
+            assert_eq!(Line::read(&line).err(), Some(Broken::Unknown));
+        }
+    }
+}

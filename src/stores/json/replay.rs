@@ -1,0 +1,245 @@
+//! Opening: what the file says is done again, and its end is told apart from a break.
+
+use std::{
+    collections::VecDeque,
+    io::{self, BufRead, BufReader, Read},
+    path::Path,
+    sync::{Arc, RwLock, atomic::AtomicBool},
+};
+
+use super::{
+    compact::{Beside, write_beside},
+    disk::{Disk, Handle, failed, read_full, write_all},
+    journal::{At, Journal},
+    line::{Broken, Line, is_ours, says_synced},
+    table::Table,
+    write,
+};
+use crate::error::{Error, ErrorKind};
+
+/// A file that was opened, and what had to be cut off it.
+pub(super) struct Opened {
+    pub(super) journal: Journal,
+    pub(super) cut: Option<Cut>,
+}
+
+/// A torn tail: what was being written when the machine or the process stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cut {
+    pub(super) line: u64,
+    pub(super) bytes: u64,
+}
+
+/// Fills the table from the file, which is made if there is none.
+///
+/// # Errors
+/// In words, and the file is as it was, unless it was only its torn tail that could not be cut.
+pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Error> {
+    let path = disk.path().display();
+    let file = disk.open().map_err(|error| failed(format!("{path} could not be opened"), error))?;
+    let found = match &file {
+        Some(file) => replay(&**file, disk.path(), &mut write(table))?,
+        None => None,
+    };
+    let (Some(file), Some(found)) = (file, found) else {
+        let journal = create(disk, table).map_err(|error| failed(format!("{path} could not be created"), error))?;
+        return Ok(Opened { journal, cut: None });
+    };
+    // Not before: it is ours only if the file is, and nobody else is writing it.
+    disk.remove_beside()
+        .map_err(|error| failed(format!("what a crash left beside {path} could not be removed"), error))?;
+    // Whoever put the file there may have been killed before the folder was on the disk, and with it all that is added.
+    disk.sync_folder()
+        .map_err(|error| failed(format!("the folder of {path} could not be brought to the disk"), error))?;
+    // It fails if the file belongs to somebody else, who would read and write all sessions from now on.
+    file.keep_private().map_err(|error| failed(format!("{path} cannot be kept from others"), error))?;
+    let cut = found.cut;
+    let journal = found
+        .settle(file)
+        .map_err(|error| failed(format!("the end of {path} could not be brought to the disk"), error))?;
+    Ok(Opened { journal, cut })
+}
+
+fn create(disk: &dyn Disk, table: &RwLock<Table>) -> io::Result<Journal> {
+    let Beside { file, len } = write_beside(disk, table, 0, &AtomicBool::new(false))?;
+    disk.rename()?;
+    disk.sync_folder()?;
+    Ok(Journal::new(file, At { offset: len, n: 0 }, 0))
+}
+
+/// What was found in a file.
+struct Found {
+    /// The end of what is whole.
+    end: At,
+    /// Up to here some line says that it was on the disk.
+    vouched: At,
+    /// The last change that says more than that.
+    changed: u64,
+    cut: Option<Cut>,
+}
+
+impl Found {
+    /// Cuts what is torn, and brings to the disk what nobody said was there.
+    fn settle(self, file: Arc<dyn Handle>) -> io::Result<Journal> {
+        let Self { end, vouched, changed, cut } = self;
+        if cut.is_some() {
+            file.set_len(end.offset)?;
+        }
+        // Written again, not only synced: after a sync that failed, the system may show pages that the disk does not have,
+        // and think them clean.
+        let mut at = vouched.offset;
+        let mut bytes = vec![0; 1 << 16];
+        while at < end.offset {
+            let some = usize::try_from(end.offset - at).unwrap_or(usize::MAX).min(bytes.len());
+            let Some(bytes) = bytes.get_mut(..some) else { break };
+            if read_full(&*file, bytes, at)? < some {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            write_all(&*file, bytes, at)?;
+            at += some as u64;
+        }
+        if cut.is_some() || vouched.offset < end.offset {
+            file.sync()?;
+        }
+        // Opening and closing again and again adds nothing.
+        let said = if changed > vouched.n { vouched.n } else { end.n };
+        Ok(Journal::new(file, end, said))
+    }
+}
+
+/// Nothing for a file without a single byte.
+fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Found>, Error> {
+    let mut lines = Lines::new(file, path);
+    // Before a line is looked for: what is not ours may be one without end.
+    let mut start = [0; 256];
+    let read = read_full(file, &mut start, 0);
+    let read = read.map_err(|error| failed(format!("{} could not be read", path.display()), error))?;
+    let start = start.get(..read).unwrap_or_default();
+    if start.is_empty() {
+        return Ok(None);
+    }
+    if !is_ours(start) {
+        return Err(lines.unrelated(start));
+    }
+    lines.next()?;
+    let (records, n) = match Line::read(lines.line()) {
+        Ok((None, Line::Head { records, n })) if lines.whole => (records, n),
+        Err(Broken::Unknown) => return Err(lines.later()),
+        _ => return Err(lines.broken()),
+    };
+    for _ in 0..records {
+        lines.next()?;
+        match Line::read(lines.line()) {
+            Ok((None, line @ Line::Put { .. })) if lines.whole => table.replay(line),
+            Err(Broken::Unknown) => return Err(lines.later()),
+            _ => return Err(lines.broken()),
+        }
+    }
+    let start = At { offset: lines.end, n };
+    let mut found = Found { end: start, vouched: start, changed: n, cut: None };
+    let mut ends = VecDeque::new();
+    while lines.next()? {
+        let (place, line) = match Line::read(lines.line()) {
+            Ok((Some(place), line)) if lines.whole && place.n == found.end.n + 1 => (place, line),
+            Err(Broken::Unknown) => return Err(lines.later()),
+            _ => {
+                let (offset, number) = (found.end.offset, lines.number);
+                let error = lines.broken();
+                // Was this on the disk? A line after it would say so.
+                loop {
+                    if says_synced(lines.line(), lines.whole, found.end.n + 1) {
+                        return Err(error);
+                    }
+                    if !lines.next()? {
+                        break;
+                    }
+                }
+                found.cut = Some(Cut { line: number, bytes: lines.end - offset });
+                break;
+            }
+        };
+        found.end = At { offset: lines.end, n: place.n };
+        ends.push_back(found.end);
+        while let Some(end) = ends.front().copied().filter(|end: &At| end.n <= place.synced) {
+            found.vouched = end;
+            ends.pop_front();
+        }
+        if !matches!(line, Line::Synced) {
+            found.changed = place.n;
+        }
+        table.replay(line);
+    }
+    Ok(Some(found))
+}
+
+/// The file, one line after the other.
+struct Lines<'a> {
+    reader: BufReader<From<'a>>,
+    path: &'a Path,
+    bytes: Vec<u8>,
+    number: u64,
+    /// Where the line ends, and whether it has an end.
+    end: u64,
+    whole: bool,
+}
+
+impl<'a> Lines<'a> {
+    fn new(file: &'a dyn Handle, path: &'a Path) -> Self {
+        let reader = BufReader::with_capacity(1 << 18, From { file, at: 0 });
+        Self { reader, path, bytes: Vec::new(), number: 0, end: 0, whole: true }
+    }
+
+    /// Goes on to the next line, if there is one.
+    fn next(&mut self) -> Result<bool, Error> {
+        self.bytes.clear();
+        self.number += 1;
+        let read = self.reader.read_until(b'\n', &mut self.bytes);
+        self.end += read.map_err(|error| failed(format!("{} could not be read", self.path.display()), error))? as u64;
+        self.whole = self.bytes.last() == Some(&b'\n');
+        Ok(!self.bytes.is_empty())
+    }
+
+    /// Without its end.
+    fn line(&self) -> &[u8] {
+        self.bytes.strip_suffix(b"\n").unwrap_or(&self.bytes)
+    }
+
+    fn broken(&self) -> Error {
+        let what = if self.bytes.is_empty() { "is missing" } else { "is not what was written" };
+        let (path, number) = (self.path.display(), self.number);
+        Error::new(
+            ErrorKind::Unreadable,
+            format!("line {number} of {path} {what}, and it had been on the disk; the file was left as it is"),
+        )
+    }
+
+    fn later(&self) -> Error {
+        let (path, number) = (self.path.display(), self.number);
+        Error::new(
+            ErrorKind::Unreadable,
+            format!("line {number} of {path} was written by a later version of this crate; the file was left as it is"),
+        )
+    }
+
+    fn unrelated(&self, start: &[u8]) -> Error {
+        let path = self.path.display();
+        let hint = match start.first() {
+            Some(b'{') => ": it may be a TinyDB file, as Jam writes it, whose sessions cannot be taken over",
+            _ => "",
+        };
+        Error::new(ErrorKind::Config, format!("{path} is not a file of sessions{hint}; it was left as it is"))
+    }
+}
+
+struct From<'a> {
+    file: &'a dyn Handle,
+    at: u64,
+}
+
+impl Read for From<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(bytes, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}

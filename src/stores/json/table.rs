@@ -1,0 +1,229 @@
+//! The records in memory: what every read is served from.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use slab::Slab;
+
+use super::line::{Line, Payload, Time};
+use crate::{
+    clock::{Clock, millis},
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+};
+
+/// All records that were acknowledged, expired ones included that nobody has removed yet.
+pub(super) struct Table {
+    clock: Clock,
+    entries: Slab<Entry>,
+    by_id: HashMap<RecordId, usize>,
+    by_owner: HashMap<Owner, Vec<usize>>,
+    by_expiry: BTreeSet<(Duration, usize)>,
+    cost: u64,
+}
+
+struct Entry {
+    id: RecordId,
+    kept: Kept,
+    /// Its place among those of its owner.
+    place: usize,
+}
+
+/// What is kept under a name.
+#[derive(Clone, Debug)]
+pub(super) struct Kept {
+    pub(super) version: i64,
+    pub(super) time: Time,
+    /// The end of that time by a clock that only goes forward, whatever becomes of the one on the wall.
+    pub(super) expires: Duration,
+    pub(super) payload: Payload,
+}
+
+impl Table {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            entries: Slab::new(),
+            by_id: HashMap::new(),
+            by_owner: HashMap::new(),
+            by_expiry: BTreeSet::new(),
+            cost: 0,
+        }
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    /// About how many bytes the records take in a file.
+    pub(super) fn cost(&self) -> u64 {
+        self.cost
+    }
+
+    /// From now on, `ttl` long.
+    pub(super) fn time(&self, ttl: Duration) -> (Time, Duration) {
+        let ms = millis(ttl);
+        (Time { until: self.clock.now_ms().saturating_add(ms), ttl: ms }, self.now().saturating_add(ttl))
+    }
+
+    /// When a time that was read ends. It may have been written by a clock that was ahead of ours: it is never longer
+    /// from now on than it was then.
+    fn expires(&self, time: Time) -> Duration {
+        let left = time.until.saturating_sub(self.clock.now_ms()).min(time.ttl);
+        self.now().saturating_add(Duration::from_millis(left))
+    }
+
+    pub(super) fn get(&self, id: &RecordId) -> Option<&Kept> {
+        Some(&self.entries.get(*self.by_id.get(id)?)?.kept)
+    }
+
+    pub(super) fn load(&self, id: RecordId, now: Duration) -> Option<Record> {
+        self.get(&id).filter(|kept| kept.expires > now).map(|kept| kept.record(id, now))
+    }
+
+    /// The names of all records of an owner, expired ones included.
+    pub(super) fn of(&self, owner: Owner) -> impl Iterator<Item = RecordId> {
+        let all = self.by_owner.get(&owner).into_iter().flatten();
+        all.filter_map(|&at| Some(self.entries.get(at)?.id))
+    }
+
+    /// The names of those that expired first.
+    pub(super) fn expired(&self, now: Duration) -> impl Iterator<Item = RecordId> {
+        let all = self.by_expiry.iter().take_while(move |(expires, _)| *expires <= now);
+        all.filter_map(|&(_, at)| Some(self.entries.get(at)?.id))
+    }
+
+    /// Some of the live records, and where to go on; `None` for nowhere. Whatever happens in between: one that is there
+    /// all the time is among them.
+    pub(super) fn some(&self, from: usize, into: &mut Vec<(RecordId, Kept)>) -> Option<usize> {
+        let (now, wall, end) = (self.now(), self.clock.now_ms(), from.saturating_add(SOME));
+        let entries = (from..end).filter_map(|at| self.entries.get(at)).filter(|entry| entry.kept.expires > now);
+        into.extend(entries.map(|Entry { id, kept, .. }| {
+            // The clock on the wall may have been set since this was written.
+            let until = wall.saturating_add(millis(kept.expires.saturating_sub(now)));
+            (*id, Kept { time: Time { until, ..kept.time }, ..kept.clone() })
+        }));
+        (end < self.entries.capacity()).then_some(end)
+    }
+
+    pub(super) fn put(&mut self, id: RecordId, kept: Kept) {
+        let expires = kept.expires;
+        self.cost += Line::cost(&kept.payload);
+        if let Some((at, entry)) = self.by_id.get(&id).and_then(|&at| Some((at, self.entries.get_mut(at)?))) {
+            let before = std::mem::replace(&mut entry.kept, kept);
+            self.cost = self.cost.saturating_sub(Line::cost(&before.payload));
+            self.by_expiry.remove(&(before.expires, at));
+            self.by_expiry.insert((expires, at));
+            return;
+        }
+        let at = self.entries.insert(Entry { id, kept, place: 0 });
+        self.by_id.insert(id, at);
+        self.by_expiry.insert((expires, at));
+        if let Some(owner) = id.owner() {
+            let all = self.by_owner.entry(owner).or_default();
+            if let Some(entry) = self.entries.get_mut(at) {
+                entry.place = all.len();
+            }
+            all.push(at);
+        }
+    }
+
+    pub(super) fn remove(&mut self, id: &RecordId) {
+        let Some(entry) = self.by_id.remove(id).and_then(|at| Some((at, self.entries.try_remove(at)?))) else { return };
+        let (at, entry) = entry;
+        self.cost = self.cost.saturating_sub(Line::cost(&entry.kept.payload));
+        self.by_expiry.remove(&(entry.kept.expires, at));
+        let Some(owner) = id.owner() else { return };
+        let Some(all) = self.by_owner.get_mut(&owner) else { return };
+        if entry.place < all.len() {
+            all.swap_remove(entry.place);
+        }
+        // The last one has taken its place.
+        if let Some(moved) = all.get(entry.place).and_then(|&moved| self.entries.get_mut(moved)) {
+            moved.place = entry.place;
+        }
+        if all.is_empty() {
+            self.by_owner.remove(&owner);
+        }
+    }
+
+    /// Does again what a line says was done.
+    pub(super) fn replay(&mut self, line: Line) {
+        match line {
+            Line::Put { id, version, time, payload } => {
+                let expires = self.expires(time);
+                self.put(id, Kept { version, time, expires, payload });
+            }
+            Line::Touch { id, version, time } => {
+                let Some(kept) = self.get(&id).filter(|kept| kept.version == version).cloned() else { return };
+                let expires = self.expires(time);
+                self.put(id, Kept { time, expires, ..kept });
+            }
+            Line::End { id } => self.remove(&id),
+            Line::Clear { owner, keep } => {
+                let ended: Vec<RecordId> = self.of(owner).filter(|id| Some(*id) != keep).collect();
+                ended.iter().for_each(|id| self.remove(id));
+            }
+            Line::Head { .. } | Line::Synced => {}
+        }
+    }
+}
+
+impl Kept {
+    pub(super) fn record(&self, id: RecordId, now: Duration) -> Record {
+        let payload = self.payload.bytes();
+        // It is about to be read anyway; a count of references is one more place in memory to wait for.
+        let payload = if payload.len() <= COPIED { Bytes::copy_from_slice(payload) } else { payload.clone() };
+        Record { id, version: self.version, ttl: self.expires.saturating_sub(now), payload }
+    }
+}
+
+const COPIED: usize = 4096;
+/// How many places are looked through at a time, so that nobody waits for long.
+const SOME: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::id::{Owners, Sid};
+
+    #[test]
+    fn every_index_forgets_what_is_removed() {
+        let mut table = Table::new(Clock::manual());
+        let owner = Owners::new("sessions", b"").unwrap().owner("ada");
+        let ids: Vec<RecordId> = (0..100).map(|_| RecordId::new(Some(owner), Sid::random().unwrap())).collect();
+        let put = |table: &mut Table, id: RecordId, version: i64| {
+            let (time, expires) = table.time(Duration::from_secs(version as u64 + 1));
+            table.put(id, Kept { version, time, expires, payload: Payload::new("{}".into()) });
+        };
+        for (i, id) in ids.iter().enumerate() {
+            put(&mut table, *id, i as i64);
+            put(&mut table, ids[i / 2], 1000 + i as i64);
+        }
+        assert_eq!((table.entries.len(), table.of(owner).count(), table.by_expiry.len()), (100, 100, 100));
+        for (i, id) in ids.iter().enumerate() {
+            table.remove(&ids[i * 37 % 100]);
+            table.remove(&ids[i * 37 % 100]);
+            assert_eq!(table.of(owner).count(), 99 - i);
+            assert!(table.of(owner).all(|id| table.get(&id).is_some()), "{id:?}");
+        }
+        assert!(table.by_id.is_empty() && table.by_owner.is_empty() && table.by_expiry.is_empty());
+        assert_eq!((table.entries.len(), table.cost()), (0, 0));
+    }
+
+    #[test]
+    fn a_clock_that_went_back_lengthens_no_life() {
+        let mut table = Table::new(Clock::manual());
+        let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
+        let ahead = table.clock.now_ms() + 1_000_000;
+        let time = Time { until: ahead + 5_000, ttl: 5_000 };
+        table.replay(Line::Put { id, version: 1, time, payload: Payload::new("{}".into()) });
+        let now = table.now();
+        assert_eq!(table.load(id, now).unwrap().ttl, Duration::from_secs(5));
+    }
+}

@@ -1,0 +1,79 @@
+//! What the keys in Redis are called.
+
+use crate::record::id::{Owner, RecordId};
+
+/// Makes the names. The prefix has no braces, so that the first one ends it: two prefixes never share a key. What is
+/// between the braces decides the slot in a Cluster: one for all that belongs to an owner.
+pub(super) struct Keys {
+    prefix: String,
+}
+
+/// The keys of one record.
+pub(super) struct RecordKeys {
+    pub(super) record: String,
+    /// Of an anonymous record there is none.
+    pub(super) index: Option<String>,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// Every kind of key ends in its own way: no `sid` leads to a key of another kind.
+    pub(super) fn of(&self, id: RecordId) -> RecordKeys {
+        match id.owner() {
+            Some(owner) => RecordKeys { record: self.record(owner, id.sid()), index: Some(self.index(owner)) },
+            None => RecordKeys { record: format!("{}:{{{}}}:a", self.prefix, id.sid()), index: None },
+        }
+    }
+
+    pub(super) fn record(&self, owner: Owner, sid: &str) -> String {
+        format!("{}:{{{owner}}}:s:{sid}", self.prefix)
+    }
+
+    pub(super) fn index(&self, owner: Owner) -> String {
+        format!("{}:{{{owner}}}:i", self.prefix)
+    }
+
+    /// Remembers the last `clear` of an owner for a few seconds.
+    pub(super) fn cleared(&self, owner: Owner) -> String {
+        format!("{}:{{{owner}}}:c", self.prefix)
+    }
+}
+
+/// The slot of a key in a Cluster: CRC-16 (XMODEM) of what is between the first braces.
+pub(super) fn slot(key: &str) -> usize {
+    let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or(key, |(tag, _)| tag);
+    let crc = tag.bytes().fold(0u16, |crc, byte| {
+        (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 != 0 { 0x1021 } else { 0 })
+    });
+    usize::from(crc) % 16384
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::id::Owners;
+
+    #[test]
+    fn slots_are_those_of_the_cluster_specification() {
+        assert_eq!(slot("123456789"), 0x31C3);
+        assert_eq!(slot("{user1000}.following"), slot("{user1000}.followers"));
+        assert_eq!(slot("foo"), 12182);
+    }
+
+    #[test]
+    fn all_keys_of_an_owner_are_in_one_slot_and_none_is_another() {
+        let keys = Keys::new("sessions");
+        let owner = Owners::new("sessions", b"").unwrap().owner("ada");
+        let sid = "AAAAAAAAQACAAAAAAAAAAA";
+        let all = [keys.record(owner, sid), keys.index(owner), keys.cleared(owner)];
+        assert!(all.iter().all(|key| slot(key) == slot(&all[0])));
+
+        let same_text: RecordId = owner.to_string().parse().unwrap();
+        let anonymous = keys.of(same_text);
+        assert!(anonymous.index.is_none());
+        assert!(!all.contains(&anonymous.record));
+    }
+}
