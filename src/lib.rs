@@ -134,9 +134,10 @@ pub use self::{
     record::{
         Record, Serializer,
         data::Data,
-        id::{Owner, RecordId, SessionId},
+        id::{Owner, RecordId},
         keyring,
         keyring::Keyring,
+        token::SessionId,
     },
     session::Session,
     sessions::{SessionInfo, Sessions, builder::Builder},

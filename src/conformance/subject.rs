@@ -20,9 +20,10 @@ use tokio::{
 use crate::{
     backend::{Backend, Outcome, Result},
     clock::Clock,
+    random::random,
     record::{
         Record,
-        id::{Owner, RecordId, Sid, random},
+        id::{Owner, RecordId, Sid},
     },
     sessions::Sessions,
 };

@@ -5,7 +5,7 @@ use std::{borrow::Cow, time::Duration};
 use cookie::{Cookie, SameSite, time};
 use http::{HeaderMap, HeaderValue, header};
 
-use crate::record::id::SessionId;
+use crate::record::token::SessionId;
 
 /// What the cookie is called and where it goes. What is set is checked against all that was set before.
 #[derive(Clone, Debug)]

@@ -22,7 +22,8 @@ use bytes::Bytes;
 use super::{Body, Contents, Stored};
 use crate::record::{
     data::{len_len, push_len, take_len},
-    id::{Owner, RecordId, SecretHash},
+    id::{Owner, RecordId},
+    token::SecretHash,
 };
 
 pub(super) const FORMAT: u8 = 1;
@@ -43,7 +44,7 @@ pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<
     // There never are more than four.
     let previous = &contents.previous[..contents.previous.len().min(usize::from(u8::MAX))];
     let times =
-        [Some(contents.created), contents.signed_in, Some(contents.seen), Some(contents.deadline), contents.idle];
+        [Some(contents.created), contents.signed_in, Some(contents.written), Some(contents.deadline), contents.idle];
     let body_len = own.map_or_else(|| contents.data.len(), <[u8]>::len);
     // To the byte: it needs no second place then, and leaves no room over.
     let len = 2
@@ -118,7 +119,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
     }
     let created = u64::from_be_bytes(take(&mut rest)?);
     let signed_in = if has(SIGNED_IN) { Some(u64::from_be_bytes(take(&mut rest)?)) } else { None };
-    let seen = u64::from_be_bytes(take(&mut rest)?);
+    let written = u64::from_be_bytes(take(&mut rest)?);
     let deadline = u64::from_be_bytes(take(&mut rest)?);
     let idle = if has(IDLE) { Some(u64::from_be_bytes(take(&mut rest)?)) } else { None };
     if u32::from_be_bytes(take(&mut rest)?) as usize != rest.len() {
@@ -137,7 +138,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
         previous,
         created,
         signed_in,
-        seen,
+        written,
         deadline,
         idle,
         ended: has(ENDED),

@@ -89,7 +89,8 @@ use zeroize::{Zeroize, Zeroizing};
 use crate::{
     clock::millis,
     error::{Error, ErrorKind},
-    record::id::{RecordId, random},
+    random::{self, random},
+    record::id::RecordId,
 };
 
 /// The secrets that seal and open IDs and records. See the [module docs](self).
@@ -148,9 +149,8 @@ impl Keyring {
     /// [`ErrorKind::Unavailable`] if the system has no random bytes.
     pub fn generate() -> Result<Self, Error> {
         let mut secret = Box::new(Zeroizing::new([0; LENGTH]));
-        // In place: a secret that is handed over leaves copies.
-        getrandom::fill(secret.as_mut_slice())
-            .map_err(|_| Error::new(ErrorKind::Unavailable, "the system gave no random bytes"))?;
+        // In place: a secret that is moved leaves copies.
+        random::fill(secret.as_mut_slice())?;
         Ok(Self { secrets: vec![secret], opens_only: false, plain_until: None })
     }
 
@@ -391,7 +391,8 @@ mod tests {
     use super::*;
     use crate::record::{
         Codec, Form,
-        id::{Owners, SessionId, Sid},
+        id::{Owners, Sid},
+        token::SessionId,
     };
 
     fn xaes(key: [u8; 32]) -> Xaes256Gcm {

@@ -16,6 +16,7 @@ pub(crate) mod data;
 pub(crate) mod id;
 pub mod keyring;
 mod text;
+pub(crate) mod token;
 
 use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
 
@@ -25,8 +26,9 @@ use crate::{
     error::{BoxError, Error, ErrorKind},
     record::{
         data::Data,
-        id::{Owners, RecordId, SecretHash},
+        id::{Owners, RecordId},
         keyring::{Keys, Opened, Purpose},
+        token::SecretHash,
     },
 };
 
@@ -91,7 +93,7 @@ pub(crate) struct Contents {
     pub(crate) created: u64,
     pub(crate) signed_in: Option<u64>,
     /// When the record was last written.
-    pub(crate) seen: u64,
+    pub(crate) written: u64,
     pub(crate) deadline: u64,
     /// The idle time of this session, if it is not the common one.
     pub(crate) idle: Option<u64>,
@@ -128,7 +130,7 @@ struct Stored<'a> {
     previous: Vec<(SecretHash, u64)>,
     created: u64,
     signed_in: Option<u64>,
-    seen: u64,
+    written: u64,
     deadline: u64,
     idle: Option<u64>,
     ended: bool,
@@ -253,7 +255,7 @@ impl Codec {
             previous: stored.previous,
             created: stored.created,
             signed_in: stored.signed_in,
-            seen: stored.seen,
+            written: stored.written,
             deadline: stored.deadline,
             idle: stored.idle,
             ended: stored.ended,
@@ -295,7 +297,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::record::id::{Owners, Secret, Sid};
+    use crate::record::{
+        id::{Owners, Sid},
+        token::Secret,
+    };
 
     const FORMS: [Form; 2] = [Form::Binary, Form::Text];
 
@@ -315,7 +320,7 @@ mod tests {
             previous: vec![(Secret::random().unwrap().hash(), 5), (Secret::random().unwrap().hash(), 6)],
             created: 1,
             signed_in: key.map(|_| 2),
-            seen: 3,
+            written: 3,
             deadline: 4,
             idle: Some(5),
             ended: false,
@@ -340,7 +345,7 @@ mod tests {
                 assert_eq!(read.key, contents.key);
                 assert!(read.hash.matches(&contents.hash));
                 assert_eq!(read.previous.len(), 2);
-                assert_eq!((read.created, read.signed_in, read.seen), (1, contents.signed_in, 3));
+                assert_eq!((read.created, read.signed_in, read.written), (1, contents.signed_in, 3));
                 assert_eq!((read.deadline, read.idle, read.ended), (4, Some(5), false));
                 assert!(read.data.same_as(&contents.data));
                 assert_eq!(codec(form).write(id, &read).unwrap(), payload);

@@ -14,10 +14,7 @@ use serde::{Deserialize, Deserializer, de::Error as _};
 use super::{Body, Contents, Stored};
 use crate::{
     error::{Error, ErrorKind},
-    record::{
-        data::Fields,
-        id::{RecordId, SecretHash},
-    },
+    record::{data::Fields, id::RecordId, token::SecretHash},
 };
 
 pub(super) const FORMAT: u8 = b'{';
@@ -60,7 +57,7 @@ fn write_all(
     if let Some(signed_in) = contents.signed_in {
         write!(out, r#","signed_in":{signed_in}"#)?;
     }
-    write!(out, r#","seen":{},"deadline":{}"#, contents.seen, contents.deadline)?;
+    write!(out, r#","seen":{},"deadline":{}"#, contents.written, contents.deadline)?;
     if let Some(idle) = contents.idle {
         write!(out, r#","idle":{idle}"#)?;
     }
@@ -98,7 +95,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
         previous: head.previous,
         created: head.created,
         signed_in: head.signed_in,
-        seen: head.seen,
+        written: head.written,
         deadline: head.deadline,
         idle: head.idle,
         ended: head.ended,
@@ -121,7 +118,8 @@ struct Head<'a> {
     previous: Vec<(SecretHash, u64)>,
     created: u64,
     signed_in: Option<u64>,
-    seen: u64,
+    #[serde(rename = "seen")]
+    written: u64,
     deadline: u64,
     idle: Option<u64>,
     #[serde(default)]

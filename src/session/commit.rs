@@ -7,14 +7,15 @@ use tokio::task::yield_now;
 use crate::{
     clock::millis,
     error::{Error, ErrorKind},
+    random::random_version,
     record::{
         data::Data,
-        id::{Secret, SecretHash, SessionId},
+        token::{Secret, SecretHash, SessionId},
     },
     session::change::{Change, Clearing, Identity, Plan},
     sessions::{
         Sessions,
-        engine::{Live, Unclaimed, Written, check_key, random_version},
+        engine::{Live, Unclaimed, Written, check_key},
     },
 };
 

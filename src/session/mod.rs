@@ -64,7 +64,7 @@ use crate::{
     http::{guard::Commit, service::Gate},
     record::{
         data::{Data, json},
-        id::Presented,
+        token::Credentials,
     },
     session::{
         change::{Change, Clearing, Identity, Modifies, Plan},
@@ -138,7 +138,7 @@ struct State {
     /// What the response is to say.
     effect: Option<Effect>,
     /// The ID that the request came with, if its cookie is to be sealed anew.
-    stale: Option<Box<Presented>>,
+    stale: Option<Box<Credentials>>,
 }
 
 /// When a commit happens.
@@ -552,7 +552,7 @@ impl Session {
     }
 
     /// The session that the cookies lead to, and the ID that did if its cookie is to be sealed anew.
-    async fn fetch(&self) -> Result<(Base, Option<Box<Presented>>), Error> {
+    async fn fetch(&self) -> Result<(Base, Option<Box<Credentials>>), Error> {
         let sessions = &self.0.gate.sessions;
         let cookies = self.0.cookies.as_deref().unwrap_or_default();
         let ids = cookies.split(';').filter_map(|text| sessions.presented(text)).take(MAX_COOKIES);

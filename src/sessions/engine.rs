@@ -3,12 +3,8 @@
 //! What [`Sessions`] and the layer are made of.
 
 use std::{
-    hash::{BuildHasher, RandomState},
     pin::pin,
-    sync::{
-        Arc, LazyLock, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, PoisonError},
     time::Duration,
 };
 
@@ -18,11 +14,12 @@ use crate::{
     backend::{Backend, Outcome},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
-    random::{STEP, mix},
+    random::random_version,
     record::{
         Contents, Record,
         data::Data,
-        id::{Owner, Presented, RecordId, Secret, SecretHash, SessionId, Sid},
+        id::{Owner, RecordId, Sid},
+        token::{Credentials, Secret, SecretHash, SessionId},
     },
     sessions::{Sessions, Shared},
     timeout::within,
@@ -82,7 +79,7 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// What a text says that may be an ID; `None` if it is none, or does not open.
-    pub(crate) fn presented(&self, text: &str) -> Option<Presented> {
+    pub(crate) fn presented(&self, text: &str) -> Option<Credentials> {
         SessionId::read(self.shared.policy.codec.keys.as_deref(), text, || self.now())
     }
 
@@ -126,7 +123,7 @@ impl<B: Backend> Sessions<B> {
             previous: Vec::new(),
             created: now,
             signed_in: key.map(|_| now),
-            seen: now,
+            written: now,
             deadline: now.saturating_add(millis(lifetime)),
             idle,
             ended: false,
@@ -177,8 +174,8 @@ impl<B: Backend> Sessions<B> {
 
     /// Writes new contents over what was seen as `live`.
     fn write(&self, live: &Live, mut new: Live) -> impl Future<Output = Result<Written, Error>> {
-        new.contents.seen = self.now();
-        new.ttl = self.ttl_at(&new.contents, new.contents.seen);
+        new.contents.written = self.now();
+        new.ttl = self.ttl_at(&new.contents, new.contents.written);
         new.stale = false;
         self.write_for(live, Arc::new(new))
     }
@@ -484,15 +481,6 @@ fn on_update(error: BoxError) -> Error {
 
 pub(crate) fn on_delete(error: BoxError) -> Error {
     Error::backend("a session could not be ended", error)
-}
-
-/// Another one each time: SplitMix64, from a random start in each process. Nobody gains anything by guessing it, and asking
-/// the system for random bytes takes longer than all else that a write does here.
-pub(crate) fn random_version() -> i64 {
-    static START: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    let state = COUNT.fetch_add(STEP, Relaxed).wrapping_add(*START);
-    (mix(state) & i64::MAX as u64).cast_signed()
 }
 
 const MAX_KEY: usize = 1024;

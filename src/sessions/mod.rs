@@ -19,14 +19,16 @@ use crate::{
     backend::{Backend, any::AnyBackend},
     clock::{Clock, millis},
     error::Error,
+    random::random_version,
     record::{
         Codec, Record,
         data::Data,
-        id::{Owner, Presented, RecordId, Secret, SessionId, Sid},
+        id::{Owner, RecordId, Sid},
+        token::{Credentials, Secret, SessionId},
     },
     sessions::{
         builder::{Builder, IdFactory},
-        engine::{Found, Live, Written, closed, not_found, on_delete, on_load, random_version, too_late},
+        engine::{Found, Live, Written, closed, not_found, on_delete, on_load, too_late},
         turns::Turns,
     },
     timeout::within,
@@ -330,7 +332,7 @@ impl<B: Backend> Sessions<B> {
         }
     }
 
-    async fn find_presented(&self, id: &Presented) -> Result<Option<Arc<Live>>, Error> {
+    async fn find_presented(&self, id: &Credentials) -> Result<Option<Arc<Live>>, Error> {
         match self.look(id.record, &id.secret.hash()).await? {
             Found::Live(live) => Ok(Some(live)),
             Found::Unreadable(error) => Err(error),
@@ -348,7 +350,7 @@ impl<B: Backend> Sessions<B> {
             handle: id.sid().to_owned(),
             created: time(contents.created),
             signed_in: contents.signed_in.map(time),
-            last_seen: Some(time(used.unwrap_or(0).clamp(contents.seen, contents.seen.max(now)))),
+            last_seen: Some(time(used.unwrap_or(0).clamp(contents.written, contents.written.max(now)))),
             expires: time(now.saturating_add(left).min(contents.deadline)),
             data: contents.data,
         }

@@ -122,9 +122,10 @@ use crate::backend::{Backend, Outcome, Result};
 use crate::{
     clock::millis,
     error::{Error, ErrorKind},
+    random::random,
     record::{
         Record,
-        id::{Owner, RecordId, Sid, random},
+        id::{Owner, RecordId, Sid},
     },
     sessions::Sessions,
 };
