@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 1 | the format, 1 |
 //! | 1 | what there is: a key and an owner (1), a sign-in (2), an idle time (4), no data any more (8), a serializer's data (16) |
-//! | text | the realm |
+//! | text | the tag of namespace and pepper |
 //! | 16 | the owner, if there is one |
 //! | text | the `sid` |
 //! | text | the session key, if there is one |
@@ -40,7 +40,7 @@ pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
     previous.len() * PREVIOUS_LEN
 }
 
-pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Vec<u8> {
+pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Vec<u8> {
     // There never are more than four.
     let previous = &contents.previous[..contents.previous.len().min(usize::from(u8::MAX))];
     let times =
@@ -48,7 +48,7 @@ pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<
     let body_len = own.map_or_else(|| contents.data.len(), <[u8]>::len);
     // To the byte: it needs no second place then, and leaves no room over.
     let len = 2
-        + text_len(realm)
+        + text_len(namespace)
         + id.owner().map_or(0, |owner| owner.as_bytes().len())
         + text_len(id.sid())
         + contents.key.as_deref().map_or(0, text_len)
@@ -68,7 +68,7 @@ pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<
             | flag(contents.ended, ENDED)
             | flag(own.is_some(), OWN),
     );
-    push_text(&mut out, realm);
+    push_text(&mut out, namespace);
     if let Some(owner) = id.owner() {
         out.extend_from_slice(owner.as_bytes());
     }
@@ -107,7 +107,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
     if flags & !ALL != 0 {
         return None;
     }
-    let realm = take_text(&mut rest)?;
+    let namespace = take_text(&mut rest)?;
     let owner = if has(OWNED) { Some(Owner::from_bytes(take(&mut rest)?)) } else { None };
     let sid = take_text(&mut rest)?;
     let key = if has(OWNED) { Some(take_text(&mut rest)?.into()) } else { None };
@@ -131,7 +131,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
     };
     let is_of_id = owner == id.owner() && sid == id.sid();
     Some(Stored {
-        realm,
+        namespace,
         is_of_id,
         key,
         hash,

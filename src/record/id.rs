@@ -183,13 +183,13 @@ impl Sid {
 }
 
 /// Turns session keys into owners: a keyed hash, so that a name cannot be guessed from a dump when there is a pepper,
-/// and a prefix, so that two applications in one store share no owner.
+/// and a namespace, so that two applications in one store share no owner.
 #[derive(Clone)]
 pub(crate) struct Owners(Arc<OwnersInner>);
 
 struct OwnersInner {
     mac: Hmac<Sha256>,
-    realm: String,
+    tag: String,
     /// Keys that were asked for lately, each in the place that its own hash gives it.
     recent: [Mutex<Option<Recent>>; RECENT],
     hasher: DefaultHashBuilder,
@@ -198,14 +198,14 @@ struct OwnersInner {
 type Recent = (Arc<str>, Owner);
 
 impl Owners {
-    pub(crate) fn new(prefix: &str, pepper: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn new(namespace: &str, pepper: &[u8]) -> Result<Self, Error> {
         let mut mac = Hmac::<Sha256>::new_from_slice(pepper)
             .map_err(|_| Error::new(ErrorKind::Config, "the pepper does not fit HMAC"))?;
-        mac.update(&(prefix.len() as u64).to_be_bytes());
-        mac.update(prefix.as_bytes());
-        let realm = BASE64.encode(tag::<6>(&mac, b"realm\0", b""));
+        mac.update(&(namespace.len() as u64).to_be_bytes());
+        mac.update(namespace.as_bytes());
+        let tag = BASE64.encode(tag::<6>(&mac, b"realm\0", b""));
         let recent = std::array::from_fn(|_| Mutex::default());
-        Ok(Self(Arc::new(OwnersInner { mac, realm, recent, hasher: DefaultHashBuilder::default() })))
+        Ok(Self(Arc::new(OwnersInner { mac, tag, recent, hasher: DefaultHashBuilder::default() })))
     }
 
     pub(crate) fn owner(&self, key: &str) -> Owner {
@@ -226,10 +226,10 @@ impl Owners {
         }
     }
 
-    /// Eight characters that stand for prefix and pepper: a record made under others is not ours to read, for
-    /// `clear` would not find it.
-    pub(crate) fn realm(&self) -> &str {
-        &self.0.realm
+    /// Eight characters that stand for namespace and pepper, stored in every record. A record with others is not ours to read,
+    /// because `clear` would not find it.
+    pub(crate) fn namespace(&self) -> &str {
+        &self.0.tag
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn owners_differ_by_key_prefix_and_pepper() {
-        let owner = |prefix: &str, pepper: &[u8], key: &str| Owners::new(prefix, pepper).unwrap().owner(key);
+        let owner = |namespace: &str, pepper: &[u8], key: &str| Owners::new(namespace, pepper).unwrap().owner(key);
         let all = [
             owner("sessions", b"", "ada"),
             owner("sessions", b"", "ad"),

@@ -19,8 +19,8 @@
 //!
 //! | sealed | form | opens only |
 //! |---|---|---|
-//! | the ID in the cookie, whole | base64url | as an ID of the same `sessions_key` |
-//! | a record, whole: user, times, hashes, data | bytes | as the record of the same name, of the same `sessions_key` |
+//! | the ID in the cookie, whole | base64url | as an ID of the same `namespace` |
+//! | a record, whole: user, times, hashes, data | bytes | as the record of the same name, of the same `namespace` |
 //!
 //! Both are a format byte, four bytes that name the key, a nonce of 192 random bits, the text under [XAES-256-GCM], and its
 //! tag of 128 bits: 45 bytes more than the text. Each secret gives two keys by HKDF-Expand with SHA-256, one for IDs and one
@@ -185,10 +185,10 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// A keyring at work, for the sessions of one `sessions_key`.
+/// A keyring at work, for the sessions of one `namespace`.
 pub(crate) struct Keys {
     ring: Vec<Key>,
-    sessions_key: Box<str>,
+    namespace: Box<str>,
     seals: bool,
     /// In milliseconds since 1970.
     plain_until: u64,
@@ -216,7 +216,7 @@ pub(crate) struct Opened {
 }
 
 impl Keys {
-    pub(crate) fn new(keyring: &Keyring, sessions_key: &str) -> Result<Self, Error> {
+    pub(crate) fn new(keyring: &Keyring, namespace: &str) -> Result<Self, Error> {
         // At its full size from the start: growing would leave copies behind.
         let mut ring = Vec::with_capacity(keyring.secrets.len());
         for secret in &keyring.secrets {
@@ -227,7 +227,7 @@ impl Keys {
             Some(time) => time.duration_since(SystemTime::UNIX_EPOCH).map(millis).unwrap_or(0),
             None => 0,
         };
-        Ok(Self { ring, sessions_key: sessions_key.into(), seals: !keyring.opens_only, plain_until })
+        Ok(Self { ring, namespace: namespace.into(), seals: !keyring.opens_only, plain_until })
     }
 
     /// Whether what is written is to be sealed.
@@ -285,7 +285,7 @@ impl Keys {
         Err(error)
     }
 
-    /// What a sealed text opens with and nothing else: its purpose and format, the `sessions_key`, and a record's own name.
+    /// What a sealed text opens with and nothing else: its purpose and format, the `namespace`, and a record's own name.
     ///
     /// Only the last part has a length of its own, so that two of these never run into each other.
     fn bound(&self, purpose: Purpose) -> Vec<u8> {
@@ -293,10 +293,10 @@ impl Keys {
             Purpose::Id => (b'i', String::new()),
             Purpose::Record(id) => (b'r', id.to_string()),
         };
-        let mut bound = Vec::with_capacity(10 + self.sessions_key.len() + name.len());
+        let mut bound = Vec::with_capacity(10 + self.namespace.len() + name.len());
         bound.extend_from_slice(&[SEALED, kind]);
-        bound.extend_from_slice(&(self.sessions_key.len() as u64).to_be_bytes());
-        bound.extend_from_slice(self.sessions_key.as_bytes());
+        bound.extend_from_slice(&(self.namespace.len() as u64).to_be_bytes());
+        bound.extend_from_slice(self.namespace.as_bytes());
         bound.extend_from_slice(name.as_bytes());
         bound
     }
@@ -454,8 +454,8 @@ mod tests {
         PADDED.encode(bytes)
     }
 
-    fn keys(keyring: Keyring, sessions_key: &str) -> Keys {
-        Keys::new(&keyring, sessions_key).unwrap()
+    fn keys(keyring: Keyring, namespace: &str) -> Keys {
+        Keys::new(&keyring, namespace).unwrap()
     }
 
     fn ring(bytes: &[u8]) -> Keyring {
@@ -487,8 +487,8 @@ mod tests {
                     Err(error) => assert!(i != j && error.kind() == ErrorKind::Corrupt),
                 }
             }
-            for sessions_key in ["session", "sessionss", "", "sessions\0"] {
-                let other = keys(ring(&[1]), sessions_key);
+            for namespace in ["session", "sessionss", "", "sessions\0"] {
+                let other = keys(ring(&[1]), namespace);
                 assert_eq!(other.open(purpose, &sealed).err().unwrap().kind(), ErrorKind::Corrupt);
             }
         }

@@ -123,7 +123,7 @@ pub(crate) enum Form {
 
 /// What a payload says, before anything of it is checked.
 struct Stored<'a> {
-    realm: &'a str,
+    namespace: &'a str,
     is_of_id: bool,
     key: Option<Cow<'a, str>>,
     hash: SecretHash,
@@ -159,10 +159,10 @@ impl Codec {
             }
             _ => None,
         };
-        let (realm, previous) = (self.owners.realm(), &contents.previous);
+        let (namespace, previous) = (self.owners.namespace(), &contents.previous);
         let (out, passing) = match self.form {
-            Form::Binary => (binary::write(realm, id, contents, own.as_deref()), binary::previous_len(previous)),
-            Form::Text => (text::write(realm, id, contents, own.as_deref())?, text::previous_len(previous)),
+            Form::Binary => (binary::write(namespace, id, contents, own.as_deref()), binary::previous_len(previous)),
+            Form::Text => (text::write(namespace, id, contents, own.as_deref())?, text::previous_len(previous)),
         };
         // What comes and goes by itself does not count: a session of the largest size can be rotated, and ended.
         let lasting = out.len().saturating_sub(passing);
@@ -223,8 +223,8 @@ impl Codec {
             _ => None,
         };
         let stored = stored.ok_or_else(|| unreadable("a record is not in a format that this version reads"))?;
-        if stored.realm != self.owners.realm() {
-            return Err(unreadable("a record was written under another sessions_key or pepper"));
+        if stored.namespace != self.owners.namespace() {
+            return Err(unreadable("a record was written under another namespace or pepper"));
         }
         // A record that was moved: to another session, or to another user.
         if !stored.is_of_id || stored.key.is_some() != id.owner().is_some() {

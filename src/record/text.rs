@@ -27,21 +27,21 @@ pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
     if previous.is_empty() { 0 } else { r#","previous":[]"#.len() + all - 1 }
 }
 
-pub(super) fn write(realm: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Result<Vec<u8>, Error> {
+pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Result<Vec<u8>, Error> {
     let mut out = Vec::with_capacity(320 + own.map_or_else(|| 2 * contents.data.len(), <[u8]>::len));
-    write_all(&mut out, realm, id, contents, own)
+    write_all(&mut out, namespace, id, contents, own)
         .map_err(|_| Error::new(ErrorKind::Data, "a session could not be written as JSON"))?;
     Ok(out)
 }
 
 fn write_all(
     out: &mut Vec<u8>,
-    realm: &str,
+    namespace: &str,
     id: RecordId,
     contents: &Contents,
     own: Option<&[u8]>,
 ) -> std::io::Result<()> {
-    write!(out, r#"{{"v":1,"realm":"{realm}","id":"{id}""#)?;
+    write!(out, r#"{{"v":1,"realm":"{namespace}","id":"{id}""#)?;
     if let Some(key) = &contents.key {
         out.extend_from_slice(br#","key":"#);
         serde_json::to_writer(&mut *out, &**key)?;
@@ -88,7 +88,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
         None => Body::Own(&payload[heads.byte_offset()..]),
     };
     Some(Stored {
-        realm: head.realm,
+        namespace: head.namespace,
         is_of_id: head.id.parse().ok() == Some(id),
         key: head.key,
         hash: head.hash,
@@ -107,8 +107,8 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
 #[derive(Deserialize)]
 struct Head<'a> {
     v: u32,
-    #[serde(default)]
-    realm: &'a str,
+    #[serde(default, rename = "realm")]
+    namespace: &'a str,
     #[serde(default)]
     id: &'a str,
     #[serde(borrow)]

@@ -36,7 +36,7 @@ pub struct Builder<T> {
 }
 
 struct Options {
-    sessions_key: String,
+    namespace: String,
     default_ttl: Option<Duration>,
     max_lifetime: Duration,
     anonymous_lifetime: Duration,
@@ -57,7 +57,7 @@ pub(crate) type IdFactory = Arc<dyn Fn() -> String + Send + Sync>;
 impl<T> Builder<T> {
     pub(crate) fn new(from: T) -> Self {
         let options = Options {
-            sessions_key: "sessions".to_owned(),
+            namespace: "sessions".to_owned(),
             default_ttl: Some(Duration::from_secs(3600)),
             max_lifetime: 30 * DAY,
             anonymous_lifetime: DAY,
@@ -81,10 +81,12 @@ impl<T> Builder<T> {
         self
     }
 
-    /// The name of these sessions in the store, `sessions` unless set: two applications with different ones never see
-    /// each other's. Changing it leaves all sessions behind.
-    pub fn sessions_key(mut self, prefix: impl Into<String>) -> Self {
-        self.options.sessions_key = prefix.into();
+    /// Sets the key prefix in the store. Applications with different namespaces never share sessions. Default: `sessions`.
+    ///
+    /// After a change, existing sessions are not found.
+    #[doc(alias = "sessions_key", alias = "redis_sessions_key", alias = "prefix")]
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.options.namespace = namespace.into();
         self
     }
 
@@ -202,11 +204,11 @@ impl<T> std::fmt::Debug for Builder<T> {
 impl Options {
     fn check(self) -> Result<Policy, Error> {
         let refuse = |message: &'static str| Err(Error::new(ErrorKind::Config, message));
-        if self.sessions_key.is_empty() || self.sessions_key.len() > 256 {
-            return refuse("sessions_key must have 1 to 256 bytes");
+        if self.namespace.is_empty() || self.namespace.len() > 256 {
+            return refuse("namespace must have 1 to 256 bytes");
         }
-        if self.sessions_key.contains(['{', '}']) {
-            return refuse("sessions_key must not contain braces: they decide the slot in a Redis Cluster");
+        if self.namespace.contains(['{', '}']) {
+            return refuse("namespace must not contain braces: they decide the slot in a Redis Cluster");
         }
         // A backend may count in whole milliseconds.
         let too_short = |time: Duration| time < Duration::from_millis(1);
@@ -226,11 +228,11 @@ impl Options {
             return refuse("the id_factory must give 22 to 43 characters of A-Z, a-z, 0-9, _ and -");
         }
         let owners =
-            Owners::new(&self.sessions_key, self.pepper.as_ref().map(|pepper| pepper.as_slice()).unwrap_or_default())?;
-        let keys = self.keyring.as_ref().map(|ring| Keys::new(ring, &self.sessions_key)).transpose()?.map(Arc::new);
+            Owners::new(&self.namespace, self.pepper.as_ref().map(|pepper| pepper.as_slice()).unwrap_or_default())?;
+        let keys = self.keyring.as_ref().map(|ring| Keys::new(ring, &self.namespace)).transpose()?.map(Arc::new);
         Ok(Policy {
             #[cfg(feature = "redis")]
-            sessions_key: self.sessions_key,
+            namespace: self.namespace,
             codec: Codec { form: self.form, owners, serializer: self.serializer, keys, max_size: self.max_size },
             default_ttl: self.default_ttl,
             max_lifetime: self.max_lifetime,

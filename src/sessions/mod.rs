@@ -100,7 +100,7 @@ pub(crate) struct Shared {
 /// What the [`Builder`] was told.
 pub(crate) struct Policy {
     #[cfg(feature = "redis")]
-    pub(crate) sessions_key: String,
+    pub(crate) namespace: String,
     pub(crate) codec: Codec,
     pub(crate) default_ttl: Option<Duration>,
     pub(crate) max_lifetime: Duration,

@@ -120,7 +120,7 @@ async fn p03_an_id_that_does_not_open_never_reaches_the_store(store: Store) {
     forged.extend([format!("{id}A"), format!("{id}="), format!("{id}AAAA"), format!("AAAA{id}"), "Ag".to_owned()]);
     forged.push("A".repeat(id.len()));
     forged.push(signed_in(&store, key_b(), "ada").await.id().unwrap());
-    let other = store.sessions_with(Options { sessions_key: Some("other"), ..with(key_a()) });
+    let other = store.sessions_with(Options { namespace: Some("other"), ..with(key_a()) });
     forged.push(other.create("ada", json!({})).await.unwrap().as_str().to_owned());
     // Records are no IDs.
     forged.push(BASE64.encode(&record_of_key_a(&store).await.payload));
@@ -262,7 +262,7 @@ async fn p11_records_cannot_be_swapped_or_moved(store: Store) {
     let sessions = store.sessions_with(with(key_a()));
     let anonymous = Client::new(&SessionLayer::new(sessions.clone()));
     anonymous.does(|session| session.insert("n", 1)).await.ok();
-    let other_options = Options { sessions_key: Some("other"), ..with(key_a()) };
+    let other_options = Options { namespace: Some("other"), ..with(key_a()) };
     let other = store.sessions_with(other_options.clone());
     let other_id = other.create("ada", json!({"role": "admin"})).await.unwrap();
     let other_owner = owner(&store, "ada", other_options).await;

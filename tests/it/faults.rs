@@ -201,7 +201,7 @@ async fn p11_a_record_moved_to_another_user_is_unreadable(store: Store) {
     let id = ada.id().unwrap();
     for options in [
         Options { pepper: Some("a pepper of 16 bytes"), ..Options::default() },
-        Options { sessions_key: Some("other"), ..Options::default() },
+        Options { namespace: Some("other"), ..Options::default() },
     ] {
         let other = store.sessions_with(options);
         assert_eq!(other.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);

@@ -201,8 +201,8 @@ async fn an_erased_module_is_the_same_one(store: Store) {
 #[test]
 fn p14_options_that_cannot_work_are_refused_in_words() {
     let refused = [
-        (MemorySessions::builder().sessions_key(""), "sessions_key"),
-        (MemorySessions::builder().sessions_key("a{b}"), "braces"),
+        (MemorySessions::builder().namespace(""), "namespace"),
+        (MemorySessions::builder().namespace("a{b}"), "braces"),
         (MemorySessions::builder().default_ttl(Duration::ZERO), "default_ttl"),
         (MemorySessions::builder().max_lifetime(Duration::ZERO), "max_lifetime"),
         (MemorySessions::builder().anonymous_lifetime(Duration::ZERO), "anonymous_lifetime"),

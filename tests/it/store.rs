@@ -89,7 +89,7 @@ pub struct Options {
     pub request_time: Option<Duration>,
     pub max_size: Option<usize>,
     pub pepper: Option<&'static str>,
-    pub sessions_key: Option<&'static str>,
+    pub namespace: Option<&'static str>,
     pub id_factory: Option<fn() -> String>,
     pub keyring: Option<Keyring>,
 }
@@ -119,8 +119,8 @@ impl Options {
         if let Some(pepper) = self.pepper {
             builder = builder.pepper(pepper);
         }
-        if let Some(prefix) = self.sessions_key {
-            builder = builder.sessions_key(prefix);
+        if let Some(namespace) = self.namespace {
+            builder = builder.namespace(namespace);
         }
         if let Some(factory) = self.id_factory {
             builder = builder.id_factory(factory);

@@ -2,10 +2,10 @@
 
 use crate::record::id::{Owner, RecordId};
 
-/// Makes the names. The prefix has no braces, so that the first one ends it: two prefixes never share a key. What is
+/// Makes the names. The namespace has no braces, so that the first one ends it: two namespaces never share a key. What is
 /// between the braces decides the slot in a Cluster: one for all that belongs to an owner.
 pub(super) struct Keys {
-    prefix: String,
+    namespace: String,
 }
 
 /// The keys of one record.
@@ -16,29 +16,29 @@ pub(super) struct RecordKeys {
 }
 
 impl Keys {
-    pub(super) fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
+    pub(super) fn new(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned() }
     }
 
     /// Every kind of key ends in its own way: no `sid` leads to a key of another kind.
     pub(super) fn of(&self, id: RecordId) -> RecordKeys {
         match id.owner() {
             Some(owner) => RecordKeys { record: self.record(owner, id.sid()), index: Some(self.index(owner)) },
-            None => RecordKeys { record: format!("{}:{{{}}}:a", self.prefix, id.sid()), index: None },
+            None => RecordKeys { record: format!("{}:{{{}}}:a", self.namespace, id.sid()), index: None },
         }
     }
 
     pub(super) fn record(&self, owner: Owner, sid: &str) -> String {
-        format!("{}:{{{owner}}}:s:{sid}", self.prefix)
+        format!("{}:{{{owner}}}:s:{sid}", self.namespace)
     }
 
     pub(super) fn index(&self, owner: Owner) -> String {
-        format!("{}:{{{owner}}}:i", self.prefix)
+        format!("{}:{{{owner}}}:i", self.namespace)
     }
 
     /// Remembers the last `clear` of an owner for a few seconds.
     pub(super) fn cleared(&self, owner: Owner) -> String {
-        format!("{}:{{{owner}}}:c", self.prefix)
+        format!("{}:{{{owner}}}:c", self.namespace)
     }
 }
 

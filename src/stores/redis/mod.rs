@@ -25,7 +25,7 @@
 //! | `sessions:{<owner>}:c` | string | the last clears of that owner, for ten seconds |
 //! | `sessions:{<sid>}:a` | string | an anonymous record |
 //!
-//! `sessions` is the [`sessions_key`](crate::Builder::sessions_key). All that belongs to an owner is in one slot of a Cluster.
+//! `sessions` is the [`namespace`](crate::Builder::namespace). All that belongs to an owner is in one slot of a Cluster.
 //! No key is ever without a time to live.
 //!
 //! **The index is the authority**: a record of somebody is live only while it is a member. So `clear` is one command on one key,

@@ -136,7 +136,7 @@ impl Builder<RedisServer> {
             return Err(Error::new(ErrorKind::Config, "the deadline of an operation must be between 50 ms and 4 s"));
         }
         let source = server.topology.source(server.uri).map_err(refuse)?;
-        let backend = RedisBackend::new(Resilient::new(source), Keys::new(&policy.sessions_key), server.deadline);
+        let backend = RedisBackend::new(Resilient::new(source), Keys::new(&policy.namespace), server.deadline);
         match backend.greet().await {
             Ok(()) => {}
             Err(failure) if matches!(failure.kind, Kind::Config | Kind::Denied) => return Err(refuse(failure)),

@@ -139,7 +139,7 @@ async fn lost_connections_to_redis_change_no_order() {
 
     let Some(place) = Place::new(Topology::Server) else { return };
     let proxy = std::sync::Arc::new(Proxy::before(&server().address).await);
-    let builder = || patient(jam_session::RedisSessions::builder(proxy.uri())).sessions_key(&place.prefix);
+    let builder = || patient(jam_session::RedisSessions::builder(proxy.uri())).namespace(&place.namespace);
     let (one, two) = (builder().connect().await.unwrap().erase(), builder().connect().await.unwrap().erase());
     let at = std::sync::Arc::clone(&proxy);
     let trouble: record::Trouble = std::sync::Arc::new(move |rng: &mut Random| match rng.one_in(2) {

@@ -43,7 +43,7 @@ async fn a_uri_that_is_none_is_refused_and_not_repeated() {
 async fn options_that_cannot_work_are_refused() {
     config(RedisSessions::builder("redis://localhost").deadline(Duration::ZERO).connect().await);
     config(RedisSessions::builder("redis://localhost").deadline(Duration::from_secs(60)).connect().await);
-    config(RedisSessions::builder("redis://localhost").sessions_key("a{b").connect().await);
+    config(RedisSessions::builder("redis://localhost").namespace("a{b").connect().await);
     config(RedisSessions::builder("redis://localhost/3").cluster(Vec::<String>::new()).connect().await);
     config(RedisSessions::builder("unix:///tmp/redis.sock").cluster(["redis://localhost"]).connect().await);
     config(RedisSessions::builder("redis://localhost").sentinel(Vec::<String>::new(), "mymaster").connect().await);
@@ -134,7 +134,7 @@ async fn what_is_closed_stays_closed() {
     if binary().is_none() {
         return;
     }
-    let sessions = patient(RedisSessions::builder(server().uri())).sessions_key("closed").connect().await.unwrap();
+    let sessions = patient(RedisSessions::builder(server().uri())).namespace("closed").connect().await.unwrap();
     let id = sessions.create("ada", json!({})).await.unwrap();
     sessions.close().await.unwrap();
     assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
@@ -144,7 +144,7 @@ async fn what_is_closed_stays_closed() {
 async fn a_connection_of_the_application_will_do(on: Topology) {
     let place = Place::new(on).unwrap();
     let id = of(owner("ada"), "one");
-    let builder = patient(RedisSessions::builder("")).sessions_key(&place.prefix);
+    let builder = patient(RedisSessions::builder("")).namespace(&place.namespace);
     let sessions = match on {
         Topology::Cluster => {
             let nodes = cluster().nodes.iter().map(Process::uri);

@@ -241,7 +241,7 @@ async fn strange_names_are_names(on: Topology) {
 async fn two_prefixes_never_meet(on: Topology) {
     let place = Place::new(on).unwrap();
     let one = place.sessions().await;
-    let other = place.sessions_with(|builder| builder.sessions_key(format!("{}:", place.prefix))).await;
+    let other = place.sessions_with(|builder| builder.namespace(format!("{}:", place.namespace))).await;
     let id = one.create("ada", json!({})).await.unwrap();
     assert!(other.get(&id).await.unwrap().is_none());
     assert!(other.list("ada").await.unwrap().is_empty());

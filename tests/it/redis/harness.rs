@@ -25,10 +25,10 @@ pub enum Topology {
     Cluster,
 }
 
-/// Sessions that share a server with others, under a prefix of their own.
+/// Sessions that share a server with others, under a namespace of their own.
 pub struct Place {
     pub topology: Topology,
-    pub prefix: String,
+    pub namespace: String,
 }
 
 /// One master, one replica, and sentinels.
@@ -75,7 +75,7 @@ impl Place {
     pub fn new(topology: Topology) -> Option<Self> {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         binary()?;
-        Some(Self { topology, prefix: format!("test-{}", NEXT.fetch_add(1, SeqCst)) })
+        Some(Self { topology, namespace: format!("test-{}", NEXT.fetch_add(1, SeqCst)) })
     }
 
     /// Sessions at this place, over connections of their own: those of one process.
@@ -93,7 +93,7 @@ impl Place {
             Topology::Sentinel => sentinel().builder(),
             Topology::Cluster => cluster().builder(),
         };
-        options(patient(builder).sessions_key(&self.prefix)).connect().await.unwrap()
+        options(patient(builder).namespace(&self.namespace)).connect().await.unwrap()
     }
 
     /// The servers that hold keys.
@@ -110,7 +110,7 @@ impl Place {
     pub fn keys(&self) -> Vec<(Address, String)> {
         let mut keys = Vec::new();
         for master in self.masters() {
-            let found = master.ask(&["KEYS", &format!("{}:*", self.prefix)]).list();
+            let found = master.ask(&["KEYS", &format!("{}:*", self.namespace)]).list();
             keys.extend(found.into_iter().map(|key| (master.clone(), key.text())));
         }
         keys
