@@ -7,7 +7,7 @@
 
 use std::{
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -20,7 +20,7 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, TransactionBehav
 /// Keeps records in a table of a SQLite database, which any number of processes of one machine may share.
 pub struct SqliteBackend {
     connection: Arc<Mutex<Connection>>,
-    clock: Clock,
+    clock: OnceLock<Clock>,
 }
 
 impl SqliteBackend {
@@ -43,7 +43,7 @@ impl SqliteBackend {
              CREATE INDEX IF NOT EXISTS sessions_by_owner ON sessions (owner) WHERE owner IS NOT NULL;
              CREATE INDEX IF NOT EXISTS sessions_by_expiry ON sessions (expires);",
         )?;
-        Ok(Self { connection: Arc::new(Mutex::new(connection)), clock: Clock::system() })
+        Ok(Self { connection: Arc::new(Mutex::new(connection)), clock: OnceLock::new() })
     }
 
     /// Runs a verb in a transaction that has the only right to write from its beginning on, on a thread that may wait for a
@@ -52,7 +52,7 @@ impl SqliteBackend {
         &self,
         verb: impl FnOnce(&Transaction<'_>, i64) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (connection, clock) = (Arc::clone(&self.connection), self.clock.clone());
+        let (connection, clock) = (Arc::clone(&self.connection), self.clock.get_or_init(Clock::system).clone());
         let work = move || -> Result<T> {
             // A transaction that panicked was rolled back.
             let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
@@ -148,8 +148,8 @@ impl Backend for SqliteBackend {
         .await
     }
 
-    fn set_clock(&mut self, clock: Clock) {
-        self.clock = clock;
+    fn set_clock(&self, clock: Clock) {
+        let _ = self.clock.set(clock);
     }
 }
 

@@ -1,14 +1,20 @@
-//! Any backend behind one type, so that nothing in HTTP has a type parameter for it.
+//! A backend of any type behind one type, so that nothing in HTTP has a type parameter for it.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use super::{Backend, Outcome, Result};
-use crate::record::{
-    Record,
-    id::{Owner, RecordId},
+use crate::{
+    clock::Clock,
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
 };
 
 /// A backend whose type was [erased](crate::Sessions::erase), for choosing the store at run time.
+///
+/// A clone is another handle to the same backend.
+#[derive(Clone)]
 pub struct AnyBackend(Arc<dyn Erased>);
 
 type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
@@ -22,6 +28,7 @@ trait Erased: Send + Sync {
     fn delete(&self, id: RecordId) -> Boxed<'_, bool>;
     fn list(&self, owner: Owner) -> Boxed<'_, Vec<Record>>;
     fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Boxed<'_, u64>;
+    fn set_clock(&self, clock: Clock);
     fn close(&self) -> Boxed<'_, ()>;
 }
 
@@ -52,6 +59,10 @@ impl<B: Backend> Erased for B {
 
     fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Boxed<'_, u64> {
         Box::pin(Backend::clear(self, owner, keep))
+    }
+
+    fn set_clock(&self, clock: Clock) {
+        Backend::set_clock(self, clock);
     }
 
     fn close(&self) -> Boxed<'_, ()> {
@@ -92,6 +103,10 @@ impl Backend for AnyBackend {
 
     async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
         self.0.clear(owner, keep).await
+    }
+
+    fn set_clock(&self, clock: Clock) {
+        self.0.set_clock(clock);
     }
 
     async fn close(&self) -> Result<()> {

@@ -111,7 +111,7 @@
 
 pub(crate) mod any;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 pub use self::any::AnyBackend;
 use crate::{
@@ -130,6 +130,7 @@ pub type Result<T> = std::result::Result<T, BoxError>;
 /// What became of an [`update`](Backend::update).
 #[derive(Clone, Debug)]
 #[must_use]
+#[non_exhaustive]
 pub enum Outcome {
     /// It is written.
     Done,
@@ -164,14 +165,56 @@ pub trait Backend: Send + Sync + 'static {
     /// Ends all records of an owner but `keep`, and says how many were live.
     fn clear(&self, owner: Owner, keep: Option<RecordId>) -> impl Future<Output = Result<u64>> + Send;
 
-    /// Takes the clock that the sessions were built with, before any other call. For a backend that counts time within
-    /// the process; a server has a clock of its own, and nothing to do here.
-    fn set_clock(&mut self, clock: Clock) {
+    /// Gives the backend the clock that the sessions were built with, before any other call.
+    ///
+    /// A backend that counts time within the process keeps it, for example in a [`OnceLock`](std::sync::OnceLock). A server
+    /// has a clock of its own and ignores it, which is the default. A backend that several [`Sessions`](crate::Sessions) share
+    /// in an [`Arc`] is called once for each of them and keeps the first clock.
+    fn set_clock(&self, clock: Clock) {
         let _ = clock;
     }
 
     /// Lets go of what it holds: files, locks, connections. Nothing else is called afterwards.
     fn close(&self) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
+    }
+}
+
+/// A backend that is shared: each clone of the [`Arc`] is another handle to it.
+impl<B: Backend> Backend for Arc<B> {
+    fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send {
+        B::load(self, id)
+    }
+
+    fn create(&self, record: Record) -> impl Future<Output = Result<bool>> + Send {
+        B::create(self, record)
+    }
+
+    fn update(&self, expected: i64, record: Record) -> impl Future<Output = Result<Outcome>> + Send {
+        B::update(self, expected, record)
+    }
+
+    fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> impl Future<Output = Result<()>> + Send {
+        B::touch(self, id, version, ttl)
+    }
+
+    fn delete(&self, id: RecordId) -> impl Future<Output = Result<bool>> + Send {
+        B::delete(self, id)
+    }
+
+    fn list(&self, owner: Owner) -> impl Future<Output = Result<Vec<Record>>> + Send {
+        B::list(self, owner)
+    }
+
+    fn clear(&self, owner: Owner, keep: Option<RecordId>) -> impl Future<Output = Result<u64>> + Send {
+        B::clear(self, owner, keep)
+    }
+
+    fn set_clock(&self, clock: Clock) {
+        B::set_clock(self, clock);
+    }
+
+    fn close(&self) -> impl Future<Output = Result<()>> + Send {
+        B::close(self)
     }
 }

@@ -82,6 +82,7 @@ pub enum Fault {
 
 /// The methods of a [`Backend`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[allow(missing_docs, reason = "each is the method of that name")]
 pub enum Verb {
     Load,
@@ -436,11 +437,8 @@ impl<B: Backend> Backend for Faulty<B> {
         self.call(call, move |backend| async move { backend.clear(owner, keep).await }).await
     }
 
-    fn set_clock(&mut self, clock: Clock) {
-        // Nothing that is late can hold it yet: this comes before any call.
-        if let Some(backend) = Arc::get_mut(&mut self.backend) {
-            backend.set_clock(clock);
-        }
+    fn set_clock(&self, clock: Clock) {
+        self.backend.set_clock(clock);
     }
 
     async fn close(&self) -> Result<()> {

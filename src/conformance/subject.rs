@@ -68,7 +68,7 @@ pub trait IntoSubject {
 impl<B: Backend> Subject<B> {
     /// A backend that takes the clock of the process: it is [set](Backend::set_clock) to one that only the exam moves, so that
     /// nothing waits.
-    pub fn new(mut backend: B) -> Self {
+    pub fn new(backend: B) -> Self {
         let clock = Clock::manual();
         backend.set_clock(clock.clone());
         Self::with(backend, Time::Process(clock))
@@ -96,7 +96,7 @@ impl<B: Backend> Subject<B> {
     ///
     /// It is for a subject that was just made: one that was cloned stays as it is.
     #[must_use]
-    pub fn shared_with(mut self, mut other: B) -> Self {
+    pub fn shared_with(mut self, other: B) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
             if let Time::Process(clock) = &inner.time {
                 other.set_clock(clock.clone());

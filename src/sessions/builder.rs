@@ -189,7 +189,7 @@ impl<B: Backend> Builder<B> {
     /// # Errors
     /// [`ErrorKind::Config`] if an option cannot work, in words.
     pub fn build(self) -> Result<Sessions<B>, Error> {
-        let (mut backend, policy) = self.check()?;
+        let (backend, policy) = self.check()?;
         backend.set_clock(policy.clock.clone());
         Ok(Sessions::with(backend, policy))
     }

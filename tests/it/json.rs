@@ -261,7 +261,7 @@ async fn of_updates_that_expect_the_same_version_one_is_done() {
                             assert_eq!(seen.version, there.version);
                             None
                         }
-                        Outcome::Gone => panic!("it is there"),
+                        other => panic!("it is there, and not {other:?}"),
                     }
                 })
             });

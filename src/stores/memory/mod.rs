@@ -6,7 +6,7 @@ use std::{
     hash::BuildHasher,
     iter::successors,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -44,7 +44,7 @@ pub type MemorySessions = Sessions<MemoryBackend>;
 pub struct MemoryBackend {
     shards: Box<[Mutex<Shard>]>,
     hasher: DefaultHashBuilder,
-    clock: Clock,
+    clock: OnceLock<Clock>,
     max_sessions: usize,
     max_bytes: usize,
     usage: Mutex<Usage>,
@@ -158,7 +158,7 @@ impl MemoryBackend {
         // Not the bits that the tables go by.
         let at = (self.hasher.hash_one(name) >> 32) as usize % self.shards.len();
         let mut shard = lock(&self.shards[at]);
-        let now = nanos(self.clock.elapsed());
+        let now = self.now();
         for _ in 0..purge {
             if !self.look_at_due(&mut shard, now) {
                 break;
@@ -194,6 +194,10 @@ impl MemoryBackend {
     fn holds(&self, id: RecordId) -> bool {
         let (shard, now) = self.shard(id, PURGE_PER_LOAD);
         shard.live(id, now, &self.hasher).is_some()
+    }
+
+    fn now(&self) -> u64 {
+        nanos(self.clock.get_or_init(Clock::system).elapsed())
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
@@ -252,7 +256,7 @@ impl MemoryBackend {
     }
 
     fn drop_any_expired(&self) -> bool {
-        let now = nanos(self.clock.elapsed());
+        let now = self.now();
         self.shards.iter().any(|shard| self.look_at_due(&mut lock(shard), now))
     }
 
@@ -299,7 +303,7 @@ impl Default for MemoryBackend {
         Self {
             shards: (0..shards).map(|_| Mutex::default()).collect(),
             hasher: DefaultHashBuilder::default(),
-            clock: Clock::system(),
+            clock: OnceLock::new(),
             max_sessions: usize::MAX,
             max_bytes: MAX_BYTES,
             usage: Mutex::default(),
@@ -409,8 +413,9 @@ impl Backend for MemoryBackend {
         Ok(ended)
     }
 
-    fn set_clock(&mut self, clock: Clock) {
-        self.clock = clock;
+    fn set_clock(&self, clock: Clock) {
+        // A backend that is shared keeps the clock it was given first.
+        let _ = self.clock.set(clock);
     }
 }
 
@@ -673,7 +678,7 @@ mod tests {
     }
 
     fn backend(clock: &Clock, (max_sessions, max_bytes): (usize, usize)) -> MemoryBackend {
-        let mut backend = MemoryBackend { max_sessions, max_bytes, ..MemoryBackend::default() };
+        let backend = MemoryBackend { max_sessions, max_bytes, ..MemoryBackend::default() };
         backend.set_clock(clock.clone());
         backend
     }

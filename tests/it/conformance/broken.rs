@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
 };
 
@@ -183,7 +183,7 @@ const CAUGHT: &[(Flaw, &str, &str)] = &[
 /// A right backend, but for its flaw: records, and an index of what each owner has.
 struct Wrong {
     flaw: Flaw,
-    clock: Clock,
+    clock: OnceLock<Clock>,
     store: Arc<Mutex<Store>>,
     cache: Mutex<HashMap<RecordId, Record>>,
     /// Taken by a verb for as long as it runs.
@@ -211,7 +211,7 @@ impl Wrong {
     fn new(flaw: Flaw) -> Self {
         Self {
             flaw,
-            clock: Clock::system(),
+            clock: OnceLock::new(),
             store: Default::default(),
             cache: Mutex::default(),
             busy: Mutex::default(),
@@ -231,7 +231,7 @@ impl Wrong {
     }
 
     fn now(&self) -> Duration {
-        self.clock.elapsed()
+        self.clock.get_or_init(Clock::system).elapsed()
     }
 
     fn ends(&self, ttl: Duration) -> Duration {
@@ -621,8 +621,8 @@ impl Backend for Wrong {
         .await
     }
 
-    fn set_clock(&mut self, clock: Clock) {
-        self.clock = clock;
+    fn set_clock(&self, clock: Clock) {
+        let _ = self.clock.set(clock);
     }
 }
 

@@ -7,6 +7,18 @@ mod memory {
     jam_session::conformance_tests!(jam_session::MemoryBackend::default());
 }
 
+/// One backend behind two handles, which are both given the clock.
+mod memory_in_an_arc {
+    use std::sync::Arc;
+
+    use jam_session::{MemoryBackend, conformance::Subject};
+
+    jam_session::conformance_tests!({
+        let backend = Arc::new(MemoryBackend::default());
+        Subject::new(Arc::clone(&backend)).shared_with(backend)
+    });
+}
+
 /// With the machine's clock, which nobody moves: time is waited for.
 mod memory_by_the_clock {
     jam_session::conformance_tests!(jam_session::MemorySessions::new());
@@ -17,7 +29,7 @@ mod memory_by_another_clock {
     use jam_session::{Backend, Clock, MemoryBackend, conformance::Subject};
 
     jam_session::conformance_tests!({
-        let (clock, mut backend) = (Clock::manual(), MemoryBackend::default());
+        let (clock, backend) = (Clock::manual(), MemoryBackend::default());
         backend.set_clock(clock.clone());
         Subject::with_time_passed_by(backend, move |time| {
             clock.advance(time);

@@ -470,6 +470,7 @@ impl Stage {
                                 Outcome::Done => Answer::Done,
                                 Outcome::Gone => Answer::Gone,
                                 Outcome::Conflict(there) => Answer::Conflict(self.saw(part, there).1),
+                                other => panic!("{other:?}"),
                             })
                         }
                         Call::Touch { at, version, ttl, .. } => {

@@ -58,6 +58,7 @@ pub async fn update(backend: &RedisBackend, expected: i64, record: Record) -> &'
         Outcome::Done => "done",
         Outcome::Gone => "gone",
         Outcome::Conflict(_) => "conflict",
+        other => panic!("{other:?}"),
     }
 }
 

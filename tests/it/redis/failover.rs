@@ -88,7 +88,7 @@ async fn write(backend: &RedisBackend, id: RecordId, last: i64) -> i64 {
             Ok(Outcome::Done) => return next,
             Ok(Outcome::Conflict(there)) => expected = there.version,
             // A failover may take back what was acknowledged, but the record was there long before.
-            Ok(Outcome::Gone) => panic!("it is gone"),
+            Ok(other) => panic!("it is {other:?}"),
             // Slower than a storm.
             Err(_) => sleep(Duration::from_millis(5)).await,
         }

@@ -392,6 +392,7 @@ async fn repeat(
         Ok(Outcome::Done) => "done",
         Ok(Outcome::Gone) => "gone",
         Ok(Outcome::Conflict(_)) => "conflict",
+        Ok(other) => panic!("{other:?}"),
         Err(error) => {
             assert!(error.to_string().contains("it is not known whether"), "{error}");
             assert_eq!(unavailable(Err(error)), ErrorKind::Unavailable);
@@ -459,7 +460,7 @@ async fn increment(server: &Process, writers: i64, steps: i64) -> (i64, i64) {
                             there = current;
                             continue;
                         }
-                        Ok(Outcome::Gone) => panic!("it is gone"),
+                        Ok(other) => panic!("it is {other:?}"),
                         // It may be in. Whoever added it again would not know how often it is.
                         Err(_) => {}
                     }
