@@ -9,11 +9,11 @@ use std::{
 use redis::Value;
 
 use super::{
-    RedisSessions,
+    backend::RedisSessions,
+    connection::Link,
     failure::{Failure, Kind},
-    resilient::Resilient,
     source::Source,
-    time_of,
+    time::time_of,
 };
 use crate::clock::millis;
 
@@ -58,12 +58,12 @@ impl RedisSessions {
     /// # }
     /// ```
     pub async fn doctor(&self) -> Vec<Finding> {
-        examine(&self.backend().inner.link).await
+        examine(self.backend().link()).await
     }
 }
 
 /// Whether the server can hold sessions at all.
-pub(super) async fn admit(link: &Resilient) -> Result<(), Failure> {
+pub(super) async fn admit(link: &Link) -> Result<(), Failure> {
     let infos = match infos(link).await {
         // Too few rights to say who it is: then it may well do.
         Err(failure) if failure.kind == Kind::Denied && failure.to_string().ends_with("NOPERM") => return Ok(()),
@@ -83,7 +83,7 @@ pub(super) async fn admit(link: &Resilient) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn examine(link: &Resilient) -> Vec<Finding> {
+async fn examine(link: &Link) -> Vec<Finding> {
     let mut findings = Vec::new();
     match infos(link).await {
         Ok(infos) if infos.is_empty() => findings.push(fine("server", "it does not say what it is")),
@@ -155,7 +155,7 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
     }
 }
 
-async fn look_at_config(link: &Resilient, findings: &mut Vec<Finding>) {
+async fn look_at_config(link: &Link, findings: &mut Vec<Finding>) {
     let Ok(fsync) = config(link, "appendfsync").await else {
         findings
             .push(fine("settings", "it may not be asked for them (CONFIG): look at them where the server is managed"));
@@ -190,7 +190,7 @@ async fn look_at_config(link: &Resilient, findings: &mut Vec<Finding>) {
     }
 }
 
-async fn look_at_time(link: &Resilient, findings: &mut Vec<Finding>) {
+async fn look_at_time(link: &Link, findings: &mut Vec<Finding>) {
     let mut trips = Vec::new();
     let mut ahead = None;
     for _ in 0..TRIPS {
@@ -247,14 +247,14 @@ impl Info {
 }
 
 /// One for each server: in a Cluster all are asked.
-async fn infos(link: &Resilient) -> Result<Vec<Info>, Failure> {
+async fn infos(link: &Link) -> Result<Vec<Info>, Failure> {
     let answer = link.send_one(redis::cmd("INFO"), 0, Instant::now() + PATIENCE).await?;
     let mut texts = Vec::new();
     collect_texts(&answer, &mut texts);
     Ok(texts.iter().map(|text| Info::parse(text)).filter(|info| info.version().is_some()).collect())
 }
 
-async fn config(link: &Resilient, name: &str) -> Result<String, Failure> {
+async fn config(link: &Link, name: &str) -> Result<String, Failure> {
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg(name);
     let answer = link.send_one(command, 0, Instant::now() + PATIENCE).await?;

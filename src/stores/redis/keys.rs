@@ -4,7 +4,7 @@ use crate::record::id::{Owner, RecordId};
 
 /// Makes the names. The namespace has no braces, so that the first one ends it: two namespaces never share a key. What is
 /// between the braces decides the slot in a Cluster: one for all that belongs to an owner.
-pub(super) struct Keys {
+pub(super) struct Keyspace {
     namespace: String,
 }
 
@@ -15,7 +15,7 @@ pub(super) struct RecordKeys {
     pub(super) index: Option<String>,
 }
 
-impl Keys {
+impl Keyspace {
     pub(super) fn new(namespace: &str) -> Self {
         Self { namespace: namespace.to_owned() }
     }
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn all_keys_of_an_owner_are_in_one_slot_and_none_is_another() {
-        let keys = Keys::new("sessions");
+        let keys = Keyspace::new("sessions");
         let owner = Owners::new("sessions", b"").unwrap().owner("ada");
         let sid = "AAAAAAAAQACAAAAAAAAAAA";
         let all = [keys.record(owner, sid), keys.index(owner), keys.cleared(owner)];

@@ -8,7 +8,7 @@ use std::{
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushKind,
     Value,
-    aio::MultiplexedConnection,
+    aio::{ConnectionLike, MultiplexedConnection},
     cluster::{ClusterClient, ClusterClientBuilder},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
@@ -18,10 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{
-    failure::{Failure, Kind},
-    resilient::Connection,
-};
+use super::failure::{Failure, Kind};
 
 pub(super) enum Source {
     Server(Client),
@@ -38,6 +35,17 @@ pub(super) struct Sentinel {
     master: ConnectionInfo,
     /// Who knew it last.
     first: AtomicUsize,
+}
+
+/// [`ConnectionLike`], shared: a clone is the same connection.
+pub(super) trait Connection: ConnectionLike + Send + Sync {
+    fn another(&self) -> Box<dyn Connection>;
+}
+
+impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for C {
+    fn another(&self) -> Box<dyn Connection> {
+        Box::new(self.clone())
+    }
 }
 
 impl Source {

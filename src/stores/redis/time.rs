@@ -8,6 +8,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use redis::Value;
+
 /// How far each server's clock is ahead of ours, which only goes forward. In a Cluster every node has a clock of its own,
 /// so that there is one place for each 64 neighbouring slots.
 ///
@@ -51,6 +53,16 @@ impl ServerTime {
     fn place(&self, slot: usize) -> &AtomicI64 {
         &self.differences[slot / SLOTS_PER_PLACE % PLACES]
     }
+}
+
+/// What `TIME` answers, in milliseconds since 1970.
+pub(super) fn time_of(answer: &Value) -> Option<i64> {
+    let Value::Array(parts) = answer else { return None };
+    let number = |part: Option<&Value>| match part {
+        Some(Value::BulkString(text)) => std::str::from_utf8(text).ok()?.parse::<i64>().ok(),
+        _ => None,
+    };
+    Some(number(parts.first())? * 1000 + number(parts.get(1))? / 1000)
 }
 
 fn since_start(moment: Instant) -> i64 {

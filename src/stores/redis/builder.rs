@@ -5,10 +5,11 @@ use std::{fmt, time::Duration};
 use redis::aio::ConnectionLike;
 
 use super::{
-    RedisBackend, RedisSessions,
+    backend::{RedisBackend, RedisSessions},
+    connection::Link,
+    doctor,
     failure::{Failure, Kind},
-    keys::Keys,
-    resilient::{Connection, Resilient},
+    keys::Keyspace,
     source::Source,
 };
 use crate::{
@@ -19,16 +20,9 @@ use crate::{
 /// A Redis to connect to: what a [`Builder`] of [`RedisSessions`] is made from.
 pub struct RedisServer {
     uri: String,
-    topology: Topology,
+    source: Result<Source, Failure>,
     lazy: bool,
     deadline: Duration,
-}
-
-enum Topology {
-    Server,
-    Sentinel { sentinels: Vec<String>, name: String },
-    Cluster { nodes: Vec<String> },
-    Own(Box<dyn Connection>),
 }
 
 impl RedisSessions {
@@ -44,12 +38,9 @@ impl RedisSessions {
 
     /// Sessions in Redis, to be set up. Nothing is looked at before [`connect`](Builder::connect).
     pub fn builder(uri: impl Into<String>) -> Builder<RedisServer> {
-        Builder::new(RedisServer {
-            uri: uri.into(),
-            topology: Topology::Server,
-            lazy: false,
-            deadline: Duration::from_millis(750),
-        })
+        let uri = uri.into();
+        let source = Source::server(&uri);
+        Builder::new(RedisServer { uri, source, lazy: false, deadline: Duration::from_millis(750) })
     }
 }
 
@@ -75,8 +66,8 @@ impl Builder<RedisServer> {
         sentinels: impl IntoIterator<Item = S>,
         name: impl Into<String>,
     ) -> Self {
-        let sentinels = sentinels.into_iter().map(Into::into).collect();
-        self.from.topology = Topology::Sentinel { sentinels, name: name.into() };
+        let sentinels: Vec<String> = sentinels.into_iter().map(Into::into).collect();
+        self.from.source = Source::sentinel(&self.from.uri, &sentinels, name.into());
         self
     }
 
@@ -95,7 +86,9 @@ impl Builder<RedisServer> {
     /// # }
     /// ```
     pub fn cluster<S: Into<String>>(mut self, nodes: impl IntoIterator<Item = S>) -> Self {
-        self.from.topology = Topology::Cluster { nodes: nodes.into_iter().map(Into::into).collect() };
+        let first = self.from.uri.clone();
+        let nodes: Vec<String> = std::iter::once(first).chain(nodes.into_iter().map(Into::into)).collect();
+        self.from.source = Source::cluster(&nodes);
         self
     }
 
@@ -105,7 +98,7 @@ impl Builder<RedisServer> {
     /// It must reconnect by itself, as `ConnectionManager` and `ClusterConnection` do: it is not replaced. It must not read
     /// from replicas, nor cache.
     pub fn connection(mut self, connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
-        self.from.topology = Topology::Own(Box::new(connection));
+        self.from.source = Ok(Source::Own(Box::new(connection)));
         self
     }
 
@@ -135,9 +128,9 @@ impl Builder<RedisServer> {
         if server.deadline < MIN_DEADLINE || server.deadline > MAX_DEADLINE {
             return Err(Error::new(ErrorKind::Config, "the deadline of an operation must be between 50 ms and 4 s"));
         }
-        let source = server.topology.source(server.uri).map_err(refuse)?;
-        let backend = RedisBackend::new(Resilient::new(source), Keys::new(&policy.namespace), server.deadline);
-        match backend.greet().await {
+        let source = server.source.map_err(refuse)?;
+        let backend = RedisBackend::new(Link::new(source), Keyspace::new(&policy.namespace), server.deadline);
+        match greet(&backend).await {
             Ok(()) => {}
             Err(failure) if matches!(failure.kind, Kind::Config | Kind::Denied) => return Err(refuse(failure)),
             Err(failure) if server.lazy => tracing::warn!(%failure, "Redis cannot be reached yet"),
@@ -147,24 +140,18 @@ impl Builder<RedisServer> {
     }
 }
 
-impl Topology {
-    fn source(self, uri: String) -> Result<Source, Failure> {
-        match self {
-            Self::Server => Source::server(&uri),
-            Self::Sentinel { sentinels, name } => Source::sentinel(&uri, &sentinels, name),
-            Self::Cluster { mut nodes } => {
-                nodes.insert(0, uri);
-                Source::cluster(&nodes)
-            }
-            Self::Own(connection) => Ok(Source::Own(connection)),
-        }
-    }
-}
-
 impl fmt::Debug for RedisServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisServer").finish_non_exhaustive()
     }
+}
+
+/// Looks at the server, and makes ready what the first operation would have to wait for.
+async fn greet(backend: &RedisBackend) -> Result<(), Failure> {
+    backend.link().watch();
+    doctor::admit(backend.link()).await?;
+    backend.prepare().await;
+    Ok(())
 }
 
 fn refuse(failure: Failure) -> Error {

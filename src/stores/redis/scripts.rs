@@ -22,25 +22,25 @@ impl Script {
     }
 
     /// By its hash, which the server knows once it has seen the text.
-    pub(super) fn by_hash(&self, call: &Call<'_>) -> Cmd {
+    pub(super) fn by_hash(&self, call: &ScriptCall<'_>) -> Cmd {
         call.command("EVALSHA", &self.hash)
     }
 
     /// By its text. Not `SCRIPT LOAD`, which in a Cluster waits for every node.
-    pub(super) fn by_text(&self, call: &Call<'_>) -> Cmd {
+    pub(super) fn by_text(&self, call: &ScriptCall<'_>) -> Cmd {
         call.command("EVAL", self.text)
     }
 }
 
 /// What a script is called with.
-pub(super) struct Call<'a> {
+pub(super) struct ScriptCall<'a> {
     pub(super) keys: &'a [&'a str],
     pub(super) args: &'a [&'a [u8]],
     /// Whether it was sent before, and may have run, for its answer was lost.
     pub(super) again: &'a AtomicBool,
 }
 
-impl Call<'_> {
+impl ScriptCall<'_> {
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);
         command.arg(script).arg(self.keys.len()).arg(self.keys);

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use redis::{Cmd, Pipeline, RedisResult, Value, aio::ConnectionLike};
+use redis::{Cmd, Pipeline, RedisResult, Value};
 use tokio::{
     sync::watch,
     task::AbortHandle,
@@ -17,8 +17,8 @@ use tokio::{
 
 use super::{
     failure::{Failure, Kind},
-    script::{Call, Script},
-    source::Source,
+    scripts::{Script, ScriptCall},
+    source::{Connection, Source},
 };
 
 /// Any connection, made to recover.
@@ -30,18 +30,18 @@ use super::{
 /// * A Cluster's connection heals what is dropped by itself, and repeats; it is replaced only when that did not help.
 /// * Whoever finds no connection waits for the one attempt that is under way; after a failure the next one is made by whoever
 ///   comes 20 ms later, and until then all others fail at once.
-pub(super) struct Resilient(Arc<Shared>);
+pub(super) struct Link(Arc<LinkInner>);
 
-struct Shared {
+struct LinkInner {
     source: Source,
-    state: Mutex<State>,
+    state: Mutex<LinkState>,
     /// How many attempts to connect have ended.
     attempts: watch::Sender<u64>,
     strikes: [AtomicU32; PLACES],
 }
 
 #[derive(Default)]
-struct State {
+struct LinkState {
     connection: Option<Box<dyn Connection>>,
     /// Which connection that is.
     generation: u64,
@@ -53,27 +53,16 @@ struct State {
 }
 
 /// What is sent at once, and answered at once.
-pub(super) enum Request<'a> {
+pub(super) enum Operation<'a> {
     One(Cmd),
     Many(Pipeline),
-    ByHash(&'a Script, &'a Call<'a>),
-    ByText(&'a Script, &'a Call<'a>),
+    ByHash(&'a Script, &'a ScriptCall<'a>),
+    ByText(&'a Script, &'a ScriptCall<'a>),
 }
 
-/// [`ConnectionLike`], shared: a clone is the same connection.
-pub(super) trait Connection: ConnectionLike + Send + Sync {
-    fn another(&self) -> Box<dyn Connection>;
-}
-
-impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for C {
-    fn another(&self) -> Box<dyn Connection> {
-        Box::new(self.clone())
-    }
-}
-
-impl Resilient {
+impl Link {
     pub(super) fn new(source: Source) -> Self {
-        Self(Arc::new(Shared {
+        Self(Arc::new(LinkInner {
             source,
             state: Mutex::default(),
             attempts: watch::Sender::new(0),
@@ -89,13 +78,13 @@ impl Resilient {
     pub(super) async fn run(
         &self,
         script: &Script,
-        call: &Call<'_>,
+        call: &ScriptCall<'_>,
         slot: usize,
         until: Instant,
     ) -> Result<Value, Failure> {
-        let answers = match self.send(&Request::ByHash(script, call), slot, until).await {
+        let answers = match self.send(&Operation::ByHash(script, call), slot, until).await {
             Err(failure) if failure.kind == Kind::NoScript => {
-                self.send(&Request::ByText(script, call), slot, until).await
+                self.send(&Operation::ByText(script, call), slot, until).await
             }
             done => done,
         };
@@ -103,18 +92,23 @@ impl Resilient {
     }
 
     pub(super) async fn send_one(&self, command: Cmd, slot: usize, until: Instant) -> Result<Value, Failure> {
-        self.send(&Request::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
+        self.send(&Operation::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
     }
 
     /// Sends, and gives the answers, none of which is an error.
-    pub(super) async fn send(&self, request: &Request<'_>, slot: usize, until: Instant) -> Result<Vec<Value>, Failure> {
+    pub(super) async fn send(
+        &self,
+        request: &Operation<'_>,
+        slot: usize,
+        until: Instant,
+    ) -> Result<Vec<Value>, Failure> {
         let mut waiting = Waiting::begin(self, slot, until);
         let result = timeout_at(until.into(), self.attempt(request)).await.unwrap_or_else(|_| Err(Failure::silent()));
         waiting.end(&result);
         result
     }
 
-    async fn attempt(&self, request: &Request<'_>) -> Result<Vec<Value>, Failure> {
+    async fn attempt(&self, request: &Operation<'_>) -> Result<Vec<Value>, Failure> {
         let (generation, mut connection) = self.connection().await?;
         let failure = match request.send(connection.as_mut()).await {
             Err(failure) if self.replaces(generation, &failure) => failure,
@@ -196,16 +190,16 @@ impl Resilient {
     }
 }
 
-impl Drop for Resilient {
+impl Drop for Link {
     fn drop(&mut self) {
         self.close();
     }
 }
 
-impl Shared {
+impl LinkInner {
     /// Nothing that is done under the lock can stop halfway. Nor is anything spawned or dropped under it that is not ours:
     /// a runtime that shuts down drops at once what it is given, and that would wait for the lock.
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -285,7 +279,7 @@ impl Shared {
 }
 
 /// An attempt to connect. However it ends, also with the runtime, those who wait are told.
-struct Building(Arc<Shared>);
+struct Building(Arc<LinkInner>);
 
 impl Drop for Building {
     fn drop(&mut self) {
@@ -297,7 +291,7 @@ impl Drop for Building {
 /// An operation under way. Whoever gave up waiting, after a good part of the time, counts as not answered: the caller may have
 /// less time than the operation.
 struct Waiting<'a> {
-    shared: &'a Arc<Shared>,
+    shared: &'a Arc<LinkInner>,
     slot: usize,
     since: Instant,
     patience: Duration,
@@ -305,10 +299,10 @@ struct Waiting<'a> {
 }
 
 impl<'a> Waiting<'a> {
-    fn begin(resilient: &'a Resilient, slot: usize, until: Instant) -> Self {
+    fn begin(link: &'a Link, slot: usize, until: Instant) -> Self {
         let since = Instant::now();
         let patience = until.saturating_duration_since(since) / 2;
-        Self { shared: &resilient.0, slot, since, patience, ended: false }
+        Self { shared: &link.0, slot, since, patience, ended: false }
     }
 
     fn end(&mut self, result: &Result<Vec<Value>, Failure>) {
@@ -330,7 +324,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Request<'_> {
+impl Operation<'_> {
     /// It may have been done all the same: from now on, it says so.
     fn was_lost(&self) {
         if let Self::ByHash(_, call) | Self::ByText(_, call) = self {

@@ -1,0 +1,351 @@
+//! The [`Backend`] over Redis: each verb as one script or one pipeline.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use redis::{Pipeline, Value};
+
+use super::{
+    connection::{Link, Operation},
+    failure::{Failure, Kind},
+    keys::{Keyspace, RecordKeys, slot},
+    scripts::{self, Script, ScriptCall},
+    time::{ServerTime, time_of},
+};
+use crate::{
+    backend::{Backend, Outcome, Result},
+    clock::millis,
+    error::{Error, ErrorKind},
+    random::random,
+    record::{
+        Record,
+        id::{Owner, RecordId, Sid},
+    },
+    sessions::Sessions,
+};
+
+/// [`Sessions`] in Redis. See [the module](super) for what it needs and promises.
+pub type RedisSessions = Sessions<RedisBackend>;
+
+/// Keeps records in Redis or Valkey, on one server, behind Sentinel, or in a Cluster. See [the module](super).
+pub struct RedisBackend {
+    inner: Arc<Executor>,
+}
+
+/// Shared with what tidies up in the background.
+struct Executor {
+    link: Link,
+    keys: Keyspace,
+    time: ServerTime,
+    deadline: Duration,
+}
+
+/// What a script answered.
+struct Reply {
+    code: i64,
+    rest: Vec<Value>,
+}
+
+impl RedisBackend {
+    pub(super) fn new(link: Link, keys: Keyspace, deadline: Duration) -> Self {
+        Self { inner: Arc::new(Executor { link, keys, time: ServerTime::new(), deadline }) }
+    }
+
+    pub(super) fn link(&self) -> &Link {
+        &self.inner.link
+    }
+
+    /// Learns the server's time, and makes ready the scripts, so that the first operation need not.
+    pub(super) async fn prepare(&self) {
+        let Executor { link, time, .. } = &*self.inner;
+        let sent = Instant::now();
+        if let Ok(answer) = link.send_one(redis::cmd("TIME"), 0, sent + self.inner.deadline).await
+            && let Some(now) = time_of(&answer)
+        {
+            time.learn(0, now, sent, Instant::now());
+        }
+        // What is loaded this way stays in the cache of newer servers, which that of `EVAL` does not. No must.
+        let mut load = Pipeline::new();
+        for script in scripts::all() {
+            load.cmd("SCRIPT").arg("LOAD").arg(script.text);
+        }
+        let _ = link.send(&Operation::Many(load), 0, Instant::now() + self.inner.deadline).await;
+    }
+}
+
+impl Executor {
+    /// Runs a script that writes. `rest` are its arguments after nonce and `sid`.
+    ///
+    /// The server refuses what comes too late by its own clock. If it is only that the clocks were not compared yet, or that
+    /// its clock was set, its refusal tells the time, and the script is sent once more.
+    async fn write(
+        &self,
+        script: &Script,
+        keys: &[&str],
+        nonce: [u8; 8],
+        sid: &str,
+        rest: &[&[u8]],
+    ) -> std::result::Result<Reply, Failure> {
+        let begun = Instant::now();
+        let until = begun + self.deadline;
+        let slot = keys.first().map_or(0, |key| slot(key));
+        let window = (millis(self.deadline) + CLOCK_SLACK).to_string();
+        // Refused is not done; but an answer that was lost before the refusal stays lost.
+        let lost = AtomicBool::new(false);
+        let mut again = true;
+        loop {
+            let not_after = self.time.at(slot, until).to_string();
+            let mut args: Vec<&[u8]> = vec![not_after.as_bytes(), window.as_bytes(), &nonce, sid.as_bytes()];
+            args.extend(rest);
+            let sent = Instant::now();
+            let answer = self.link.run(script, &ScriptCall { keys, args: &args, again: &lost }, slot, until).await?;
+            let (reply, now) = Reply::read(answer)?;
+            self.time.learn(slot, now, sent, Instant::now());
+            match reply.code {
+                LATE if again && Instant::now() < until => again = false,
+                LATE => return Err(Failure::silent()),
+                _ => return Ok(reply),
+            }
+        }
+    }
+
+    async fn read(&self, slot: usize, pipeline: Pipeline) -> std::result::Result<Vec<Value>, Failure> {
+        self.link.send(&Operation::Many(pipeline), slot, Instant::now() + self.deadline).await
+    }
+
+    /// Takes what is dead out of an index, and shortens the time of records that are no longer in it.
+    async fn tidy(&self, owner: Owner, sids: &[String]) {
+        for sids in sids.chunks(BATCH) {
+            let index = self.keys.index(owner);
+            let records: Vec<String> = sids.iter().map(|sid| self.keys.record(owner, sid)).collect();
+            let keys: Vec<&str> = std::iter::once(&index).chain(&records).map(String::as_str).collect();
+            let sids: Vec<&[u8]> = sids.iter().map(String::as_bytes).collect();
+            if let Err(failure) = self.write(&scripts::TIDY, &keys, [0; 8], "", &sids).await {
+                tracing::debug!(%failure, "what is left of ended sessions stays until it expires");
+                return;
+            }
+        }
+    }
+
+    fn tidy_later(self: &Arc<Self>, owner: Owner, sids: Vec<String>) {
+        if sids.is_empty() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let inner = Arc::clone(self);
+            runtime.spawn(async move { inner.tidy(owner, &sids).await });
+        }
+    }
+
+    /// One script for a record: its keys are the record's and, unless it is anonymous, the index.
+    async fn write_record(
+        &self,
+        script: &Script,
+        id: RecordId,
+        nonce: [u8; 8],
+        rest: &[&[u8]],
+    ) -> std::result::Result<Reply, Failure> {
+        let RecordKeys { record, index } = self.keys.of(id);
+        let keys: Vec<&str> = std::iter::once(record.as_str()).chain(index.as_deref()).collect();
+        self.write(script, &keys, nonce, id.sid(), rest).await
+    }
+}
+
+impl Backend for RedisBackend {
+    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
+        let RecordKeys { record, index } = self.inner.keys.of(id);
+        let mut pipeline = Pipeline::with_capacity(3);
+        // The index first: what is ended after that was live during the call.
+        if let Some(index) = &index {
+            pipeline.cmd("ZSCORE").arg(index).arg(id.sid());
+        }
+        pipeline.cmd("GET").arg(&record).cmd("PTTL").arg(&record);
+        let answers = self.inner.read(slot(&record), pipeline).await?;
+        let (member, record, left) = match <[Value; 3]>::try_from(answers) {
+            Ok([member, record, left]) => (Some(member), record, left),
+            Err(answers) => {
+                let [record, left] = <[Value; 2]>::try_from(answers).map_err(|_| Failure::garbage())?;
+                (None, record, left)
+            }
+        };
+        match member {
+            Some(Value::Nil) => Ok(None),
+            _ => read_record(id, record, left),
+        }
+    }
+
+    async fn create(&self, record: Record) -> Result<bool> {
+        let ttl = ttl(record.ttl);
+        let reply = self
+            .inner
+            .write_record(&scripts::CREATE, record.id, nonce(record.version), &[ttl.as_bytes(), &record.payload])
+            .await?;
+        match reply.code {
+            DONE => Ok(true),
+            NOT_THERE => Ok(false),
+            _ => Err(Failure::garbage().into()),
+        }
+    }
+
+    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
+        let ttl = ttl(record.ttl);
+        let rest: [&[u8]; 3] = [ttl.as_bytes(), &record.payload, &nonce(expected)];
+        let reply = self.inner.write_record(&scripts::UPDATE, record.id, nonce(record.version), &rest).await?;
+        match (reply.code, <[Value; 2]>::try_from(reply.rest)) {
+            (DONE, _) => Ok(Outcome::Done),
+            (NOT_THERE, _) => Ok(Outcome::Gone),
+            (CONFLICT, Ok([there, left])) => {
+                let there = read_record(record.id, there, left)?;
+                Ok(there.map_or(Outcome::Gone, Outcome::Conflict))
+            }
+            (UNREADABLE, _) => Err(unreadable().into()),
+            (UNKNOWN, _) => {
+                let unknown = "the answer of Redis was lost, and it is not known whether the change was applied";
+                Err(Failure::new(Kind::Lost, unknown).into())
+            }
+            _ => Err(Failure::garbage().into()),
+        }
+    }
+
+    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
+        self.inner.write_record(&scripts::TOUCH, id, nonce(version), &[self::ttl(ttl).as_bytes()]).await?;
+        Ok(())
+    }
+
+    async fn delete(&self, id: RecordId) -> Result<bool> {
+        let reply = self.inner.write_record(&scripts::DELETE, id, random()?, &[]).await?;
+        Ok(reply.code == DONE)
+    }
+
+    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
+        let index = self.inner.keys.index(owner);
+        let mut pipeline = Pipeline::with_capacity(1);
+        pipeline.cmd("ZRANGE").arg(&index).arg(0).arg(-1);
+        let answer = self.inner.read(slot(&index), pipeline).await?.pop().ok_or_else(Failure::garbage)?;
+        let mut records = Vec::new();
+        let mut dead = Vec::new();
+        for sids in sids(answer)?.chunks(BATCH) {
+            let keys: Vec<String> = sids.iter().map(|sid| self.inner.keys.record(owner, sid)).collect();
+            let mut pipeline = Pipeline::with_capacity(1 + keys.len());
+            pipeline.cmd("MGET").arg(&keys);
+            for key in &keys {
+                pipeline.cmd("PTTL").arg(key);
+            }
+            let mut answers = self.inner.read(slot(&index), pipeline).await?.into_iter();
+            let Some(Value::Array(found)) = answers.next() else { return Err(Failure::garbage().into()) };
+            for ((sid, record), left) in sids.iter().zip(found).zip(answers) {
+                // A member that no session can be called is not ours.
+                let Some(id) = Sid::parse(sid).map(|sid| RecordId::new(Some(owner), sid)) else { continue };
+                match read_record(id, record, left) {
+                    Ok(Some(record)) => records.push(record),
+                    Ok(None) => dead.push(sid.clone()),
+                    // It keeps nobody from seeing the others; `clear` ends it all the same.
+                    Err(error) => tracing::warn!(error, session = id.sid(), "a record cannot be listed"),
+                }
+            }
+        }
+        self.inner.tidy_later(owner, dead);
+        Ok(records)
+    }
+
+    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
+        let keep = keep.filter(|id| id.owner() == Some(owner));
+        let keep = keep.as_ref().map_or("", RecordId::sid);
+        let (index, cleared) = (self.inner.keys.index(owner), self.inner.keys.cleared(owner));
+        let reply = self.inner.write(&scripts::CLEAR, &[&index, &cleared], random()?, keep, &[]).await?;
+        let [Value::Int(ended), members] = <[Value; 2]>::try_from(reply.rest).map_err(|_| Failure::garbage())? else {
+            return Err(Failure::garbage().into());
+        };
+        let mut ended_sids = sids(members)?;
+        ended_sids.retain(|sid| sid != keep);
+        self.inner.tidy_later(owner, ended_sids);
+        Ok(u64::try_from(ended).unwrap_or_default())
+    }
+
+    async fn close(&self) -> Result<()> {
+        self.inner.link.close();
+        Ok(())
+    }
+}
+
+impl Reply {
+    /// A code, the server's time, and more.
+    fn read(answer: Value) -> std::result::Result<(Self, i64), Failure> {
+        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
+        let mut parts = parts.into_iter();
+        match (parts.next(), parts.next()) {
+            (Some(Value::Int(code)), Some(Value::Int(now))) => Ok((Self { code, rest: parts.collect() }, now)),
+            _ => Err(Failure::garbage()),
+        }
+    }
+}
+
+impl fmt::Debug for RedisBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RedisBackend").finish_non_exhaustive()
+    }
+}
+
+/// What is stored, as `head.lua` writes it: format, how many versions, the versions, the payload. `left` is what `PTTL` says.
+fn read_record(id: RecordId, stored: Value, left: Value) -> Result<Option<Record>> {
+    let (stored, left) = match (stored, left) {
+        (Value::Nil, _) | (_, Value::Int(-2)) => return Ok(None),
+        (Value::BulkString(stored), Value::Int(left)) => (Bytes::from(stored), left),
+        _ => return Err(Failure::garbage().into()),
+    };
+    let head = match stored.get(..2) {
+        Some(&[FORMAT, versions @ 1..=9]) => 2 + 8 * usize::from(versions),
+        _ => return Err(unreadable().into()),
+    };
+    let version: Option<[u8; 8]> = stored.get(2..10).and_then(|newest| newest.try_into().ok());
+    let (Some(version), true) = (version, stored.len() >= head) else { return Err(unreadable().into()) };
+    if left < 0 {
+        return Err(Error::new(ErrorKind::Unreadable, "a record in Redis has lost its time to live").into());
+    }
+    let ttl = Duration::from_millis(u64::try_from(left - KEEP).unwrap_or_default());
+    let live = !ttl.is_zero();
+    Ok(live.then(|| Record { id, version: i64::from_be_bytes(version), ttl, payload: stored.slice(head..) }))
+}
+
+fn unreadable() -> Error {
+    Error::new(ErrorKind::Unreadable, "a record in Redis is not in a format that this version reads")
+}
+
+fn sids(answer: Value) -> Result<Vec<String>> {
+    let Value::Array(members) = answer else { return Err(Failure::garbage().into()) };
+    let text = |member| match member {
+        Value::BulkString(text) => String::from_utf8(text).map_err(|_| Failure::garbage().into()),
+        _ => Err(Failure::garbage().into()),
+    };
+    members.into_iter().map(text).collect()
+}
+
+fn nonce(version: i64) -> [u8; 8] {
+    version.to_be_bytes()
+}
+
+/// In whole milliseconds, rounded down. A century is as good as more, and fits wherever it is added to.
+fn ttl(ttl: Duration) -> String {
+    millis(ttl).min(CENTURY).to_string()
+}
+
+/// What a script answers first.
+const DONE: i64 = 1;
+const NOT_THERE: i64 = 0;
+const CONFLICT: i64 = 2;
+const LATE: i64 = -1;
+const UNREADABLE: i64 = -2;
+const UNKNOWN: i64 = -3;
+
+const FORMAT: u8 = 1;
+/// As in `head.lua`, in milliseconds.
+const KEEP: i64 = 10_000;
+/// How far a comparison of clocks may be off, in milliseconds. With the longest deadline, still far less than `KEEP`.
+const CLOCK_SLACK: u64 = 1_000;
+const CENTURY: u64 = 100 * 365 * 86_400_000;
+/// How many records are asked for at once.
+const BATCH: usize = 100;
