@@ -1,4 +1,4 @@
-//! The [`Backend`] over Redis: each verb as one script or one pipeline.
+//! The Redis [`Backend`]: each verb is one script or one pipeline.
 
 use std::{
     fmt,
@@ -28,15 +28,15 @@ use crate::{
     sessions::Sessions,
 };
 
-/// [`Sessions`] in Redis. See [the module](super) for what it needs and promises.
+/// [`Sessions`] in Redis or Valkey. See [the module](super).
 pub type RedisSessions = Sessions<RedisBackend>;
 
-/// Keeps records in Redis or Valkey, on one server, behind Sentinel, or in a Cluster. See [the module](super).
+/// A [`Backend`] that keeps records in Redis or Valkey. See [the module](super).
 pub struct RedisBackend {
     inner: Arc<Executor>,
 }
 
-/// Shared with what tidies up in the background.
+/// Sends operations. Shared with the clean-up that runs in the background.
 struct Executor {
     link: Link,
     keys: Keyspace,
@@ -44,7 +44,7 @@ struct Executor {
     deadline: Duration,
 }
 
-/// What a script answered.
+/// The answer of a script.
 struct Reply {
     code: i64,
     rest: Vec<Value>,
@@ -59,7 +59,7 @@ impl RedisBackend {
         &self.inner.link
     }
 
-    /// Learns the server's time, and makes ready the scripts, so that the first operation need not.
+    /// Learns the server's time and loads the scripts, so that the first operation does not have to.
     pub(super) async fn prepare(&self) {
         let Executor { link, time, .. } = &*self.inner;
         let sent = Instant::now();
@@ -68,7 +68,7 @@ impl RedisBackend {
         {
             time.learn(0, now, sent, Instant::now());
         }
-        // What is loaded this way stays in the cache of newer servers, which that of `EVAL` does not. No must.
+        // Newer servers evict scripts that were sent with `EVAL`, but keep loaded ones. Optional, so errors are ignored.
         let mut load = Pipeline::new();
         for script in scripts::all() {
             load.cmd("SCRIPT").arg("LOAD").arg(script.text);
@@ -78,10 +78,10 @@ impl RedisBackend {
 }
 
 impl Executor {
-    /// Runs a script that writes. `rest` are its arguments after nonce and `sid`.
+    /// Runs a script that writes. `rest` holds its arguments after the nonce and the `sid`.
     ///
-    /// The server refuses what comes too late by its own clock. If it is only that the clocks were not compared yet, or that
-    /// its clock was set, its refusal tells the time, and the script is sent once more.
+    /// The server refuses a write that arrives too late by its own clock. It also refuses if its clock is not known yet or was
+    /// set. The refusal tells its time, so the script is then sent a second time.
     async fn write(
         &self,
         script: &Script,
@@ -94,7 +94,7 @@ impl Executor {
         let until = begun + self.deadline;
         let slot = keys.first().map_or(0, |key| slot(key));
         let window = (millis(self.deadline) + CLOCK_SLACK).to_string();
-        // Refused is not done; but an answer that was lost before the refusal stays lost.
+        // A refused write was not applied, but one whose answer was lost before the refusal may have been.
         let lost = AtomicBool::new(false);
         let mut again = true;
         loop {
@@ -117,7 +117,7 @@ impl Executor {
         self.link.send(&Operation::Many(pipeline), slot, Instant::now() + self.deadline).await
     }
 
-    /// Takes what is dead out of an index, and shortens the time of records that are no longer in it.
+    /// Removes dead members from an index, and shortens the life of records that are no longer in it.
     async fn tidy(&self, owner: Owner, sids: &[String]) {
         for sids in sids.chunks(BATCH) {
             let index = self.keys.index(owner);
@@ -125,7 +125,7 @@ impl Executor {
             let keys: Vec<&str> = std::iter::once(&index).chain(&records).map(String::as_str).collect();
             let sids: Vec<&[u8]> = sids.iter().map(String::as_bytes).collect();
             if let Err(failure) = self.write(&scripts::TIDY, &keys, [0; 8], "", &sids).await {
-                tracing::debug!(%failure, "what is left of ended sessions stays until it expires");
+                tracing::debug!(%failure, "ended sessions could not be cleaned up; they stay until they expire");
                 return;
             }
         }
@@ -141,7 +141,7 @@ impl Executor {
         }
     }
 
-    /// One script for a record: its keys are the record's and, unless it is anonymous, the index.
+    /// Runs a script on a record. Its keys are the record and, unless it is anonymous, the index.
     async fn write_record(
         &self,
         script: &Script,
@@ -159,7 +159,7 @@ impl Backend for RedisBackend {
     async fn load(&self, id: RecordId) -> Result<Option<Record>> {
         let RecordKeys { record, index } = self.inner.keys.of(id);
         let mut pipeline = Pipeline::with_capacity(3);
-        // The index first: what is ended after that was live during the call.
+        // The index first: a session that ends after this was live during the call.
         if let Some(index) = &index {
             pipeline.cmd("ZSCORE").arg(index).arg(id.sid());
         }
@@ -204,7 +204,7 @@ impl Backend for RedisBackend {
             }
             (UNREADABLE, _) => Err(unreadable().into()),
             (UNKNOWN, _) => {
-                let unknown = "the answer of Redis was lost, and it is not known whether the change was applied";
+                let unknown = "the answer of Redis was lost, so it is not known whether the change was applied";
                 Err(Failure::new(Kind::Lost, unknown).into())
             }
             _ => Err(Failure::garbage().into()),
@@ -238,13 +238,15 @@ impl Backend for RedisBackend {
             let mut answers = self.inner.read(slot(&index), pipeline).await?.into_iter();
             let Some(Value::Array(found)) = answers.next() else { return Err(Failure::garbage().into()) };
             for ((sid, record), left) in sids.iter().zip(found).zip(answers) {
-                // A member that no session can be called is not ours.
+                // A member that is not a valid `sid` is not ours.
                 let Some(id) = Sid::parse(sid).map(|sid| RecordId::new(Some(owner), sid)) else { continue };
                 match read_record(id, record, left) {
                     Ok(Some(record)) => records.push(record),
                     Ok(None) => dead.push(sid.clone()),
-                    // It keeps nobody from seeing the others; `clear` ends it all the same.
-                    Err(error) => tracing::warn!(error, session = id.sid(), "a record cannot be listed"),
+                    // An unreadable record must not hide the others. `clear` ends it like any other.
+                    Err(error) => {
+                        tracing::warn!(error, session = id.sid(), "an unreadable record is left out of the list")
+                    }
                 }
             }
         }
@@ -273,7 +275,7 @@ impl Backend for RedisBackend {
 }
 
 impl Reply {
-    /// A code, the server's time, and more.
+    /// Reads a code, the server's time, and the rest.
     fn read(answer: Value) -> std::result::Result<(Self, i64), Failure> {
         let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
         let mut parts = parts.into_iter();
@@ -290,7 +292,8 @@ impl fmt::Debug for RedisBackend {
     }
 }
 
-/// What is stored, as `head.lua` writes it: format, how many versions, the versions, the payload. `left` is what `PTTL` says.
+/// Reads a value as `head.lua` writes it: the format, the number of versions, the versions, the payload. `left` is the answer of
+/// `PTTL`.
 fn read_record(id: RecordId, stored: Value, left: Value) -> Result<Option<Record>> {
     let (stored, left) = match (stored, left) {
         (Value::Nil, _) | (_, Value::Int(-2)) => return Ok(None),
@@ -304,7 +307,7 @@ fn read_record(id: RecordId, stored: Value, left: Value) -> Result<Option<Record
     let version: Option<[u8; 8]> = stored.get(2..10).and_then(|newest| newest.try_into().ok());
     let (Some(version), true) = (version, stored.len() >= head) else { return Err(unreadable().into()) };
     if left < 0 {
-        return Err(Error::new(ErrorKind::Unreadable, "a record in Redis has lost its time to live").into());
+        return Err(Error::new(ErrorKind::Unreadable, "a record in Redis has no time to live").into());
     }
     let ttl = Duration::from_millis(u64::try_from(left - KEEP).unwrap_or_default());
     let live = !ttl.is_zero();
@@ -312,7 +315,7 @@ fn read_record(id: RecordId, stored: Value, left: Value) -> Result<Option<Record
 }
 
 fn unreadable() -> Error {
-    Error::new(ErrorKind::Unreadable, "a record in Redis is not in a format that this version reads")
+    Error::new(ErrorKind::Unreadable, "a record in Redis has a format that this version cannot read")
 }
 
 fn sids(answer: Value) -> Result<Vec<String>> {
@@ -328,12 +331,12 @@ fn nonce(version: i64) -> [u8; 8] {
     version.to_be_bytes()
 }
 
-/// In whole milliseconds, rounded down. A century is as good as more, and fits wherever it is added to.
+/// Whole milliseconds, rounded down, and at most a century, so that adding to it cannot overflow.
 fn ttl(ttl: Duration) -> String {
     millis(ttl).min(CENTURY).to_string()
 }
 
-/// What a script answers first.
+// The codes that scripts answer first.
 const DONE: i64 = 1;
 const NOT_THERE: i64 = 0;
 const CONFLICT: i64 = 2;
@@ -344,8 +347,8 @@ const UNKNOWN: i64 = -3;
 const FORMAT: u8 = 1;
 /// As in `head.lua`, in milliseconds.
 const KEEP: i64 = 10_000;
-/// How far a comparison of clocks may be off, in milliseconds. With the longest deadline, still far less than `KEEP`.
+/// How far off a comparison of clocks may be, in milliseconds. Even with the longest deadline it is far below `KEEP`.
 const CLOCK_SLACK: u64 = 1_000;
 const CENTURY: u64 = 100 * 365 * 86_400_000;
-/// How many records are asked for at once.
+/// How many records are read at once.
 const BATCH: usize = 100;

@@ -1,4 +1,4 @@
-//! Which Redis to use, and how the connection is made.
+//! The builder of [`RedisSessions`]: the source, its options, and connecting.
 
 use std::{fmt, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     sessions::{Sessions, builder::Builder},
 };
 
-/// A Redis to connect to: what a [`Builder`] of [`RedisSessions`] is made from.
+/// A Redis to connect to: the input of [`RedisSessions`]' [`Builder`].
 pub struct RedisServer {
     uri: String,
     source: Result<Source, Failure>,
@@ -26,17 +26,18 @@ pub struct RedisServer {
 }
 
 impl RedisSessions {
-    /// Sessions in one Redis server, with every option at its default: `redis://[[user]:password@]host[:port][/database]`,
-    /// `rediss://…` for TLS, or `unix:///path/to.sock[?db=0&pass=…]`.
+    /// Connects to one Redis server, with every option at its default.
+    ///
+    /// The URI is `redis://[[user]:password@]host[:port][/database]`, `rediss://…` for TLS, or
+    /// `unix:///path/to.sock[?db=0&pass=…]`.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a URI that is none, credentials that the server does not accept, a server that is older than
-    /// Redis 6.2 or a node of a Cluster; [`ErrorKind::Unavailable`] if it cannot be reached.
+    /// Those of [`Builder::connect`].
     pub async fn connect(uri: impl Into<String>) -> Result<Self, Error> {
         Self::builder(uri).connect().await
     }
 
-    /// Sessions in Redis, to be set up. Nothing is looked at before [`connect`](Builder::connect).
+    /// Returns a builder. Nothing is checked before [`connect`](Builder::connect).
     pub fn builder(uri: impl Into<String>) -> Builder<RedisServer> {
         let uri = uri.into();
         let source = Source::server(&uri);
@@ -45,10 +46,10 @@ impl RedisSessions {
 }
 
 impl Builder<RedisServer> {
-    /// Asks these sentinels, given as URIs, which server is the master of that name, and follows them when they make another
-    /// one the master.
+    /// Finds the master called `name` through these sentinels, and follows failovers.
     ///
-    /// The URI of the builder says how to speak to the master: scheme, credentials and database. Its host is not used.
+    /// The sentinels are given as URIs. The URI of the builder supplies the scheme, credentials and database for the master; its
+    /// host is not used.
     ///
     /// ```no_run
     /// # async fn doc() -> Result<(), jam_session::Error> {
@@ -71,8 +72,9 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Uses a Redis Cluster, of which the URI of the builder and these are nodes. Give all there are: any one that answers is
-    /// enough to find the others, but one must.
+    /// Uses a Redis Cluster. The URI of the builder and these URIs are nodes of it.
+    ///
+    /// One reachable node is enough to find the others, so name as many as you know.
     ///
     /// ```no_run
     /// # async fn doc() -> Result<(), jam_session::Error> {
@@ -92,41 +94,43 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Uses a connection that the application already has, in place of the URI: anything of [`redis`], or a pool behind its
-    /// [`ConnectionLike`].
+    /// Uses a connection that the application already has, in place of the URI.
     ///
-    /// It must reconnect by itself, as `ConnectionManager` and `ClusterConnection` do: it is not replaced. It must not read
-    /// from replicas, nor cache.
+    /// Any connection of [`redis`] works, and any pool that implements [`ConnectionLike`]. It must reconnect by itself, as
+    /// `ConnectionManager` and `ClusterConnection` do, because it is never replaced. It must neither read from replicas nor
+    /// cache.
     pub fn connection(mut self, connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         self.from.source = Ok(Source::Own(Box::new(connection)));
         self
     }
 
-    /// Lets [`connect`](Self::connect) succeed although no server can be reached yet. Until one can, calls fail with
-    /// [`ErrorKind::Unavailable`].
+    /// Lets [`connect`](Self::connect) succeed while no server can be reached. Default: `false`.
+    ///
+    /// Until a server can be reached, calls fail with [`ErrorKind::Unavailable`].
     pub fn lazy(mut self, lazy: bool) -> Self {
         self.from.lazy = lazy;
         self
     }
 
-    /// How long one operation may take, with everything it needs: waiting for the connection, making another one, a repeat;
-    /// 750 ms unless set, at least 50 ms and at most four seconds.
+    /// Limits the time of one operation, including reconnecting and a retry. Default: 750 ms; allowed: 50 ms to 4 s.
     ///
-    /// What a server does later than that, it refuses to do: its clock and ours are compared with every answer.
+    /// The server refuses a write that reaches it after the deadline. For this, its clock is compared with ours at every
+    /// answer.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.from.deadline = deadline;
         self
     }
 
-    /// Connects, and makes the sessions.
+    /// Connects, and returns the sessions.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if an option cannot work, the URI is none, the credentials are not accepted, or the server is too
-    /// old, in words; [`ErrorKind::Unavailable`] if no server can be reached, unless [`lazy`](Self::lazy).
+    /// [`ErrorKind::Config`], with an explanation, if an option or the URI is invalid, the credentials are not accepted, the
+    /// server is older than Redis 6.2, or it is a node of a Cluster and [`cluster`](Self::cluster) was not called.
+    /// [`ErrorKind::Unavailable`] if no server can be reached, unless [`lazy`](Self::lazy) is set.
     pub async fn connect(self) -> Result<RedisSessions, Error> {
         let (server, policy) = self.check()?;
         if server.deadline < MIN_DEADLINE || server.deadline > MAX_DEADLINE {
-            return Err(Error::new(ErrorKind::Config, "the deadline of an operation must be between 50 ms and 4 s"));
+            return Err(Error::new(ErrorKind::Config, "`deadline` must be between 50 ms and 4 s"));
         }
         let source = server.source.map_err(refuse)?;
         let backend = RedisBackend::new(Link::new(source), Keyspace::new(&policy.namespace), server.deadline);
@@ -146,7 +150,7 @@ impl fmt::Debug for RedisServer {
     }
 }
 
-/// Looks at the server, and makes ready what the first operation would have to wait for.
+/// Checks the server and prepares the first operation.
 async fn greet(backend: &RedisBackend) -> Result<(), Failure> {
     backend.link().watch();
     doctor::admit(backend.link()).await?;

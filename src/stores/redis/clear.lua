@@ -1,5 +1,5 @@
--- KEYS: index, clears   ARGV: …   -> 1, how many, members | -1 late. The sid is the one to keep, or empty.
--- Of the last eight clears: nonce, and how many they ended in eight digits.
+-- KEYS: index, clears   ARGV: …   -> 1, count, members | -1 late. The sid is the one to keep, or empty.
+-- The second key holds the last eight clears: the nonce, and the count in eight digits.
 local last = redis.call('GET', KEYS[2]) or ''
 for at = 1, #last, 16 do
   if string.sub(last, at, at + 7) == ARGV[3] then return {1, now, tonumber(string.sub(last, at + 8, at + 15)), {}} end

@@ -1,4 +1,4 @@
-//! A connection that comes back: one deadline for each operation, one rebuild at a time, one repeat.
+//! The connection to Redis: reconnects, retries once, and keeps a deadline for each operation.
 
 use std::{
     sync::{
@@ -21,21 +21,22 @@ use super::{
     source::{Connection, Source},
 };
 
-/// Any connection, made to recover.
+/// A connection that recovers, over any [`Source`].
 ///
-/// * What is dropped, or has become a replica, is replaced, and the operation repeated once. All operations may be; a script is
-///   told when its answer was lost.
-/// * What only stays silent is kept, for it may answer again; after three times in a row its replacement is made beside it.
-///   They are counted by slot: in a Cluster, the other nodes' answers say nothing about a dead one.
-/// * A Cluster's connection heals what is dropped by itself, and repeats; it is replaced only when that did not help.
-/// * Whoever finds no connection waits for the one attempt that is under way; after a failure the next one is made by whoever
-///   comes 20 ms later, and until then all others fail at once.
+/// * A connection that was dropped, or whose server became a replica, is replaced, and the operation is sent again, once. Every
+///   operation is idempotent; a script is told when its answer was lost.
+/// * A connection that only stays silent is kept, because it may answer again. After three silences in a row, another one is
+///   opened beside it. Silences are counted by slot, because in a Cluster the answers of other nodes say nothing about a dead
+///   one.
+/// * The connection of a Cluster reconnects and retries by itself. It is replaced only if that did not help.
+/// * At most one attempt to connect is under way, and callers without a connection wait for it. For 20 ms after a failed
+///   attempt all callers fail at once; the next caller starts another attempt.
 pub(super) struct Link(Arc<LinkInner>);
 
 struct LinkInner {
     source: Source,
     state: Mutex<LinkState>,
-    /// How many attempts to connect have ended.
+    /// The number of attempts to connect that have ended.
     attempts: watch::Sender<u64>,
     strikes: [AtomicU32; PLACES],
 }
@@ -43,7 +44,7 @@ struct LinkInner {
 #[derive(Default)]
 struct LinkState {
     connection: Option<Box<dyn Connection>>,
-    /// Which connection that is.
+    /// The number of that connection.
     generation: u64,
     since: Option<Instant>,
     building: bool,
@@ -52,7 +53,7 @@ struct LinkState {
     watchers: Vec<AbortHandle>,
 }
 
-/// What is sent at once, and answered at once.
+/// One request to the server, or several that are sent and answered together.
 pub(super) enum Operation<'a> {
     One(Cmd),
     Many(Pipeline),
@@ -74,7 +75,7 @@ impl Link {
         &self.0.source
     }
 
-    /// Runs a script, by its hash and, if the server does not know that, by its text.
+    /// Runs a script by its hash, or by its text if the server does not know the hash.
     pub(super) async fn run(
         &self,
         script: &Script,
@@ -95,7 +96,7 @@ impl Link {
         self.send(&Operation::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
     }
 
-    /// Sends, and gives the answers, none of which is an error.
+    /// Sends an operation and returns its answers. If one of them is an error, the operation fails.
     pub(super) async fn send(
         &self,
         request: &Operation<'_>,
@@ -114,8 +115,8 @@ impl Link {
             Err(failure) if self.replaces(generation, &failure) => failure,
             done => return done,
         };
-        tracing::debug!(%failure, "a connection to Redis is replaced");
-        // Who was found to be a replica has written nothing.
+        tracing::debug!(%failure, "the connection to Redis is replaced");
+        // A replica has written nothing.
         if failure.kind != Kind::Demoted {
             request.was_lost();
         }
@@ -123,22 +124,25 @@ impl Link {
         request.send(connection.as_mut()).await
     }
 
-    /// Whether to try again, with another connection if there can be one.
+    /// Whether to send the operation again, on another connection.
     fn replaces(&self, generation: u64, failure: &Failure) -> bool {
         match (failure.kind, self.0.source.heals()) {
             (Kind::Lost | Kind::Garbage, false) => self.0.forget(generation, Duration::ZERO),
-            // Whoever was just asked and found to be a replica will not have changed by now.
+            // A server that was a replica a moment ago still is one.
             (Kind::Demoted, false) => self.0.forget(generation, LEAST_AGE),
             _ => false,
         }
     }
 
-    /// The connection, made if there is none.
+    /// Returns the connection, and opens one if there is none.
     async fn connection(&self) -> Result<(u64, Box<dyn Connection>), Failure> {
         let mut attempts = {
             let state = self.0.state();
             if state.closed {
-                return Err(Failure::new(Kind::Lost, "the connection to Redis is closed"));
+                return Err(Failure::new(
+                    Kind::Lost,
+                    "the sessions were closed, and the connection to Redis with them",
+                ));
             }
             if let Some(connection) = &state.connection {
                 return Ok((state.generation, connection.another()));
@@ -148,11 +152,11 @@ impl Link {
             {
                 return Err(failure.clone());
             }
-            // Before the lock is let go of: an attempt settles under it, and ends after that.
+            // Subscribe before the lock is released: an attempt takes the lock to settle, and ends after that.
             self.0.attempts.subscribe()
         };
         self.0.rebuild(false);
-        // An attempt that was aborted has ended as well.
+        // An aborted attempt ends, too.
         let _ = attempts.changed().await;
         let state = self.0.state();
         match (&state.connection, &state.failed) {
@@ -162,14 +166,14 @@ impl Link {
         }
     }
 
-    /// Follows what the source has to tell, until [closed](Self::close) or dropped.
+    /// Follows failovers that the source announces, until [`close`](Self::close) or drop.
     pub(super) fn watch(&self) {
         let weak = Arc::downgrade(&self.0);
         let switched = move || {
             if let Some(shared) = weak.upgrade() {
                 let mut state = shared.state();
                 let old = state.connection.take();
-                // What is being built may be to the one that was.
+                // An attempt that is under way may lead to the old master.
                 state.generation += 1;
                 drop(state);
                 drop(old);
@@ -197,13 +201,13 @@ impl Drop for Link {
 }
 
 impl LinkInner {
-    /// Nothing that is done under the lock can stop halfway. Nor is anything spawned or dropped under it that is not ours:
-    /// a runtime that shuts down drops at once what it is given, and that would wait for the lock.
+    /// No code under this lock can panic halfway, so a poisoned lock is used as it is. Nothing foreign is spawned or dropped
+    /// under it: a runtime that shuts down drops a spawned task at once, and that drop would wait for the lock.
     fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops a connection, unless that has been done, and says whether it may be tried anew.
+    /// Drops a connection unless that was done before, and returns whether to retry.
     fn forget(&self, generation: u64, least_age: Duration) -> bool {
         let mut state = self.state();
         if state.generation != generation {
@@ -218,13 +222,14 @@ impl LinkInner {
         true
     }
 
-    /// Makes a connection if there is none, or also beside the one there is, unless that is being done. In a task of its own:
-    /// whoever waits for it may go away, and it may take longer than one of them has.
+    /// Opens a connection if there is none, or `beside` the present one. Does nothing while another attempt is under way.
+    ///
+    /// It runs in a task of its own, because a caller may be dropped and may have less time than an attempt takes.
     fn rebuild(self: &Arc<Self>, beside: bool) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         {
             let mut state = self.state();
-            // Somebody else may just have made one.
+            // Another caller may just have opened one.
             if state.building || state.closed || (state.connection.is_some() && !beside) {
                 return;
             }
@@ -243,7 +248,7 @@ impl LinkInner {
         });
     }
 
-    /// Takes what was made, unless it was overtaken.
+    /// Takes over the outcome of an attempt. `false` if the master has changed meanwhile.
     fn settle(&self, generation: u64, made: Result<Box<dyn Connection>, Failure>) -> bool {
         let mut state = self.state();
         let mut old = None;
@@ -268,17 +273,17 @@ impl LinkInner {
         true
     }
 
-    /// Counts a silence, and replaces the connection when there were too many.
+    /// Counts a silence, and replaces the connection after too many.
     fn strike(self: &Arc<Self>, slot: usize) {
         let strikes = self.strikes[slot % PLACES].fetch_add(1, Relaxed) + 1;
         if strikes.is_multiple_of(STRIKES) {
-            tracing::debug!("Redis is silent: another connection is tried");
+            tracing::debug!("Redis does not answer: another connection is opened");
             self.rebuild(true);
         }
     }
 }
 
-/// An attempt to connect. However it ends, also with the runtime, those who wait are told.
+/// An attempt to connect. When it ends, even because the runtime shuts down, its drop wakes the callers that wait.
 struct Building(Arc<LinkInner>);
 
 impl Drop for Building {
@@ -288,8 +293,8 @@ impl Drop for Building {
     }
 }
 
-/// An operation under way. Whoever gave up waiting, after a good part of the time, counts as not answered: the caller may have
-/// less time than the operation.
+/// An operation that is under way. If its caller gives up after half of the deadline or more, that counts as a silence, because
+/// the caller may have less time than the operation.
 struct Waiting<'a> {
     shared: &'a Arc<LinkInner>,
     slot: usize,
@@ -309,7 +314,7 @@ impl<'a> Waiting<'a> {
         self.ended = true;
         match result {
             Err(failure) if failure.kind == Kind::Silent => self.shared.strike(self.slot),
-            // A connection that heals itself is given a few tries.
+            // A connection that heals itself gets a few tries.
             Err(failure) if failure.kind == Kind::Lost && self.shared.source.heals() => self.shared.strike(self.slot),
             _ => self.shared.strikes[self.slot % PLACES].store(0, Relaxed),
         }
@@ -325,7 +330,7 @@ impl Drop for Waiting<'_> {
 }
 
 impl Operation<'_> {
-    /// It may have been done all the same: from now on, it says so.
+    /// Notes that the operation may have been applied although its answer was lost. A script is told.
     fn was_lost(&self) {
         if let Self::ByHash(_, call) | Self::ByText(_, call) = self {
             call.again.store(true, Relaxed);
@@ -348,7 +353,7 @@ impl Operation<'_> {
         if answers.len() != expected {
             return Err(Failure::garbage());
         }
-        // An error that the server answered is not always an `Err` down here.
+        // `ConnectionLike` may also report a server error as a value.
         for answer in &answers {
             if let Value::ServerError(error) = answer {
                 return Err(error.into());

@@ -1,4 +1,4 @@
-//! What an operator should know about the server.
+//! The doctor: checks of the server, its settings and its clock, for operators.
 
 use std::{
     collections::HashMap,
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::clock::millis;
 
-/// One thing to know about a Redis server. It prints as a line.
+/// One result of [`doctor`](crate::Sessions::doctor). It prints as one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
     /// How much it matters.
     pub level: Level,
-    /// What it is about, in a word: `version`, `memory`, `persistence`, …
+    /// The topic, as one word: `version`, `memory`, `persistence`, …
     pub subject: &'static str,
-    /// What was found, and what to do about it.
+    /// The finding, and what to do about it.
     pub message: String,
 }
 
@@ -33,19 +33,19 @@ pub struct Finding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Level {
-    /// As it should be, or good to know.
+    /// Nothing to do.
     Fine,
-    /// Sessions can be lost in ways that a setting would prevent.
+    /// Sessions can be lost in a way that a setting would prevent.
     Advice,
     /// Sessions do not work, or will not.
     Problem,
 }
 
 impl RedisSessions {
-    /// Looks at the server, and says what an operator should know: version, eviction, persistence, replicas, latency, clock.
+    /// Checks the server and returns what an operator should know: version, eviction, persistence, replicas, latency, clock.
     ///
-    /// It reads only. What a managed server does not tell is left out; that is no error, nor is a server that is away: that is
-    /// a finding.
+    /// It only reads. Settings that a managed server does not reveal are left out. A server that cannot be reached is a finding,
+    /// not an error.
     ///
     /// ```no_run
     /// # use jam_session::RedisSessions;
@@ -62,21 +62,24 @@ impl RedisSessions {
     }
 }
 
-/// Whether the server can hold sessions at all.
+/// Checks whether the server can hold sessions at all.
 pub(super) async fn admit(link: &Link) -> Result<(), Failure> {
     let infos = match infos(link).await {
-        // Too few rights to say who it is: then it may well do.
+        // Without the right to ask, the server is assumed to be suitable.
         Err(failure) if failure.kind == Kind::Denied && failure.to_string().ends_with("NOPERM") => return Ok(()),
         infos => infos?,
     };
     for info in infos {
         if info.version().is_some_and(|version| version < OLDEST) {
-            return Err(Failure::new(Kind::Config, "the Redis server is older than 6.2"));
+            return Err(Failure::new(
+                Kind::Config,
+                "the Redis server is older than 6.2, the oldest version that is supported",
+            ));
         }
         if matches!(link.source(), Source::Server(_)) && info.get("cluster_enabled") == "1" {
             return Err(Failure::new(
                 Kind::Config,
-                "the Redis server is a node of a Cluster: it takes `.cluster([…])`",
+                "the Redis server is a node of a Cluster: call `.cluster([…])` on the builder",
             ));
         }
     }
@@ -86,10 +89,10 @@ pub(super) async fn admit(link: &Link) -> Result<(), Failure> {
 async fn examine(link: &Link) -> Vec<Finding> {
     let mut findings = Vec::new();
     match infos(link).await {
-        Ok(infos) if infos.is_empty() => findings.push(fine("server", "it does not say what it is")),
+        Ok(infos) if infos.is_empty() => findings.push(fine("server", "it does not tell its version")),
         Ok(infos) => infos.iter().for_each(|info| look_at(info, &mut findings)),
         Err(failure) if failure.kind == Kind::Denied => {
-            findings.push(fine("server", "it may not be asked what it is (INFO): little can be said of it"));
+            findings.push(fine("server", "no right to run INFO, so version, memory and persistence are unknown"));
         }
         Err(failure) => return vec![finding(Level::Problem, "server", failure.to_string())],
     }
@@ -112,13 +115,17 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
     };
     match info.version() {
         Some(version) if version < OLDEST => {
-            findings.push(finding(Level::Problem, "version", "Redis must be 6.2 at least"));
+            findings.push(finding(Level::Problem, "version", "the server is too old: Redis 6.2 or later is required"));
         }
         _ => findings.push(fine("version", format!("{name} {version}"))),
     }
     if info.get("role") == "slave" {
         if info.get("cluster_enabled") != "1" {
-            findings.push(finding(Level::Problem, "role", "this server is a replica: nothing can be written to it"));
+            findings.push(finding(
+                Level::Problem,
+                "role",
+                "this server is a replica and refuses writes: connect to its master",
+            ));
         }
         return;
     }
@@ -126,7 +133,7 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
         ("" | "0", _) => findings.push(finding(
             Level::Advice,
             "memory",
-            "there is no limit (maxmemory): when the machine has no more, the server is gone, with all sessions",
+            "there is no limit: when the machine runs out of memory, the server is killed and all sessions with it. Set maxmemory",
         )),
         (_, policy @ ("noeviction" | "volatile-ttl")) => findings.push(fine("memory", format!("limited, {policy}"))),
         (_, policy) => findings.push(finding(
@@ -138,27 +145,30 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
     }
     match info.get("aof_enabled") {
         "1" if info.get("aof_last_write_status") == "err" => {
-            findings.push(finding(Level::Problem, "persistence", "the append-only file cannot be written"));
+            findings.push(finding(
+                Level::Problem,
+                "persistence",
+                "the append-only file cannot be written: look at the server's log and disk",
+            ));
         }
         "0" => findings.push(finding(
             Level::Advice,
             "persistence",
-            "there is no append-only file: a restart loses, or takes back, what changed since the last snapshot, logouts \
-                included. Use appendonly yes",
+            "there is no append-only file: a crash undoes all changes since the last snapshot, logouts included. Set \
+                appendonly yes",
         )),
         _ => {}
     }
     match info.get("connected_slaves") {
         "" => {}
-        "0" => findings.push(fine("replicas", "none: when this server is away, so are the sessions")),
+        "0" => findings.push(fine("replicas", "none: while this server is down, no session can be read")),
         replicas => findings.push(fine("replicas", format!("{replicas} connected"))),
     }
 }
 
 async fn look_at_config(link: &Link, findings: &mut Vec<Finding>) {
     let Ok(fsync) = config(link, "appendfsync").await else {
-        findings
-            .push(fine("settings", "it may not be asked for them (CONFIG): look at them where the server is managed"));
+        findings.push(fine("settings", "no right to run CONFIG GET: check the settings where the server is managed"));
         return;
     };
     let append = config(link, "appendonly").await.unwrap_or_default();
@@ -166,7 +176,7 @@ async fn look_at_config(link: &Link, findings: &mut Vec<Finding>) {
         let loss = match fsync.as_str() {
             "always" => "nothing that was acknowledged",
             "everysec" => "about the last second",
-            _ => "as much as the system had not written, often half a minute",
+            _ => "what the operating system had not written yet, often half a minute",
         };
         findings.push(fine("persistence", format!("appendfsync {fsync}: a crash of the machine loses {loss}")));
     }
@@ -175,8 +185,8 @@ async fn look_at_config(link: &Link, findings: &mut Vec<Finding>) {
         findings.push(finding(
             Level::Advice,
             "replicas",
-            "a master that was cut off goes on taking writes, which a failover then drops: use min-replicas-to-write 1 and \
-                min-replicas-max-lag 2",
+            "a master that was cut off goes on accepting writes, which a failover then loses. Set min-replicas-to-write 1 \
+                and min-replicas-max-lag 2",
         ));
     }
     if config(link, "cluster-require-full-coverage").await.is_ok_and(|full| full == "yes")
@@ -185,7 +195,7 @@ async fn look_at_config(link: &Link, findings: &mut Vec<Finding>) {
         findings.push(finding(
             Level::Advice,
             "cluster",
-            "while one shard is away, all are: use cluster-require-full-coverage no",
+            "while one shard is down, all of them refuse: set cluster-require-full-coverage no",
         ));
     }
 }
@@ -206,26 +216,26 @@ async fn look_at_time(link: &Link, findings: &mut Vec<Finding>) {
         findings.push(finding(
             Level::Advice,
             "latency",
-            format!("{trip:.1?} for one trip, and each request makes one or two"),
+            format!("{trip:.1?} per round trip, and each request makes one or two: move the server closer"),
         ));
     } else {
-        findings.push(fine("latency", format!("{trip:.1?} for one trip")));
+        findings.push(fine("latency", format!("{trip:.1?} per round trip")));
     }
     match ahead {
         Some(ahead) if ahead.unsigned_abs() > 1000 => findings.push(finding(
             Level::Advice,
             "clock",
             format!(
-                "{:.1} s {} ours: all machines should follow one time server",
+                "{:.1} s {} ours: let all machines use the same time server",
                 ahead.unsigned_abs() as f64 / 1000.0,
                 if ahead > 0 { "ahead of" } else { "behind" }
             ),
         )),
-        _ => findings.push(fine("clock", "as ours")),
+        _ => findings.push(fine("clock", "in step with ours")),
     }
 }
 
-/// What `INFO` says of one server.
+/// The answer of `INFO` from one server.
 struct Info(HashMap<String, String>);
 
 impl Info {
@@ -234,19 +244,19 @@ impl Info {
         Self(fields.map(|(name, value)| (name.to_owned(), value.to_owned())).collect())
     }
 
-    /// Empty if it is not told.
+    /// Empty if the field is missing.
     fn get(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
     }
 
-    /// Valkey says here which Redis it is compatible with.
+    /// Valkey names here the Redis version that it is compatible with.
     fn version(&self) -> Option<(u32, u32)> {
         let mut parts = self.get("redis_version").split('.');
         Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
     }
 }
 
-/// One for each server: in a Cluster all are asked.
+/// Asks for `INFO`: of every server, in a Cluster.
 async fn infos(link: &Link) -> Result<Vec<Info>, Failure> {
     let answer = link.send_one(redis::cmd("INFO"), 0, Instant::now() + PATIENCE).await?;
     let mut texts = Vec::new();
@@ -264,7 +274,7 @@ async fn config(link: &Link, name: &str) -> Result<String, Failure> {
     value.cloned().ok_or_else(Failure::garbage)
 }
 
-/// All strings of an answer, in their order. How they are nested depends on protocol and topology.
+/// Collects all strings of an answer in order. How they are nested depends on the protocol and the topology.
 fn collect_texts(answer: &Value, texts: &mut Vec<String>) {
     match answer {
         Value::BulkString(bytes) => texts.push(String::from_utf8_lossy(bytes).into_owned()),

@@ -1,11 +1,12 @@
-//! What can go wrong, without a word of what it went wrong with.
+//! Failures of Redis, free of keys, commands and URIs.
 
 use std::{borrow::Cow, fmt};
 
 use redis::{ErrorKind as Redis, RedisError, ServerError, ServerErrorKind};
 
-/// A failure of Redis or of the way to it. The client's own errors may quote commands, keys and URIs: nothing of them is kept
-/// but what kind they are.
+/// A failure of Redis or of the connection to it.
+///
+/// The errors of redis-rs may quote commands, keys and URIs, so only their kind is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) kind: Kind,
@@ -14,7 +15,7 @@ pub(super) struct Failure {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The connection is gone, or was never there.
+    /// The connection was lost, or could not be opened.
     Lost,
     /// No answer in time.
     Silent,
@@ -22,13 +23,13 @@ pub(super) enum Kind {
     Demoted,
     /// The server knows neither the script nor its hash.
     NoScript,
-    /// Wrong credentials, or too few rights.
+    /// The credentials are wrong, or rights are missing.
     Denied,
-    /// The server said no for another reason, that may pass: `LOADING`, `CLUSTERDOWN`, `OOM`, …
+    /// The server refused for a reason that may pass: `LOADING`, `CLUSTERDOWN`, `OOM`, …
     Refused,
-    /// An answer that is none.
+    /// The answer does not fit the question.
     Garbage,
-    /// The servers do not go with the options.
+    /// The options cannot work with this server.
     Config,
 }
 
@@ -42,10 +43,10 @@ impl Failure {
     }
 
     pub(super) fn garbage() -> Self {
-        Self::new(Kind::Garbage, "Redis answered something else than was asked")
+        Self::new(Kind::Garbage, "Redis sent an answer that does not fit the question")
     }
 
-    /// An answer that is an error. Redis 6.2 wraps what a command in a script said.
+    /// Reads an error that the server sent. Redis 6.2 wraps the error of a command in a script.
     fn answer(code: &str, details: Option<&str>) -> Self {
         let inner = details.and_then(|text| PASSING.iter().find(|code| text.contains(&format!("-{code} "))));
         let code = inner.copied().unwrap_or(code);
@@ -55,7 +56,7 @@ impl Failure {
             "NOAUTH" | "WRONGPASS" | "NOPERM" => Kind::Denied,
             _ => Kind::Refused,
         };
-        // A code is one word in capitals; anything else might be anything.
+        // A code is one word in capitals. Anything else may quote data.
         let is_code = code.len() <= 20 && code.bytes().all(|byte| byte.is_ascii_uppercase());
         Self { kind, detail: format!("Redis answered {}", if is_code { code } else { "an error" }).into() }
     }
@@ -65,18 +66,18 @@ impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         match error.kind() {
             _ if error.is_timeout() => Self::silent(),
-            // The cluster client has what kept it from connecting in words only.
+            // The cluster client reports only as text why it could not connect.
             Redis::Io if says(&error, &["AuthenticationFailed", "WRONGPASS", "NOAUTH"]) => {
                 Self::new(Kind::Denied, "Redis does not accept the credentials")
             }
             Redis::Io if error.is_connection_refusal() => Self::new(Kind::Lost, "Redis refused the connection"),
-            Redis::Io | Redis::ClusterConnectionNotFound => Self::new(Kind::Lost, "the connection to Redis is gone"),
+            Redis::Io | Redis::ClusterConnectionNotFound => Self::new(Kind::Lost, "the connection to Redis was lost"),
             Redis::Parse | Redis::UnexpectedReturnType => Self::garbage(),
             Redis::AuthenticationFailed => Self::new(Kind::Denied, "Redis does not accept the credentials"),
             Redis::InvalidClientConfig | Redis::EmptySentinelList | Redis::RESP3NotSupported => {
                 Self::new(Kind::Config, "Redis cannot be reached with these options")
             }
-            // Not its code: for a pipeline that is the word of the first failure only.
+            // For a pipeline, `code` is that of the first failure only.
             Redis::Server(kind) => Self::answer(code(kind), error.detail()),
             _ => Self::answer(error.code().unwrap_or_default(), error.detail()),
         }
@@ -117,7 +118,7 @@ fn code(kind: ServerErrorKind) -> &'static str {
     }
 }
 
-/// What a command in a script may answer, for reasons that are not the script's.
+/// Errors that a command in a script may give for reasons outside the script.
 const PASSING: [&str; 7] = ["OOM", "READONLY", "NOREPLICAS", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "LOADING"];
 
 #[cfg(test)]

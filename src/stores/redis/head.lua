@@ -1,20 +1,20 @@
--- In front of every script. ARGV: not-after, window, nonce, sid, what the script needs; and one more, 'again', if it was asked
--- before and the answer was lost.
+-- The head of every script. ARGV: not-after, window, nonce, sid, then the arguments of the script; and 'again' at the end if the
+-- script was sent before and its answer was lost.
 --
--- A record is live while its key has more than KEEP left. What is within KEEP of its end, because it expired, or because
--- it was ended, stays as a tombstone: so that a duplicate of what made it is recognised, however late within the window.
+-- A record is live while its key has more than KEEP left. With less than that it has expired or was ended, and stays as a
+-- tombstone, so that a duplicate of the request that created it is recognized within the window.
 local KEEP = 10000
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
--- Too late; or so early that the two clocks have lost each other. The caller then learns the time, and asks again.
+-- True if the request is too late, or so early that the clocks do not match. The caller then learns the time and asks again.
 local function late()
   local not_after = tonumber(ARGV[1])
   return now > not_after or not_after > now + tonumber(ARGV[2])
 end
 
--- The versions of a record, eight bytes each, the newest first: '' if there is none, nil if it is no record of this format.
+-- The versions of a record, eight bytes each, newest first: '' if there is no record, nil if it has another format.
 local function versions(record)
   local head = redis.call('GETRANGE', record, 0, 73)
   if head == '' then return redis.call('EXISTS', record) == 0 and '' or nil end
@@ -34,20 +34,20 @@ local function is_live(record, index)
   return redis.call('PTTL', record) > KEEP and (not index or redis.call('ZSCORE', index, ARGV[4])) and true
 end
 
--- The last eight, and the one that it was created with: a duplicate of that would otherwise find only that the name is free.
+-- Keeps the last eight versions and the first one. Without that, a duplicate of the create would find the name free.
 local function head_of(version, older)
   local all = version .. older
   if #all > 72 then all = string.sub(all, 1, 64) .. string.sub(all, -8) end
   return '\1' .. string.char(#all / 8) .. all
 end
 
--- The index lives as long as the last of its members.
+-- Adds a member. The index lives as long as its last member.
 local function enter(index, ttl)
   redis.call('ZADD', index, now + ttl, ARGV[4])
   if redis.call('PTTL', index) < ttl then redis.call('PEXPIRE', index, ttl) end
 end
 
--- Ends a record. What frees memory goes first: from then on a script may also write when memory is used up.
+-- Ends a record. A command that frees memory comes first: after it, a script may write even when memory is used up.
 local function finish(record, index, version, older)
   if index then redis.call('ZREM', index, ARGV[4]) end
   redis.call('PEXPIRE', record, KEEP)

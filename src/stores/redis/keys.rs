@@ -1,17 +1,19 @@
-//! What the keys in Redis are called.
+//! The names of the Redis keys.
 
 use crate::record::id::{Owner, RecordId};
 
-/// Makes the names. The namespace has no braces, so that the first one ends it: two namespaces never share a key. What is
-/// between the braces decides the slot in a Cluster: one for all that belongs to an owner.
+/// The Redis keys of a namespace.
+///
+/// A namespace has no braces, so the first brace ends it and two namespaces never share a Redis key. The text between the braces
+/// decides the slot in a Cluster, so all keys of an owner are in one slot.
 pub(super) struct Keyspace {
     namespace: String,
 }
 
-/// The keys of one record.
+/// The Redis keys of one record.
 pub(super) struct RecordKeys {
     pub(super) record: String,
-    /// Of an anonymous record there is none.
+    /// `None` for an anonymous record.
     pub(super) index: Option<String>,
 }
 
@@ -20,7 +22,7 @@ impl Keyspace {
         Self { namespace: namespace.to_owned() }
     }
 
-    /// Every kind of key ends in its own way: no `sid` leads to a key of another kind.
+    /// Each kind of Redis key has its own ending, so no `sid` leads to another kind.
     pub(super) fn of(&self, id: RecordId) -> RecordKeys {
         match id.owner() {
             Some(owner) => RecordKeys { record: self.record(owner, id.sid()), index: Some(self.index(owner)) },
@@ -36,13 +38,13 @@ impl Keyspace {
         format!("{}:{{{owner}}}:i", self.namespace)
     }
 
-    /// Remembers the last `clear` of an owner for a few seconds.
+    /// Holds the last clears of an owner for a few seconds.
     pub(super) fn cleared(&self, owner: Owner) -> String {
         format!("{}:{{{owner}}}:c", self.namespace)
     }
 }
 
-/// The slot of a key in a Cluster: CRC-16 (XMODEM) of what is between the first braces.
+/// The slot of a Redis key in a Cluster: the CRC-16 (XMODEM) of the text between the first braces.
 pub(super) fn slot(key: &str) -> usize {
     let tag = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map_or(key, |(tag, _)| tag);
     let crc = tag.bytes().fold(0u16, |crc, byte| {

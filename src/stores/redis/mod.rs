@@ -1,4 +1,4 @@
-//! Sessions in Redis: one server, Sentinel or a Cluster; atomic, and calm when Redis is not.
+//! Sessions in Redis or Valkey: one server, Sentinel or a Cluster, with atomic writes and bounded waiting.
 //!
 //! ```no_run
 //! # async fn doc() -> Result<(), jam_session::Error> {
@@ -12,82 +12,88 @@
 //! # }
 //! ```
 //!
-//! Redis 6.2 or later, or Valkey. [`builder`](RedisSessions::builder) has the rest: [`sentinel`](crate::Builder::sentinel),
-//! [`cluster`](crate::Builder::cluster), a [`connection`](crate::Builder::connection) that the application already has,
-//! [`lazy`](crate::Builder::lazy) and [`deadline`](crate::Builder::deadline).
+//! Requires Redis 6.2 or later, or Valkey. [`builder`](RedisSessions::builder) has the options:
+//! [`sentinel`](crate::Builder::sentinel), [`cluster`](crate::Builder::cluster), a
+//! [`connection`](crate::Builder::connection) that the application already has, [`lazy`](crate::Builder::lazy) and
+//! [`deadline`](crate::Builder::deadline).
 //!
 //! # Keys
 //!
-//! | key | type | holds |
+//! | Redis key | type | holds |
 //! |---|---|---|
-//! | `sessions:{<owner>}:s:<sid>` | string | a record of somebody |
+//! | `sessions:{<owner>}:s:<sid>` | string | a user's record |
 //! | `sessions:{<owner>}:i` | sorted set | the index: each `sid` of that owner, scored by when it ends |
-//! | `sessions:{<owner>}:c` | string | the last clears of that owner, for ten seconds |
+//! | `sessions:{<owner>}:c` | string | the owner's last clears, for ten seconds |
 //! | `sessions:{<sid>}:a` | string | an anonymous record |
 //!
-//! `sessions` is the [`namespace`](crate::Builder::namespace). All that belongs to an owner is in one slot of a Cluster.
-//! No key is ever without a time to live.
+//! `sessions` is the [`namespace`](crate::Builder::namespace). All keys of an owner are in the same slot of a Cluster.
+//! Every key has a time to live.
 //!
-//! **The index is the authority**: a record of somebody is live only while it is a member. So `clear` is one command on one key,
-//! and an index that was evicted ends sessions rather than forgetting to.
+//! **The index is the authority.** A user's record is live only while its `sid` is in the index. `clear` is therefore a single
+//! command on a single key, and if Redis evicts an index, the user is signed out; sessions never outlive their index.
 //!
-//! A record is live while its key has more than ten seconds left. What expired or was ended stays for these, without its
-//! payload if it was ended, for its name and versions: a create that is delivered twice then finds that it has been, and revives
-//! nothing. In front of the payload are a format byte, a count, and the versions of the last eight writes and the first, eight
-//! bytes each.
+//! A record is live while its key has more than ten seconds left. An expired or ended record keeps its name and its versions
+//! for these ten seconds, and an ended one no payload. A duplicate of the request that created it is recognized by them, and
+//! does not revive the session. A value begins with a format byte, a count, and the versions of the last eight writes and of
+//! the first one, eight bytes each. The payload follows.
 //!
 //! # Commands
 //!
-//! | verb | sends | trips |
+//! | verb | sends | round trips |
 //! |---|---|---|
-//! | `load` | `ZSCORE`, `GET`, `PTTL`; without `ZSCORE` if anonymous | 1 |
-//! | `create`, `update`, `touch`, `delete`, `clear` | a script | 1 |
-//! | `list` | `ZRANGE`; `MGET` and `PTTL` for each hundred records | 2 or more |
+//! | `load` | `ZSCORE`, `GET`, `PTTL`; no `ZSCORE` if anonymous | 1 |
+//! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
+//! | `list` | `ZRANGE`; then `MGET` and `PTTL` for each hundred records | 2 or more |
 //!
-//! A script is sent by its hash; a server that does not know it, after `SCRIPT FLUSH` or a failover, is sent the text. `clear`
-//! and `list` tidy up with one more script, which nobody waits for.
+//! A script is called by its hash. A server that does not know the hash, for example after a failover or `SCRIPT FLUSH`, is
+//! sent the script's text. `clear` and `list` clean up with one more script, in the background.
 //!
-//! A user of Redis needs no more than this:
-//! `+evalsha +eval +get +set +mget +pttl +pexpire +unlink +zadd +zrem +zscore +zrange +zrangebyscore +zcount +getrange +exists
-//! +time`, on `~sessions:*`. [`doctor`](RedisSessions::doctor) sees more with `+info +config|get +script|load`.
+//! # Access rights
 //!
-//! # What goes wrong
+//! An ACL user needs `~sessions:*` and `+evalsha +eval +get +set +mget +pttl +pexpire +unlink +zadd +zrem +zscore +zrange
+//! +zrangebyscore +zcount +getrange +exists +time`. With `+info +config|get +script|load`, [`doctor`](RedisSessions::doctor)
+//! can say more.
 //!
-//! An operation answers within its [`deadline`](crate::Builder::deadline), if need be with an error, which the module makes an
-//! [`Unavailable`](crate::ErrorKind::Unavailable). No error is ever taken for "no session".
+//! # Failures
 //!
-//! * A lost connection is made anew, once for all who wait, and the operation repeated: it finds whether it was done. An update
-//!   that cannot, for eight others or more came in between, is an error. Not so on a connection that repeats by itself, as a
-//!   Cluster's does, and does not say so: there it is a conflict, and who then writes again may have written twice.
-//! * A server that is silent three times in a row gets another connection. Sentinel is listened to, a Cluster asked anew.
-//! * What a server gets to do after the deadline, it refuses: every write says until when it holds, by the server's clock.
-//! * `READONLY`, `MASTERDOWN` and `NOREPLICAS` are tried once more on a new connection; `LOADING`, `CLUSTERDOWN`, `OOM` and any
-//!   other answer is an error at once. When memory is used up, sessions can still end.
-//! * Redis acknowledges before its replicas and its disk have it. A failover or a crash may take back the last of it, logouts
-//!   included; the settings below say how much.
+//! Every operation answers within its [`deadline`](crate::Builder::deadline). If it fails, the caller gets
+//! [`Unavailable`](crate::ErrorKind::Unavailable). An error is never reported as "no session".
+//!
+//! * A lost connection is replaced once for all callers that wait for it, and the operation is sent again. Scripts are
+//!   idempotent: they recognize a write that was already applied. If eight or more other writes came in between, an update
+//!   cannot tell and fails.
+//!   This does not cover a connection that retries by itself without saying so, as a Cluster's does. There, such an update is a
+//!   conflict, and a caller that repeats its change may apply it twice.
+//! * A server that does not answer three times in a row gets a new connection. With Sentinel, failovers are followed; in a
+//!   Cluster, the topology is read again.
+//! * Every write carries an expiry time by the server's clock, and the server refuses it after the deadline.
+//! * `READONLY`, `MASTERDOWN` and `NOREPLICAS` are retried once on a new connection. `LOADING`, `CLUSTERDOWN`, `OOM` and any
+//!   other error fails the operation at once. Sessions can still end when memory is used up.
+//! * Redis acknowledges a write before its replicas and its disk have it. A failover or a crash may therefore undo the last
+//!   writes, logouts included; the settings below limit how many.
 //!
 //! # Memory
 //!
-//! Bytes for each session of Redis 7.0, new and after eight writes:
+//! Bytes per session in Redis 7.0, new and after eight writes:
 //!
-//! | payload | anonymous | one for each owner | three for each |
+//! | payload | anonymous | one session per owner | three per owner |
 //! |---|---|---|---|
 //! | 100 B | 291, 359 | 504, 572 | 373, 437 |
 //! | 500 B | 789, 789 | 1003, 1003 | 885, 885 |
 //! | 4000 B | 4245, 4245 | 4459, 4459 | 4341, 4341 |
 //!
-//! With what the module writes in front of the data, a session with little in it is a payload of some 300 to 500 bytes.
+//! A session with little data has a payload of 300 to 500 bytes, because the payload also holds times and hashes.
 //!
-//! # What to set
+//! # Server settings
 //!
-//! | | because |
+//! | setting | reason |
 //! |---|---|
-//! | `maxmemory` and `maxmemory-policy volatile-ttl`, or `noeviction` | evicts what ends first. Other policies may evict an index, and with it all sessions of a user |
-//! | `appendonly yes`, `appendfsync everysec` | a restart loses a second, and not what happened since a snapshot |
-//! | `min-replicas-to-write 1`, `min-replicas-max-lag 2` with Sentinel or in a Cluster | a master that was cut off stops taking logins and logouts that a failover would drop |
-//! | `cluster-require-full-coverage no` | while one shard is away, the sessions on the others work |
+//! | `maxmemory` and `maxmemory-policy volatile-ttl`, or `noeviction` | evicts the sessions that end first. Other policies may evict an index, and with it all sessions of a user |
+//! | `appendonly yes`, `appendfsync everysec` | a crash loses one second of writes instead of everything since the last snapshot |
+//! | `min-replicas-to-write 1`, `min-replicas-max-lag 2` with Sentinel or in a Cluster | a master that was cut off stops accepting logins and logouts that a failover would lose |
+//! | `cluster-require-full-coverage no` | while one shard is down, the sessions on the others work |
 //!
-//! Reads never go to replicas, and nothing is cached in the client: a session that was ended is ended everywhere.
+//! Reads never go to replicas and the client caches nothing, so a session that has ended has ended everywhere.
 
 mod backend;
 mod builder;

@@ -1,4 +1,4 @@
-//! The scripts, and how one is called.
+//! The Lua scripts, and the commands that call them.
 
 use std::sync::{
     LazyLock,
@@ -7,10 +7,10 @@ use std::sync::{
 
 use redis::Cmd;
 
-/// Lua, which Redis runs as one: nothing happens in between.
+/// A Lua script. Redis runs it atomically.
 ///
-/// All of them keep to commands of Redis 6.2, to the keys they declare, and to one slot. Each may be run again with the same
-/// nonce: it then finds that it has run, and answers the same, or that it cannot know.
+/// All scripts use commands of Redis 6.2, access only the keys they declare, and stay in one slot. Each is idempotent: run again
+/// with the same nonce, it gives the same answer, or says that it cannot know.
 pub(super) struct Script {
     pub(super) text: &'static str,
     hash: String,
@@ -21,22 +21,22 @@ impl Script {
         Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
     }
 
-    /// By its hash, which the server knows once it has seen the text.
+    /// Calls it by its hash, which a server knows once it has seen the text.
     pub(super) fn by_hash(&self, call: &ScriptCall<'_>) -> Cmd {
         call.command("EVALSHA", &self.hash)
     }
 
-    /// By its text. Not `SCRIPT LOAD`, which in a Cluster waits for every node.
+    /// Calls it by its text. `SCRIPT LOAD` would wait for every node of a Cluster.
     pub(super) fn by_text(&self, call: &ScriptCall<'_>) -> Cmd {
         call.command("EVAL", self.text)
     }
 }
 
-/// What a script is called with.
+/// The keys and arguments of a script.
 pub(super) struct ScriptCall<'a> {
     pub(super) keys: &'a [&'a str],
     pub(super) args: &'a [&'a [u8]],
-    /// Whether it was sent before, and may have run, for its answer was lost.
+    /// Whether it was sent before and may have run, because its answer was lost.
     pub(super) again: &'a AtomicBool,
 }
 

@@ -1,4 +1,4 @@
-//! Where connections come from: one server, Sentinel, a Cluster, or the application.
+//! The source of connections: one server, Sentinel, a Cluster, or the application.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering::Relaxed},
@@ -24,21 +24,22 @@ pub(super) enum Source {
     Server(Client),
     Sentinel(Sentinel),
     Cluster(Box<ClusterClient>),
-    /// The application's own, which is not ours to replace.
+    /// The application's own connection, which is not ours to replace.
     Own(Box<dyn Connection>),
 }
 
 pub(super) struct Sentinel {
     sentinels: Vec<Client>,
     name: String,
-    /// How to speak to the master; its address is the sentinels' to tell.
+    /// Credentials, database and scheme for the master. The sentinels tell its address.
     master: ConnectionInfo,
-    /// Who knew it last.
+    /// The sentinel that knew the master last.
     first: AtomicUsize,
 }
 
-/// [`ConnectionLike`], shared: a clone is the same connection.
+/// A shared [`ConnectionLike`].
 pub(super) trait Connection: ConnectionLike + Send + Sync {
+    /// Returns another handle to the same connection.
     fn another(&self) -> Box<dyn Connection>;
 }
 
@@ -56,7 +57,7 @@ impl Source {
     pub(super) fn sentinel(uri: &str, sentinels: &[String], name: String) -> Result<Self, Failure> {
         let sentinels = sentinels.iter().map(|uri| client(parse(uri)?)).collect::<Result<Vec<_>, _>>()?;
         if sentinels.is_empty() {
-            return Err(Failure::new(Kind::Config, "there must be a sentinel to ask"));
+            return Err(Failure::new(Kind::Config, "`.sentinel(…)` needs the URI of at least one sentinel"));
         }
         Ok(Self::Sentinel(Sentinel { sentinels, name, master: parse(uri)?, first: AtomicUsize::new(0) }))
     }
@@ -64,7 +65,7 @@ impl Source {
     pub(super) fn cluster(uris: &[String]) -> Result<Self, Failure> {
         let nodes = uris.iter().map(|uri| parse(uri)).collect::<Result<Vec<_>, _>>()?;
         if nodes.iter().any(|node| node.redis_settings().db() != 0) {
-            return Err(Failure::new(Kind::Config, "a Redis Cluster has no database but 0"));
+            return Err(Failure::new(Kind::Config, "a Redis Cluster has only database 0"));
         }
         if nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::Unix(_))) {
             return Err(Failure::new(Kind::Config, "a Redis Cluster cannot be reached through unix sockets"));
@@ -89,7 +90,7 @@ impl Source {
         }
     }
 
-    /// Whether its connections repair themselves, so that a failed operation is not repeated at once.
+    /// Whether its connections reconnect and retry by themselves.
     pub(super) fn heals(&self) -> bool {
         matches!(self, Self::Cluster(_))
     }
@@ -103,7 +104,7 @@ impl Source {
         }
     }
 
-    /// Calls back whenever the sentinels say that there is another master.
+    /// Calls `switched` whenever a sentinel announces another master.
     pub(super) fn watch(&self, switched: impl Fn() + Clone + Send + Sync + 'static) -> Vec<AbortHandle> {
         let Self::Sentinel(sentinel) = self else { return Vec::new() };
         let watch = |client: &Client| {
@@ -151,7 +152,7 @@ impl Sentinel {
     }
 }
 
-/// While a failover is under way, a sentinel may still name the one that was.
+/// Connects, and checks the role: during a failover, a sentinel may still name the old master.
 async fn connect_to_master(master: &Client) -> Result<MultiplexedConnection, Failure> {
     let mut connection = connect(master).await?;
     let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
@@ -162,25 +163,25 @@ async fn connect_to_master(master: &Client) -> Result<MultiplexedConnection, Fai
     if is_master {
         Ok(connection)
     } else {
-        Err(Failure::new(Kind::Demoted, "the master that a sentinel named is none"))
+        Err(Failure::new(Kind::Demoted, "the server that a sentinel named as the master is not a master"))
     }
 }
 
 async fn connect(client: &Client) -> Result<MultiplexedConnection, Failure> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT))
-        // The deadline of the operation holds instead.
+        // Each operation has its own deadline.
         .set_response_timeout(None)
         .set_pipeline_buffer_size(1024);
     Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
 }
 
-/// Listens to one sentinel, for as long as nobody aborts it.
+/// Listens to one sentinel until the task is aborted.
 async fn watch(sentinel: Client, name: String, switched: impl Fn()) {
     let mut missed = false;
     loop {
         if let Err(failure) = listen(&sentinel, &name, &mut missed, &switched).await {
-            tracing::debug!(%failure, "a sentinel cannot be listened to");
+            tracing::debug!(%failure, "cannot subscribe to a sentinel");
         }
         sleep(LISTEN_AGAIN).await;
     }
@@ -194,7 +195,7 @@ async fn listen(sentinel: &Client, name: &str, missed: &mut bool, switched: &imp
     let client = Client::open(info.set_redis_settings(settings))?;
     let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
     connection.subscribe("+switch-master").await?;
-    // Between two connections it may have said so: the next operation asks anew.
+    // A failover may have been announced between two subscriptions, so the next operation asks for the master again.
     if std::mem::replace(missed, true) {
         switched();
     }
@@ -238,10 +239,10 @@ fn client(info: ConnectionInfo) -> Result<Client, Failure> {
     Ok(Client::open(info)?)
 }
 
-/// Without a provider that the process has chosen, or that is the only one compiled in, rustls panics.
+/// Installs a provider if the process has none: rustls panics without one.
 fn provide_crypto() {
     if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // Only ever refused because somebody else was quicker.
+        // This fails only if another thread was faster.
         let _ = rustls::crypto::ring::default_provider().install_default();
     }
 }

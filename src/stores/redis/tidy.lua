@@ -1,4 +1,4 @@
--- KEYS: index, records   ARGV: …, their sids   -> 1. Takes dead members out of the index, and lets go of records that are not in it.
+-- KEYS: index, records   ARGV: …, their sids   -> 1. Removes dead members from the index, and shortens the life of records that are not in it.
 for at = 2, #KEYS do
   local left = redis.call('PTTL', KEYS[at])
   local member = redis.call('ZSCORE', KEYS[1], ARGV[at + 3])

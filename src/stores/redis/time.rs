@@ -1,4 +1,4 @@
-//! What the time is on the server, as far as it was heard.
+//! The server's clock, estimated from its answers.
 
 use std::{
     sync::{
@@ -10,15 +10,15 @@ use std::{
 
 use redis::Value;
 
-/// How far each server's clock is ahead of ours, which only goes forward. In a Cluster every node has a clock of its own,
-/// so that there is one place for each 64 neighbouring slots.
+/// The difference between each server's clock and our monotonic clock. In a Cluster every node has its own clock, so there is
+/// one difference for each 64 neighbouring slots.
 ///
-/// Every answer of a script tells the time. The true difference is between what it would be if the script had run when its
-/// answer came, and when it was sent. What is kept is the highest of the lower bounds: the server is taken to be no further
-/// than it is, so that what the caller has given up is too late there as well.
+/// Every answer of a script tells the server's time. The script ran between sending and receiving, so each answer gives a lower
+/// and an upper bound of the difference. The highest lower bound is kept: the server's clock is never taken to be ahead of
+/// where it is, so a write that its caller has given up is too late on the server as well.
 pub(super) struct ServerTime {
     differences: [AtomicI64; PLACES],
-    /// Heard last, from anywhere: a first guess for places that were not heard of.
+    /// The last difference of any server: the first guess for all others.
     last: AtomicI64,
 }
 
@@ -27,7 +27,7 @@ impl ServerTime {
         Self { differences: std::array::from_fn(|_| AtomicI64::new(UNKNOWN)), last: AtomicI64::new(UNKNOWN) }
     }
 
-    /// The server's time at that moment, in milliseconds since 1970; 0 if it was never heard, which is always too late.
+    /// The server's time at that moment, in milliseconds since 1970. If it is not known, 0, which is always too late.
     pub(super) fn at(&self, slot: usize, moment: Instant) -> i64 {
         match (self.place(slot).load(Relaxed), self.last.load(Relaxed)) {
             (UNKNOWN, UNKNOWN) => 0,
@@ -38,11 +38,11 @@ impl ServerTime {
 
     /// The server answered `now` to what was sent at `sent`.
     pub(super) fn learn(&self, slot: usize, now: i64, sent: Instant, received: Instant) {
-        // It counts in whole milliseconds, and so do we.
+        // Both clocks are read in whole milliseconds.
         let least = now.saturating_sub(since_start(received) + 1);
         let most = now.saturating_add(1).saturating_sub(since_start(sent));
         let known = self.place(slot).load(Relaxed);
-        // Above the upper bound, its clock was set back, or goes slower than ours.
+        // A value above the upper bound means that the server's clock was set back or runs slower than ours.
         let better = if (least..=most).contains(&known) { known } else { least };
         if better != known {
             self.place(slot).store(better, Relaxed);
@@ -55,7 +55,7 @@ impl ServerTime {
     }
 }
 
-/// What `TIME` answers, in milliseconds since 1970.
+/// Reads the answer of `TIME` as milliseconds since 1970.
 pub(super) fn time_of(answer: &Value) -> Option<i64> {
     let Value::Array(parts) = answer else { return None };
     let number = |part: Option<&Value>| match part {
@@ -89,16 +89,16 @@ mod tests {
         time.learn(0, 1_000_000, at(0), at(100));
         let first = time.at(0, at(100));
         assert!((999_998..=1_000_000).contains(&first));
-        // A slot that was not heard of is guessed.
+        // An unknown slot is guessed.
         assert_eq!(time.at(9000, at(100)), first);
-        // A quick answer says it better, a slow one says nothing new.
+        // A quick answer is more exact, a slow one adds nothing.
         time.learn(0, 1_000_190, at(200), at(201));
         let second = time.at(0, at(201));
         assert!((1_000_188..=1_000_190).contains(&second));
         time.learn(0, 1_000_300, at(202), at(900));
         assert_eq!(time.at(0, at(201)), second);
 
-        // Its clock is set: back, and on.
+        // The server's clock is set back, and then forward.
         time.learn(0, 5_000, at(1000), at(1001));
         assert!((4_998..=5_000).contains(&time.at(0, at(1001))));
         time.learn(0, 9_000_000, at(1100), at(1101));

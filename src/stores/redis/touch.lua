@@ -1,4 +1,4 @@
--- KEYS: record [index]   ARGV: …, ttl   -> 1 | -1 late. The nonce is the version that was seen.
+-- KEYS: record [index]   ARGV: …, ttl   -> 1 | -1 late. The nonce is the version that was read.
 local older = versions(KEYS[1])
 if not older or string.sub(older, 1, 8) ~= ARGV[3] or not is_live(KEYS[1], KEYS[2]) then return {1, now} end
 if late() then return {-1, now} end

@@ -5,8 +5,8 @@ if not older then return {-2, now} end
 if knows(older, ARGV[3]) then return {1, now} end
 if older == '' or not is_live(KEYS[1], KEYS[2]) then return {0, now} end
 if string.sub(older, 1, 8) ~= ARGV[7] then
-  -- Asked again, it is a conflict only if all that was written since the expected version is seen: if that is among the last
-  -- eight. The ninth is the first, and what followed it may be forgotten.
+  -- On a retry it is a conflict only if every write since the expected version is known: if that version is among the last
+  -- eight. The ninth is the first version, and the writes after it may be forgotten.
   if ARGV[8] and not knows(string.sub(older, 1, 64), ARGV[7]) then return {-3, now} end
   return {2, now, redis.call('GET', KEYS[1]), redis.call('PTTL', KEYS[1])}
 end
