@@ -1,8 +1,9 @@
 //! Failures of Redis, free of keys, commands and URIs.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, error::Error as StdError, fmt, io, sync::Arc};
 
 use redis::{ErrorKind as Redis, RedisError, ServerError, ServerErrorKind};
+use rustls::{CertificateError, Error as TlsError};
 
 /// A failure of Redis or of the connection to it.
 ///
@@ -34,7 +35,7 @@ pub(super) enum Kind {
 }
 
 impl Failure {
-    pub(super) fn new(kind: Kind, detail: &'static str) -> Self {
+    pub(super) const fn new(kind: Kind, detail: &'static str) -> Self {
         Self { kind, detail: Cow::Borrowed(detail) }
     }
 
@@ -46,19 +47,67 @@ impl Failure {
         Self::new(Kind::Garbage, "Redis sent an answer that does not fit the question")
     }
 
+    /// A failure that no retry mends.
+    pub(super) fn lasts(&self) -> bool {
+        matches!(self.kind, Kind::Denied | Kind::Config)
+    }
+
     /// Reads an error that the server sent. Redis 6.2 wraps the error of a command in a script.
     fn answer(code: &str, details: Option<&str>) -> Self {
-        let inner = details.and_then(|text| PASSING.iter().find(|code| text.contains(&format!("-{code} "))));
+        let details = details.unwrap_or_default();
+        let inner = PASSING.iter().find(|code| details.contains(&format!("-{code} ")));
         let code = inner.copied().unwrap_or(code);
+        if code == "NOPERM" || details.contains("The user executing the script can't") {
+            return Self::no_right(details);
+        }
+        if code == "ERR" && details.starts_with("unknown command") {
+            return NO_DATA;
+        }
+        if code == "ERR" && details.contains("cluster support disabled") {
+            return NO_CLUSTER;
+        }
         let kind = match code {
             "NOSCRIPT" => Kind::NoScript,
             "READONLY" | "MASTERDOWN" | "NOREPLICAS" => Kind::Demoted,
-            "NOAUTH" | "WRONGPASS" | "NOPERM" => Kind::Denied,
+            "NOAUTH" | "WRONGPASS" => Kind::Denied,
             _ => Kind::Refused,
         };
         // A code is one word in capitals. Anything else may quote data.
         let is_code = code.len() <= 20 && code.bytes().all(|byte| byte.is_ascii_uppercase());
-        Self { kind, detail: format!("Redis answered {}", if is_code { code } else { "an error" }).into() }
+        let code = if is_code { code } else { "an error" };
+        let detail = match cause(code) {
+            Some(cause) => format!("{cause}: Redis answered {code}"),
+            None => format!("Redis answered {code}"),
+        };
+        Self { kind, detail: detail.into() }
+    }
+
+    /// A right that is missing in the ACL of the user. Of the server's text only the name of a command is kept.
+    fn no_right(details: &str) -> Self {
+        let command = details.split_once("run the '").and_then(|(_, rest)| rest.split_once('\'')).map(|(name, _)| name);
+        let is_name = |name: &&str| {
+            name.len() <= 30 && name.bytes().all(|byte| byte.is_ascii_lowercase() || matches!(byte, b'|' | b'-' | b'_'))
+        };
+        let detail = match command.filter(is_name) {
+            Some(name) => format!("the ACL of the Redis user lacks +{name}: Redis answered NOPERM"),
+            None if details.contains(" key") => {
+                "the ACL of the Redis user does not cover the keys of this namespace: Redis answered NOPERM".to_owned()
+            }
+            None => "the ACL of the Redis user lacks a command that sessions need: Redis answered NOPERM".to_owned(),
+        };
+        Self { kind: Kind::Denied, detail: detail.into() }
+    }
+
+    /// Reads why a database could not be selected.
+    fn no_database(details: &str) -> Self {
+        let is = |word| details.contains(word);
+        match () {
+            () if is("permission") => Self::no_right(details),
+            () if is("Authentication required") => CREDENTIALS,
+            () if is("unknown command") => NO_DATA,
+            () if is("cluster mode") => Self::new(Kind::Config, "a Redis Cluster has only database 0"),
+            () => Self::new(Kind::Config, "the Redis server has no database with the number in the URI"),
+        }
     }
 }
 
@@ -66,20 +115,33 @@ impl From<RedisError> for Failure {
     fn from(error: RedisError) -> Self {
         match error.kind() {
             _ if error.is_timeout() => Self::silent(),
-            // The cluster client reports only as text why it could not connect.
-            Redis::Io if says(&error, &["AuthenticationFailed", "WRONGPASS", "NOAUTH"]) => {
-                Self::new(Kind::Denied, "Redis does not accept the credentials")
-            }
-            Redis::Io if error.is_connection_refusal() => Self::new(Kind::Lost, "Redis refused the connection"),
-            Redis::Io | Redis::ClusterConnectionNotFound => Self::new(Kind::Lost, "the connection to Redis was lost"),
+            Redis::Io => Self::lost(&error),
+            Redis::ClusterConnectionNotFound => LOST,
             Redis::Parse | Redis::UnexpectedReturnType => Self::garbage(),
-            Redis::AuthenticationFailed => Self::new(Kind::Denied, "Redis does not accept the credentials"),
+            Redis::AuthenticationFailed => CREDENTIALS,
             Redis::InvalidClientConfig | Redis::EmptySentinelList | Redis::RESP3NotSupported => {
-                Self::new(Kind::Config, "Redis cannot be reached with these options")
+                known(&error).unwrap_or(Self::new(Kind::Config, "Redis cannot be reached with these options"))
+            }
+            Redis::Server(ServerErrorKind::ResponseError) if error.to_string().starts_with(NO_SELECT) => {
+                Self::no_database(error.detail().unwrap_or_default())
             }
             // For a pipeline, `code` is that of the first failure only.
             Redis::Server(kind) => Self::answer(code(kind), error.detail()),
             _ => Self::answer(error.code().unwrap_or_default(), error.detail()),
+        }
+    }
+}
+
+impl Failure {
+    fn lost(error: &RedisError) -> Self {
+        // redis-rs hands out the `Arc` that it keeps the cause in.
+        let io = error.source().and_then(|cause| cause.downcast_ref::<Arc<dyn StdError + Send + Sync>>());
+        let io = io.and_then(|cause| cause.downcast_ref::<io::Error>());
+        match known(error).or_else(|| tls_failure(io?)) {
+            Some(failure) => failure,
+            None if says(error, &["AuthenticationFailed", "WRONGPASS", "NOAUTH"]) => CREDENTIALS,
+            None if error.is_connection_refusal() => Self::new(Kind::Lost, "Redis refused the connection"),
+            None => LOST,
         }
     }
 }
@@ -90,13 +152,43 @@ impl From<&ServerError> for Failure {
     }
 }
 
+/// For the connection of a Cluster, which keeps no more than the text. `known` finds the failure in it.
+impl From<Failure> for RedisError {
+    fn from(failure: Failure) -> Self {
+        (Redis::InvalidClientConfig, "cannot connect", failure.detail.into_owned()).into()
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.detail)
     }
 }
 
-impl std::error::Error for Failure {}
+impl StdError for Failure {}
+
+/// The cause, if a TLS connection failed because of TLS.
+pub(super) fn tls_failure(error: &io::Error) -> Option<Failure> {
+    Some(match error.get_ref()?.downcast_ref()? {
+        TlsError::InvalidMessage(_) => NO_TLS,
+        TlsError::InvalidCertificate(certificate) => match certificate {
+            CertificateError::UnknownIssuer => UNTRUSTED,
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => OTHER_HOST,
+            CertificateError::Expired | CertificateError::ExpiredContext { .. } => EXPIRED,
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => NOT_YET,
+            _ => BAD_CERTIFICATE,
+        },
+        TlsError::AlertReceived(_) => TLS_ENDED,
+        TlsError::PeerIncompatible(_) => NO_COMMON_TLS,
+        _ => return None,
+    })
+}
+
+/// One of our own failures, found in a text that a Cluster's connection made of it.
+fn known(error: &RedisError) -> Option<Failure> {
+    let text = error.detail()?;
+    KNOWN.into_iter().find(|known| text.contains(&*known.detail))
+}
 
 fn says(error: &RedisError, words: &[&str]) -> bool {
     error.detail().is_some_and(|detail| words.iter().any(|word| detail.contains(word)))
@@ -118,8 +210,85 @@ fn code(kind: ServerErrorKind) -> &'static str {
     }
 }
 
+/// What an error code means, and what to do about it.
+fn cause(code: &str) -> Option<&'static str> {
+    Some(match code {
+        "LOADING" => "Redis is still loading its data",
+        "BUSY" => "a slow script blocks Redis",
+        "OOM" => "Redis has used up its memory; raise maxmemory, or set maxmemory-policy volatile-ttl",
+        "MISCONF" => "Redis cannot save to its disk and refuses writes; see its log",
+        "READONLY" => "the Redis server is a replica; connect to its master",
+        "MASTERDOWN" => "the Redis server is a replica and has lost its master",
+        "NOREPLICAS" => "the Redis master has fewer replicas than min-replicas-to-write",
+        "CLUSTERDOWN" => "a part of the Redis Cluster is down",
+        "MOVED" | "ASK" | "TRYAGAIN" => "a slot of the Redis Cluster is being moved",
+        "NOAUTH" => "Redis asks for a password, and the URI has none",
+        "WRONGPASS" => "Redis does not accept the credentials",
+        "WRONGTYPE" => "a Redis key of this namespace holds something else; does another application write there?",
+        _ => return None,
+    })
+}
+
 /// Errors that a command in a script may give for reasons outside the script.
 const PASSING: [&str; 7] = ["OOM", "READONLY", "NOREPLICAS", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "LOADING"];
+/// How redis-rs begins its error about `SELECT`.
+const NO_SELECT: &str = "Redis server refused to switch database";
+
+const LOST: Failure = Failure::new(Kind::Lost, "the connection to Redis was lost");
+const CREDENTIALS: Failure = Failure::new(Kind::Denied, "Redis does not accept the credentials in the URI");
+const NO_DATA: Failure = Failure::new(
+    Kind::Config,
+    "the server does not know the commands of Redis; a sentinel's URI belongs in `.sentinel(…)` on the builder",
+);
+const NO_CLUSTER: Failure =
+    Failure::new(Kind::Config, "the Redis server is not a node of a Cluster: leave out `.cluster(…)` on the builder");
+pub(super) const INSECURE: Failure =
+    Failure::new(Kind::Config, "`#insecure` in a Redis URI is not supported: make the server's certificate trusted");
+pub(super) const NO_NAME: Failure =
+    Failure::new(Kind::Config, "TLS needs a host name or an IP address in the Redis URI");
+pub(super) const NO_ROOTS: Failure = Failure::new(
+    Kind::Config,
+    "the system has no TLS certificate authorities: install them (ca-certificates), or set SSL_CERT_FILE",
+);
+pub(super) const NO_TLS: Failure =
+    Failure::new(Kind::Config, "the Redis server does not speak TLS on this port: use redis://");
+pub(super) const ONLY_TLS: Failure =
+    Failure::new(Kind::Config, "the Redis server speaks TLS on this port: use rediss://");
+const UNTRUSTED: Failure = Failure::new(
+    Kind::Config,
+    "the TLS certificate of the Redis server is not trusted: add its authority to the system's, or set SSL_CERT_FILE",
+);
+const OTHER_HOST: Failure = Failure::new(
+    Kind::Config,
+    "the TLS certificate of the Redis server is for another host: use a host name in the URI that it is for",
+);
+const EXPIRED: Failure = Failure::new(Kind::Config, "the TLS certificate of the Redis server has expired: renew it");
+const NOT_YET: Failure =
+    Failure::new(Kind::Config, "the TLS certificate of the Redis server is not valid yet: check the clocks");
+const BAD_CERTIFICATE: Failure =
+    Failure::new(Kind::Config, "the TLS certificate of the Redis server is not one for a server");
+const TLS_ENDED: Failure = Failure::new(
+    Kind::Config,
+    "the Redis server ended the TLS handshake; if it wants a client certificate, set tls-auth-clients no",
+);
+pub(super) const NO_COMMON_TLS: Failure =
+    Failure::new(Kind::Config, "the Redis server and this process have no TLS version and cipher in common");
+/// What may have to be found in a text.
+const KNOWN: [Failure; 13] = [
+    CREDENTIALS,
+    INSECURE,
+    NO_NAME,
+    NO_ROOTS,
+    NO_TLS,
+    ONLY_TLS,
+    UNTRUSTED,
+    OTHER_HOST,
+    EXPIRED,
+    NOT_YET,
+    BAD_CERTIFICATE,
+    TLS_ENDED,
+    NO_COMMON_TLS,
+];
 
 #[cfg(test)]
 mod tests {
@@ -134,7 +303,7 @@ mod tests {
 
         let failure =
             Failure::answer("ERR", Some(&format!("running script {secret}: -OOM command not allowed {secret}")));
-        assert_eq!(failure.to_string(), "Redis answered OOM");
+        assert!(failure.to_string().ends_with(": Redis answered OOM"), "{failure}");
         let failure = Failure::answer(secret, Some(secret));
         assert_eq!(failure.to_string(), "Redis answered an error");
     }
@@ -153,5 +322,26 @@ mod tests {
         ] {
             assert_eq!(Failure::answer(code, None).kind, kind, "{code}");
         }
+    }
+
+    #[test]
+    fn a_tls_error_names_its_cause_also_behind_a_cluster() {
+        let invalid = |cause| io::Error::new(io::ErrorKind::InvalidData, TlsError::InvalidCertificate(cause));
+        for (cause, said) in [
+            (CertificateError::UnknownIssuer, "not trusted"),
+            (CertificateError::NotValidForName, "another host"),
+            (CertificateError::Expired, "expired"),
+            (CertificateError::NotValidYet, "not valid yet"),
+            (CertificateError::BadSignature, "not one for a server"),
+        ] {
+            let failure = Failure::from(RedisError::from(invalid(cause)));
+            assert!(failure.kind == Kind::Config && failure.to_string().contains(said), "{failure}");
+            // What a Cluster's connection makes of it.
+            let text = RedisError::from(failure.clone()).to_string();
+            let failed = RedisError::from((Redis::Io, "Failed to create initial connections", text));
+            assert_eq!(Failure::from(failed), failure);
+        }
+        let lost = RedisError::from(io::Error::from(io::ErrorKind::ConnectionReset));
+        assert_eq!(Failure::from(lost), LOST);
     }
 }

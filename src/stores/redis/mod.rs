@@ -104,6 +104,7 @@ mod keys;
 mod scripts;
 mod source;
 mod time;
+mod transport;
 
 pub use self::{
     backend::{RedisBackend, RedisSessions},

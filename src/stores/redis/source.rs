@@ -6,9 +6,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushKind,
-    Value,
-    aio::{ConnectionLike, MultiplexedConnection},
+    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushKind, Value,
+    aio::ConnectionLike,
     cluster::{ClusterClient, ClusterClientBuilder},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
@@ -18,10 +17,13 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::failure::{Failure, Kind};
+use super::{
+    failure::{Failure, Kind},
+    transport::Node,
+};
 
 pub(super) enum Source {
-    Server(Client),
+    Server(ConnectionInfo),
     Sentinel(Sentinel),
     Cluster(Box<ClusterClient>),
     /// The application's own connection, which is not ours to replace.
@@ -29,7 +31,7 @@ pub(super) enum Source {
 }
 
 pub(super) struct Sentinel {
-    sentinels: Vec<Client>,
+    sentinels: Vec<ConnectionInfo>,
     name: String,
     /// Credentials, database and scheme for the master. The sentinels tell its address.
     master: ConnectionInfo,
@@ -51,11 +53,11 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for C {
 
 impl Source {
     pub(super) fn server(uri: &str) -> Result<Self, Failure> {
-        Ok(Self::Server(client(parse(uri)?)?))
+        Ok(Self::Server(parse(uri)?))
     }
 
     pub(super) fn sentinel(uri: &str, sentinels: &[String], name: String) -> Result<Self, Failure> {
-        let sentinels = sentinels.iter().map(|uri| client(parse(uri)?)).collect::<Result<Vec<_>, _>>()?;
+        let sentinels = sentinels.iter().map(|uri| parse(uri)).collect::<Result<Vec<_>, _>>()?;
         if sentinels.is_empty() {
             return Err(Failure::new(Kind::Config, "`.sentinel(…)` needs the URI of at least one sentinel"));
         }
@@ -97,9 +99,9 @@ impl Source {
 
     pub(super) async fn connect(&self) -> Result<Box<dyn Connection>, Failure> {
         match self {
-            Self::Server(client) => Ok(Box::new(connect(client).await?)),
+            Self::Server(info) => Ok(Box::new(open(info).await?)),
             Self::Sentinel(sentinel) => Ok(Box::new(sentinel.connect().await?)),
-            Self::Cluster(client) => Ok(Box::new(client.get_async_connection().await?)),
+            Self::Cluster(client) => Ok(Box::new(client.get_async_generic_connection::<Node>().await?)),
             Self::Own(connection) => Ok(connection.another()),
         }
     }
@@ -107,8 +109,8 @@ impl Source {
     /// Calls `switched` whenever a sentinel announces another master.
     pub(super) fn watch(&self, switched: impl Fn() + Clone + Send + Sync + 'static) -> Vec<AbortHandle> {
         let Self::Sentinel(sentinel) = self else { return Vec::new() };
-        let watch = |client: &Client| {
-            let watching = watch(client.clone(), sentinel.name.clone(), switched.clone());
+        let watch = |info: &ConnectionInfo| {
+            let watching = watch(info.clone(), sentinel.name.clone(), switched.clone());
             tokio::spawn(watching).abort_handle()
         };
         sentinel.sentinels.iter().map(watch).collect()
@@ -116,28 +118,33 @@ impl Source {
 }
 
 impl Sentinel {
-    async fn connect(&self) -> Result<MultiplexedConnection, Failure> {
-        let mut failure = Failure::new(Kind::Config, "no sentinel knows a master of that name");
+    async fn connect(&self) -> Result<Node, Failure> {
+        let mut failure: Option<Failure> = None;
         let first = self.first.load(Relaxed);
         for at in (0..self.sentinels.len()).map(|at| (first + at) % self.sentinels.len()) {
-            match timeout(ASK, self.ask(&self.sentinels[at])).await.unwrap_or_else(|_| Err(Failure::silent())) {
-                Ok(Some(master)) => match connect_to_master(&master).await {
-                    Ok(connection) => {
-                        self.first.store(at, Relaxed);
-                        return Ok(connection);
-                    }
-                    Err(other) => failure = other,
-                },
-                Ok(None) => {}
-                Err(other) if failure.kind == Kind::Config => failure = other,
+            let asked = timeout(ASK, self.ask(&self.sentinels[at])).await.unwrap_or_else(|_| Err(Failure::silent()));
+            let connected = match asked {
+                Ok(Some(master)) => connect_to_master(&master).await,
+                Ok(None) => continue,
+                Err(failure) => Err(failure),
+            };
+            match connected {
+                Ok(connection) => {
+                    self.first.store(at, Relaxed);
+                    return Ok(connection);
+                }
+                // What no retry mends is the better answer.
+                Err(other) if failure.as_ref().is_none_or(|failure| other.lasts() && !failure.lasts()) => {
+                    failure = Some(other);
+                }
                 Err(_) => {}
             }
         }
-        Err(failure)
+        Err(failure.unwrap_or(Failure::new(Kind::Config, "no sentinel knows a master of that name")))
     }
 
-    async fn ask(&self, sentinel: &Client) -> Result<Option<Client>, Failure> {
-        let mut connection = connect(sentinel).await?;
+    async fn ask(&self, sentinel: &ConnectionInfo) -> Result<Option<ConnectionInfo>, Failure> {
+        let mut connection = open(sentinel).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("get-master-addr-by-name").arg(&self.name);
         let answer: Option<(String, u16)> = question.query_async(&mut connection).await?;
@@ -148,13 +155,13 @@ impl Sentinel {
             }
             _ => ConnectionAddr::Tcp(host, port),
         };
-        client(self.master.clone().set_addr(addr)).map(Some)
+        Ok(Some(self.master.clone().set_addr(addr)))
     }
 }
 
 /// Connects, and checks the role: during a failover, a sentinel may still name the old master.
-async fn connect_to_master(master: &Client) -> Result<MultiplexedConnection, Failure> {
-    let mut connection = connect(master).await?;
+async fn connect_to_master(master: &ConnectionInfo) -> Result<Node, Failure> {
+    let mut connection = open(master).await?;
     let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
     let is_master = match &role {
         Value::Array(role) => matches!(role.first(), Some(Value::BulkString(role)) if role == b"master"),
@@ -167,17 +174,16 @@ async fn connect_to_master(master: &Client) -> Result<MultiplexedConnection, Fai
     }
 }
 
-async fn connect(client: &Client) -> Result<MultiplexedConnection, Failure> {
+async fn open(info: &ConnectionInfo) -> Result<Node, Failure> {
     let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT))
         // Each operation has its own deadline.
         .set_response_timeout(None)
         .set_pipeline_buffer_size(1024);
-    Ok(client.get_multiplexed_async_connection_with_config(&config).await?)
+    Ok(Node::open(info, config).await?)
 }
 
 /// Listens to one sentinel until the task is aborted.
-async fn watch(sentinel: Client, name: String, switched: impl Fn()) {
+async fn watch(sentinel: ConnectionInfo, name: String, switched: impl Fn()) {
     let mut missed = false;
     loop {
         if let Err(failure) = listen(&sentinel, &name, &mut missed, &switched).await {
@@ -187,13 +193,11 @@ async fn watch(sentinel: Client, name: String, switched: impl Fn()) {
     }
 }
 
-async fn listen(sentinel: &Client, name: &str, missed: &mut bool, switched: &impl Fn()) -> Result<(), Failure> {
-    let info = sentinel.get_connection_info().clone();
-    let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+async fn listen(sentinel: &ConnectionInfo, name: &str, missed: &mut bool, switched: &impl Fn()) -> Result<(), Failure> {
+    let settings = sentinel.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let (sender, mut pushes) = mpsc::unbounded_channel();
-    let config = AsyncConnectionConfig::new().set_connection_timeout(Some(CONNECT)).set_push_sender(sender);
-    let client = Client::open(info.set_redis_settings(settings))?;
-    let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
+    let config = AsyncConnectionConfig::new().set_push_sender(sender);
+    let mut connection = Node::open(&sentinel.clone().set_redis_settings(settings), config).await?;
     connection.subscribe("+switch-master").await?;
     // A failover may have been announced between two subscriptions, so the next operation asks for the master again.
     if std::mem::replace(missed, true) {
@@ -228,23 +232,8 @@ fn parse(uri: &str) -> Result<ConnectionInfo, Failure> {
         )
     };
     let info = uri.into_connection_info().map_err(wrong)?;
-    if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
-        provide_crypto();
-    }
     let settings = info.redis_settings().clone().set_lib_name("jam-session", env!("CARGO_PKG_VERSION"));
     Ok(info.set_redis_settings(settings).set_tcp_settings(tcp()))
-}
-
-fn client(info: ConnectionInfo) -> Result<Client, Failure> {
-    Ok(Client::open(info)?)
-}
-
-/// Installs a provider if the process has none: rustls panics without one.
-fn provide_crypto() {
-    if rustls::crypto::CryptoProvider::get_default().is_none() {
-        // This fails only if another thread was faster.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-    }
 }
 
 fn tcp() -> TcpSettings {
@@ -256,6 +245,5 @@ fn tcp() -> TcpSettings {
     settings
 }
 
-const CONNECT: Duration = Duration::from_millis(500);
 const ASK: Duration = Duration::from_millis(250);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);

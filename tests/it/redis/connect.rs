@@ -8,7 +8,7 @@ use serde_json::json;
 use super::{
     contract::{anonymous, of, owner, record},
     harness::{Place, Topology, binaries, binary, cluster, patient, sentinel, server},
-    process::{Process, ports},
+    process::{Process, ports, until},
     wire::{Address, Wire},
 };
 
@@ -209,22 +209,49 @@ async fn the_doctor_sees_what_is_wrong() {
 async fn tls_is_spoken_to_a_server_that_is_trusted() {
     let Some(binary) = binary() else { return };
     let files = Process::start(&binary, &[]);
-    let Some((certificate, key)) = certificate(&files.folder) else { return };
+    let Some((certificate, key)) = self::certificate(&files.folder, "server", "DNS:localhost") else { return };
     let [port, plain] = ports(2)[..] else { panic!("two ports") };
-    let tls = port.to_string();
-    let args =
-        ["--tls-port", &tls, "--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-auth-clients", "no"];
-    let server = Process::start_on(&binary, plain, &args);
+    let server = with_tls(&binary, plain, port, &certificate, &key, &[]);
 
-    // Whom nobody vouches for is no server; nor is one that speaks no TLS. Neither is a panic.
-    unavailable(RedisSessions::connect(format!("rediss://localhost:{port}")).await);
-    unavailable(RedisSessions::connect(format!("rediss://localhost:{plain}")).await);
+    // Neither of these is a panic, and each names its cause.
+    let message = config(RedisSessions::connect(format!("rediss://localhost:{port}")).await);
+    assert!(message.contains("not trusted"), "{message}");
+    let message = config(RedisSessions::connect(format!("rediss://localhost:{plain}")).await);
+    assert!(message.contains("use redis://"), "{message}");
+    let wrong = format!("redis://127.0.0.1:{port}");
+    for builder in [
+        RedisSessions::builder(&wrong),
+        RedisSessions::builder(&wrong).lazy(true),
+        RedisSessions::builder(&wrong).cluster(Vec::<String>::new()),
+        RedisSessions::builder("redis://master").sentinel([&wrong], "mymaster"),
+    ] {
+        let message = config(builder.connect().await);
+        assert!(message.contains("use rediss://"), "{message}");
+    }
+    let insecure = format!("rediss://localhost:{port}/#insecure");
+    config(RedisSessions::connect(insecure).await);
 
-    // Trust is a matter of the environment, and that of a process.
+    // A Cluster names its nodes by their addresses.
+    let Some((other, key)) = self::certificate(&files.folder, "node", "DNS:localhost,IP:127.0.0.1") else { return };
+    let [node_port, plain] = ports(2)[..] else { panic!("two ports") };
+    let more = ["--tls-cluster", "yes", "--tls-ca-cert-file", &other, "--cluster-enabled", "yes"];
+    let node = with_tls(&binary, plain, node_port, &other, &key, &more);
+    let slots: Vec<String> = (0..16384).map(|slot| slot.to_string()).collect();
+    let command: Vec<&str> = ["CLUSTER", "ADDSLOTS"].into_iter().chain(slots.iter().map(String::as_str)).collect();
+    assert!(!node.ask(&command).is_error());
+    until("the cluster is up", || node.address.info_of_cluster("cluster_state") == "ok");
+    let cluster = format!("rediss://localhost:{node_port}");
+    let message = config(RedisSessions::builder(&cluster).cluster(Vec::<String>::new()).connect().await);
+    assert!(message.contains("not trusted"), "{message}");
+
+    // Trust comes from the environment, and belongs to a process.
+    let bundle = files.folder.join("bundle.crt");
+    fs::write(&bundle, fs::read_to_string(&certificate).unwrap() + &fs::read_to_string(&other).unwrap()).unwrap();
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["redis::connect::speaks_tls", "--exact", "--nocapture"])
-        .env("SSL_CERT_FILE", &certificate)
-        .env("TLS_URI", format!("rediss://localhost:{port}"))
+        .env("SSL_CERT_FILE", &bundle)
+        .env("TLS_PORT", port.to_string())
+        .env("TLS_CLUSTER", &cluster)
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&child.stdout);
@@ -235,18 +262,37 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
 /// Run by the test above, in a process of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn speaks_tls() {
-    let Ok(uri) = std::env::var("TLS_URI") else { return };
-    let sessions = patient(RedisSessions::builder(uri)).connect().await.unwrap();
-    let id = sessions.create("ada", json!({"a": 1})).await.unwrap();
-    assert!(sessions.get(&id).await.unwrap().is_some());
+    let (Ok(port), Ok(cluster)) = (std::env::var("TLS_PORT"), std::env::var("TLS_CLUSTER")) else { return };
+    let message = config(RedisSessions::connect(format!("rediss://127.0.0.1:{port}")).await);
+    assert!(message.contains("another host"), "{message}");
+    let server = || RedisSessions::builder(format!("rediss://localhost:{port}"));
+    let cluster = || RedisSessions::builder(&cluster).cluster(Vec::<String>::new());
+    for builder in [server(), cluster(), server()] {
+        let sessions = patient(builder).connect().await.unwrap();
+        let id = sessions.create("ada", json!({"a": 1})).await.unwrap();
+        assert!(sessions.get(&id).await.unwrap().is_some());
+    }
+    // Which provider the process uses is still the application's choice, and is then used here as well.
+    rustls::crypto::ring::default_provider().install_default().expect("none is installed");
+    patient(server()).connect().await.unwrap();
 }
 
-/// One that vouches for itself, for `localhost`.
-fn certificate(folder: &Path) -> Option<(String, String)> {
-    let (certificate, key) = (folder.join("tls.crt"), folder.join("tls.key"));
-    let config = folder.join("tls.cnf");
-    let text = "[req]\ndistinguished_name=d\nx509_extensions=x\nprompt=no\n[d]\nCN=localhost\n\
-                [x]\nsubjectAltName=DNS:localhost\nbasicConstraints=critical,CA:FALSE\n";
+fn with_tls(binary: &Path, plain: u16, port: u16, certificate: &str, key: &str, more: &[&str]) -> Process {
+    let port = port.to_string();
+    let mut args = vec!["--tls-port", &port, "--tls-cert-file", certificate, "--tls-key-file", key];
+    args.extend(["--tls-auth-clients", "no"]);
+    args.extend(more);
+    Process::start_on(binary, plain, &args)
+}
+
+/// A self-signed certificate for these names.
+fn certificate(folder: &Path, file: &str, names: &str) -> Option<(String, String)> {
+    let (certificate, key) = (folder.join(format!("{file}.crt")), folder.join(format!("{file}.key")));
+    let config = folder.join(format!("{file}.cnf"));
+    let text = format!(
+        "[req]\ndistinguished_name=d\nx509_extensions=x\nprompt=no\n[d]\nCN={file}\n\
+         [x]\nsubjectAltName={names}\nbasicConstraints=critical,CA:FALSE\n"
+    );
     fs::write(&config, text).unwrap();
     let made = Command::new("openssl")
         .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"])

@@ -1,0 +1,171 @@
+//! The connection to one server: TCP, TLS or a unix socket, and the Redis handshake over it.
+
+use std::{io, pin::Pin, sync::Arc, time::Duration};
+
+use redis::{
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind as Redis, IntoConnectionInfo, Pipeline,
+    RedisError, RedisFuture, RedisResult, Value,
+    aio::{AsyncStream, ConnectionLike, MultiplexedConnection},
+    cluster_async::Connect,
+    io::tcp::{TcpSettings, socket2::SockRef},
+};
+use rustls::{
+    ClientConfig, RootCertStore,
+    crypto::{CryptoProvider, ring},
+    pki_types::ServerName,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    task::AbortHandle,
+    time::timeout,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::failure::{Failure, INSECURE, NO_COMMON_TLS, NO_NAME, NO_ROOTS, NO_TLS, ONLY_TLS, tls_failure};
+
+/// A connection to one server. A clone shares it, and the last clone closes it.
+///
+/// The stream is opened here, because redis-rs would use the TLS provider of the process, and install one there if there is
+/// none. That choice belongs to the application. It also keeps the causes of failures, of which a Cluster's connection keeps
+/// only the text.
+#[derive(Clone)]
+pub(super) struct Node {
+    connection: MultiplexedConnection,
+    /// Ends with the last clone.
+    _driver: Arc<Driver>,
+}
+
+/// The task that reads and writes. By itself it would keep a connection open for as long as an answer is missing.
+struct Driver(AbortHandle);
+
+impl Node {
+    /// Opens a connection within half a second.
+    pub(super) async fn open(info: &ConnectionInfo, config: AsyncConnectionConfig) -> RedisResult<Self> {
+        let opened = timeout(CONNECT, Self::handshake(info, config)).await;
+        match opened.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
+            // A protocol that the server does not speak looks like a lost connection, silence or garbage.
+            Err(error) if matches!(error.kind(), Redis::Io | Redis::Parse) => {
+                let cause = timeout(PROBE, wrong_protocol(info.addr())).await.ok().flatten();
+                Err(cause.map_or(error, RedisError::from))
+            }
+            opened => opened,
+        }
+    }
+
+    async fn handshake(info: &ConnectionInfo, config: AsyncConnectionConfig) -> RedisResult<Self> {
+        let stream: Pin<Box<dyn AsyncStream + Send>> = match info.addr() {
+            ConnectionAddr::Tcp(host, port) => Box::pin(tcp(host, *port, info.tcp_settings()).await?),
+            ConnectionAddr::TcpTls { insecure: true, .. } => return Err(INSECURE.into()),
+            ConnectionAddr::TcpTls { host, port, .. } => {
+                let stream = tcp(host, *port, info.tcp_settings()).await?;
+                Box::pin(tls(host, stream).await?)
+            }
+            #[cfg(unix)]
+            ConnectionAddr::Unix(path) => Box::pin(tokio::net::UnixStream::connect(path).await?),
+            _ => return Err((Redis::InvalidClientConfig, "unsupported address").into()),
+        };
+        let (connection, driver) =
+            MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await?;
+        Ok(Self { connection, _driver: Arc::new(Driver(tokio::spawn(driver).abort_handle())) })
+    }
+
+    pub(super) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
+        self.connection.subscribe(channel).await
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl ConnectionLike for Node {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        self.connection.req_packed_command(command)
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        self.connection.req_packed_commands(pipeline, offset, count)
+    }
+
+    fn get_db(&self) -> i64 {
+        self.connection.get_db()
+    }
+}
+
+/// Lets the connection of a Cluster open its connections to the nodes.
+impl Connect for Node {
+    fn connect_with_config<'a, T>(info: T, config: AsyncConnectionConfig) -> RedisFuture<'a, Self>
+    where
+        T: IntoConnectionInfo + Send + 'a,
+    {
+        Box::pin(async move { Self::open(&info.into_connection_info()?, config).await })
+    }
+}
+
+async fn tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((host, port)).await?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_nodelay(settings.nodelay())?;
+    if let Some(keepalive) = settings.keepalive() {
+        socket.set_tcp_keepalive(keepalive)?;
+    }
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(settings.user_timeout())?;
+    Ok(stream)
+}
+
+async fn tls(host: &str, stream: TcpStream) -> RedisResult<TlsStream<TcpStream>> {
+    let name = ServerName::try_from(host.to_owned()).map_err(|_| NO_NAME)?;
+    let connected = connector()?.connect(name, stream).await;
+    connected.map_err(|error| tls_failure(&error).map_or_else(|| error.into(), RedisError::from))
+}
+
+/// TLS with the provider of the process, or ring if it has none, and with the certificate authorities of the system.
+fn connector() -> Result<TlsConnector, Failure> {
+    let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()));
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(NO_ROOTS);
+    }
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|_| NO_COMMON_TLS)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(TlsConnector::from(Arc::new(config)))
+}
+
+/// Finds out whether the server speaks TLS although the URI says that it does not, or the reverse. Sends no credentials.
+async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
+    match address {
+        ConnectionAddr::Tcp(host, port) => {
+            let stream = tcp(host, *port, &TcpSettings::default()).await.ok()?;
+            let name = ServerName::try_from(host.to_owned()).ok()?;
+            match connector().ok()?.connect(name, stream).await.map_err(|error| tls_failure(&error)) {
+                // An untrusted certificate is one, too.
+                Ok(_) => Some(ONLY_TLS),
+                Err(Some(failure)) if failure != NO_TLS => Some(ONLY_TLS),
+                Err(_) => None,
+            }
+        }
+        ConnectionAddr::TcpTls { host, port, .. } => {
+            let mut stream = tcp(host, *port, &TcpSettings::default()).await.ok()?;
+            stream.write_all(b"PING\r\n").await.ok()?;
+            // `+PONG`, or an error such as `-NOAUTH`.
+            matches!(stream.read_u8().await, Ok(b'+' | b'-')).then_some(NO_TLS)
+        }
+        _ => None,
+    }
+}
+
+const CONNECT: Duration = Duration::from_millis(500);
+const PROBE: Duration = Duration::from_millis(250);
