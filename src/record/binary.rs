@@ -1,27 +1,28 @@
-//! The form for machines.
+//! The binary form of a record.
 //!
 //! | bytes | |
 //! |---|---|
 //! | 1 | the format, 1 |
-//! | 1 | what there is: a key and an owner (1), a sign-in (2), an idle time (4), no data any more (8), a serializer's data (16) |
+//! | 1 | flags: has a session key and an owner (1), a sign-in (2), an idle timeout of its own (4), is a tombstone without data (8), a serializer wrote the data (16) |
 //! | text | the tag of namespace and pepper |
 //! | 16 | the owner, if there is one |
 //! | text | the `sid` |
 //! | text | the session key, if there is one |
 //! | 32 | the hash of the secret |
-//! | 1 | how many secrets of before there are: 40 bytes each, a hash and until when it counts |
-//! | 8 each | created, signed in, seen, deadline, idle time |
-//! | 4 | how many bytes follow |
+//! | 1 | how many previous secrets follow, 40 bytes each: a hash, and the time until which it is accepted |
+//! | 8 each | created, signed in, written, deadline, idle timeout |
+//! | 4 | the number of bytes that follow |
 //! | the rest | the [fields](crate::Data), or what the serializer wrote |
 //!
-//! A text has its length in front. Numbers are big-endian, and times milliseconds since 1970. A bit that this version does
-//! not know is a record that it cannot read.
+//! A text has its length in front. Numbers are big-endian, and times are milliseconds since 1970. A record with a flag that
+//! this version does not know is unreadable.
 
 use bytes::Bytes;
 
-use super::{Body, Contents, Stored};
 use crate::record::{
-    data::{len_len, push_len, take_len},
+    Contents,
+    codec::{Body, Parsed},
+    data::{Text, len_len, push_len, take_len},
     id::{Owner, RecordId},
     token::SecretHash,
 };
@@ -35,7 +36,7 @@ const ENDED: u8 = 8;
 const OWN: u8 = 16;
 const ALL: u8 = OWNED | SIGNED_IN | IDLE | ENDED | OWN;
 
-/// How long the secrets of before get.
+/// The length of the previous secrets.
 pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
     previous.len() * PREVIOUS_LEN
 }
@@ -46,7 +47,7 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
     let times =
         [Some(contents.created), contents.signed_in, Some(contents.written), Some(contents.deadline), contents.idle];
     let body_len = own.map_or_else(|| contents.data.len(), <[u8]>::len);
-    // To the byte: it needs no second place then, and leaves no room over.
+    // Exact: one allocation, and no unused capacity.
     let len = 2
         + text_len(namespace)
         + id.owner().map_or(0, |owner| owner.as_bytes().len())
@@ -88,7 +89,7 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
     match own {
         _ if contents.ended => out.extend_from_slice(&[0; BODY_LEN]),
         _ => {
-            // One that is longer is larger than any record may be.
+            // A longer body is larger than any record may be.
             out.extend_from_slice(&u32::try_from(body_len).unwrap_or(u32::MAX).to_be_bytes());
             match own {
                 Some(own) => out.extend_from_slice(own),
@@ -100,7 +101,7 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
     out
 }
 
-pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
+pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Parsed<'_>> {
     let mut rest = &payload[1..];
     let [flags] = take(&mut rest)?;
     let has = |flag| flags & flag != 0;
@@ -110,40 +111,30 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
     let namespace = take_text(&mut rest)?;
     let owner = if has(OWNED) { Some(Owner::from_bytes(take(&mut rest)?)) } else { None };
     let sid = take_text(&mut rest)?;
-    let key = if has(OWNED) { Some(take_text(&mut rest)?.into()) } else { None };
-    let hash = SecretHash::from_bytes(take(&mut rest)?);
+    let key = if has(OWNED) { Some(Text(take_text(&mut rest)?.into())) } else { None };
+    let hash = take_hash(&mut rest)?;
     let [count] = take(&mut rest)?;
     let mut previous = Vec::new();
     for _ in 0..count {
-        previous.push((SecretHash::from_bytes(take(&mut rest)?), u64::from_be_bytes(take(&mut rest)?)));
+        previous.push((take_hash(&mut rest)?, take_time(&mut rest)?));
     }
-    let created = u64::from_be_bytes(take(&mut rest)?);
-    let signed_in = if has(SIGNED_IN) { Some(u64::from_be_bytes(take(&mut rest)?)) } else { None };
-    let written = u64::from_be_bytes(take(&mut rest)?);
-    let deadline = u64::from_be_bytes(take(&mut rest)?);
-    let idle = if has(IDLE) { Some(u64::from_be_bytes(take(&mut rest)?)) } else { None };
-    if u32::from_be_bytes(take(&mut rest)?) as usize != rest.len() {
-        return None;
-    }
-    let body = match has(OWN) {
-        true => Body::Own(rest),
-        false => Body::Fields(rest),
-    };
-    let is_of_id = owner == id.owner() && sid == id.sid();
-    Some(Stored {
-        namespace,
-        is_of_id,
+    let contents = Contents {
         key,
         hash,
         previous,
-        created,
-        signed_in,
-        written,
-        deadline,
-        idle,
+        created: take_time(&mut rest)?,
+        signed_in: if has(SIGNED_IN) { Some(take_time(&mut rest)?) } else { None },
+        written: take_time(&mut rest)?,
+        deadline: take_time(&mut rest)?,
+        idle: if has(IDLE) { Some(take_time(&mut rest)?) } else { None },
         ended: has(ENDED),
-        body,
-    })
+        data: match u32::from_be_bytes(take(&mut rest)?) as usize == rest.len() {
+            true if has(OWN) => Body::Own(rest),
+            true => Body::Binary(rest),
+            false => return None,
+        },
+    };
+    Some(Parsed { namespace, is_of_id: owner == id.owner() && sid == id.sid(), contents })
 }
 
 fn text_len(text: &str) -> usize {
@@ -160,6 +151,14 @@ fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a str> {
     let (text, after) = after.split_at_checked(len)?;
     *rest = after;
     std::str::from_utf8(text).ok()
+}
+
+fn take_hash(rest: &mut &[u8]) -> Option<SecretHash> {
+    take(rest).map(SecretHash::from_bytes)
+}
+
+fn take_time(rest: &mut &[u8]) -> Option<u64> {
+    take(rest).map(u64::from_be_bytes)
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {

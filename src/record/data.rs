@@ -92,7 +92,7 @@ impl Data {
     pub(crate) fn from_serialize(value: impl Serialize) -> Result<Self, Error> {
         let json = serde_json::to_vec(&value).map_err(|_| does_not_serialize())?;
         serde_json::from_slice::<Fields<'_>>(&json)
-            .map(Self::from)
+            .map(|fields| Self::from(&fields))
             .map_err(|_| Error::new(ErrorKind::Data, "the data of a session must serialize to a JSON object"))
     }
 
@@ -433,8 +433,12 @@ impl<'de> Deserialize<'de> for Data {
 /// A JSON object, one level deep, borrowed from the text it was read from.
 pub(crate) struct Fields<'a>(Vec<(Cow<'a, str>, &'a RawValue)>);
 
-impl From<Fields<'_>> for Data {
-    fn from(fields: Fields<'_>) -> Self {
+/// A text, borrowed if it has no escapes: serde's own `Cow` is always owned.
+#[derive(Deserialize)]
+pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
+
+impl From<&Fields<'_>> for Data {
+    fn from(fields: &Fields<'_>) -> Self {
         let mut stored = Vec::new();
         for (name, value) in &fields.0 {
             push_field(&mut stored, name.as_bytes(), value.get().as_bytes());
@@ -447,10 +451,6 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
 
-        /// `Cow` alone would always be owned.
-        #[derive(Deserialize)]
-        struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
-
         impl<'de> Visitor<'de> for Object {
             type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
 
@@ -460,7 +460,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields = Vec::with_capacity(8);
-                while let Some((Name(name), value)) = map.next_entry()? {
+                while let Some((Text(name), value)) = map.next_entry()? {
                     fields.push((name, value));
                 }
                 Ok(fields)

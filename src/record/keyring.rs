@@ -1,4 +1,4 @@
-//! Sealing: with a [`Keyring`], neither the ID in the cookie nor the data in the store can be read, altered or moved.
+//! Encryption: with a [`Keyring`], the ID in the cookie and the data in the store cannot be read, altered or moved.
 //!
 //! ```
 //! # use jam_session::{Error, Keyring, MemorySessions};
@@ -12,68 +12,69 @@
 //! # }
 //! ```
 //!
-//! A secret is 32 random bytes as URL-safe base64, with or without `=`. [`Keyring::generate`] makes one, and so does
-//! `head -c 32 /dev/urandom | base64 | tr -- +/ -_`. The first key of a ring seals, and every key of it opens.
+//! An encryption key is made from a secret: 32 random bytes as URL-safe base64, with or without `=`. [`Keyring::generate`] makes
+//! one, and so does `head -c 32 /dev/urandom | base64 | tr -- +/ -_`. The first key of a ring encrypts, and every key of it
+//! decrypts.
 //!
-//! # What is sealed, and how
+//! # What is encrypted, and how
 //!
-//! | sealed | form | opens only |
+//! | encrypted | form | decrypts only |
 //! |---|---|---|
-//! | the ID in the cookie, whole | base64url | as an ID of the same `namespace` |
-//! | a record, whole: user, times, hashes, data | bytes | as the record of the same name, of the same `namespace` |
+//! | the whole ID in the cookie | base64url | as an ID of the same `namespace` |
+//! | the whole record: user, times, hashes, data | bytes | as the record of the same name, of the same `namespace` |
 //!
 //! Both are a format byte, four bytes that name the key, a nonce of 192 random bits, the text under [XAES-256-GCM], and its
 //! tag of 128 bits: 45 bytes more than the text. Each secret gives two keys by HKDF-Expand with SHA-256, one for IDs and one
-//! for records. The name of the cookie is not bound, so that it may change.
+//! for records. The name of the cookie is not part of it, so that it may change.
 //!
-//! Random nonces of 192 bits do not run out: after 2⁸⁰ sealed IDs and records, the chance that any two have the same nonce
-//! is 2⁻³². At a million each second that is 38 billion years, so that no key has to be changed for its use.
+//! Random nonces of 192 bits do not run out: after 2⁸⁰ encrypted IDs and records, the chance that any two have the same nonce
+//! is 2⁻³². At a million per second that takes 38 billion years. No key has to be changed because it was used too often.
 //!
-//! A cookie that does not open counts as none, and the store is not asked. A record that does not open is an error,
-//! [`ErrorKind::Corrupt`] or, if no key of the ring sealed it, [`ErrorKind::WrongKey`]; it stays as it is, and so does the
-//! cookie. Its owner can sign in anew.
+//! A cookie that fails to decrypt counts as absent, and the store is not asked. A record that fails to decrypt is an error:
+//! [`ErrorKind::WrongKey`] if no key of the ring encrypted it, else [`ErrorKind::Corrupt`]. Record and cookie stay as they are,
+//! and the user can sign in again.
 //!
-//! What a sealed store still shows: how many sessions there are, which belong to one (unnamed) user, how long each record
-//! is, and when it ends. Names of users cannot be guessed from it if there is a [`pepper`](crate::Builder::pepper).
+//! An encrypted store still shows how many sessions there are, which of them belong to the same (unnamed) user, how long each
+//! record is, and when it ends. With a [`pepper`](crate::Builder::pepper), users' names cannot be guessed from it.
 //!
 //! # Turning it on
 //!
-//! Without a further word a keyring takes nothing that is plain: all sessions from before are signed out. To keep them, go
-//! from process to process, in this order, each step everywhere before the next. A step that is skipped signs people out: where a
-//! cookie does not open it counts as none, and the next session that is begun there takes its place.
+//! By default a keyring refuses plain IDs and records: all existing sessions are signed out. To keep them, go through these
+//! steps in order, and finish each in all processes before the next. A skipped step signs users out: a cookie that a process
+//! cannot decrypt counts as absent there, and the next session that begins takes its place.
 //!
-//! 1. `Keyring::new(a)?.opens_only()`: all is still written plain, and what is sealed opens.
-//! 2. `Keyring::new(a)?.accept_plain_until(time)`: all is written sealed. Set the time once, to a
-//!    [`max_lifetime`](crate::Builder::max_lifetime) after the last process got here. Until then whoever can write to the store
-//!    can plant plain records, as before.
+//! 1. `Keyring::new(a)?.opens_only()`: writes plain, and reads both.
+//! 2. `Keyring::new(a)?.accept_plain_until(time)`: writes encrypted, and reads both until that time. Set it once, to a
+//!    [`max_lifetime`](crate::Builder::max_lifetime) after the last process has reached this step. Until then, anybody who can
+//!    write to the store can still plant plain records.
 //! 3. `Keyring::new(a)?`, any time after.
 //!
-//! Turning it off is the same way back: 2, 1, then none after a `max_lifetime`.
+//! To turn it off, go back: 2, 1, and after a `max_lifetime` no keyring.
 //!
 //! # Changing the key
 //!
 //! 1. `Keyring::new(a)?.also_opens(b)?` everywhere; in the environment `a,b`.
-//! 2. `Keyring::new(b)?.also_opens(a)?` everywhere; `b,a`. While some processes are at 1 and some at 2, each seals anew what the
-//!    other sealed: nothing is lost, but do not leave it at that.
+//! 2. `Keyring::new(b)?.also_opens(a)?` everywhere; `b,a`. While some processes are at step 1 and some at 2, each encrypts
+//!    again what the other encrypted. Nothing is lost, but do not stop there.
 //! 3. `Keyring::new(b)?`, a `max_lifetime` later.
 //!
-//! Nobody is signed out. What was sealed with another than the first key is sealed anew when it is next used: the record in
-//! the background, and the cookie with the response, so that a session that is only ever read moves on too.
+//! Nobody is signed out. What another key than the first encrypted is encrypted again when it is next used: the record in the
+//! background, the cookie with the response. A session that is only read moves on too.
 //!
 //! # When a key has leaked
 //!
-//! Put a new secret alone on the ring: `Keyring::new(b)?`. All are signed out, and that is the point. Whoever has the old key
-//! can read the data in any copy of the store; whoever can also write to the store can make sessions of anybody. With a copy
-//! and the key, and no more, nobody signs in: records hold only hashes of the secrets in the cookies.
+//! Put a new secret alone on the ring: `Keyring::new(b)?`. It signs everybody out, which is the point. Anybody with the old key
+//! can read the data in any copy of the store, and with write access to the store can forge sessions of any user. A copy and
+//! the key alone sign nobody in, because records hold only hashes of the secrets in the cookies.
 //!
-//! # What sealing does not do
+//! # What encryption does not prevent
 //!
-//! Whoever can write to the store can delete records, and can put an older copy of a record back under its own name: its
-//! data as they were, an ID that was rotated away, a session that has ended since. Its deadline is inside, and not to be
-//! moved. Guard who writes to the store; sealing is for who reads it.
+//! Anybody who can write to the store can delete records, and can put an older copy of a record back under its own name: with
+//! old data, with an ID that was rotated away, or of a session that has ended since. The deadline is inside the record and
+//! cannot be moved. So control who can write to the store; encryption is against those who can read it.
 //!
-//! Secrets and keys are wiped from memory when dropped, as far as the language lets us: not copies that a
-//! compiler made on its way, nor the variable of the environment that a secret came from.
+//! Secrets and keys are wiped from memory when they are dropped, as far as the language allows: not the copies that a compiler
+//! makes, nor the environment variable that a secret came from.
 //!
 //! [XAES-256-GCM]: https://c2sp.org/XAES-256-GCM
 
@@ -90,37 +91,37 @@ use crate::{
     clock::millis,
     error::{Error, ErrorKind},
     random::{self, random},
-    record::id::RecordId,
 };
 
-/// The secrets that seal and open IDs and records. See the [module docs](self).
+/// The keys that encrypt and decrypt IDs and records. See the [module docs](self).
 ///
-/// The first key seals, every key opens; there is no other order to get wrong.
+/// The first key encrypts, and every key decrypts.
+#[doc(alias = "encryption", alias = "aes", alias = "aead")]
 #[derive(Clone)]
 #[must_use]
 pub struct Keyring {
-    /// Never empty; the first one seals.
+    /// Never empty. The first one encrypts.
     secrets: Vec<Secret>,
     opens_only: bool,
     plain_until: Option<SystemTime>,
 }
 
-/// Boxed, so that a move leaves no copy behind.
+/// Boxed, because moving an array leaves a copy behind.
 type Secret = Box<Zeroizing<[u8; 32]>>;
 
 impl Keyring {
-    /// A ring with this key: it seals, and it opens.
+    /// Makes a ring with the key of this secret, which encrypts and decrypts.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a secret that is empty, is not URL-safe base64, has not 32 bytes, or is all one byte.
+    /// [`ErrorKind::Config`] for a secret that is empty, is not URL-safe base64, does not have 32 bytes, or is all zeros.
     pub fn new(secret: impl AsRef<str>) -> Result<Self, Error> {
         Ok(Self { secrets: vec![parse(secret.as_ref())?], opens_only: false, plain_until: None })
     }
 
-    /// Adds a key that opens, and does not seal: one from before, or one that other processes seal with already.
+    /// Adds a key that only decrypts: a previous one, or one that other processes already encrypt with.
     ///
     /// # Errors
-    /// As [`new`](Self::new), and for a secret that is on the ring already.
+    /// As [`new`](Self::new), and for a secret that is already on the ring.
     pub fn also_opens(mut self, secret: impl AsRef<str>) -> Result<Self, Error> {
         let secret = parse(secret.as_ref())?;
         if self.secrets.iter().any(|other| other.ct_eq(&**secret).to_bool()) {
@@ -130,7 +131,8 @@ impl Keyring {
         Ok(self)
     }
 
-    /// The keys in the variable `JAM_SESSION_AES_SECRET`, with commas between: the first seals, every one opens.
+    /// Makes a ring from the environment variable `JAM_SESSION_AES_SECRET`: one secret, or several with commas between. The first
+    /// encrypts, and every one decrypts.
     ///
     /// # Errors
     /// As [`also_opens`](Self::also_opens), and if the variable is not set.
@@ -141,9 +143,10 @@ impl Keyring {
         }
     }
 
-    /// A ring with a new random key.
+    /// Makes a ring with a new random key.
     ///
-    /// Whatever it seals is lost with it: store its [`primary_secret`](Self::primary_secret), unless the sessions end with the process.
+    /// What it encrypts is lost with it: store its [`primary_secret`](Self::primary_secret), unless the sessions end with the
+    /// process.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] if the system has no random bytes.
@@ -154,20 +157,22 @@ impl Keyring {
         Ok(Self { secrets: vec![secret], opens_only: false, plain_until: None })
     }
 
-    /// Still writes all plain, and takes both plain and sealed: the first step of turning encryption on, or the last of
-    /// turning it off. It protects nothing.
+    /// Writes plain, and reads both plain and encrypted: the first step of turning encryption on, or the last of turning it
+    /// off. It protects nothing.
     pub fn opens_only(mut self) -> Self {
         self.opens_only = true;
         self
     }
 
-    /// Takes plain IDs and plain records too, until then: to move a live system over. What is taken is sealed.
+    /// Reads plain IDs and records too, until that time, and encrypts them when they are next used. For turning encryption on in
+    /// a live system.
     pub fn accept_plain_until(mut self, time: SystemTime) -> Self {
         self.plain_until = Some(time);
         self
     }
 
-    /// The text of the key that seals, for storing it where secrets are kept. Whoever has it can read and forge.
+    /// Returns the secret of the key that encrypts, to be stored where secrets are kept. Anybody who has it can read and forge
+    /// sessions.
     pub fn primary_secret(&self) -> String {
         self.secrets.first().map(|secret| PADDED.encode(&secret[..])).unwrap_or_default()
     }
@@ -185,69 +190,86 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// A keyring at work, for the sessions of one `namespace`.
+/// A keyring at work, for the sessions of one namespace. IDs and records have keys of their own.
 pub(crate) struct Keys {
-    ring: Vec<Key>,
-    namespace: Box<str>,
-    seals: bool,
+    pub(crate) ids: Sealer,
+    pub(crate) records: Sealer,
+    encrypts: bool,
     /// In milliseconds since 1970.
     plain_until: u64,
 }
 
-/// What a secret comes to.
-struct Key {
-    name: [u8; KEY_NAME],
-    ids: Xaes256Gcm,
-    records: Xaes256Gcm,
+/// Encrypts and decrypts one kind of text.
+pub(crate) struct Sealer {
+    ring: Vec<Key>,
+    /// What every text is bound to: its format and kind, and the namespace. Only what the caller adds has no length of its own
+    /// in front, so that no two are ever the same.
+    bound: Vec<u8>,
+    encrypts: bool,
 }
 
-/// What is sealed: it opens as nothing else.
-#[derive(Clone, Copy)]
-pub(crate) enum Purpose {
-    Id,
-    Record(RecordId),
+/// What a secret comes to, for one kind of text.
+struct Key {
+    name: [u8; KEY_NAME],
+    cipher: Xaes256Gcm,
 }
 
 /// What was inside.
 pub(crate) struct Opened {
     pub(crate) text: Vec<u8>,
-    /// It is not as it would be sealed today.
+    /// It is not as it would be encrypted today.
     pub(crate) stale: bool,
 }
 
 impl Keys {
     pub(crate) fn new(keyring: &Keyring, namespace: &str) -> Result<Self, Error> {
-        // At its full size from the start: growing would leave copies behind.
-        let mut ring = Vec::with_capacity(keyring.secrets.len());
-        for secret in &keyring.secrets {
-            ring.push(Key::new(secret)?);
-        }
         let plain_until = match keyring.plain_until {
             _ if keyring.opens_only => u64::MAX,
             Some(time) => time.duration_since(SystemTime::UNIX_EPOCH).map(millis).unwrap_or(0),
             None => 0,
         };
-        Ok(Self { ring, namespace: namespace.into(), seals: !keyring.opens_only, plain_until })
+        Ok(Self {
+            ids: Sealer::new(keyring, namespace, b'i', b"jam-session ids")?,
+            records: Sealer::new(keyring, namespace, b'r', b"jam-session records")?,
+            encrypts: !keyring.opens_only,
+            plain_until,
+        })
     }
 
-    /// Whether what is written is to be sealed.
-    pub(crate) fn seals(&self) -> bool {
-        self.seals
+    /// Whether what is written is encrypted.
+    pub(crate) fn encrypts(&self) -> bool {
+        self.encrypts
     }
 
-    /// Whether what is plain is taken for good, at that time.
+    /// Whether plain text is accepted, at that time.
     pub(crate) fn takes_plain(&self, now: u64) -> bool {
         now < self.plain_until
     }
+}
 
-    /// # Errors
-    /// `Unavailable` if the system has no random bytes.
-    pub(crate) fn seal(&self, purpose: Purpose, text: &[u8]) -> Result<Vec<u8>, Error> {
-        self.seal_with(random()?, purpose, text)
+impl Sealer {
+    fn new(keyring: &Keyring, namespace: &str, kind: u8, purpose: &[u8]) -> Result<Self, Error> {
+        // At its full size from the start: growing would leave copies behind.
+        let mut ring = Vec::with_capacity(keyring.secrets.len());
+        for secret in &keyring.secrets {
+            ring.push(Key::new(secret, purpose)?);
+        }
+        let mut bound = vec![SEALED, kind];
+        bound.extend_from_slice(&(namespace.len() as u64).to_be_bytes());
+        bound.extend_from_slice(namespace.as_bytes());
+        Ok(Self { ring, bound, encrypts: !keyring.opens_only })
     }
 
-    fn seal_with(&self, nonce: [u8; NONCE], purpose: Purpose, text: &[u8]) -> Result<Vec<u8>, Error> {
-        let failed = || Error::new(ErrorKind::TooLarge, "there is too much to be sealed");
+    /// Encrypts a text, so that it decrypts only with the same associated data.
+    ///
+    /// # Errors
+    /// `Unavailable` if the system has no random bytes.
+    pub(crate) fn seal(&self, aad: &[u8], text: &[u8]) -> Result<Vec<u8>, Error> {
+        self.seal_with(random()?, aad, text)
+    }
+
+    fn seal_with(&self, nonce: [u8; NONCE], aad: &[u8], text: &[u8]) -> Result<Vec<u8>, Error> {
+        let failed = || Error::new(ErrorKind::TooLarge, "the text is too large to be encrypted");
         let key = self.ring.first().ok_or_else(failed)?;
         let mut sealed = Vec::with_capacity(text.len() + OVERHEAD);
         sealed.push(SEALED);
@@ -256,65 +278,46 @@ impl Keys {
         let start = sealed.len();
         sealed.extend_from_slice(text);
         let tag = key
-            .cipher(purpose)
-            .encrypt_inout_detached(&Nonce::from(nonce), &self.bound(purpose), (&mut sealed[start..]).into())
+            .cipher
+            .encrypt_inout_detached(&Nonce::from(nonce), &self.bound_to(aad), (&mut sealed[start..]).into())
             .map_err(|_| failed())?;
         sealed.extend_from_slice(&tag);
         Ok(sealed)
     }
 
+    /// Decrypts a text.
+    ///
     /// # Errors
-    /// `WrongKey` if no key of the ring sealed it, `Corrupt` if one did and it was altered or moved since.
-    pub(crate) fn open(&self, purpose: Purpose, sealed: &[u8]) -> Result<Opened, Error> {
-        let corrupt = || Error::new(ErrorKind::Corrupt, "what was sealed was altered, cut or moved");
+    /// `WrongKey` if no key of the ring encrypted it, `Corrupt` if one did and it was altered or moved since.
+    pub(crate) fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Opened, Error> {
+        let corrupt = || Error::new(ErrorKind::Corrupt, "an encrypted text was altered, cut or moved");
         let rest = sealed.strip_prefix(&[SEALED]).ok_or_else(corrupt)?;
         let (name, rest) = rest.split_first_chunk::<KEY_NAME>().ok_or_else(corrupt)?;
         let (nonce, rest) = rest.split_first_chunk::<NONCE>().ok_or_else(corrupt)?;
         let (text, tag) = rest.split_last_chunk::<TAG>().ok_or_else(corrupt)?;
+        let (nonce, tag, bound) = (Nonce::from(*nonce), Tag::from(*tag), self.bound_to(aad));
         let mut error = wrong_key();
         // Names are short: two keys may have the same.
         for (at, key) in self.ring.iter().enumerate().filter(|(_, key)| key.name == *name) {
             let mut text = text.to_vec();
-            let (nonce, tag) = (Nonce::from(*nonce), Tag::from(*tag));
-            let bound = self.bound(purpose);
-            match key.cipher(purpose).decrypt_inout_detached(&nonce, &bound, text.as_mut_slice().into(), &tag) {
-                Ok(()) => return Ok(Opened { text, stale: self.seals && at > 0 }),
+            match key.cipher.decrypt_inout_detached(&nonce, &bound, text.as_mut_slice().into(), &tag) {
+                Ok(()) => return Ok(Opened { text, stale: self.encrypts && at > 0 }),
                 Err(_) => error = corrupt(),
             }
         }
         Err(error)
     }
 
-    /// What a sealed text opens with and nothing else: its purpose and format, the `namespace`, and a record's own name.
-    ///
-    /// Only the last part has a length of its own, so that two of these never run into each other.
-    fn bound(&self, purpose: Purpose) -> Vec<u8> {
-        let (kind, name) = match purpose {
-            Purpose::Id => (b'i', String::new()),
-            Purpose::Record(id) => (b'r', id.to_string()),
-        };
-        let mut bound = Vec::with_capacity(10 + self.namespace.len() + name.len());
-        bound.extend_from_slice(&[SEALED, kind]);
-        bound.extend_from_slice(&(self.namespace.len() as u64).to_be_bytes());
-        bound.extend_from_slice(self.namespace.as_bytes());
-        bound.extend_from_slice(name.as_bytes());
-        bound
+    fn bound_to(&self, aad: &[u8]) -> Vec<u8> {
+        [&self.bound, aad].concat()
     }
 }
 
 impl Key {
-    fn new(secret: &Secret) -> Result<Self, Error> {
-        let cipher = |purpose| Ok::<_, Error>(Xaes256Gcm::new((&*expand(secret, purpose)?).into()));
+    fn new(secret: &Secret, purpose: &[u8]) -> Result<Self, Error> {
         let mut name = [0; KEY_NAME];
         name.copy_from_slice(&expand(secret, b"jam-session key name")?[..KEY_NAME]);
-        Ok(Self { name, ids: cipher(b"jam-session ids")?, records: cipher(b"jam-session records")? })
-    }
-
-    fn cipher(&self, purpose: Purpose) -> &Xaes256Gcm {
-        match purpose {
-            Purpose::Id => &self.ids,
-            Purpose::Record(_) => &self.records,
-        }
+        Ok(Self { name, cipher: Xaes256Gcm::new((&*expand(secret, purpose)?).into()) })
     }
 }
 
@@ -348,7 +351,7 @@ fn parse(text: &str) -> Result<Secret, Error> {
         false => UNPADDED.decode_slice(text, &mut secret[..]),
     };
     if decoded.ok() != Some(LENGTH) {
-        return Err(config("a secret is not base64: its last character or its padding is none of 32 bytes"));
+        return Err(config("a secret is not base64: its last character or its padding is wrong for 32 bytes"));
     }
     if secret.iter().all(|byte| *byte == 0) {
         return Err(config("a secret is all zeros: make a random one"));
@@ -361,15 +364,15 @@ fn config(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
 }
 
 pub(crate) fn wrong_key() -> Error {
-    Error::new(ErrorKind::WrongKey, "the key that sealed this is not on the keyring")
+    Error::new(ErrorKind::WrongKey, "the key that encrypted this is not on the keyring")
 }
 
 const VARIABLE: &str = "JAM_SESSION_AES_SECRET";
 
-/// The first byte of all that is sealed: the format. What is plain begins with another.
+/// The format: the first byte of everything encrypted. Plain text begins with another.
 pub(crate) const SEALED: u8 = 2;
 
-/// So much longer than the text is what is sealed.
+/// How many bytes encryption adds.
 pub(crate) const OVERHEAD: usize = 1 + KEY_NAME + NONCE + TAG;
 
 const LENGTH: usize = 32;
@@ -390,8 +393,8 @@ mod tests {
 
     use super::*;
     use crate::record::{
-        Codec, Form,
-        id::{Owners, Sid},
+        codec::{Codec, Form},
+        id::{Owners, RecordId, Sid},
         token::SessionId,
     };
 
@@ -463,33 +466,35 @@ mod tests {
         bytes[1..].iter().try_fold(ring, |ring, byte| ring.also_opens(secret(*byte))).unwrap()
     }
 
-    fn purposes() -> [Purpose; 4] {
+    /// What IDs are bound to, and three records: the kind, and the associated data.
+    fn uses(keys: &Keys) -> [(&Sealer, Vec<u8>); 4] {
         let owners = Owners::new("sessions", b"").unwrap();
-        let sid = |text| Sid::parse(text).unwrap();
+        let record = |owner, sid| RecordId::new(owner, Sid::parse(sid).unwrap()).to_string().into_bytes();
         [
-            Purpose::Id,
-            Purpose::Record(RecordId::new(None, sid("AAAAAAAAQACAAAAAAAAAAA"))),
-            Purpose::Record(RecordId::new(None, sid("BBBBBBBBQACAAAAAAAAAAA"))),
-            Purpose::Record(RecordId::new(Some(owners.owner("ada")), sid("AAAAAAAAQACAAAAAAAAAAA"))),
+            (&keys.ids, Vec::new()),
+            (&keys.records, record(None, "AAAAAAAAQACAAAAAAAAAAA")),
+            (&keys.records, record(None, "BBBBBBBBQACAAAAAAAAAAA")),
+            (&keys.records, record(Some(owners.owner("ada")), "AAAAAAAAQACAAAAAAAAAAA")),
         ]
     }
 
     #[test]
     fn what_is_sealed_opens_as_what_it_is_and_nothing_else() {
         let ours = keys(ring(&[1]), "sessions");
-        for (i, purpose) in purposes().into_iter().enumerate() {
-            let sealed = ours.seal(purpose, b"text").unwrap();
+        for (i, (sealer, aad)) in uses(&ours).into_iter().enumerate() {
+            let sealed = sealer.seal(&aad, b"text").unwrap();
             assert_eq!(sealed.len(), 4 + OVERHEAD);
-            assert_ne!(sealed, ours.seal(purpose, b"text").unwrap(), "a new nonce each time");
-            for (j, other) in purposes().into_iter().enumerate() {
-                match ours.open(other, &sealed) {
+            assert_ne!(sealed, sealer.seal(&aad, b"text").unwrap(), "a new nonce each time");
+            for (j, (other, aad)) in uses(&ours).into_iter().enumerate() {
+                match other.open(&aad, &sealed) {
                     Ok(opened) => assert!(i == j && opened.text == b"text" && !opened.stale),
                     Err(error) => assert!(i != j && error.kind() == ErrorKind::Corrupt),
                 }
             }
             for namespace in ["session", "sessionss", "", "sessions\0"] {
                 let other = keys(ring(&[1]), namespace);
-                assert_eq!(other.open(purpose, &sealed).err().unwrap().kind(), ErrorKind::Corrupt);
+                let (other, aad) = &uses(&other)[i];
+                assert_eq!(other.open(aad, &sealed).err().unwrap().kind(), ErrorKind::Corrupt);
             }
         }
     }
@@ -497,47 +502,47 @@ mod tests {
     #[test]
     fn a_bit_flipped_or_a_byte_cut_anywhere_is_refused() {
         let keys = keys(ring(&[1, 2]), "sessions");
-        for purpose in purposes() {
-            let sealed = keys.seal(purpose, b"a text of some length").unwrap();
+        for (sealer, aad) in uses(&keys) {
+            let sealed = sealer.seal(&aad, b"a text of some length").unwrap();
             for bit in 0..sealed.len() * 8 {
                 let mut flipped = sealed.clone();
                 flipped[bit / 8] ^= 1 << (bit % 8);
-                let kind = keys.open(purpose, &flipped).err().unwrap().kind();
+                let kind = sealer.open(&aad, &flipped).err().unwrap().kind();
                 let in_name = (8..40).contains(&bit);
                 assert_eq!(kind, if in_name { ErrorKind::WrongKey } else { ErrorKind::Corrupt });
             }
             for length in 0..sealed.len() {
-                assert_eq!(keys.open(purpose, &sealed[..length]).err().unwrap().kind(), ErrorKind::Corrupt);
-                assert!(keys.open(purpose, &sealed[sealed.len() - length..]).is_err());
+                assert_eq!(sealer.open(&aad, &sealed[..length]).err().unwrap().kind(), ErrorKind::Corrupt);
+                assert!(sealer.open(&aad, &sealed[sealed.len() - length..]).is_err());
             }
             let longer = [&sealed[..], b"\0"].concat();
-            assert_eq!(keys.open(purpose, &longer).err().unwrap().kind(), ErrorKind::Corrupt);
+            assert_eq!(sealer.open(&aad, &longer).err().unwrap().kind(), ErrorKind::Corrupt);
         }
     }
 
     #[test]
     fn the_first_key_seals_and_every_key_opens() {
         let (old, both, new) = (keys(ring(&[1]), "s"), keys(ring(&[2, 1]), "s"), keys(ring(&[2]), "s"));
-        let by_old = old.seal(Purpose::Id, b"text").unwrap();
-        let by_both = both.seal(Purpose::Id, b"text").unwrap();
-        assert!(both.open(Purpose::Id, &by_old).unwrap().stale);
-        assert!(!both.open(Purpose::Id, &by_both).unwrap().stale);
-        assert!(!new.open(Purpose::Id, &by_both).unwrap().stale);
+        let by_old = old.ids.seal(b"", b"text").unwrap();
+        let by_both = both.ids.seal(b"", b"text").unwrap();
+        assert!(both.ids.open(b"", &by_old).unwrap().stale);
+        assert!(!both.ids.open(b"", &by_both).unwrap().stale);
+        assert!(!new.ids.open(b"", &by_both).unwrap().stale);
         for (keys, sealed) in [(&new, &by_old), (&old, &by_both)] {
-            assert_eq!(keys.open(Purpose::Id, sealed).err().unwrap().kind(), ErrorKind::WrongKey);
+            assert_eq!(keys.ids.open(b"", sealed).err().unwrap().kind(), ErrorKind::WrongKey);
         }
         let opens_only = keys(ring(&[2, 1]).opens_only(), "s");
-        assert!(!opens_only.seals() && opens_only.takes_plain(u64::MAX - 1));
-        assert!(!opens_only.open(Purpose::Id, &by_old).unwrap().stale);
+        assert!(!opens_only.encrypts() && opens_only.takes_plain(u64::MAX - 1));
+        assert!(!opens_only.ids.open(b"", &by_old).unwrap().stale);
     }
 
     #[test]
     fn plain_text_is_taken_until_the_time_that_was_said() {
         let time = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(1000);
         let until = keys(ring(&[1]).accept_plain_until(time), "s");
-        assert!(until.seals() && until.takes_plain(999) && !until.takes_plain(1000));
+        assert!(until.encrypts() && until.takes_plain(999) && !until.takes_plain(1000));
         let never = keys(ring(&[1]), "s");
-        assert!(never.seals() && !never.takes_plain(0));
+        assert!(never.encrypts() && !never.takes_plain(0));
     }
 
     /// Sealed by version 0.1.0: every later version must open them. They were made by another program than this crate.
@@ -554,18 +559,18 @@ mod tests {
         let record = include_str!("../../tests/golden/record-v1.json").trim_ascii_end();
         let sealed_record = include_str!("../../tests/golden/record-v1-sealed.txt").trim_ascii_end();
         let keys = keys(ring(&[0]), "sessions");
-        let seal = |purpose, text: &str| {
+        let seal = |sealer: &Sealer, aad: &[u8], text: &str| {
             let nonce = std::array::from_fn(|i| i as u8);
-            UNPADDED.encode(keys.seal_with(nonce, purpose, text.as_bytes()).unwrap())
+            UNPADDED.encode(sealer.seal_with(nonce, aad, text.as_bytes()).unwrap())
         };
         for (plain, sealed) in PLAIN_IDS.into_iter().zip(SEALED_IDS) {
-            assert_eq!(seal(Purpose::Id, plain), sealed);
+            assert_eq!(seal(&keys.ids, b"", plain), sealed);
             let (read, same) = (SessionId::read(Some(&keys), sealed, || 0), SessionId::read(None, plain, || 0));
             let (read, same) = (read.unwrap(), same.unwrap());
             assert!(read.record == same.record && read.secret.hash().matches(&same.secret.hash()));
         }
         let id = SessionId::read(None, PLAIN_IDS[1], || 0).unwrap().record;
-        assert_eq!(seal(Purpose::Record(id), record), sealed_record);
+        assert_eq!(seal(&keys.records, id.to_string().as_bytes(), record), sealed_record);
 
         let owners = Owners::new("sessions", b"").unwrap();
         let keys = Some(Arc::new(keys));
@@ -641,7 +646,7 @@ mod tests {
         let printed = format!("{:?}", ring(&[1, 2]));
         assert_eq!(printed, "Keyring { .. }");
         fn is_wiped<T: zeroize::ZeroizeOnDrop>(_: &T) {}
-        is_wiped(&keys(ring(&[1]), "s").ring[0].ids);
+        is_wiped(&keys(ring(&[1]), "s").ids.ring[0].cipher);
         is_wiped(&*ring(&[1]).secrets[0]);
     }
 }

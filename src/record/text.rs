@@ -1,25 +1,34 @@
-//! The form for people: a JSON object.
+//! The text form of a record: one JSON object.
 //!
 //! ```text
 //! {"v":1,"realm":"…","id":"…","key":"ada","hash":"…","created":…,"signed_in":…,"seen":…,"deadline":…,"data":{…}}
 //! ```
 //!
-//! Times are milliseconds since 1970. What a serializer of one's own wrote follows the last brace, and there is no `data`.
+//! Times are milliseconds since 1970; `seen` is when the record was written. What a serializer of the application wrote comes
+//! after the last brace, and then there is no `data`.
 
-use std::{borrow::Cow, io::Write};
+use std::{fmt, io::Write};
 
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer, de::Error as _};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeSeed, Error as _, IntoDeserializer, MapAccess, Visitor, value::MapAccessDeserializer},
+};
 
-use super::{Body, Contents, Stored};
 use crate::{
     error::{Error, ErrorKind},
-    record::{data::Fields, id::RecordId, token::SecretHash},
+    record::{
+        Contents,
+        codec::{Body, Parsed, Undecoded},
+        data::Text,
+        id::RecordId,
+        token::SecretHash,
+    },
 };
 
 pub(super) const FORMAT: u8 = b'{';
 
-/// How long the secrets of before get.
+/// The length of the previous secrets.
 pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
     let digits = |until: u64| until.checked_ilog10().map_or(1, |log| log as usize + 1);
     let all: usize = previous.iter().map(|(_, until)| r#"["",],"#.len() + HASH_LEN + digits(*until)).sum();
@@ -80,52 +89,82 @@ fn write_all(
     Ok(())
 }
 
-pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Stored<'_>> {
-    let mut heads = serde_json::Deserializer::from_slice(payload).into_iter::<Head<'_>>();
-    let head = heads.next()?.ok().filter(|head| head.v == 1)?;
-    let body = match head.data {
-        Some(data) => Body::Data(data.into()),
-        None => Body::Own(&payload[heads.byte_offset()..]),
-    };
-    Some(Stored {
-        namespace: head.namespace,
-        is_of_id: head.id.parse().ok() == Some(id),
-        key: head.key,
-        hash: head.hash,
-        previous: head.previous,
-        created: head.created,
-        signed_in: head.signed_in,
-        written: head.written,
-        deadline: head.deadline,
-        idle: head.idle,
-        ended: head.ended,
-        body,
-    })
+pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Parsed<'_>> {
+    let mut objects = serde_json::Deserializer::from_slice(payload).into_iter::<Object<'_>>();
+    let Object { envelope, mut contents } = objects.next()?.ok()?;
+    if envelope.v != Some(1) {
+        return None;
+    }
+    if let Body::Own(own) = &mut contents.data {
+        *own = &payload[objects.byte_offset()..];
+    }
+    let is_of_id = envelope.id.is_some_and(|text| text.parse().ok() == Some(id));
+    Some(Parsed { namespace: envelope.namespace.unwrap_or_default(), is_of_id, contents })
 }
 
-/// What is in front of the data, and the data. Names that this version does not know are passed over.
-#[derive(Deserialize)]
-struct Head<'a> {
-    v: u32,
-    #[serde(default, rename = "realm")]
-    namespace: &'a str,
-    #[serde(default)]
-    id: &'a str,
-    #[serde(borrow)]
-    key: Option<Cow<'a, str>>,
-    hash: SecretHash,
-    #[serde(default)]
-    previous: Vec<(SecretHash, u64)>,
-    created: u64,
-    signed_in: Option<u64>,
-    #[serde(rename = "seen")]
-    written: u64,
-    deadline: u64,
-    idle: Option<u64>,
-    #[serde(default)]
-    ended: bool,
-    #[serde(borrow)]
-    data: Option<Fields<'a>>,
+/// A record as one JSON object: the contents, and what this form puts around them.
+struct Object<'a> {
+    envelope: Envelope<'a>,
+    contents: Undecoded<'a>,
+}
+
+#[derive(Default)]
+struct Envelope<'a> {
+    v: Option<u32>,
+    namespace: Option<&'a str>,
+    id: Option<&'a str>,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Whole;
+
+        impl<'de> Visitor<'de> for Whole {
+            type Value = Object<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                let mut envelope = Envelope::default();
+                let inside = Inside { map, envelope: &mut envelope };
+                let contents = Undecoded::deserialize(MapAccessDeserializer::new(inside))?;
+                Ok(Object { envelope, contents })
+            }
+        }
+
+        deserializer.deserialize_map(Whole)
+    }
+}
+
+/// The object without its envelope, which is put aside on the way. (serde's `flatten` would copy all values first.)
+struct Inside<'e, 'de, A> {
+    map: A,
+    envelope: &'e mut Envelope<'de>,
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Inside<'_, 'de, A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        while let Some(Text(name)) = self.map.next_key()? {
+            let is_twice = match &*name {
+                "v" => self.envelope.v.replace(self.map.next_value()?).is_some(),
+                "realm" => self.envelope.namespace.replace(self.map.next_value()?).is_some(),
+                "id" => self.envelope.id.replace(self.map.next_value()?).is_some(),
+                _ => return seed.deserialize(name.into_deserializer()).map(Some),
+            };
+            if is_twice {
+                return Err(A::Error::custom("a name is there twice"));
+            }
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        self.map.next_value_seed(seed)
+    }
 }
 
 impl<'de> Deserialize<'de> for SecretHash {

@@ -16,13 +16,13 @@ use crate::{
     random::random,
     record::{
         id::{RecordId, Sid, decode},
-        keyring::{self, Keys, Purpose},
+        keyring::{self, Keys},
     },
 };
 
-/// The secret that leads to one session: what the cookie holds. [`as_str`](Self::as_str) gives its text.
+/// A session ID: the text in the cookie. It is a secret, and [`as_str`](Self::as_str) returns it.
 ///
-/// It never prints itself: a log line with a session ID in it is a way to sign in.
+/// It does not print itself, because anybody who reads a session ID in a log can use the session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionId(String);
 
@@ -30,7 +30,7 @@ pub struct SessionId(String);
 pub(crate) struct Credentials {
     pub(crate) record: RecordId,
     pub(crate) secret: Secret,
-    /// The text is not as it would be written today: it was sealed with another key than the first, or is plain.
+    /// The text is not as it would be written today: it is plain, or another key than the first encrypted it.
     pub(crate) stale: bool,
 }
 
@@ -43,21 +43,21 @@ pub(crate) struct Secret([u8; 32]);
 pub(crate) struct SecretHash([u8; 32]);
 
 impl SessionId {
-    /// The text, as it goes into a cookie. Keep it as you would keep a password.
+    /// Returns the text, as it goes into a cookie. Treat it like a password.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// # Errors
-    /// `Unavailable` if it is to be sealed and the system has no random bytes.
+    /// `Unavailable` if it is to be encrypted and the system has no random bytes.
     pub(crate) fn new(keys: Option<&Keys>, record: RecordId, secret: &Secret) -> Result<Self, Error> {
         let mut plain = String::with_capacity(Self::MAX_PLAIN);
         record.write_text(&mut plain);
         plain.push('.');
         BASE64.encode_string(secret.0, &mut plain);
-        match keys.filter(|keys| keys.seals()) {
+        match keys.filter(|keys| keys.encrypts()) {
             None => Ok(Self(plain)),
-            Some(keys) => Ok(Self(BASE64.encode(keys.seal(Purpose::Id, plain.as_bytes())?))),
+            Some(keys) => Ok(Self(BASE64.encode(keys.ids.seal(b"", plain.as_bytes())?))),
         }
     }
 
@@ -66,18 +66,18 @@ impl SessionId {
         Self(text.to_owned())
     }
 
-    /// Reads only what [`new`](Self::new) can have written, to the letter.
+    /// Reads exactly what [`new`](Self::new) can have written, and nothing else.
     pub(crate) fn read(keys: Option<&Keys>, text: &str, now: impl FnOnce() -> u64) -> Option<Credentials> {
         if text.len() > Self::MAX_LEN {
             return None;
         }
         let Some(keys) = keys else { return Self::parse(text, false) };
-        // A sealed text has no dots.
+        // An encrypted text has no dots.
         if text.contains('.') {
-            return keys.takes_plain(now()).then(|| Self::parse(text, keys.seals()))?;
+            return keys.takes_plain(now()).then(|| Self::parse(text, keys.encrypts()))?;
         }
         let sealed = BASE64.decode(text).ok()?;
-        match keys.open(Purpose::Id, &sealed) {
+        match keys.ids.open(b"", &sealed) {
             Ok(opened) => Self::parse(std::str::from_utf8(&opened.text).ok()?, opened.stale),
             Err(error) => {
                 tracing::info!(%error, "an ID was refused");
@@ -93,7 +93,7 @@ impl SessionId {
 
     const MAX_PLAIN: usize = RecordId::MAX_LEN + 1 + 43;
 
-    /// The longest text that can be one.
+    /// The length of the longest ID.
     pub(crate) const MAX_LEN: usize = (4 * (Self::MAX_PLAIN + keyring::OVERHEAD)).div_ceil(3);
 }
 
@@ -114,7 +114,7 @@ impl Secret {
         random().map(Self)
     }
 
-    /// A secret and a name for it, with one call to the system.
+    /// A secret and a public name, with one call to the operating system.
     pub(crate) fn random_with_sid() -> Result<(Self, Sid), Error> {
         let bytes: [u8; 48] = random()?;
         let (mut secret, mut sid) = ([0; 32], [0; 16]);
@@ -129,7 +129,7 @@ impl Secret {
 }
 
 impl SecretHash {
-    /// Constant time: how long it takes says nothing of where two differ.
+    /// In constant time: how long it takes does not tell where two hashes differ.
     pub(crate) fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).to_bool()
     }
@@ -142,7 +142,7 @@ impl SecretHash {
         Self(bytes)
     }
 
-    /// The hash of no secret, until there is one.
+    /// Stands for no secret, until there is one.
     pub(crate) fn none() -> Self {
         Self([0; 32])
     }

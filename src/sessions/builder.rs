@@ -9,7 +9,8 @@ use crate::{
     clock::Clock,
     error::{Error, ErrorKind},
     record::{
-        Codec, Form, Serializer,
+        Serializer,
+        codec::{Codec, Form},
         id::{Owners, Sid},
         keyring::{Keyring, Keys},
     },

@@ -21,7 +21,8 @@ use crate::{
     error::Error,
     random::random_version,
     record::{
-        Codec, Record,
+        Record,
+        codec::Codec,
         data::Data,
         id::{Owner, RecordId, Sid},
         token::{Credentials, Secret, SessionId},

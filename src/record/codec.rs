@@ -1,0 +1,392 @@
+//! The codec: contents to payload and back, checked, in both forms, encrypted or plain.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Deserializer};
+
+use crate::{
+    error::{Error, ErrorKind},
+    record::{
+        Contents, Serializer, binary,
+        data::{Data, Fields, Text},
+        id::{Owners, RecordId},
+        keyring::{self, Keys, Opened},
+        text,
+    },
+};
+
+/// Writes and reads payloads.
+#[derive(Clone)]
+pub(crate) struct Codec {
+    pub(crate) form: Form,
+    pub(crate) owners: Owners,
+    pub(crate) serializer: Option<Arc<dyn Serializer>>,
+    pub(crate) keys: Option<Arc<Keys>>,
+    /// Without what encryption adds.
+    pub(crate) max_size: usize,
+}
+
+/// The form in which payloads are written. Both forms are read.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(crate) enum Form {
+    #[default]
+    Binary,
+    Text,
+}
+
+/// What a payload says, before anything of it is checked.
+pub(super) struct Parsed<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) is_of_id: bool,
+    pub(super) contents: Undecoded<'a>,
+}
+
+/// Contents that borrow from the payload.
+pub(crate) type Undecoded<'a> = Contents<Text<'a>, Body<'a>>;
+
+/// The data, as it stands in the payload.
+pub(crate) enum Body<'a> {
+    Text(Fields<'a>),
+    Binary(&'a [u8]),
+    /// A serializer of the application wrote it.
+    Own(&'a [u8]),
+}
+
+/// In text, a record without data has what a serializer wrote behind it.
+impl Default for Body<'_> {
+    fn default() -> Self {
+        Self::Own(&[])
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Body<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Fields::deserialize(deserializer).map(Self::Text)
+    }
+}
+
+impl Codec {
+    /// # Errors
+    /// `Data` if the serializer fails, `TooLarge` if the payload is too large, `Unavailable` if it is to be encrypted and the
+    /// system has no random bytes.
+    pub(crate) fn write(&self, id: RecordId, contents: &Contents) -> Result<Bytes, Error> {
+        let own = match &self.serializer {
+            // A tombstone has no data, and ending a session must not depend on a serializer.
+            Some(serializer) if !contents.ended => {
+                let own = serializer.write(&contents.data);
+                Some(own.map_err(|_| Error::new(ErrorKind::Data, "the serializer did not write a session"))?)
+            }
+            _ => None,
+        };
+        let (namespace, previous) = (self.owners.namespace(), &contents.previous);
+        let (out, passing) = match self.form {
+            Form::Binary => (binary::write(namespace, id, contents, own.as_deref()), binary::previous_len(previous)),
+            Form::Text => (text::write(namespace, id, contents, own.as_deref())?, text::previous_len(previous)),
+        };
+        // Previous secrets come and go by themselves and do not count, so that a session of the largest size can be rotated.
+        let lasting = out.len().saturating_sub(passing);
+        if lasting > self.max_size.min(u32::MAX as usize) && !contents.ended {
+            let message = format!("a session of {} bytes is larger than max_size, {} bytes", out.len(), self.max_size);
+            return Err(Error::new(ErrorKind::TooLarge, message));
+        }
+        match self.keys.as_ref().filter(|keys| keys.encrypts()) {
+            // Without unused capacity: a backend may keep it for as long as the session lives.
+            None => Ok(out.into_boxed_slice().into()),
+            Some(keys) => Ok(keys.records.seal(id.to_string().as_bytes(), &out)?.into()),
+        }
+    }
+
+    /// Reads a payload: its contents, and whether it is stale, which is not encrypted as it would be today.
+    ///
+    /// # Errors
+    /// `Corrupt` or `WrongKey` if it fails to decrypt, `Unreadable` for anything else that is wrong with it. The message says
+    /// what is wrong and shows nothing of the payload.
+    pub(crate) fn read(&self, id: RecordId, payload: &Bytes, now: u64) -> Result<(Contents, bool), Error> {
+        self.read_if(id, payload, now, |_| true)?.ok_or_else(|| unreadable("a record was not asked for"))
+    }
+
+    /// The same, if `is_right` says so of the secrets in it. Otherwise the data is not looked at.
+    pub(crate) fn read_if(
+        &self,
+        id: RecordId,
+        payload: &Bytes,
+        now: u64,
+        is_right: impl FnOnce(&Undecoded<'_>) -> bool,
+    ) -> Result<Option<(Contents, bool)>, Error> {
+        let is_sealed = payload.first() == Some(&keyring::SEALED);
+        let opened;
+        let (plain, stale) = match &self.keys {
+            None if is_sealed => return Err(keyring::wrong_key()),
+            None => (payload, false),
+            Some(keys) if is_sealed => {
+                let Opened { text, stale } = keys.records.open(id.to_string().as_bytes(), payload)?;
+                opened = Bytes::from(text);
+                (&opened, stale)
+            }
+            Some(keys) if keys.takes_plain(now) => (payload, keys.encrypts()),
+            Some(_) => return Err(unreadable("a record is plain, and there is a keyring")),
+        };
+        let contents = self.read_plain(id, plain, is_right)?;
+        Ok(contents.map(|contents| (contents, stale)))
+    }
+
+    fn read_plain(
+        &self,
+        id: RecordId,
+        payload: &Bytes,
+        is_right: impl FnOnce(&Undecoded<'_>) -> bool,
+    ) -> Result<Option<Contents>, Error> {
+        let parsed = match payload.first() {
+            Some(&binary::FORMAT) => binary::read(id, payload),
+            Some(&text::FORMAT) => text::read(id, payload),
+            _ => None,
+        };
+        let Parsed { namespace, is_of_id, contents } =
+            parsed.ok_or_else(|| unreadable("a record is not in a format that this version reads"))?;
+        if namespace != self.owners.namespace() {
+            return Err(unreadable("a record was written under another namespace or pepper"));
+        }
+        // A record that was moved: to another session, or to another user.
+        if !is_of_id || contents.key.is_some() != id.owner().is_some() {
+            return Err(unreadable("a record belongs to another session"));
+        }
+        if !is_right(&contents) {
+            return Ok(None);
+        }
+        // A session that its owner could not clear is nobody's.
+        let (key, owner) = contents.key.as_ref().map(|Text(key)| self.owners.known(key)).unzip();
+        if owner != id.owner() {
+            return Err(unreadable("a record belongs to another session key"));
+        }
+        let data = match (&self.serializer, &contents.data) {
+            _ if contents.ended => Data::default(),
+            (None, Body::Text(fields)) => fields.into(),
+            (None, Body::Binary(fields)) => {
+                Data::read(payload.slice_ref(fields)).ok_or_else(|| unreadable("a record's data is broken"))?
+            }
+            (Some(serializer), Body::Own(own)) => {
+                serializer.read(own).map_err(|_| unreadable("the serializer did not read a record"))?
+            }
+            _ => return Err(unreadable("a record was written by another serializer")),
+        };
+        Ok(Some(contents.with(key, data)))
+    }
+}
+
+fn unreadable(message: &'static str) -> Error {
+    Error::new(ErrorKind::Unreadable, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use base64::prelude::{BASE64_STANDARD as STANDARD, Engine};
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        error::BoxError,
+        record::{id::Sid, token::Secret},
+    };
+
+    const FORMS: [Form; 2] = [Form::Binary, Form::Text];
+
+    fn codec(form: Form) -> Codec {
+        codec_with(form, b"")
+    }
+
+    fn codec_with(form: Form, pepper: &[u8]) -> Codec {
+        let owners = Owners::new("sessions", pepper).unwrap();
+        Codec { form, owners, serializer: None, keys: None, max_size: 1 << 20 }
+    }
+
+    fn contents(key: Option<&str>) -> Contents {
+        Contents {
+            key: key.map(Arc::from),
+            hash: Secret::random().unwrap().hash(),
+            previous: vec![(Secret::random().unwrap().hash(), 5), (Secret::random().unwrap().hash(), 6)],
+            created: 1,
+            signed_in: key.map(|_| 2),
+            written: 3,
+            deadline: 4,
+            idle: Some(5),
+            ended: false,
+            data: Data::from_serialize(json!({"a": [1, 2], "b\"": "c"})).unwrap(),
+        }
+    }
+
+    fn id(key: Option<&str>) -> RecordId {
+        let owners = Owners::new("sessions", b"").unwrap();
+        RecordId::new(key.map(|key| owners.owner(key)), Sid::random().unwrap())
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for (form, key) in
+            FORMS.into_iter().flat_map(|form| [None, Some("ada"), Some("a\0\"{}*é:")].map(|key| (form, key)))
+        {
+            let (id, contents) = (id(key), contents(key));
+            let payload = codec(form).write(id, &contents).unwrap();
+            for reader in FORMS {
+                let read = codec(reader).read(id, &payload, 0).unwrap().0;
+                assert_eq!(read.key, contents.key);
+                assert!(read.hash.matches(&contents.hash));
+                assert_eq!(read.previous.len(), 2);
+                assert_eq!((read.created, read.signed_in, read.written), (1, contents.signed_in, 3));
+                assert_eq!((read.deadline, read.idle, read.ended), (4, Some(5), false));
+                assert!(read.data.same_as(&contents.data));
+                assert_eq!(codec(form).write(id, &read).unwrap(), payload);
+            }
+        }
+    }
+
+    #[test]
+    fn what_goes_from_one_form_to_the_other_and_back_is_the_same_to_the_byte() {
+        let id = id(Some("ada"));
+        for value in ["1.00e+2", "{ \"a\" :\n\t[1 ,2] }", "\"\\u0041\\n\"", "123456789012345678901234567890", "-0.0"] {
+            for name in ["", "a\nb", "\"\\\u{0}", "é\u{2028}", "data"] {
+                let mut contents = contents(Some("ada"));
+                contents.data.set(&name.into(), value.into());
+                let binary = codec(Form::Binary).write(id, &contents).unwrap();
+                let read = codec(Form::Text).read(id, &binary, 0).unwrap().0;
+                let text = codec(Form::Text).write(id, &read).unwrap();
+                let read = codec(Form::Binary).read(id, &text, 0).unwrap().0;
+                assert_eq!(codec(Form::Binary).write(id, &read).unwrap(), binary);
+            }
+        }
+    }
+
+    #[test]
+    fn a_serializer_of_ones_own_may_write_anything_in_either_form() {
+        struct Own(&'static [u8]);
+        impl Serializer for Own {
+            fn write(&self, _: &Data) -> Result<Vec<u8>, BoxError> {
+                Ok(self.0.to_vec())
+            }
+            fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+                assert_eq!(bytes, self.0);
+                Ok(serde_json::from_str(r#"{"read":true}"#)?)
+            }
+        }
+        let id = id(None);
+        for own in [&b""[..], b" \n", b"}", b",\"data\":{}}", b"{\"v\":1}", b"\x00\xff\x01", &[b'x'; 300]] {
+            for form in FORMS {
+                let own = |form| Codec { serializer: Some(Arc::new(Own(own))), ..codec(form) };
+                let payload = own(form).write(id, &contents(None)).unwrap();
+                for reader in FORMS {
+                    let read = own(reader).read(id, &payload, 0).unwrap().0;
+                    assert_eq!(read.data.get("read").unwrap(), Some(true));
+                    assert_eq!(codec(reader).read(id, &payload, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+                }
+                let plain = codec(form).write(id, &contents(None)).unwrap();
+                assert_eq!(own(form).read(id, &plain, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+            }
+        }
+    }
+
+    #[test]
+    fn the_secrets_of_before_take_nothing_of_the_size() {
+        for form in FORMS {
+            let (id, mut contents) = (id(None), contents(None));
+            contents.previous.clear();
+            let size = codec(form).write(id, &contents).unwrap().len();
+            for previous in 0..5 {
+                assert!(Codec { max_size: size, ..codec(form) }.write(id, &contents).is_ok());
+                let error = Codec { max_size: size - 1, ..codec(form) }.write(id, &contents).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::TooLarge);
+                let until = [0, 9, 10, u64::MAX][previous % 4];
+                contents.previous.push((Secret::random().unwrap().hash(), until));
+            }
+        }
+    }
+
+    #[test]
+    fn a_payload_keeps_no_room_that_it_does_not_fill() {
+        for form in FORMS {
+            let payload = codec(form).write(id(None), &contents(None)).unwrap();
+            let len = payload.len();
+            assert_eq!(payload.try_into_mut().unwrap().capacity(), len);
+        }
+    }
+
+    #[test]
+    fn a_stranger_learns_nothing_of_broken_data() {
+        let id = id(None);
+        let payload = codec(Form::Binary).write(id, &contents(None)).unwrap();
+        // The first length of the data says that there is more of it than there is.
+        let mut broken = payload.to_vec();
+        let at = payload.len() - contents(None).data.len();
+        broken[at] = 0x7f;
+        let broken = Bytes::from(broken);
+        assert!(codec(Form::Binary).read_if(id, &broken, 0, |_| false).unwrap().is_none());
+        assert_eq!(codec(Form::Binary).read(id, &broken, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+    }
+
+    #[test]
+    fn a_record_cut_anywhere_is_unreadable_and_never_panics() {
+        for form in FORMS {
+            let id = id(Some("ada"));
+            let payload = codec(form).write(id, &contents(Some("ada"))).unwrap();
+            for end in 0..payload.len() {
+                let error = codec(form).read(id, &payload.slice(..end), 0).err().unwrap();
+                assert_eq!(error.kind(), ErrorKind::Unreadable, "{end}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_with_any_byte_changed_never_panics_and_can_be_written_again() {
+        for form in FORMS {
+            let id = id(Some("ada"));
+            let payload = codec(form).write(id, &contents(Some("ada"))).unwrap();
+            for (at, byte) in (0..payload.len()).flat_map(|at| [0, 1, 0x7f, 0x80, 0xff].map(|byte| (at, byte))) {
+                let mut changed = payload.to_vec();
+                changed[at] ^= byte;
+                let Ok((mut read, _)) = codec(form).read(id, &changed.into(), 0) else { continue };
+                // What is read can be written to, and is read again.
+                read.data.set(&"a".into(), "0".into());
+                let written = codec(form).write(id, &read).unwrap();
+                let again = codec(form).read(id, &written, 0).unwrap().0;
+                assert!(again.data.same_as(&read.data) || again.ended, "{at}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_under_another_name_or_prefix_is_unreadable() {
+        for form in FORMS {
+            let (ada, grace) = (id(Some("ada")), id(Some("grace")));
+            let payload = codec(form).write(ada, &contents(Some("ada"))).unwrap();
+            assert_eq!(codec(form).read(grace, &payload, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+            let other = codec_with(form, b"a pepper");
+            assert_eq!(other.read(ada, &payload, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+
+            // One that names another user, by somebody who can write to the store, and knows no pepper.
+            let payload = codec(form).write(ada, &contents(Some("grace"))).unwrap();
+            assert_eq!(codec(form).read(ada, &payload, 0).err().unwrap().kind(), ErrorKind::Unreadable);
+        }
+    }
+
+    /// Written by version 0.1.0: every later version must read them.
+    #[test]
+    fn the_golden_records_are_read_and_written() {
+        let text = include_bytes!("../../tests/golden/record-v1.json").trim_ascii_end();
+        let binary = STANDARD.decode(include_str!("../../tests/golden/record-v1-binary.txt").trim_ascii_end()).unwrap();
+        let owner = Owners::new("sessions", b"").unwrap().owner("ada");
+        let id = RecordId::new(Some(owner), Sid::parse("AAAAAAAAQACAAAAAAAAAAA").unwrap());
+        for (form, golden) in [(Form::Text, Bytes::from_static(text)), (Form::Binary, binary.into())] {
+            let read = codec(form).read(id, &golden, 0).unwrap().0;
+            assert_eq!(read.key.as_deref(), Some("ada"));
+            assert_eq!(read.data.get::<String>("role").unwrap().as_deref(), Some("admin"));
+            assert_eq!(codec(form).write(id, &read).unwrap(), golden);
+        }
+    }
+
+    #[test]
+    fn what_a_later_version_says_besides_is_passed_over_in_text() {
+        let id = id(None);
+        let payload = codec(Form::Text).write(id, &contents(None)).unwrap();
+        let text = std::str::from_utf8(&payload).unwrap().replacen(r#""created""#, r#""later":[1],"created""#, 1);
+        assert!(codec(Form::Text).read(id, &Bytes::from(text), 0).is_ok());
+    }
+}
