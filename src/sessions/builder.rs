@@ -1,4 +1,4 @@
-//! Every option of the module, and what is refused.
+//! The builder of [`Sessions`]: one method per option.
 
 use std::{sync::Arc, time::Duration};
 
@@ -7,19 +7,19 @@ use zeroize::Zeroizing;
 use crate::{
     backend::Backend,
     clock::Clock,
-    error::{Error, ErrorKind},
+    error::Error,
     record::{
         Serializer,
         codec::{Codec, Form},
-        id::{Owners, Sid},
-        keyring::{Keyring, Keys},
+        keyring::Keyring,
     },
-    sessions::{Policy, Sessions},
+    sessions::{Sessions, policy::Policy},
 };
 
-/// Sets up [`Sessions`]. `T` is what they are made from: a backend in hand, a file, a server.
+/// Sets up [`Sessions`]. `T` is what they are built from: a backend, a file, a server.
 ///
-/// What is wrong with an option is said when the sessions are made, as an [`ErrorKind::Config`].
+/// An option that cannot work is refused when the sessions are built, with an
+/// [`ErrorKind::Config`](crate::ErrorKind::Config) that explains why.
 ///
 /// ```
 /// # use jam_session::MemorySessions;
@@ -33,52 +33,17 @@ use crate::{
 #[must_use]
 pub struct Builder<T> {
     pub(crate) from: T,
-    options: Options,
+    policy: Policy,
 }
-
-struct Options {
-    namespace: String,
-    default_ttl: Option<Duration>,
-    max_lifetime: Duration,
-    anonymous_lifetime: Duration,
-    touch_interval: Option<Duration>,
-    rework_grace: Duration,
-    request_time: Duration,
-    max_size: usize,
-    pepper: Option<Zeroizing<Vec<u8>>>,
-    keyring: Option<Keyring>,
-    id_factory: Option<IdFactory>,
-    serializer: Option<Arc<dyn Serializer>>,
-    clock: Clock,
-    form: Form,
-}
-
-pub(crate) type IdFactory = Arc<dyn Fn() -> String + Send + Sync>;
 
 impl<T> Builder<T> {
     pub(crate) fn new(from: T) -> Self {
-        let options = Options {
-            namespace: "sessions".to_owned(),
-            default_ttl: Some(Duration::from_secs(3600)),
-            max_lifetime: 30 * DAY,
-            anonymous_lifetime: DAY,
-            touch_interval: None,
-            rework_grace: Duration::from_secs(10),
-            request_time: Duration::from_secs(1),
-            max_size: 1 << 20,
-            pepper: None,
-            keyring: None,
-            id_factory: None,
-            serializer: None,
-            clock: Clock::system(),
-            form: Form::default(),
-        };
-        Self { from, options }
+        Self { from, policy: Policy::default() }
     }
 
-    /// Writes payloads in a form that people can read.
+    /// Writes records in the form that people can read.
     pub(crate) fn in_text(mut self) -> Self {
-        self.options.form = Form::Text;
+        self.policy.form = Form::Text;
         self
     }
 
@@ -87,112 +52,126 @@ impl<T> Builder<T> {
     /// After a change, existing sessions are not found.
     #[doc(alias = "sessions_key", alias = "redis_sessions_key", alias = "prefix")]
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
-        self.options.namespace = namespace.into();
+        self.policy.namespace = namespace.into();
         self
     }
 
-    /// Ends a session that is not used for so long; an hour unless set, `None` for no such limit.
+    /// Sets the idle timeout: a session that is not used for this long ends. `None` turns it off. Default: 1 hour.
     ///
-    /// It ends no later than that, and at most [`touch_interval`](Self::touch_interval) earlier. A session may have
-    /// [one of its own](crate::Session::set_ttl).
+    /// A session ends no later than that, and at most [`touch_interval`](Self::touch_interval) earlier. One session can have
+    /// [an idle timeout of its own](crate::Session::set_ttl).
+    #[doc(alias = "idle_timeout", alias = "expire")]
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
-        self.options.default_ttl = ttl.into();
+        self.policy.default_ttl = ttl.into();
         self
     }
 
-    /// Ends a session so long after its login, used or not; 30 days unless set. Only a new login starts it anew.
+    /// Sets the absolute timeout: a session ends this long after its login, used or not. Default: 30 days.
     ///
-    /// NIST SP 800-63B-4 calls this the overall timeout, and wants it at 30 days at most.
+    /// Only a new login starts it again. NIST SP 800-63B-4 calls this the overall timeout, and asks for at most 30 days.
+    #[doc(alias = "absolute_timeout", alias = "expire")]
     pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
-        self.options.max_lifetime = lifetime;
+        self.policy.max_lifetime = lifetime;
         self
     }
 
-    /// The same for sessions that nobody has signed in to; a day unless set.
+    /// Sets the absolute timeout of sessions that nobody has signed in to. Default: 1 day.
     pub fn anonymous_lifetime(mut self, lifetime: Duration) -> Self {
-        self.options.anonymous_lifetime = lifetime;
+        self.policy.anonymous_lifetime = lifetime;
         self
     }
 
-    /// How long the backend may go without hearing that a session is still read; a tenth of its idle time, and at most five
-    /// minutes, unless set. Less means more writes; more means that a session may end that much too early.
+    /// Sets how often, at most, a read renews the idle timeout in the store. Default: a tenth of the session's idle timeout,
+    /// and at most 5 minutes.
+    ///
+    /// A shorter interval means more writes. A longer one means that a session may end that much too early.
     pub fn touch_interval(mut self, interval: Duration) -> Self {
-        self.options.touch_interval = Some(interval);
+        self.policy.touch_interval = Some(interval);
         self
     }
 
-    /// How long the ID before a [`rework`](Sessions::rework) still leads to the session, for requests that were on their
-    /// way; 10 s unless set, zero for not at all. It is never extended.
+    /// Sets how long the previous ID still leads to the session after a [`rework`](Sessions::rework), for requests that were
+    /// already on their way. Zero ends it at once. Default: 10 seconds.
+    ///
+    /// Using the previous ID never extends it.
     pub fn rework_grace(mut self, grace: Duration) -> Self {
-        self.options.rework_grace = grace;
+        self.policy.rework_grace = grace;
         self
     }
 
-    /// How long all calls to the backend that one request needs, or one call of the module, may take together; a second
-    /// unless set. After that the answer is [`ErrorKind::Unavailable`].
+    /// Sets the time limit for all backend calls of one request together, or of one call of [`Sessions`]. After that the answer
+    /// is [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable). Default: 1 second.
+    #[doc(alias = "timeout")]
     pub fn request_time(mut self, time: Duration) -> Self {
-        self.options.request_time = time;
+        self.policy.request_time = time;
         self
     }
 
-    /// How many bytes a record may have; 1 MiB unless set. A larger one fails with [`ErrorKind::TooLarge`], and nothing of
-    /// it is applied. Sealing, with [`encrypt`](Self::encrypt), adds 45 that do not count.
+    /// Sets the largest size of a record, in bytes. Default: 1 MiB.
+    ///
+    /// A write that would exceed it fails with [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) and changes nothing. The 45
+    /// bytes that [`encrypt`](Self::encrypt) adds do not count.
     pub fn max_size(mut self, bytes: usize) -> Self {
-        self.options.max_size = bytes;
+        self.policy.max_size = bytes;
         self
     }
 
-    /// A secret of at least 16 bytes, without which session keys cannot be guessed from the names of records.
+    /// Sets a secret that goes into the names of records, so that session keys cannot be guessed from them. At least 16 bytes.
+    /// Default: none.
     ///
-    /// It never rotates: under another one no session of before is found, by nobody.
+    /// It cannot be rotated: with a different pepper, existing sessions are not found.
     pub fn pepper(mut self, secret: impl Into<Vec<u8>>) -> Self {
-        self.options.pepper = Some(Zeroizing::new(secret.into()));
+        self.policy.pepper = Some(Zeroizing::new(secret.into()));
         self
     }
 
-    /// Seals IDs and records with the keys of that ring. What is plain, or sealed with other keys, is then not taken: see
-    /// [`keyring`](crate::keyring) for how to turn this on, and change keys, without signing anyone out.
-    pub fn encrypt(mut self, keyring: Keyring) -> Self {
-        self.options.keyring = Some(keyring);
-        self
-    }
-
-    /// Makes the public part of a session ID, the handle in [`list`](Sessions::list): 22 to 43 characters of `[A-Za-z0-9_-]`,
-    /// never the same again. A version 4 UUID in its short form unless set.
+    /// Encrypts IDs and records with the keys of that ring. Default: no encryption.
     ///
-    /// The secret part, 256 random bits, is not up to it. It is tried once when the sessions are made.
+    /// IDs and records that are plain, or encrypted with other keys, are then refused. The [`keyring`](crate::keyring) docs say
+    /// how to turn encryption on, and how to change keys, without signing anybody out.
+    pub fn encrypt(mut self, keyring: Keyring) -> Self {
+        self.policy.keyring = Some(keyring);
+        self
+    }
+
+    /// Sets what makes the public part of a session ID, the handle in [`list`](Sessions::list): 22 to 43 characters of
+    /// `[A-Za-z0-9_-]`, different each time. Default: a version 4 UUID in its short form.
+    ///
+    /// The secret part, 256 random bits, does not come from it. The factory is called once when the sessions are built, as a
+    /// test.
     pub fn id_factory(mut self, factory: impl Fn() -> String + Send + Sync + 'static) -> Self {
-        self.options.id_factory = Some(Arc::new(factory));
+        self.policy.id_factory = Some(Arc::new(factory));
         self
     }
 
-    /// Turns data into bytes; `serde_json` unless set.
+    /// Sets what turns the data of a session into bytes. Default: `serde_json`.
     pub fn serializer(mut self, serializer: impl Serializer) -> Self {
-        self.options.serializer = Some(Arc::new(serializer));
+        self.policy.serializer = Some(Arc::new(serializer));
         self
     }
 
-    /// Tells the time; for tests that must not wait. See [`Clock`].
+    /// Sets the clock, for tests that must not wait. Default: the system's clock. See [`Clock`].
     pub fn clock(mut self, clock: Clock) -> Self {
-        self.options.clock = clock;
+        self.policy.clock = clock;
         self
     }
 
-    /// What was made from, and the options if they are good.
-    pub(crate) fn check(self) -> Result<(T, Policy), Error> {
-        Ok((self.from, self.options.check()?))
+    /// What the sessions are built from, and the options once [checked](Policy::check).
+    pub(crate) fn check(self) -> Result<(T, Policy, Codec), Error> {
+        let (policy, codec) = self.policy.check()?;
+        Ok((self.from, policy, codec))
     }
 }
 
 impl<B: Backend> Builder<B> {
-    /// Makes the sessions.
+    /// Builds the sessions.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] if an option cannot work, in words.
+    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for an option that cannot work, with an explanation.
     pub fn build(self) -> Result<Sessions<B>, Error> {
-        let (backend, policy) = self.check()?;
+        let (backend, policy, codec) = self.check()?;
         backend.set_clock(policy.clock.clone());
-        Ok(Sessions::with(backend, policy))
+        Ok(Sessions::with(backend, policy, codec))
     }
 }
 
@@ -201,50 +180,3 @@ impl<T> std::fmt::Debug for Builder<T> {
         f.debug_struct("Builder").finish_non_exhaustive()
     }
 }
-
-impl Options {
-    fn check(self) -> Result<Policy, Error> {
-        let refuse = |message: &'static str| Err(Error::new(ErrorKind::Config, message));
-        if self.namespace.is_empty() || self.namespace.len() > 256 {
-            return refuse("namespace must have 1 to 256 bytes");
-        }
-        if self.namespace.contains(['{', '}']) {
-            return refuse("namespace must not contain braces: they decide the slot in a Redis Cluster");
-        }
-        // A backend may count in whole milliseconds.
-        let too_short = |time: Duration| time < Duration::from_millis(1);
-        if self.default_ttl.is_some_and(too_short) {
-            return refuse("default_ttl must not be zero; None is for no idle limit");
-        }
-        if too_short(self.max_lifetime) || too_short(self.anonymous_lifetime) {
-            return refuse("max_lifetime and anonymous_lifetime must not be zero");
-        }
-        if too_short(self.request_time) {
-            return refuse("request_time must not be zero");
-        }
-        if self.pepper.as_ref().is_some_and(|pepper| pepper.len() < 16) {
-            return refuse("the pepper must have at least 16 bytes");
-        }
-        if self.id_factory.as_ref().is_some_and(|make| Sid::parse(&make()).is_none()) {
-            return refuse("the id_factory must give 22 to 43 characters of A-Z, a-z, 0-9, _ and -");
-        }
-        let owners =
-            Owners::new(&self.namespace, self.pepper.as_ref().map(|pepper| pepper.as_slice()).unwrap_or_default())?;
-        let keys = self.keyring.as_ref().map(|ring| Keys::new(ring, &self.namespace)).transpose()?.map(Arc::new);
-        Ok(Policy {
-            #[cfg(feature = "redis")]
-            namespace: self.namespace,
-            codec: Codec { form: self.form, owners, serializer: self.serializer, keys, max_size: self.max_size },
-            default_ttl: self.default_ttl,
-            max_lifetime: self.max_lifetime,
-            anonymous_lifetime: self.anonymous_lifetime,
-            touch_interval: self.touch_interval,
-            rework_grace: self.rework_grace,
-            request_time: self.request_time,
-            id_factory: self.id_factory,
-            clock: self.clock,
-        })
-    }
-}
-
-const DAY: Duration = Duration::from_secs(86_400);

@@ -75,23 +75,23 @@ impl<B: Backend> Sessions<B> {
     }
 
     pub(crate) fn owner(&self, key: &str) -> Owner {
-        self.shared.policy.codec.owners.owner(key)
+        self.shared.codec.owners.owner(key)
     }
 
     /// What a text says that may be an ID; `None` if it is none, or does not open.
     pub(crate) fn presented(&self, text: &str) -> Option<Credentials> {
-        SessionId::read(self.shared.policy.codec.keys.as_deref(), text, || self.now())
+        SessionId::read(self.shared.codec.keys.as_deref(), text, || self.now())
     }
 
     pub(crate) fn id(&self, record: RecordId, secret: &Secret) -> Result<SessionId, Error> {
-        SessionId::new(self.shared.policy.codec.keys.as_deref(), record, secret)
+        SessionId::new(self.shared.codec.keys.as_deref(), record, secret)
     }
 
     /// Asks the backend for a record, and the record for the secret, before anything else is done with it.
     pub(crate) async fn look(&self, id: RecordId, secret: &SecretHash) -> Result<Found, Error> {
         let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
         let now = self.now();
-        let codec = &self.shared.policy.codec;
+        let codec = &self.shared.codec;
         let opened = codec.read_if(id, &record.payload, now, |head| head.opens_with(secret, now));
         let (contents, stale) = match opened {
             Ok(Some(opened)) => opened,
@@ -169,7 +169,7 @@ impl<B: Backend> Sessions<B> {
     /// Whether a new session with that would be stored.
     pub(crate) fn check_size(&self, contents: &Contents) -> Result<(), Error> {
         let owner = contents.key.as_deref().map(|key| self.owner(key));
-        self.shared.policy.codec.write(RecordId::new(owner, self.new_sid()?), contents).map(drop)
+        self.shared.codec.write(RecordId::new(owner, self.new_sid()?), contents).map(drop)
     }
 
     /// Writes new contents over what was seen as `live`.
@@ -345,12 +345,12 @@ impl<B: Backend> Sessions<B> {
     }
 
     pub(crate) fn unseal(&self, record: Record) -> Result<Live, Error> {
-        let (contents, stale) = self.shared.policy.codec.read(record.id, &record.payload, self.now())?;
+        let (contents, stale) = self.shared.codec.read(record.id, &record.payload, self.now())?;
         Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents, stale })
     }
 
     fn seal(&self, live: &Live) -> Result<Record, Error> {
-        let payload = self.shared.policy.codec.write(live.id, &live.contents)?;
+        let payload = self.shared.codec.write(live.id, &live.contents)?;
         Ok(Record { id: live.id, version: live.version, ttl: live.ttl, payload })
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod builder;
 pub(crate) mod engine;
+pub(crate) mod policy;
 mod turns;
 
 use std::{
@@ -17,7 +18,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     backend::{Backend, any::AnyBackend},
-    clock::{Clock, millis},
+    clock::millis,
     error::Error,
     random::random_version,
     record::{
@@ -28,8 +29,9 @@ use crate::{
         token::{Credentials, Secret, SessionId},
     },
     sessions::{
-        builder::{Builder, IdFactory},
+        builder::Builder,
         engine::{Found, Live, Written, closed, not_found, on_delete, on_load, too_late},
+        policy::Policy,
         turns::Turns,
     },
     timeout::within,
@@ -91,26 +93,12 @@ pub struct SessionInfo {
 /// What all handles and the layer share.
 pub(crate) struct Shared {
     pub(crate) policy: Policy,
+    pub(crate) codec: Codec,
     pub(crate) turns: Turns,
     /// Records whose touch is under way.
     pub(crate) touching: Mutex<HashSet<RecordId>>,
     /// Whoever works holds a permit; closing takes them all.
     pub(crate) open: Arc<Semaphore>,
-}
-
-/// What the [`Builder`] was told.
-pub(crate) struct Policy {
-    #[cfg(feature = "redis")]
-    pub(crate) namespace: String,
-    pub(crate) codec: Codec,
-    pub(crate) default_ttl: Option<Duration>,
-    pub(crate) max_lifetime: Duration,
-    pub(crate) anonymous_lifetime: Duration,
-    pub(crate) touch_interval: Option<Duration>,
-    pub(crate) rework_grace: Duration,
-    pub(crate) request_time: Duration,
-    pub(crate) id_factory: Option<IdFactory>,
-    pub(crate) clock: Clock,
 }
 
 impl<B: Backend> Sessions<B> {
@@ -119,9 +107,10 @@ impl<B: Backend> Sessions<B> {
         Builder::new(backend)
     }
 
-    pub(crate) fn with(backend: B, policy: Policy) -> Self {
+    pub(crate) fn with(backend: B, policy: Policy, codec: Codec) -> Self {
         let shared = Shared {
             policy,
+            codec,
             turns: Turns::default(),
             touching: Mutex::default(),
             open: Arc::new(Semaphore::new(PERMITS as usize)),

@@ -178,9 +178,9 @@ impl Builder<JsonFile> {
     /// link; [`ErrorKind::Unavailable`] for what may be over later, if it is in use or the disk fails;
     /// [`ErrorKind::Unreadable`] if a line that was on the disk is broken or missing, or was written by a later version.
     pub async fn open(self) -> std::result::Result<JsonSessions, Error> {
-        let (file, policy) = self.check()?;
+        let (file, policy, codec) = self.check()?;
         let backend = JsonBackend::open(file, policy.clock.clone()).await?;
-        Ok(Sessions::with(backend, policy))
+        Ok(Sessions::with(backend, policy, codec))
     }
 }
 

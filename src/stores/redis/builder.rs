@@ -128,7 +128,7 @@ impl Builder<RedisServer> {
     /// server is older than Redis 6.2, or it is a node of a Cluster and [`cluster`](Self::cluster) was not called.
     /// [`ErrorKind::Unavailable`] if no server can be reached, unless [`lazy`](Self::lazy) is set.
     pub async fn connect(self) -> Result<RedisSessions, Error> {
-        let (server, policy) = self.check()?;
+        let (server, policy, codec) = self.check()?;
         if server.deadline < MIN_DEADLINE || server.deadline > MAX_DEADLINE {
             return Err(Error::new(ErrorKind::Config, "`deadline` must be between 50 ms and 4 s"));
         }
@@ -140,7 +140,7 @@ impl Builder<RedisServer> {
             Err(failure) if server.lazy => tracing::warn!(%failure, "Redis cannot be reached yet"),
             Err(failure) => return Err(Error::backend("Redis cannot be reached", failure.into())),
         }
-        Ok(Sessions::with(backend, policy))
+        Ok(Sessions::with(backend, policy, codec))
     }
 }
 

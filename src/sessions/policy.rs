@@ -1,0 +1,99 @@
+//! The options of [`Sessions`](crate::Sessions): defaults, and what is refused.
+
+use std::{sync::Arc, time::Duration};
+
+use zeroize::Zeroizing;
+
+use crate::{
+    clock::Clock,
+    error::{Error, ErrorKind},
+    record::{
+        Serializer,
+        codec::{Codec, Form},
+        id::{Owners, Sid},
+        keyring::{Keyring, Keys},
+    },
+};
+
+/// Every option, under the name that the [`Builder`](crate::Builder) documents.
+pub(crate) struct Policy {
+    pub(crate) namespace: String,
+    pub(crate) default_ttl: Option<Duration>,
+    pub(crate) max_lifetime: Duration,
+    pub(crate) anonymous_lifetime: Duration,
+    pub(crate) touch_interval: Option<Duration>,
+    pub(crate) rework_grace: Duration,
+    pub(crate) request_time: Duration,
+    pub(crate) id_factory: Option<IdFactory>,
+    pub(crate) clock: Clock,
+    /// These become the [`Codec`]. [`check`](Self::check) takes the secrets out, so that they are wiped.
+    pub(crate) form: Form,
+    pub(crate) max_size: usize,
+    pub(crate) serializer: Option<Arc<dyn Serializer>>,
+    pub(crate) pepper: Option<Zeroizing<Vec<u8>>>,
+    pub(crate) keyring: Option<Keyring>,
+}
+
+pub(crate) type IdFactory = Arc<dyn Fn() -> String + Send + Sync>;
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            namespace: "sessions".to_owned(),
+            default_ttl: Some(Duration::from_secs(3600)),
+            max_lifetime: 30 * DAY,
+            anonymous_lifetime: DAY,
+            touch_interval: None,
+            rework_grace: Duration::from_secs(10),
+            request_time: Duration::from_secs(1),
+            id_factory: None,
+            clock: Clock::system(),
+            form: Form::default(),
+            max_size: 1 << 20,
+            serializer: None,
+            pepper: None,
+            keyring: None,
+        }
+    }
+}
+
+impl Policy {
+    /// The options and the codec made from them.
+    ///
+    /// # Errors
+    /// `Config` for an option that cannot work.
+    pub(crate) fn check(mut self) -> Result<(Self, Codec), Error> {
+        let refuse = |message: &'static str| Err(Error::new(ErrorKind::Config, message));
+        if self.namespace.is_empty() || self.namespace.len() > 256 {
+            return refuse("namespace must have 1 to 256 bytes");
+        }
+        if self.namespace.contains(['{', '}']) {
+            return refuse("namespace must not contain braces: they decide the slot in a Redis Cluster");
+        }
+        // A backend may count in whole milliseconds.
+        let too_short = |time: Duration| time < Duration::from_millis(1);
+        if self.default_ttl.is_some_and(too_short) {
+            return refuse("default_ttl must not be zero; None is for no idle timeout");
+        }
+        if too_short(self.max_lifetime) || too_short(self.anonymous_lifetime) {
+            return refuse("max_lifetime and anonymous_lifetime must not be zero");
+        }
+        if too_short(self.request_time) {
+            return refuse("request_time must not be zero");
+        }
+        let (pepper, keyring) = (self.pepper.take(), self.keyring.take());
+        if pepper.as_ref().is_some_and(|pepper| pepper.len() < 16) {
+            return refuse("the pepper must have at least 16 bytes");
+        }
+        if self.id_factory.as_ref().is_some_and(|make| Sid::parse(&make()).is_none()) {
+            return refuse("the id_factory must give 22 to 43 characters of A-Z, a-z, 0-9, _ and -");
+        }
+        let owners = Owners::new(&self.namespace, pepper.as_deref().map_or(&[], Vec::as_slice))?;
+        let keys = keyring.map(|ring| Keys::new(&ring, &self.namespace)).transpose()?.map(Arc::new);
+        let codec =
+            Codec { form: self.form, owners, serializer: self.serializer.clone(), keys, max_size: self.max_size };
+        Ok((self, codec))
+    }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
