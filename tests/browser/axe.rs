@@ -2,7 +2,7 @@
 
 use std::{env, fs};
 
-use crate::driver::Browser;
+use crate::browser::Browser;
 
 /// The version that `tests/run` fetches, and checks against its hash.
 const VERSION: &str = "4.14.1";

@@ -1,10 +1,9 @@
 //! The login example in a real browser: what people see and do, on each store.
 
-// A test binary has no public face; and in tests, a panic is the answer.
-#![allow(unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-#![cfg(all(unix, feature = "redis"))]
+#![cfg(unix)]
 
 mod axe;
+mod browser;
 mod driver;
 #[path = "../it/example.rs"]
 mod example;
@@ -18,7 +17,7 @@ mod stored;
 
 use crate::{
     axe::check_accessibility,
-    driver::Browser,
+    browser::Browser,
     proxy::Proxy,
     scene::{ADA, Scene, Store},
 };

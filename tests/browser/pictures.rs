@@ -1,14 +1,14 @@
 //! The pages as people see them: nothing is cut off, however long it is; and the pictures in the README.
 //!
-//! `SESSION_TEST_PICTURES=examples/pictures cargo test --all-features --test browser pictures` takes those anew; with
-//! `SESSION_TEST_ALL_PICTURES=1` it takes all of them, for somebody to look at.
+//! `SESSION_TEST_PICTURES=examples/pictures tests/run --test browser pictures` takes the pictures of the README again. With
+//! `SESSION_TEST_ALL_PICTURES=1` it takes all pictures, to be looked at.
 
 use std::{env, fs, path::Path};
 
 use base64::prelude::{BASE64_STANDARD as BASE64, Engine};
 
 use crate::{
-    driver::Browser,
+    browser::Browser,
     scene::{Scene, Store},
     stored::{self, Past, minutes},
 };
@@ -94,6 +94,8 @@ fn assert_fits(browser: &Browser, width: u32) {
 fn picture(browser: &Browser, name: &str) {
     let Some(folder) = env::var_os("SESSION_TEST_PICTURES") else { return };
     let bytes = BASE64.decode(browser.picture()).unwrap();
+    // Cargo runs tests in the folder of their package.
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(folder);
     fs::create_dir_all(&folder).unwrap();
-    fs::write(Path::new(&folder).join(name).with_extension("webp"), bytes).unwrap();
+    fs::write(folder.join(name).with_extension("webp"), bytes).unwrap();
 }

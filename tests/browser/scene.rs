@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc};
 
-use crate::{driver::Browser, example::App, folder::Folder, service::redis};
+use crate::{browser::Browser, driver, example::App, folder::Folder, service::redis};
 
 #[derive(Clone, Copy, PartialEq)]
 pub enum Store {
@@ -25,7 +25,7 @@ pub struct Scene {
 impl Scene {
     /// `None` where there is nothing to test with.
     pub fn on(store: Store) -> Option<Self> {
-        if !crate::driver::is_there() {
+        if !driver::is_there() {
             return None;
         }
         let folder = Folder::new();

@@ -5,8 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use axum::response::Response;
-use http::{Request, header};
+use http::{Request, Response, header};
 use jam_session::{Clock, JsonSessions, RedisSessions, Session, SessionLayer, Sessions};
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -43,7 +42,7 @@ pub async fn store(place: &str, all: &[Past]) -> Vec<String> {
     for (ago, i) in visits {
         clock.advance((now - ago).duration_since(clock.now()).unwrap_or_default());
         let past = &all[i];
-        let service = layer.layer(service_fn(async |request: Request<axum::body::Body>| {
+        let service = layer.layer(service_fn(async |request: Request<()>| {
             let session = request.extensions().get::<Session>().unwrap();
             session.load().await.unwrap();
             if session.key().is_none() {
@@ -52,10 +51,10 @@ pub async fn store(place: &str, all: &[Past]) -> Vec<String> {
                 session.set_ttl(if past.remembered { minutes(30 * 24 * 60) } else { minutes(60) });
             }
             session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1).unwrap();
-            Ok::<_, Infallible>(Response::new(axum::body::Body::empty()))
+            Ok::<_, Infallible>(Response::new(()))
         }));
         let request = Request::builder().header(header::COOKIE, format!("__Host-id={}", ids[i]));
-        let answer = service.oneshot(request.body(axum::body::Body::empty()).unwrap()).await.unwrap();
+        let answer = service.oneshot(request.body(()).unwrap()).await.unwrap();
         if let Some(cookie) = answer.headers().get(header::SET_COOKIE) {
             let (pair, _) = cookie.to_str().unwrap().split_once(';').unwrap();
             ids[i] = pair.split_once('=').unwrap().1.to_owned();
