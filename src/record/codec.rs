@@ -9,10 +9,11 @@ use crate::{
     error::{Error, ErrorKind},
     record::{
         Contents, Serializer, binary,
-        data::{Data, Fields, Text},
+        data::Data,
         id::{Owners, RecordId},
         keyring::{self, Keys, Opened},
         text,
+        value::{Fields, Text},
     },
 };
 

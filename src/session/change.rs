@@ -8,7 +8,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     error::Error,
-    record::data::{Data, Raw, json},
+    record::{
+        data::Data,
+        value::{Raw, json},
+    },
 };
 
 /// One thing that a handler asked for.
@@ -232,7 +235,7 @@ impl Change {
         F: Fn(Option<T>) -> T + Send + Sync + 'static,
     {
         Arc::new(move |old| {
-            let old = old.map(crate::record::data::from_raw).transpose()?;
+            let old = old.map(crate::record::value::from_raw).transpose()?;
             json(change(old))
         })
     }

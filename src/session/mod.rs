@@ -62,10 +62,7 @@ use tokio::{sync::OwnedSemaphorePermit, time::Instant};
 use crate::{
     error::{Error, ErrorKind},
     http::{guard::Commit, service::Gate},
-    record::{
-        data::{Data, json},
-        token::Credentials,
-    },
+    record::{data::Data, token::Credentials, value::json},
     session::{
         change::{Change, Clearing, Identity, Modifies, Plan},
         commit::{Attempt, Base, Draft, Effect, Limits},
