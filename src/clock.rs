@@ -66,8 +66,7 @@ impl Clock {
 
     /// The time of day: for what must mean the same in another process.
     pub fn now(&self) -> SystemTime {
-        // Saturates: a manual clock may have been moved past what the platform can tell.
-        UNIX_EPOCH.checked_add(Duration::from_millis(self.now_ms())).unwrap_or(UNIX_EPOCH)
+        time(self.now_ms())
     }
 
     /// Time that only goes forward, from an arbitrary start: for durations within a process.
@@ -89,6 +88,12 @@ impl Clock {
 /// Whole milliseconds, as many as fit.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The time of day that is so many milliseconds after 1970.
+pub(crate) fn time(millis: u64) -> SystemTime {
+    // Saturates: a manual clock may have been moved past what the platform can tell.
+    UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
 }
 
 fn since_epoch() -> Duration {

@@ -69,6 +69,18 @@ impl Error {
         Self { kind, message: message.into(), source: Some(Arc::new(source)) }
     }
 
+    pub(crate) fn not_found() -> Self {
+        Self::new(ErrorKind::NotFound, "there is no such session")
+    }
+
+    pub(crate) fn too_late() -> Self {
+        Self::new(ErrorKind::Unavailable, "the sessions did not answer in time")
+    }
+
+    pub(crate) fn closed() -> Self {
+        Self::new(ErrorKind::Unavailable, "the sessions are closed")
+    }
+
     /// What went wrong, for code to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.kind

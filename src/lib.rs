@@ -114,6 +114,7 @@ pub mod conformance;
 mod record;
 
 mod clock;
+mod detached;
 mod error;
 mod random;
 mod timeout;

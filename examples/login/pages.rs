@@ -172,7 +172,7 @@ fn session_item(session: &SessionInfo, is_this: bool) -> Markup {
                 div.device { strong { (device) } @if is_this { span.badge { "This device" } } }
                 p.quiet {
                     span { "Signed in " (ago(began)) }
-                    span { @if is_this { "In use now" } @else if let Some(seen) = session.last_seen { "Last seen " (ago(seen)) } }
+                    span { @if is_this { "In use now" } @else { "Last seen " (ago(session.last_seen)) } }
                     span { "Ends " (within(session.expires)) }
                 }
             }

@@ -133,7 +133,7 @@ impl<B: Backend> Subject<Shared<B>> {
     /// The backend of sessions that were built, opened or connected: with the [clock](crate::Builder::clock) that they were
     /// given, if that is a manual one; else time is waited for, as [`with_own_clock`](Self::with_own_clock) says.
     pub fn of(sessions: Sessions<B>) -> Self {
-        let clock = sessions.shared.policy.clock.clone();
+        let clock = sessions.engine().policy().clock.clone();
         let time = if clock.is_manual() { Time::Process(clock) } else { Time::Own(SHORTEST) };
         Self::with(Shared(sessions), time)
     }

@@ -1,7 +1,8 @@
-//! What the service answers with: the inner response, once what was recorded is written back.
+//! The future of the service: handling, then committing, then the response.
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -9,9 +10,12 @@ use http::Response;
 use pin_project_lite::pin_project;
 
 use crate::{
+    detached::Detached,
+    error::Error,
     http::{
-        guard::{Commit, Visit},
-        service::{close, finish},
+        guard::Guard,
+        respond::{is_failure, refuse, respond},
+        service::HttpConfig,
     },
     session::Session,
 };
@@ -19,8 +23,9 @@ use crate::{
 pin_project! {
     /// The future of a [`SessionService`](crate::SessionService).
     ///
-    /// Dropped while the handler runs, it takes back what the handler recorded, but for a sign-out. Dropped while that is
-    /// being written, it leaves the writing to a task.
+    /// # Cancel safety
+    /// Dropped while the handler runs, it discards what the handler changed, except a sign-out. Dropped during the commit, it
+    /// leaves the commit to a task.
     pub struct ResponseFuture<F, B> {
         #[pin]
         state: State<F, B>,
@@ -30,27 +35,27 @@ pin_project! {
 pin_project! {
     #[project = StateProj]
     enum State<F, B> {
-        /// The handler has the request.
-        Handling { #[pin] inner: F, visit: Option<Visit> },
-        /// The handler has answered; what it recorded is being written.
-        Committing { session: Session, response: Option<Response<B>>, commit: Commit },
-        /// No handler gets the request.
+        /// The handler runs.
+        Handling { #[pin] inner: F, session: Option<(Guard, Arc<HttpConfig>)> },
+        /// The handler has answered, and its changes are being written.
+        Committing { #[pin] commit: Detached<Result<(), Error>>, session: Session, config: Arc<HttpConfig>, response: Option<Response<B>> },
+        /// The handler does not run.
         Refusing { response: Option<Response<B>> },
     }
 }
 
-impl<F, B> ResponseFuture<F, B> {
-    pub(crate) fn new(inner: F, session: Session) -> Self {
-        Self { state: State::Handling { inner, visit: Some(Visit::new(session)) } }
+impl<F, B: Default> ResponseFuture<F, B> {
+    pub(crate) fn new(inner: F, session: Session, config: Arc<HttpConfig>) -> Self {
+        Self { state: State::Handling { inner, session: Some((Guard::new(session), config)) } }
     }
 
-    /// Without a session of this layer: it was passed already.
+    /// Without a session of its own, because the same layer is around it.
     pub(crate) fn passing(inner: F) -> Self {
-        Self { state: State::Handling { inner, visit: None } }
+        Self { state: State::Handling { inner, session: None } }
     }
 
-    pub(crate) fn refusing(response: Response<B>) -> Self {
-        Self { state: State::Refusing { response: Some(response) } }
+    pub(crate) fn refusing(error: &Error) -> Self {
+        Self { state: State::Refusing { response: Some(refuse(error)) } }
     }
 }
 
@@ -65,18 +70,22 @@ where
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
-                StateProj::Handling { inner, visit } => {
+                StateProj::Handling { inner, session } => {
                     let response = ready!(inner.poll(cx))?;
-                    let Some(session) = visit.take().and_then(Visit::end) else { return Poll::Ready(Ok(response)) };
-                    match close(&session, &response) {
-                        None => return Poll::Ready(Ok(finish(&session, Ok(()), response))),
-                        Some(commit) => state.set(State::Committing { session, response: Some(response), commit }),
+                    let Some((guard, config)) = session.take() else { return Poll::Ready(Ok(response)) };
+                    let Some(session) = guard.disarm() else { return Poll::Ready(Ok(response)) };
+                    match session.driver().respond(is_failure(&response)) {
+                        None => return Poll::Ready(Ok(respond(&config, &session, Ok(()), response))),
+                        Some(commit) => {
+                            let response = Some(response);
+                            state.set(State::Committing { commit, session, config, response });
+                        }
                     }
                 }
-                StateProj::Committing { session, response, commit } => {
-                    let committed = ready!(Pin::new(commit).poll(cx));
+                StateProj::Committing { commit, session, config, response } => {
+                    let committed = ready!(commit.poll(cx));
                     let response = response.take().unwrap_or_default();
-                    return Poll::Ready(Ok(finish(session, committed, response)));
+                    return Poll::Ready(Ok(respond(config, session, committed, response)));
                 }
                 StateProj::Refusing { response } => return Poll::Ready(Ok(response.take().unwrap_or_default())),
             }

@@ -2,14 +2,18 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
+use cookie::SameSite;
 use tower_layer::Layer;
 
 use crate::{
     backend::Backend,
-    http::service::{Gate, SessionService},
+    http::{
+        cookie::CookieConfig,
+        service::{HttpConfig, SessionService},
+    },
+    session::origin::Origin,
     sessions::Sessions,
 };
-use cookie::SameSite;
 
 /// Gives every request a [`Session`](crate::Session).
 ///
@@ -32,13 +36,15 @@ use cookie::SameSite;
 #[derive(Clone)]
 #[must_use]
 pub struct SessionLayer {
-    gate: Arc<Gate>,
+    config: Arc<HttpConfig>,
 }
 
 impl SessionLayer {
     /// A layer over those sessions.
     pub fn new<B: Backend>(sessions: Sessions<B>) -> Self {
-        Self { gate: Arc::new(Gate::new(sessions.erase())) }
+        let cookie = CookieConfig::default();
+        let origin = Origin { sessions: sessions.erase(), cookie_name: cookie.name().to_owned() };
+        Self { config: Arc::new(HttpConfig { origin: Arc::new(origin), cookie }) }
     }
 
     /// The name of the cookie. Unless set it follows the other options: `__Host-id` if browsers take that, else
@@ -48,8 +54,8 @@ impl SessionLayer {
     /// If the name is no token, or has a prefix that the other options forbid.
     #[track_caller]
     pub fn cookie_name<'a>(mut self, name: impl Into<Cow<'a, str>>) -> Self {
-        self.gate().cookie.set_name(name.into());
-        self
+        self.cookie().set_name(name.into());
+        self.renewed()
     }
 
     /// Sends the cookie only below this path; `/` unless set. It is no boundary against other code on the same host.
@@ -58,8 +64,8 @@ impl SessionLayer {
     /// If the path does not begin with a slash, or the name forbids it.
     #[track_caller]
     pub fn path(mut self, path: impl Into<String>) -> Self {
-        self.gate().cookie.set_path(path.into());
-        self
+        self.cookie().set_path(path.into());
+        self.renewed()
     }
 
     /// Sends the cookie to this domain and all below it; to this host alone unless set. Every one of those hosts can then
@@ -69,8 +75,8 @@ impl SessionLayer {
     /// If it is no domain, or the name forbids it.
     #[track_caller]
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
-        self.gate().cookie.set_domain(domain.into());
-        self
+        self.cookie().set_domain(domain.into());
+        self.renewed()
     }
 
     /// Which requests from other sites bring the cookie; [`SameSite::Lax`] unless set.
@@ -79,8 +85,8 @@ impl SessionLayer {
     /// If it is [`SameSite::None`] after `secure(false)`.
     #[track_caller]
     pub fn same_site(mut self, same_site: SameSite) -> Self {
-        self.gate().cookie.set_same_site(same_site);
-        self
+        self.cookie().set_same_site(same_site);
+        self.renewed()
     }
 
     /// Whether the cookie travels over HTTPS alone; it does unless set otherwise. Browsers take `localhost` for secure.
@@ -89,14 +95,14 @@ impl SessionLayer {
     /// If it is switched off after an option that needs it.
     #[track_caller]
     pub fn secure(mut self, secure: bool) -> Self {
-        self.gate().cookie.set_secure(secure);
-        self
+        self.cookie().set_secure(secure);
+        self.renewed()
     }
 
     /// Whether scripts in the page cannot read the cookie; they cannot unless set otherwise.
     pub fn http_only(mut self, http_only: bool) -> Self {
-        self.gate().cookie.set_http_only(http_only);
-        self
+        self.cookie().set_http_only(http_only);
+        self.renewed()
     }
 
     /// Whether the cookie is another one under each top-level site that embeds this one (CHIPS); it is not unless set.
@@ -105,19 +111,27 @@ impl SessionLayer {
     /// If it is switched on after `secure(false)`.
     #[track_caller]
     pub fn partitioned(mut self, partitioned: bool) -> Self {
-        self.gate().cookie.set_partitioned(partitioned);
-        self
+        self.cookie().set_partitioned(partitioned);
+        self.renewed()
     }
 
     /// Whether the cookie survives the end of the browser, with a `Max-Age` of the time to the session's deadline and at
     /// most 400 days; it does unless set otherwise. The session's own limits hold either way.
     pub fn persistent(mut self, persistent: bool) -> Self {
-        self.gate().cookie.set_persistent(persistent);
-        self
+        self.cookie().set_persistent(persistent);
+        self.renewed()
     }
 
-    fn gate(&mut self) -> &mut Gate {
-        Arc::make_mut(&mut self.gate)
+    fn cookie(&mut self) -> &mut CookieConfig {
+        &mut Arc::make_mut(&mut self.config).cookie
+    }
+
+    /// With an origin of its own: a clone that was made before this option was set is not the same layer any more.
+    fn renewed(mut self) -> Self {
+        let config = Arc::make_mut(&mut self.config);
+        let (sessions, cookie_name) = (config.origin.sessions.clone(), config.cookie.name().to_owned());
+        config.origin = Arc::new(Origin { sessions, cookie_name });
+        self
     }
 }
 
@@ -125,12 +139,12 @@ impl<S> Layer<S> for SessionLayer {
     type Service = SessionService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        SessionService::new(inner, Arc::clone(&self.gate))
+        SessionService::new(inner, Arc::clone(&self.config))
     }
 }
 
 impl fmt::Debug for SessionLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionLayer").field("cookie", &self.gate.cookie).finish_non_exhaustive()
+        f.debug_struct("SessionLayer").field("cookie", &self.config.cookie).finish_non_exhaustive()
     }
 }

@@ -1,9 +1,10 @@
-//! All that knows of HTTP: the layer, its service, the cookie, and the extractors of axum.
+//! The HTTP side: the layer, its service, the cookie, and the extractors of axum.
 
 pub(crate) mod cookie;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;
 pub(crate) mod future;
-pub(crate) mod guard;
+mod guard;
 pub(crate) mod layer;
+mod respond;
 pub(crate) mod service;

@@ -22,10 +22,9 @@ use bytes::Bytes;
 use crate::record::{
     Contents,
     codec::{Body, Parsed},
-    data::{len_len, push_len, take_len},
+    data::{Text, len_len, push_len, take_len},
     id::{Owner, RecordId},
     token::SecretHash,
-    value::Text,
 };
 
 pub(super) const FORMAT: u8 = 1;

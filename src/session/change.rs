@@ -1,17 +1,15 @@
-//! What a handler records, and what that comes to.
+//! Changes: what a handler asks for, and what a list of changes makes of a session.
 //!
-//! A handler never writes to the backend. It records [`Change`]s; applied one after the other to what was loaded they give
-//! a [`Plan`], which is what the handler sees and what is written. Should the record have changed meanwhile, the same
-//! changes are applied to what is there now.
+//! A handler never writes to the backend. It records [`Change`]s. Applied one after the other to the [base](super) they give
+//! [`Staged`]: what the handler sees, and what a commit writes. After a conflict the same changes are applied to what
+//! the backend has by then (a rebase).
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     error::Error,
-    record::{
-        data::Data,
-        value::{Raw, json},
-    },
+    record::data::{Data, Raw, from_raw, json},
+    sessions::loaded::Base,
 };
 
 /// One thing that a handler asked for.
@@ -19,9 +17,9 @@ use crate::{
 pub(crate) enum Change {
     Set(Arc<str>, Raw),
     Remove(Arc<str>),
-    /// With what the closure gave when it was recorded; nothing if it was recorded before the session was loaded.
+    /// With the value that the closure returned. `None` if it has not run on this base yet.
     Modify(Arc<str>, Modify, Option<Raw>),
-    /// The whole data, where it is not known yet what it differs from.
+    /// The whole data, before it is known what that differs from.
     Replace(Data),
     Ttl(Duration),
     Bind(String),
@@ -30,95 +28,98 @@ pub(crate) enum Change {
     Delete,
     Clear,
     ClearOthers,
-    /// A closure that failed when it came to it. It fails the commit.
+    /// A closure that failed on this base. It fails the commit.
     Failed(Error),
 }
 
-/// Makes the new value from the old one, both as JSON.
+/// Computes a new value from the old one, both as JSON.
 pub(crate) type Modify = Arc<dyn Fn(Option<&[u8]>) -> Result<Raw, Error> + Send + Sync>;
 
-/// What the changes come to on what was loaded.
+/// The base with changes applied: what the handler sees, and what a commit writes.
 #[derive(Clone, Default)]
-pub(crate) struct Plan {
-    /// It comes first.
+pub(crate) struct Staged {
+    /// Runs before everything else.
     pub(crate) clear: Clearing,
     pub(crate) identity: Identity,
     pub(crate) ttl: Option<Duration>,
     pub(crate) data: Data,
-    /// What others write to the loaded session meanwhile does not matter to the data.
+    /// The data does not depend on what other requests write to the loaded session meanwhile.
     pub(crate) fresh: bool,
-    /// The data began empty, whatever is loaded.
+    /// The data began empty, whatever the base is.
     pub(crate) known: bool,
-    /// The loaded session is gone; its data is for reading only.
+    /// The loaded session is gone. Its data can only be read.
     pub(crate) gone: bool,
 }
 
-/// Which sessions of the key that was loaded are to end. The most that was asked for counts.
+/// Which sessions of the loaded session key end. The most that was asked for counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Clearing {
     #[default]
     Nothing,
-    /// All but the loaded one.
+    /// All except the loaded one.
     Others,
     All,
 }
 
-/// Which session there is to be afterwards. Later ones win, but for `Rework`, which only wins over `Keep`.
+/// Which session there is afterwards. The last one counts, except that `Rework` only replaces `Keep`.
 #[derive(Clone, Default, PartialEq)]
 pub(crate) enum Identity {
     #[default]
     Keep,
     Rework,
-    /// Of this key, and with the data of before if that was anonymous or the same key's.
+    /// A session of this key. It keeps the data if the session before was a visitor's or the same user's.
     Bind(String),
-    /// Of this key.
+    /// A session of this key that starts with its own data.
     Create(String),
-    /// None; or another anonymous one, if there is data again.
+    /// None, or a new visitor's session if data is written afterwards.
     Delete,
 }
 
-/// Whether closures run again, or what they gave is taken.
-#[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Modifies {
-    Recorded,
-    Again,
-}
-
-impl Plan {
-    /// Nothing asked for yet, on that data.
+impl Staged {
+    /// This data, without changes.
     pub(crate) fn on(data: Data) -> Self {
         Self { data, ..Self::default() }
     }
 
-    /// What all those changes come to on that data, of a session with that key.
-    pub(crate) fn replay(log: &[Change], data: Data, key: Option<&str>) -> Result<Self, Error> {
-        let mut plan = Self::on(data);
-        log.iter().try_for_each(|change| plan.apply(change, key, Modifies::Again))?;
-        Ok(plan)
+    /// What the handler sees of this base without changes.
+    pub(crate) fn on_base(base: &Base) -> Self {
+        match base {
+            Base::Live(loaded, _) => Self::on(loaded.contents.data.clone()),
+            Base::Gone(_, data) => Self { gone: true, ..Self::on(data.clone()) },
+            Base::Nothing | Base::Replaced | Base::Unreadable(_) => Self::default(),
+        }
     }
 
-    /// One more change. `key` is that of the loaded session.
-    pub(crate) fn apply(&mut self, change: &Change, key: Option<&str>, modifies: Modifies) -> Result<(), Error> {
-        match change {
-            Change::Set(name, value) => self.data.set(name, value.clone()),
-            Change::Remove(name) => self.data.remove(name),
-            Change::Modify(name, modify, recorded) => {
-                let value = match recorded {
-                    Some(value) if modifies == Modifies::Recorded => value.clone(),
-                    _ => modify(self.data.raw(name))?,
-                };
-                self.data.set(name, value);
+    /// The same changes on other data: a rebase. Closures run again, in order, each on the result of the one before.
+    ///
+    /// `key` is the session key of the loaded session.
+    pub(crate) fn rebase(changes: &[Change], data: Data, key: Option<&str>) -> Result<Self, Error> {
+        let mut staged = Self::on(data);
+        for change in changes {
+            for change in change.clone().unresolved().resolve(&staged) {
+                staged.apply(&change, key)?;
             }
+        }
+        Ok(staged)
+    }
+
+    /// Applies one more change. `key` is the session key of the loaded session.
+    pub(crate) fn apply(&mut self, change: &Change, key: Option<&str>) -> Result<(), Error> {
+        match change {
+            Change::Set(name, value) | Change::Modify(name, _, Some(value)) => self.data.set(name, value.clone()),
+            // The session is not loaded, so there is nothing to compute the value from.
+            Change::Modify(_, _, None) => {}
+            Change::Remove(name) => self.data.remove(name),
             Change::Replace(data) => self.data = data.clone(),
             Change::Ttl(ttl) => self.ttl = Some(*ttl),
             Change::Bind(new) => {
-                if self.leave(key, new) || self.gone {
+                if self.leaves_user(key, new) || self.gone {
                     self.start_afresh();
                 }
                 self.identity = Identity::Bind(new.clone());
             }
             Change::Create(new, data) => {
-                self.leave(key, new);
+                self.leaves_user(key, new);
                 self.start_afresh();
                 self.data = data.clone();
                 self.identity = Identity::Create(new.clone());
@@ -136,7 +137,7 @@ impl Plan {
             Change::Clear => {
                 self.clear = Clearing::All;
                 match self.identity {
-                    // A login in the same request comes after, and goes on with what it has by now.
+                    // A login in the same request comes after the clear, and keeps the data that it has by now.
                     Identity::Bind(_) | Identity::Create(_) => self.fresh = true,
                     Identity::Keep | Identity::Rework | Identity::Delete => {
                         self.ttl = None;
@@ -150,15 +151,6 @@ impl Plan {
         Ok(())
     }
 
-    /// Whether signing in as `new` leaves another user's session. Nothing goes over from one user to another.
-    fn leave(&mut self, key: Option<&str>, new: &str) -> bool {
-        let leaves = self.key(key).is_some_and(|key| key != new);
-        if leaves {
-            self.ttl = None;
-        }
-        leaves
-    }
-
     /// The session key that there will be.
     pub(crate) fn key<'a>(&'a self, loaded: Option<&'a str>) -> Option<&'a str> {
         match &self.identity {
@@ -166,6 +158,15 @@ impl Plan {
             Identity::Delete => None,
             Identity::Keep | Identity::Rework => loaded.filter(|_| self.clear != Clearing::All),
         }
+    }
+
+    /// Whether signing in as `new` leaves another user's session. Nothing goes over from one user to another.
+    fn leaves_user(&mut self, key: Option<&str>, new: &str) -> bool {
+        let leaves = self.key(key).is_some_and(|key| key != new);
+        if leaves {
+            self.ttl = None;
+        }
+        leaves
     }
 
     fn start_afresh(&mut self) {
@@ -176,15 +177,15 @@ impl Plan {
 }
 
 impl Change {
-    /// The same change, to be taken as it is from now on: it is known on what. Closures run here.
-    pub(crate) fn settle(self, plan: &Plan) -> Vec<Self> {
+    /// The same change with its outcome on `staged` worked out: a closure runs here, a whole update becomes its difference.
+    pub(crate) fn resolve(self, staged: &Staged) -> Vec<Self> {
         match self {
-            Self::Modify(name, modify, None) => match modify(plan.data.raw(&name)) {
+            Self::Modify(name, modify, None) => match modify(staged.data.raw(&name)) {
                 Ok(value) => vec![Self::Modify(name, modify, Some(value))],
                 Err(error) => vec![Self::Failed(error)],
             },
             Self::Replace(data) => data
-                .difference_from(&plan.data)
+                .difference_from(&staged.data)
                 .into_iter()
                 .map(|(name, value)| match value {
                     Some(value) => Self::Set(name, value),
@@ -195,20 +196,20 @@ impl Change {
         }
     }
 
-    /// The same change, to be settled again: what it was recorded on is not what there is.
-    pub(crate) fn unsettle(self) -> Self {
+    /// The same change for another base: a closure will run again.
+    pub(crate) fn unresolved(self) -> Self {
         match self {
             Self::Modify(name, modify, _) => Self::Modify(name, modify, None),
             other => other,
         }
     }
 
-    /// Whether it ends sessions: nothing else that goes wrong may take that back.
+    /// Whether it ends sessions. Nothing else that goes wrong takes that back.
     pub(crate) fn is_ending(&self) -> bool {
         matches!(self, Self::Delete) || self.is_clearing()
     }
 
-    /// Whether it ends other sessions, too.
+    /// Whether it ends other sessions too.
     fn is_clearing(&self) -> bool {
         matches!(self, Self::Clear | Self::ClearOthers)
     }
@@ -219,7 +220,7 @@ impl Change {
     }
 
     /// Whether a later `change` leaves nothing of this one.
-    pub(crate) fn is_undone_by(&self, change: &Self) -> bool {
+    pub(crate) fn is_undone_by(&self, change: &Change) -> bool {
         match change {
             _ if self.is_clearing() => false,
             Self::Delete => true,
@@ -235,7 +236,7 @@ impl Change {
         F: Fn(Option<T>) -> T + Send + Sync + 'static,
     {
         Arc::new(move |old| {
-            let old = old.map(crate::record::value::from_raw).transpose()?;
+            let old = old.map(from_raw).transpose()?;
             json(change(old))
         })
     }
@@ -299,34 +300,34 @@ mod tests {
             (vec![Clear, ClearOthers, set("a", 1)], None, json!({"a": 1}), All),
         ];
         for (row, (log, key, expected, clear)) in table.into_iter().enumerate() {
-            let plan = Plan::replay(&log, data(json!({"old": 1})), Some("ada")).unwrap();
-            assert_eq!(plan.key(Some("ada")), key, "row {row}");
-            assert!(plan.data.same_as(&data(expected)), "row {row}");
-            assert_eq!(plan.clear, clear, "row {row}");
+            let staged = Staged::rebase(&log, data(json!({"old": 1})), Some("ada")).unwrap();
+            assert_eq!(staged.key(Some("ada")), key, "row {row}");
+            assert!(staged.data.same_as(&data(expected)), "row {row}");
+            assert_eq!(staged.clear, clear, "row {row}");
         }
     }
 
     #[test]
     fn a_whole_update_is_its_difference() {
-        let plan = Plan::on(data(json!({"a": 1, "b": 2, "c": 3})));
-        let log = Change::Replace(data(json!({"a": 1, "b": 9}))).settle(&plan);
+        let staged = Staged::on(data(json!({"a": 1, "b": 2, "c": 3})));
+        let log = Change::Replace(data(json!({"a": 1, "b": 9}))).resolve(&staged);
         // Meanwhile another request has written `a` and `d`.
-        let replayed = Plan::replay(&log, data(json!({"a": 7, "b": 2, "c": 3, "d": 4})), None).unwrap();
-        assert!(replayed.data.same_as(&data(json!({"a": 7, "b": 9, "d": 4}))));
+        let rebased = Staged::rebase(&log, data(json!({"a": 7, "b": 2, "c": 3, "d": 4})), None).unwrap();
+        assert!(rebased.data.same_as(&data(json!({"a": 7, "b": 9, "d": 4}))));
     }
 
     #[test]
-    fn a_modify_runs_again_only_on_a_replay() {
+    fn a_modify_runs_again_only_on_a_rebase() {
         let modify = Change::modifier(|n: Option<u64>| n.unwrap_or(0) + 1);
         let change = Change::Modify("n".into(), modify, None);
-        let plan = Plan::on(data(json!({"n": 1})));
-        let log = change.settle(&plan);
+        let staged = Staged::on(data(json!({"n": 1})));
+        let log = change.resolve(&staged);
 
-        let mut first = plan.clone();
-        first.apply(&log[0], None, Modifies::Recorded).unwrap();
+        let mut first = staged.clone();
+        first.apply(&log[0], None).unwrap();
         assert_eq!(first.data.get::<u64>("n").unwrap(), Some(2));
 
-        let again = Plan::replay(&log, data(json!({"n": 10})), None).unwrap();
+        let again = Staged::rebase(&log, data(json!({"n": 10})), None).unwrap();
         assert_eq!(again.data.get::<u64>("n").unwrap(), Some(11));
     }
 }

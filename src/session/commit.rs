@@ -1,4 +1,4 @@
-//! What a draft does to the backend: the one place where a request's changes become calls.
+//! The commit: turns a request's changes into calls of the session engine.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -12,334 +12,299 @@ use crate::{
         data::Data,
         token::{Secret, SecretHash, SessionId},
     },
-    session::change::{Change, Clearing, Identity, Plan},
+    session::change::{Change, Clearing, Identity, Staged},
     sessions::{
-        Sessions,
-        engine::{Live, Unclaimed, Written, check_key},
+        engine::{Engine, check_key},
+        loaded::{Base, Loaded, WriteOutcome},
     },
 };
 
-/// What a request found when it loaded its session.
-#[derive(Clone)]
-pub(crate) enum Base {
-    /// No session.
-    Nothing,
-    /// A session, and the hash of the secret that led to it.
-    Live(Arc<Live>, SecretHash),
-    /// A login ended the session that the cookie means. No cookie is set here, not even to remove it: the login's own is on
-    /// its way.
-    Replaced,
-    /// A session that ended while the request ran. Its key and its data, as they were last seen, are all there is.
-    Gone(Option<Arc<str>>, Data),
-    /// A record that cannot be read. It is left alone.
-    Unreadable(Error),
-}
-
 /// What a request wants to be written.
-pub(crate) struct Draft {
+pub(crate) struct Commit {
     pub(crate) base: Base,
-    pub(crate) log: Vec<Change>,
-    /// What the log comes to on the base.
-    pub(crate) plan: Plan,
-    pub(crate) attempt: Attempt,
-    pub(crate) limits: Limits,
+    pub(crate) changes: Vec<Change>,
+    /// The base with the changes applied.
+    pub(crate) staged: Staged,
+    pub(crate) write_id: WriteId,
+    /// The request was sent by another site. It must not create a visitor's session.
+    pub(crate) cross_site: bool,
+    /// The response has left, so no cookie can be set.
+    pub(crate) response_sent: bool,
 }
 
-/// By what a write to the session is recognised, if it has to be written again for want of an answer.
+/// What a write is recognised by, if it has to be tried again because the answer was lost.
 #[derive(Clone)]
-pub(crate) struct Attempt {
-    version: i64,
-    /// The new one, of a rework.
+pub(crate) struct WriteId {
+    pub(crate) version: i64,
+    /// The new secret, if it is a rotation.
     secret: Option<Secret>,
 }
 
-/// What this request may not do.
-#[derive(Clone, Copy)]
-pub(crate) struct Limits {
-    /// It was sent by another site, and must not make an anonymous session.
-    pub(crate) cross_site: bool,
-    /// Its response has left, and no cookie can be set.
-    pub(crate) sent: bool,
-}
-
-/// What came of it.
+/// What became of a commit that was carried out.
 pub(crate) struct Committed {
     pub(crate) base: Base,
-    pub(crate) effect: Option<Effect>,
-    /// Changes were dropped: there is no session, and none was to be made.
+    pub(crate) cookie: Option<CookieChange>,
+    /// Changes were dropped: there is no session, and none was to be created.
     pub(crate) dropped: bool,
-    /// They were made to other data than the handler saw: somebody else had written.
-    pub(crate) replayed: bool,
+    /// The changes were applied to other data than the handler saw, because another request had written.
+    pub(crate) rebased: bool,
 }
 
-/// What the response is to say.
+/// What the response says about the cookie.
 #[derive(Clone)]
-pub(crate) enum Effect {
-    /// This ID, and when the session ends at the latest.
+pub(crate) enum CookieChange {
+    /// Sets this ID, whose session ends at this time at the latest.
     Set(SessionId, u64),
     Remove,
 }
 
-impl Base {
-    pub(crate) fn key(&self) -> Option<&str> {
-        match self {
-            Self::Live(live, _) => live.contents.key.as_deref(),
-            Self::Gone(key, _) => key.as_deref(),
-            Self::Nothing | Self::Replaced | Self::Unreadable(_) => None,
-        }
-    }
-
-    /// Nothing asked for yet.
-    pub(crate) fn plan(&self) -> Plan {
-        match self {
-            Self::Live(live, _) => Plan::on(live.contents.data.clone()),
-            Self::Gone(_, data) => Plan { gone: true, ..Plan::on(data.clone()) },
-            Self::Nothing | Self::Replaced | Self::Unreadable(_) => Plan::default(),
-        }
-    }
-}
-
-impl Attempt {
-    pub(crate) fn of(plan: &Plan) -> Result<Self, Error> {
-        let secret = match plan.identity {
+impl WriteId {
+    pub(crate) fn new(staged: &Staged) -> Result<Self, Error> {
+        let secret = match staged.identity {
             Identity::Rework => Some(Secret::random()?),
-            _ => None,
+            Identity::Keep | Identity::Bind(_) | Identity::Create(_) | Identity::Delete => None,
         };
         Ok(Self { version: random_version(), secret })
     }
 }
 
 impl Committed {
+    /// Nothing was written, and nothing had to be.
     fn kept(base: Base) -> Self {
-        Self { base, effect: None, dropped: false, replayed: false }
+        Self { base, cookie: None, dropped: false, rebased: false }
     }
 
     fn dropped(base: Base) -> Self {
         Self { dropped: true, ..Self::kept(base) }
     }
+
+    /// A session that the browser has yet to hear of.
+    fn begun(loaded: Arc<Loaded>, id: SessionId, rebased: bool) -> Self {
+        let cookie = Some(CookieChange::Set(id, loaded.contents.deadline));
+        let hash = loaded.contents.hash;
+        Self { base: Base::Live(loaded, hash), cookie, dropped: false, rebased }
+    }
 }
 
-impl Draft {
-    /// Writes it, or says why not; then nothing of it is known to be written.
-    pub(crate) async fn commit(&mut self, sessions: &Sessions) -> Result<Committed, Error> {
+impl Commit {
+    /// Writes the changes. After an error none of them is known to be written.
+    pub(crate) async fn run(&mut self, engine: &Arc<Engine>) -> Result<Committed, Error> {
         self.check()?;
-        let removed = match self.plan.clear {
-            Clearing::All => Box::pin(self.clear(sessions)).await?,
-            Clearing::Others => Box::pin(self.clear_others(sessions)).await?,
+        let removed = match self.staged.clear {
+            Clearing::All => Box::pin(self.clear(engine)).await?,
+            Clearing::Others => Box::pin(self.clear_others(engine)).await?,
             Clearing::Nothing => None,
         };
-        let mut committed = match &self.plan.identity {
-            Identity::Keep | Identity::Rework => self.keep(sessions).await?,
-            // Boxed: most commits are no login and no logout, and need not be as large as one.
-            Identity::Bind(key) | Identity::Create(key) => Box::pin(self.sign_in(sessions, key)).await?,
-            Identity::Delete => Box::pin(self.delete(sessions)).await?,
+        let mut committed = match &self.staged.identity {
+            Identity::Keep | Identity::Rework => self.keep(engine).await?,
+            // Boxed: most commits are neither a login nor a sign-out, and need not be as large as one.
+            Identity::Bind(key) | Identity::Create(key) => Box::pin(self.sign_in(engine, key)).await?,
+            Identity::Delete => Box::pin(self.delete(engine)).await?,
         };
-        committed.effect = committed.effect.or(removed);
+        committed.cookie = committed.cookie.or(removed);
         Ok(committed)
     }
 
-    /// Nothing is begun that could not be ended.
+    /// Refuses what could not be carried out, before anything is written.
     fn check(&self) -> Result<(), Error> {
-        for change in &self.log {
+        for change in &self.changes {
             if let Change::Failed(error) = change {
                 return Err(error.clone());
             }
         }
-        if self.plan.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
+        if self.staged.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
             return Err(Error::new(ErrorKind::Config, "the ttl of a session must not be zero"));
         }
-        match &self.plan.identity {
+        match &self.staged.identity {
             Identity::Bind(key) | Identity::Create(key) => check_key(key).map(drop)?,
             Identity::Keep | Identity::Rework | Identity::Delete => {}
         }
-        if self.limits.sent && self.changes_id() {
+        if self.response_sent && self.changes_id() {
             return Err(Error::new(ErrorKind::ResponseSent, "the response has left: its cookie can no longer be set"));
         }
         Ok(())
     }
 
     fn changes_id(&self) -> bool {
-        match (&self.plan.identity, &self.base) {
+        match (&self.staged.identity, &self.base) {
             (Identity::Bind(_) | Identity::Create(_), _) | (Identity::Rework, Base::Live(..)) => true,
-            (Identity::Delete, _) | (_, Base::Nothing) => !self.plan.data.is_empty(),
-            _ => self.plan.clear == Clearing::All && !self.plan.data.is_empty(),
+            (Identity::Delete, _) | (_, Base::Nothing) => !self.staged.data.is_empty(),
+            _ => self.staged.clear == Clearing::All && !self.staged.data.is_empty(),
         }
     }
 
-    /// All sessions of the loaded one's key, or the loaded one alone if it has none.
-    async fn clear(&mut self, sessions: &Sessions) -> Result<Option<Effect>, Error> {
+    /// Ends all sessions of the loaded session's key, or the loaded one alone if it is a visitor's.
+    async fn clear(&mut self, engine: &Arc<Engine>) -> Result<Option<CookieChange>, Error> {
         let ended = match &self.base {
-            Base::Live(live, _) if live.id.owner().is_none() => match sessions.end(Arc::clone(live)).await? {
-                Written::Replaced => {
+            Base::Live(loaded, _) if loaded.id.owner().is_none() => match engine.end(Arc::clone(loaded)).await? {
+                WriteOutcome::Replaced => {
                     self.base = Base::Replaced;
                     return Ok(None);
                 }
-                ended => matches!(ended, Written::Done(_)),
+                ended => matches!(ended, WriteOutcome::Done(_)),
             },
-            // Whose sessions these are is not known, and "done" would be a lie.
+            // It is not known whose sessions these are, so "done" would be a lie.
             Base::Unreadable(error) => return Err(error.clone()),
             base => match base.key() {
-                Some(key) => sessions.clear_all(sessions.owner(key), None).await? > 0,
+                Some(key) => engine.clear(engine.owner(key), None).await? > 0,
                 None => return Ok(None),
             },
         };
         self.base = Base::Nothing;
-        Ok(ended.then_some(Effect::Remove))
+        Ok(ended.then_some(CookieChange::Remove))
     }
 
-    /// All sessions of the loaded one's key but that one. One without a key has no others.
-    async fn clear_others(&self, sessions: &Sessions) -> Result<Option<Effect>, Error> {
+    /// Ends all sessions of the loaded session's key except that one. A visitor's session has no others.
+    async fn clear_others(&self, engine: &Arc<Engine>) -> Result<Option<CookieChange>, Error> {
         let keep = match &self.base {
-            Base::Live(live, _) => Some(live.id),
+            Base::Live(loaded, _) => Some(loaded.id),
             Base::Unreadable(error) => return Err(error.clone()),
             Base::Nothing | Base::Replaced | Base::Gone(..) => None,
         };
         if let Some(key) = self.base.key() {
-            sessions.clear_all(sessions.owner(key), keep).await?;
+            engine.clear(engine.owner(key), keep).await?;
         }
         Ok(None)
     }
 
-    /// Writes to the session that there is, or makes an anonymous one.
-    async fn keep(&self, sessions: &Sessions) -> Result<Committed, Error> {
+    /// Writes to the session that there is, or creates a visitor's session.
+    async fn keep(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
         match &self.base {
-            Base::Live(live, presented) => self.rewrite(sessions, live, presented).await,
-            Base::Nothing => Box::pin(self.add_anonymous(sessions)).await,
+            Base::Live(loaded, presented) => self.rewrite(engine, loaded, presented).await,
+            Base::Nothing => Box::pin(self.create_for_visitor(engine)).await,
             Base::Unreadable(error) => Err(error.clone()),
-            Base::Gone(_, data) if !self.plan.data.same_as(data) => Ok(Committed::dropped(self.base.clone())),
-            Base::Replaced if !self.plan.data.is_empty() => Ok(Committed::dropped(Base::Replaced)),
+            Base::Gone(_, data) if !self.staged.data.same_as(data) => Ok(Committed::dropped(self.base.clone())),
+            Base::Replaced if !self.staged.data.is_empty() => Ok(Committed::dropped(Base::Replaced)),
             Base::Gone(..) | Base::Replaced => Ok(Committed::kept(self.base.clone())),
         }
     }
 
-    async fn rewrite(&self, sessions: &Sessions, live: &Arc<Live>, presented: &SecretHash) -> Result<Committed, Error> {
-        let Attempt { version, secret } = &self.attempt;
-        let id = secret.as_ref().map(|new| sessions.id(live.id, new)).transpose()?;
-        let (mut first, mut replayed) = (true, false);
-        let written = sessions.rewrite(Arc::clone(live), *version, |contents| {
-            // On a conflict the same changes are made to what is there now.
-            replayed = !mem::take(&mut first);
-            let (ttl, data) = if replayed {
-                let plan = Plan::replay(&self.log, contents.data.clone(), contents.key.as_deref())?;
-                (plan.ttl, plan.data)
+    async fn rewrite(
+        &self,
+        engine: &Arc<Engine>,
+        loaded: &Arc<Loaded>,
+        presented: &SecretHash,
+    ) -> Result<Committed, Error> {
+        let WriteId { version, secret } = &self.write_id;
+        let id = secret.as_ref().map(|new| engine.id(loaded.id, new)).transpose()?;
+        let (mut first, mut rebased) = (true, false);
+        let written = engine.rewrite(Arc::clone(loaded), *version, |contents| {
+            // After a conflict the same changes are applied to what is there by now.
+            rebased = !mem::take(&mut first);
+            let (ttl, data) = if rebased {
+                let staged = Staged::rebase(&self.changes, contents.data.clone(), contents.key.as_deref())?;
+                (staged.ttl, staged.data)
             } else {
-                (self.plan.ttl, self.plan.data.clone())
+                (self.staged.ttl, self.staged.data.clone())
             };
             let idle = ttl.map(millis).or(contents.idle);
-            let rotated = secret.as_ref().is_some_and(|new| sessions.rotate(contents, presented, new));
+            let rotated = secret.as_ref().is_some_and(|new| engine.rotate(contents, presented, new));
             let changed = rotated || idle != contents.idle || !data.same_as(&contents.data);
             contents.idle = idle;
             contents.data = data;
             Ok(changed)
         });
         let written = match written.await? {
-            Written::Done(written) => written,
-            Written::Replaced => return Ok(Committed::dropped(Base::Replaced)),
-            Written::Unreadable(error) => return Err(error),
-            Written::Gone | Written::Conflict(_) => {
-                let (key, last_seen) = (live.contents.key.clone(), self.plan.data.clone());
+            WriteOutcome::Done(written) => written,
+            WriteOutcome::Replaced => return Ok(Committed::dropped(Base::Replaced)),
+            WriteOutcome::Unreadable(error) => return Err(error),
+            WriteOutcome::Gone | WriteOutcome::Conflict(_) => {
+                let (key, last_seen) = (loaded.contents.key.clone(), self.staged.data.clone());
                 return Ok(Committed::dropped(Base::Gone(key, last_seen)));
             }
         };
         let new = secret.as_ref().map(Secret::hash).filter(|new| written.contents.hash.matches(new));
-        let effect = id.filter(|_| new.is_some()).map(|id| Effect::Set(id, written.contents.deadline));
+        let cookie = id.filter(|_| new.is_some()).map(|id| CookieChange::Set(id, written.contents.deadline));
         let hash = new.unwrap_or(*presented);
-        Ok(Committed { base: Base::Live(written, hash), effect, dropped: false, replayed })
+        Ok(Committed { base: Base::Live(written, hash), cookie, dropped: false, rebased })
     }
 
-    async fn add_anonymous(&self, sessions: &Sessions) -> Result<Committed, Error> {
-        if self.plan.data.is_empty() {
+    async fn create_for_visitor(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
+        if self.staged.data.is_empty() {
             return Ok(Committed::kept(Base::Nothing));
         }
-        if self.limits.cross_site {
+        if self.cross_site {
             return Ok(Committed::dropped(Base::Nothing));
         }
-        let contents = sessions.contents(None, self.plan.data.clone(), self.plan.ttl.map(millis));
-        let (live, id) = sessions.add(contents).await?;
-        Ok(set_out(live, id, false))
+        let contents = engine.contents(None, self.staged.data.clone(), self.staged.ttl.map(millis));
+        let (loaded, id) = engine.create(contents).await?;
+        Ok(Committed::begun(loaded, id, false))
     }
 
-    /// Ends the session that there is; data that was written afterwards belongs to another, anonymous one.
-    async fn delete(&self, sessions: &Sessions) -> Result<Committed, Error> {
+    /// Ends the session that there is. Data that was written after that belongs to a new visitor's session.
+    async fn delete(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
         let removed = match &self.base {
-            // Whoever holds a replaced ID has a new one on its way.
-            Base::Replaced => return self.keep(sessions).await,
-            Base::Live(live, _) => match sessions.end(Arc::clone(live)).await? {
-                Written::Replaced if self.plan.data.is_empty() => return Ok(Committed::kept(Base::Replaced)),
-                Written::Replaced => return Ok(Committed::dropped(Base::Replaced)),
-                ended => matches!(ended, Written::Done(_)),
+            // A client that holds a replaced ID has a new one on its way.
+            Base::Replaced => return self.keep(engine).await,
+            Base::Live(loaded, _) => match engine.end(Arc::clone(loaded)).await? {
+                WriteOutcome::Replaced if self.staged.data.is_empty() => return Ok(Committed::kept(Base::Replaced)),
+                WriteOutcome::Replaced => return Ok(Committed::dropped(Base::Replaced)),
+                ended => matches!(ended, WriteOutcome::Done(_)),
             },
-            // The record stays, but the browser may forget it.
+            // The record stays, but the browser forgets it.
             Base::Unreadable(_) => true,
             Base::Nothing | Base::Gone(..) => false,
         };
-        let mut committed = self.add_anonymous(sessions).await?;
-        if removed && committed.effect.is_none() {
-            committed.effect = Some(Effect::Remove);
+        let mut committed = self.create_for_visitor(engine).await?;
+        if removed && committed.cookie.is_none() {
+            committed.cookie = Some(CookieChange::Remove);
         }
         Ok(committed)
     }
 
-    /// A session of that key, under a new name and a new secret; the one before ends.
-    async fn sign_in(&self, sessions: &Sessions, key: &str) -> Result<Committed, Error> {
+    /// Creates a session of this key, under a new name and with a new secret, and ends the session before.
+    async fn sign_in(&self, engine: &Arc<Engine>, key: &str) -> Result<Committed, Error> {
         let mut old = match &self.base {
-            Base::Live(live, _) => Some(Arc::clone(live)),
+            Base::Live(loaded, _) => Some(Arc::clone(loaded)),
             _ => None,
         };
-        let foreign = old.take_if(|live| live.contents.key.as_deref().is_some_and(|owner| owner != key));
-        let kept = old.as_ref().filter(|_| !self.plan.known);
-        let idle = self.plan.ttl.map(millis).or(kept.and_then(|old| old.contents.idle));
-        let contents = sessions.contents(Some(key), self.plan.data.clone(), idle);
-        if let Some(live) = foreign {
-            // Another user's session ends first: should anything fail later, nobody is left in it.
-            sessions.check_size(&contents)?;
-            replace(sessions, live).await?;
+        let foreign = old.take_if(|loaded| loaded.contents.key.as_deref().is_some_and(|owner| owner != key));
+        let kept = old.as_ref().filter(|_| !self.staged.known);
+        let idle = self.staged.ttl.map(millis).or(kept.and_then(|old| old.contents.idle));
+        let contents = engine.contents(Some(key), self.staged.data.clone(), idle);
+        if let Some(loaded) = foreign {
+            // Another user's session ends first, so that a later failure leaves no one signed in to it.
+            engine.check_size(&contents)?;
+            replace(engine, loaded).await?;
         }
-        let (mut new, id) = sessions.add(contents).await?;
-        let unclaimed = Unclaimed::new(sessions, new.id);
-        let (mut alive, mut replayed, mut last_seen) = (true, false, self.plan.data.clone());
-        while let Some(live) = old.take() {
-            let data = match sessions.bury(&live, sessions.grace()).await? {
-                // One that became unreadable is left behind.
-                Written::Done(_) | Written::Unreadable(_) => break,
-                // It ended meanwhile, and its data with it; or somebody wrote to it, and that goes over too.
-                Written::Gone | Written::Replaced => Data::default(),
-                Written::Conflict(current) => old.insert(current).contents.data.clone(),
+        let (mut new, id) = engine.create(contents).await?;
+        let orphan = engine.remove_on_drop(new.id);
+        let (mut alive, mut rebased, mut last_seen) = (true, false, self.staged.data.clone());
+        while let Some(loaded) = old.take() {
+            let data = match engine.bury(&loaded, engine.grace()).await? {
+                // A record that became unreadable is left behind.
+                WriteOutcome::Done(_) | WriteOutcome::Unreadable(_) => break,
+                // It ended meanwhile, and its data with it; or another request wrote to it, and that goes over too.
+                WriteOutcome::Gone | WriteOutcome::Replaced => Data::default(),
+                WriteOutcome::Conflict(current) => old.insert(current).contents.data.clone(),
             };
-            if !self.plan.fresh {
-                replayed = true;
-                last_seen = Plan::replay(&self.log, data, live.contents.key.as_deref())?.data;
-                let rewritten = sessions.rewrite(Arc::clone(&new), random_version(), |contents| {
+            if !self.staged.fresh {
+                rebased = true;
+                last_seen = Staged::rebase(&self.changes, data, loaded.contents.key.as_deref())?.data;
+                let rewritten = engine.rewrite(Arc::clone(&new), random_version(), |contents| {
                     contents.data = last_seen.clone();
                     Ok(true)
                 });
                 match rewritten.await? {
-                    Written::Done(rewritten) => new = rewritten,
-                    // All sessions of the key were ended since.
+                    WriteOutcome::Done(rewritten) => new = rewritten,
+                    // All sessions of the key have been ended since.
                     _ => alive = false,
                 }
             }
             yield_now().await;
         }
-        unclaimed.claim();
+        orphan.disarm();
         Ok(match alive {
-            true => set_out(new, id, replayed),
+            true => Committed::begun(new, id, rebased),
             false => Committed::dropped(Base::Gone(Some(key.into()), last_seen)),
         })
     }
 }
 
-/// A session that the browser has yet to hear of.
-fn set_out(live: Arc<Live>, id: SessionId, replayed: bool) -> Committed {
-    let effect = Some(Effect::Set(id, live.contents.deadline));
-    let hash = live.contents.hash;
-    Committed { base: Base::Live(live, hash), effect, dropped: false, replayed }
-}
-
-/// Ends a session for a login, whatever else is written to it, and leaves a tombstone.
-async fn replace(sessions: &Sessions, mut live: Arc<Live>) -> Result<(), Error> {
-    while let Written::Conflict(current) = sessions.bury(&live, sessions.grace()).await? {
-        live = current;
+/// Ends a session for a login, whatever other requests write to it, and leaves a tombstone.
+async fn replace(engine: &Arc<Engine>, mut loaded: Arc<Loaded>) -> Result<(), Error> {
+    while let WriteOutcome::Conflict(current) = engine.bury(&loaded, engine.grace()).await? {
+        loaded = current;
         yield_now().await;
     }
     Ok(())

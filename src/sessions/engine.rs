@@ -1,121 +1,137 @@
-//! A session as it is in the backend: found by its ID, written, rotated, ended, kept alive.
+//! The session engine: loads, creates, compare-and-swaps, rotates, ends and touches records through a [`Backend`].
 //!
-//! What [`Sessions`] and the layer are made of.
+//! [`Sessions`](crate::Sessions) and the layer are made of it.
 
-use std::{
-    pin::pin,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{pin::pin, sync::Arc, time::Duration};
 
-use tokio::{sync::OwnedSemaphorePermit, task::yield_now, time::timeout};
+use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use crate::{
-    backend::{Backend, Outcome},
+    backend::{Backend, Outcome, any::AnyBackend},
     clock::millis,
-    error::{BoxError, Error, ErrorKind},
+    error::{Error, ErrorKind},
     random::random_version,
     record::{
         Contents, Record,
+        codec::Codec,
         data::Data,
         id::{Owner, RecordId, Sid},
         token::{Credentials, Secret, SecretHash, SessionId},
     },
-    sessions::{Sessions, Shared},
+    sessions::{
+        background::{Background, OnDrop, Permit},
+        loaded::{Base, Loaded, WriteOutcome},
+        policy::Policy,
+        turns::Turns,
+    },
     timeout::within,
 };
 
-/// Where an ID leads.
-pub(crate) enum Found {
-    Live(Arc<Live>),
-    /// A login ended this session, and went on as another one.
-    Ended,
-    /// There is a record, and it cannot be read: not even whether the ID is right.
-    Unreadable(Error),
-    Nothing,
+/// What all handles to the same sessions share, over a backend.
+pub(crate) struct Engine<B = AnyBackend> {
+    backend: Arc<B>,
+    shared: Arc<Shared>,
 }
 
-/// A session as it was when it was read or written.
-#[derive(Clone)]
-pub(crate) struct Live {
-    pub(crate) id: RecordId,
-    pub(crate) version: i64,
-    /// What the backend still gave it.
-    pub(crate) ttl: Duration,
-    pub(crate) contents: Contents,
-    /// The record is not sealed as it would be today.
-    pub(crate) stale: bool,
+struct Shared {
+    policy: Policy,
+    codec: Codec,
+    turns: Turns,
+    background: Arc<Background>,
 }
 
-/// What became of a write.
-pub(crate) enum Written {
-    Done(Arc<Live>),
-    Gone,
-    /// A login has ended it, and went on as another one.
-    Replaced,
-    /// Somebody else has written. If what that is cannot be read, this is all that is known.
-    Conflict(Arc<Live>),
-    Unreadable(Error),
-}
+impl<B: Backend> Engine<B> {
+    pub(crate) fn new(backend: B, policy: Policy, codec: Codec) -> Self {
+        let shared = Shared { policy, codec, turns: Turns::default(), background: Arc::default() };
+        Self { backend: Arc::new(backend), shared: Arc::new(shared) }
+    }
 
-/// What the module and the layer are made of.
-impl<B: Backend> Sessions<B> {
-    /// A permit to work, for as long as it is kept; none once they are being closed. Whoever works takes one, at the
-    /// outermost: closing waits for those, and gives no others.
-    pub(crate) fn permit(&self) -> Result<OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.shared.open).try_acquire_owned().map_err(|_| closed())
+    /// The same engine with the type of its backend forgotten.
+    pub(crate) fn erase(&self) -> Engine<AnyBackend> {
+        Engine { backend: Arc::new(AnyBackend::new(Arc::clone(&self.backend))), shared: Arc::clone(&self.shared) }
+    }
+
+    pub(crate) fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.shared.policy
+    }
+
+    fn codec(&self) -> &Codec {
+        &self.shared.codec
     }
 
     pub(crate) fn now(&self) -> u64 {
-        self.shared.policy.clock.now_ms()
+        self.policy().clock.now_ms()
     }
 
     pub(crate) fn request_time(&self) -> Duration {
-        self.shared.policy.request_time
+        self.policy().request_time
+    }
+
+    /// A permit to work, for as long as it is kept; an error once the sessions are being closed.
+    pub(crate) fn permit(&self) -> Result<Permit, Error> {
+        self.shared.background.permit()
+    }
+
+    /// Waits for all permits, gives no more, and closes the backend.
+    pub(crate) async fn close(&self) -> Result<(), Error> {
+        self.shared.background.close().await?;
+        self.backend.close().await.map_err(|error| Error::backend("the backend did not close", error))
     }
 
     pub(crate) fn owner(&self, key: &str) -> Owner {
-        self.shared.codec.owners.owner(key)
+        self.codec().owners.owner(key)
     }
 
-    /// What a text says that may be an ID; `None` if it is none, or does not open.
-    pub(crate) fn presented(&self, text: &str) -> Option<Credentials> {
-        SessionId::read(self.shared.codec.keys.as_deref(), text, || self.now())
+    /// What the text of an ID says; `None` if it is not a valid ID, or does not decrypt.
+    pub(crate) fn credentials(&self, text: &str) -> Option<Credentials> {
+        SessionId::read(self.codec().keys.as_deref(), text, || self.now())
     }
 
     pub(crate) fn id(&self, record: RecordId, secret: &Secret) -> Result<SessionId, Error> {
-        SessionId::new(self.shared.codec.keys.as_deref(), record, secret)
+        SessionId::new(self.codec().keys.as_deref(), record, secret)
     }
 
-    /// Asks the backend for a record, and the record for the secret, before anything else is done with it.
-    pub(crate) async fn look(&self, id: RecordId, secret: &SecretHash) -> Result<Found, Error> {
-        let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
+    /// Loads the record of an ID. The secret is compared before anything else is done with it.
+    pub(crate) async fn find(&self, id: RecordId, secret: &SecretHash) -> Result<Base, Error> {
+        let Some(record) = self.load(id).await? else { return Ok(Base::Nothing) };
         let now = self.now();
-        let codec = &self.shared.codec;
-        let opened = codec.read_if(id, &record.payload, now, |head| head.opens_with(secret, now));
+        let opened = self.codec().read_if(id, &record.payload, now, |head| head.opens_with(secret, now));
         let (contents, stale) = match opened {
             Ok(Some(opened)) => opened,
             Ok(None) => {
                 tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
-                return Ok(Found::Nothing);
+                return Ok(Base::Nothing);
             }
             Err(error) => {
                 tracing::warn!(%error, session = id.sid(), "a session cannot be read");
-                return Ok(Found::Unreadable(error));
+                return Ok(Base::Unreadable(error));
             }
         };
-        let live = Live { id, version: record.version, ttl: record.ttl, contents, stale };
-        Ok(match live {
-            live if live.contents.ended => Found::Ended,
-            live if live.is_live_at(now) => Found::Live(Arc::new(live)),
-            _ => Found::Nothing,
+        let loaded = Loaded { id, version: record.version, ttl: record.ttl, contents, stale };
+        Ok(match loaded {
+            loaded if loaded.contents.ended => Base::Replaced,
+            loaded if loaded.is_live_at(now) => Base::Live(Arc::new(loaded), *secret),
+            _ => Base::Nothing,
         })
     }
 
-    /// What a new session starts with. [`add`](Self::add) fills in its secret.
+    pub(crate) async fn load(&self, id: RecordId) -> Result<Option<Record>, Error> {
+        self.backend.load(id).await.map_err(|error| Error::backend("a session could not be loaded", error))
+    }
+
+    pub(crate) async fn list(&self, owner: Owner) -> Result<Vec<Record>, Error> {
+        let records = self.backend.list(owner).await;
+        records.map_err(|error| Error::backend("the sessions of a key could not be listed", error))
+    }
+
+    /// What a new session starts with. [`create`](Self::create) adds its secret.
     pub(crate) fn contents(&self, key: Option<&str>, data: Data, idle: Option<u64>) -> Contents {
         let now = self.now();
-        let policy = &self.shared.policy;
+        let policy = self.policy();
         let lifetime = if key.is_some() { policy.max_lifetime } else { policy.anonymous_lifetime };
         Contents {
             key: key.map(Arc::from),
@@ -132,118 +148,117 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Stores a new session, under a new name and with a new secret.
-    pub(crate) async fn add(&self, mut contents: Contents) -> Result<(Arc<Live>, SessionId), Error> {
+    pub(crate) async fn create(self: &Arc<Self>, mut contents: Contents) -> Result<(Arc<Loaded>, SessionId), Error> {
         let owner = match &contents.key {
             Some(key) => Some(self.owner(check_key(key)?)),
             None => None,
         };
-        let (secret, mut sid) = match &self.shared.policy.id_factory {
+        let (secret, mut sid) = match &self.policy().id_factory {
             None => Secret::random_with_sid()?,
             Some(_) => (Secret::random()?, self.new_sid()?),
         };
         contents.hash = secret.hash();
-        // A name may be taken: that of a broken factory always is.
+        // A name may be taken; one from a broken factory always is.
         for _ in 0..TRIES_FOR_A_NAME {
             let id = RecordId::new(owner, sid);
-            let live = Live { id, version: random_version(), ttl: self.ttl(&contents), contents, stale: false };
-            let (record, text) = (self.seal(&live)?, self.id(id, &secret)?);
-            let unclaimed = Unclaimed::new(self, id);
-            let created = self.backend.create(record).await.map_err(on_create)?;
-            unclaimed.claim();
-            // A name that is taken may be by this very record: a client has sent it twice.
-            if created || self.is_there(id, live.version).await? {
+            let new = Loaded { id, version: random_version(), ttl: self.ttl(&contents), contents, stale: false };
+            let (record, text) = (self.record(&new)?, self.id(id, &secret)?);
+            let orphan = self.remove_on_drop(id);
+            let created = self.backend.create(record).await;
+            let created = created.map_err(|error| Error::backend("a session could not be created", error))?;
+            orphan.disarm();
+            // The name may be taken by this very record, if a client has sent it twice.
+            if created || self.load(id).await?.is_some_and(|there| there.version == new.version) {
                 tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
-                return Ok((Arc::new(live), text));
+                return Ok((Arc::new(new), text));
             }
-            contents = live.contents;
+            contents = new.contents;
             sid = self.new_sid()?;
         }
         Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
     }
 
-    async fn is_there(&self, id: RecordId, version: i64) -> Result<bool, Error> {
-        let there = self.backend.load(id).await.map_err(on_load)?;
-        Ok(there.is_some_and(|there| there.version == version))
-    }
-
-    /// Whether a new session with that would be stored.
+    /// Whether a new session with these contents would be stored.
     pub(crate) fn check_size(&self, contents: &Contents) -> Result<(), Error> {
         let owner = contents.key.as_deref().map(|key| self.owner(key));
-        self.shared.codec.write(RecordId::new(owner, self.new_sid()?), contents).map(drop)
+        self.codec().write(RecordId::new(owner, self.new_sid()?), contents).map(drop)
     }
 
-    /// Writes new contents over what was seen as `live`.
-    fn write(&self, live: &Live, mut new: Live) -> impl Future<Output = Result<Written, Error>> {
-        new.contents.written = self.now();
-        new.ttl = self.ttl_at(&new.contents, new.contents.written);
-        new.stale = false;
-        self.write_for(live, Arc::new(new))
-    }
-
-    async fn write_for(&self, live: &Live, new: Arc<Live>) -> Result<Written, Error> {
-        let record = self.seal(&new)?;
-        let current = match self.backend.update(live.version, record).await.map_err(on_update)? {
-            Outcome::Done => return Ok(Written::Done(new)),
-            Outcome::Gone => return Ok(Written::Gone),
-            Outcome::Conflict(current) => current,
-        };
-        Ok(match self.unseal(current) {
-            // Our own write, of which we had no answer. What is in it counts, not what we would write now.
-            Ok(current) if current.version == new.version => Written::Done(Arc::new(current)),
-            Ok(current) if current.contents.ended => Written::Replaced,
-            Ok(current) if current.is_live_at(self.now()) => Written::Conflict(Arc::new(current)),
-            Ok(_) => Written::Gone,
-            Err(error) => Written::Unreadable(error),
-        })
-    }
-
-    /// Changes a session, again and again until nobody else has meanwhile. The change says whether there is anything to
-    /// write.
+    /// Changes a session: compare and swap, and after each conflict the same change on what is there by then. The change
+    /// says whether there is anything to write.
     ///
-    /// One version for all tries: only one of them can be written, and whichever it was is recognised by it.
+    /// All tries have the same version: only one of them can be written, and it is recognised by its version.
     pub(crate) async fn rewrite(
         &self,
-        mut live: Arc<Live>,
+        mut loaded: Arc<Loaded>,
         version: i64,
         mut change: impl FnMut(&mut Contents) -> Result<bool, Error>,
-    ) -> Result<Written, Error> {
+    ) -> Result<WriteOutcome, Error> {
         let mut turn = None;
         loop {
             if turn.is_none() {
-                turn = Some(self.shared.turns.take(live.id).await);
+                turn = Some(self.shared.turns.take(loaded.id).await);
             }
-            let mut new = Live { version, ..Live::clone(&live) };
+            let mut new = Loaded { version, ..Loaded::clone(&loaded) };
             if !change(&mut new.contents)? {
-                return Ok(Written::Done(live));
+                return Ok(WriteOutcome::Done(loaded));
             }
-            let written = {
-                let mut write = pin!(self.write(&live, new));
+            let outcome = {
+                let mut write = pin!(self.write(&loaded, new));
                 match within(|| MAX_TURN, write.as_mut()).await {
-                    Some(written) => written?,
-                    // Turns save conflicts, and nothing depends on them: one that hangs does not keep the others waiting.
+                    Some(outcome) => outcome?,
+                    // Turns save conflicts, and nothing depends on them. A write that hangs does not keep the others waiting.
                     None => {
                         turn = None;
                         write.await?
                     }
                 }
             };
-            match written {
-                Written::Conflict(current) => live = current,
-                written => return Ok(written),
+            match outcome {
+                WriteOutcome::Conflict(current) => loaded = current,
+                outcome => return Ok(outcome),
             }
-            // A backend that never waits would never let time run out.
+            // With a backend that never waits, the request's time would never run out.
             yield_now().await;
         }
     }
 
-    /// Gives the session another secret, unless `presented` is not its newest: then somebody else just did.
+    /// Writes new contents over a session, as it was loaded.
+    fn write(&self, loaded: &Loaded, mut new: Loaded) -> impl Future<Output = Result<WriteOutcome, Error>> {
+        new.contents.written = self.now();
+        new.ttl = self.ttl_at(&new.contents, new.contents.written);
+        new.stale = false;
+        self.swap(loaded.version, Arc::new(new))
+    }
+
+    /// Compare and swap: stores the session if the record still has this version.
+    async fn swap(&self, expected: i64, new: Arc<Loaded>) -> Result<WriteOutcome, Error> {
+        let record = self.record(&new)?;
+        let updated = self.backend.update(expected, record).await;
+        let current = match updated.map_err(|error| Error::backend("a session could not be updated", error))? {
+            Outcome::Done => return Ok(WriteOutcome::Done(new)),
+            Outcome::Gone => return Ok(WriteOutcome::Gone),
+            Outcome::Conflict(current) => current,
+        };
+        Ok(match self.read(current) {
+            // Our own write, whose answer was lost. What is stored counts, not what we would write now.
+            Ok(current) if current.version == new.version => WriteOutcome::Done(Arc::new(current)),
+            Ok(current) if current.contents.ended => WriteOutcome::Replaced,
+            Ok(current) if current.is_live_at(self.now()) => WriteOutcome::Conflict(Arc::new(current)),
+            Ok(_) => WriteOutcome::Gone,
+            Err(error) => WriteOutcome::Unreadable(error),
+        })
+    }
+
+    /// Gives the session another secret. It does nothing if `presented` is not the newest one: another request has just
+    /// rotated it.
     pub(crate) fn rotate(&self, contents: &mut Contents, presented: &SecretHash, new: &Secret) -> bool {
         if !contents.hash.matches(presented) {
             return false;
         }
         let now = self.now();
         contents.previous.retain(|(_, until)| *until > now);
-        let grace = millis(self.shared.policy.rework_grace);
+        let grace = millis(self.grace());
         if grace > 0 {
             contents.previous.push((contents.hash, now.saturating_add(grace)));
             let surplus = contents.previous.len().saturating_sub(MAX_PREVIOUS);
@@ -254,66 +269,79 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Ends a session for good. `Done` says that it was still there.
-    pub(crate) async fn end(&self, mut live: Arc<Live>) -> Result<Written, Error> {
+    pub(crate) async fn end(&self, mut loaded: Arc<Loaded>) -> Result<WriteOutcome, Error> {
         for _ in 0..TRIES_TO_END {
-            match self.bury(&live, Duration::ZERO).await? {
-                Written::Conflict(current) => live = current,
-                // It became unreadable meanwhile; it was the right one when it was loaded.
-                Written::Unreadable(_) => break,
-                ended => return Ok(ended),
+            match self.bury(&loaded, Duration::ZERO).await? {
+                WriteOutcome::Conflict(current) => loaded = current,
+                // It has become unreadable. It was the right one when it was loaded.
+                WriteOutcome::Unreadable(_) => break,
+                outcome => return Ok(outcome),
             }
         }
-        // Ending wins against any number of writers.
-        let ended = self.backend.delete(live.id).await.map_err(on_delete)?;
-        Ok(if ended { Written::Done(live) } else { Written::Gone })
+        // A sign-out wins against any number of writers.
+        let ended = self.delete(loaded.id).await?;
+        Ok(if ended { WriteOutcome::Done(loaded) } else { WriteOutcome::Gone })
     }
 
-    /// Ends a session, if nobody has written it meanwhile, and leaves a tombstone for so long.
+    /// Ends a session if nobody has written to it meanwhile, and leaves a tombstone that lives for `ttl`.
     ///
-    /// Not `delete`, even for no time at all: only this way it is known that what was ended was not a tombstone.
-    pub(crate) async fn bury(&self, live: &Live, ttl: Duration) -> Result<Written, Error> {
-        let contents = Contents { ended: true, data: Data::default(), ..live.contents.clone() };
-        let new = Live { id: live.id, version: random_version(), ttl, contents, stale: false };
-        let written = self.write_for(live, Arc::new(new)).await?;
-        if let Written::Done(_) = written {
-            tracing::debug!(session = live.id.sid(), "a session was ended");
+    /// It is no `delete`, even if `ttl` is zero, because only this tells whether a session was ended or a tombstone.
+    pub(crate) async fn bury(&self, loaded: &Loaded, ttl: Duration) -> Result<WriteOutcome, Error> {
+        let contents = Contents { ended: true, data: Data::default(), ..loaded.contents.clone() };
+        let new = Loaded { id: loaded.id, version: random_version(), ttl, contents, stale: false };
+        let outcome = self.swap(loaded.version, Arc::new(new)).await?;
+        if let WriteOutcome::Done(_) = outcome {
+            tracing::debug!(session = loaded.id.sid(), "a session was ended");
         }
-        Ok(written)
+        Ok(outcome)
     }
 
-    /// Removes what nobody will ask for. If that fails, time will do it.
-    pub(crate) async fn remove(&self, id: RecordId) {
-        if !matches!(timeout(self.request_time(), self.backend.delete(id)).await, Ok(Ok(_))) {
-            tracing::warn!(session = id.sid(), "a session that nobody got the ID of was not removed");
-        }
+    /// Ends a record, whatever it is.
+    pub(crate) async fn delete(&self, id: RecordId) -> Result<bool, Error> {
+        self.backend.delete(id).await.map_err(|error| Error::backend("a session could not be ended", error))
     }
 
-    /// How long an old ID lives on, or its tombstone.
+    /// Removes a session that no client has the ID of when the returned guard is dropped: by an error, or because the time
+    /// was over.
+    pub(crate) fn remove_on_drop(self: &Arc<Self>, id: RecordId) -> OnDrop<impl FnOnce()> {
+        let engine = self;
+        OnDrop::new(move || {
+            let Ok(runtime) = Handle::try_current() else { return };
+            let (engine, permit) = (Arc::clone(engine), engine.permit());
+            runtime.spawn(async move {
+                // If it fails, the session ends by itself.
+                if !matches!(timeout(engine.request_time(), engine.delete(id)).await, Ok(Ok(_))) {
+                    tracing::warn!(session = id.sid(), "a session that no client has the ID of was not removed");
+                }
+                drop(permit);
+            });
+        })
+    }
+
+    /// How long a previous ID, or a tombstone, lives on.
     pub(crate) fn grace(&self) -> Duration {
-        self.shared.policy.rework_grace
+        self.policy().rework_grace
     }
 
-    /// Ends all of an owner's sessions but `keep`.
-    pub(crate) async fn clear_all(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64, Error> {
-        self.backend
-            .clear(owner, keep)
-            .await
-            .map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
+    /// Ends all sessions of an owner except `keep`.
+    pub(crate) async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64, Error> {
+        let cleared = self.backend.clear(owner, keep).await;
+        cleared.map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
     }
 
-    /// Tells the backend that the session is in use, in the background, if it was not told lately. A record that is not
-    /// sealed as it would be today is sealed anew on this occasion.
-    pub(crate) fn touch(&self, live: &Arc<Live>) {
-        if !live.stale && !self.is_touch_due(live) {
+    /// Tells the backend in the background that the session is in use, unless it was told lately. A record that is not
+    /// encrypted as it would be today is encrypted again on this occasion.
+    pub(crate) fn touch(self: &Arc<Self>, loaded: &Arc<Loaded>) {
+        if !loaded.stale && !self.is_touch_due(loaded) {
             return;
         }
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let Ok(runtime) = Handle::try_current() else { return };
         let Ok(permit) = self.permit() else { return };
-        let Some(touching) = Touching::begin(&self.shared, live.id) else { return };
-        let (sessions, live) = (self.clone(), Arc::clone(live));
+        let Some(touching) = self.shared.background.touching(loaded.id) else { return };
+        let (engine, loaded) = (Arc::clone(self), Arc::clone(loaded));
         runtime.spawn(async move {
-            let id = live.id;
-            match timeout(sessions.request_time(), sessions.refresh(live)).await {
+            let id = loaded.id;
+            match timeout(engine.request_time(), engine.refresh(&loaded)).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::debug!(%error, session = id.sid(), "a session was not touched"),
                 Err(_) => tracing::debug!(session = id.sid(), "a session was not touched in time"),
@@ -322,40 +350,37 @@ impl<B: Backend> Sessions<B> {
         });
     }
 
-    fn is_touch_due(&self, live: &Live) -> bool {
-        let Some(idle) = self.idle(&live.contents) else { return false };
-        let interval = self
-            .shared
-            .policy
-            .touch_interval
-            .unwrap_or_else(|| (Duration::from_millis(idle) / 10).min(MAX_TOUCH_INTERVAL));
+    fn is_touch_due(&self, loaded: &Loaded) -> bool {
+        let Some(idle) = self.idle(&loaded.contents).map(Duration::from_millis) else { return false };
+        let interval = self.policy().touch_interval.unwrap_or_else(|| (idle / 10).min(MAX_TOUCH_INTERVAL));
         let interval = interval.max(Duration::from_millis(1));
-        // Only what could be due needs the time: the deadline may have cut it.
-        Duration::from_millis(idle).saturating_sub(live.ttl) >= interval
-            && self.ttl(&live.contents).saturating_sub(live.ttl) >= interval
+        // The deadline may have cut the time to live. That needs the clock, so it is looked at last.
+        idle.saturating_sub(loaded.ttl) >= interval && self.ttl(&loaded.contents).saturating_sub(loaded.ttl) >= interval
     }
 
-    async fn refresh(&self, live: Arc<Live>) -> Result<(), Error> {
-        if live.stale {
-            // Whoever has written to it meanwhile has sealed it, too.
-            return self.write(&live, Live { version: random_version(), ..Live::clone(&live) }).await.map(drop);
+    async fn refresh(&self, loaded: &Loaded) -> Result<(), Error> {
+        if loaded.stale {
+            // If another request has written meanwhile, it has encrypted the record again.
+            let new = Loaded { version: random_version(), ..Loaded::clone(loaded) };
+            return self.write(loaded, new).await.map(drop);
         }
-        let touched = self.backend.touch(live.id, live.version, self.ttl(&live.contents)).await;
+        let touched = self.backend.touch(loaded.id, loaded.version, self.ttl(&loaded.contents)).await;
         touched.map_err(|error| Error::backend("a session could not be touched", error))
     }
 
-    pub(crate) fn unseal(&self, record: Record) -> Result<Live, Error> {
-        let (contents, stale) = self.shared.codec.read(record.id, &record.payload, self.now())?;
-        Ok(Live { id: record.id, version: record.version, ttl: record.ttl, contents, stale })
+    /// What is in a record.
+    pub(crate) fn read(&self, record: Record) -> Result<Loaded, Error> {
+        let (contents, stale) = self.codec().read(record.id, &record.payload, self.now())?;
+        Ok(Loaded { id: record.id, version: record.version, ttl: record.ttl, contents, stale })
     }
 
-    fn seal(&self, live: &Live) -> Result<Record, Error> {
-        let payload = self.shared.codec.write(live.id, &live.contents)?;
-        Ok(Record { id: live.id, version: live.version, ttl: live.ttl, payload })
+    fn record(&self, loaded: &Loaded) -> Result<Record, Error> {
+        let payload = self.codec().write(loaded.id, &loaded.contents)?;
+        Ok(Record { id: loaded.id, version: loaded.version, ttl: loaded.ttl, payload })
     }
 
     fn new_sid(&self) -> Result<Sid, Error> {
-        match &self.shared.policy.id_factory {
+        match &self.policy().id_factory {
             None => Sid::random(),
             Some(make) => Sid::parse(&make()).ok_or_else(|| {
                 Error::new(
@@ -366,12 +391,12 @@ impl<B: Backend> Sessions<B> {
         }
     }
 
-    /// In milliseconds; `None` for no idle limit.
+    /// The idle timeout of a session, in milliseconds; `None` for no limit.
     pub(crate) fn idle(&self, contents: &Contents) -> Option<u64> {
-        contents.idle.or(self.shared.policy.default_ttl.map(millis))
+        contents.idle.or(self.policy().default_ttl.map(millis))
     }
 
-    /// How long the session lives if nothing happens.
+    /// How long the session lives if it is not used.
     fn ttl(&self, contents: &Contents) -> Duration {
         self.ttl_at(contents, self.now())
     }
@@ -382,105 +407,12 @@ impl<B: Backend> Sessions<B> {
     }
 }
 
-impl Written {
-    /// What is there now, if this call has written it.
-    pub(crate) fn done(self) -> Result<Arc<Live>, Error> {
-        match self {
-            Self::Done(live) => Ok(live),
-            Self::Unreadable(error) => Err(error),
-            Self::Gone | Self::Replaced | Self::Conflict(_) => Err(not_found()),
-        }
-    }
-}
-
-impl Live {
-    pub(crate) fn is_live_at(&self, now: u64) -> bool {
-        !self.contents.ended && self.contents.deadline > now
-    }
-}
-
-/// A session of which nobody has the ID, or not yet. Dropped like that, by an error or because its time was over, it is
-/// removed in the background.
-pub(crate) struct Unclaimed<'a, B: Backend> {
-    sessions: &'a Sessions<B>,
-    id: Option<RecordId>,
-}
-
-impl<'a, B: Backend> Unclaimed<'a, B> {
-    pub(crate) fn new(sessions: &'a Sessions<B>, id: RecordId) -> Self {
-        Self { sessions, id: Some(id) }
-    }
-
-    /// It is the browser's now, or was never ours.
-    pub(crate) fn claim(mut self) {
-        self.id = None;
-    }
-}
-
-impl<B: Backend> Drop for Unclaimed<'_, B> {
-    fn drop(&mut self) {
-        let (Some(id), Ok(runtime)) = (self.id, tokio::runtime::Handle::try_current()) else { return };
-        let sessions = self.sessions.clone();
-        let permit = sessions.permit();
-        runtime.spawn(async move {
-            sessions.remove(id).await;
-            drop(permit);
-        });
-    }
-}
-
-/// A record's place among those that are being touched.
-struct Touching {
-    shared: Arc<Shared>,
-    id: RecordId,
-}
-
-impl Touching {
-    fn begin(shared: &Arc<Shared>, id: RecordId) -> Option<Self> {
-        let first = shared.touching.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
-        first.then(|| Self { shared: Arc::clone(shared), id })
-    }
-}
-
-impl Drop for Touching {
-    fn drop(&mut self) {
-        self.shared.touching.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
-    }
-}
-
+/// Whether this text can be a session key.
 pub(crate) fn check_key(key: &str) -> Result<&str, Error> {
     match key.len() {
         1..=MAX_KEY => Ok(key),
         _ => Err(Error::new(ErrorKind::Data, "a session key must have 1 to 1024 bytes")),
     }
-}
-
-pub(crate) fn not_found() -> Error {
-    Error::new(ErrorKind::NotFound, "there is no such session")
-}
-
-pub(crate) fn too_late() -> Error {
-    Error::new(ErrorKind::Unavailable, "the sessions did not answer in time")
-}
-
-pub(crate) fn closed() -> Error {
-    Error::new(ErrorKind::Unavailable, "the sessions are closed")
-}
-
-pub(crate) fn on_load(error: BoxError) -> Error {
-    Error::backend("a session could not be loaded", error)
-}
-
-fn on_create(error: BoxError) -> Error {
-    Error::backend("a session could not be created", error)
-}
-
-fn on_update(error: BoxError) -> Error {
-    Error::backend("a session could not be updated", error)
-}
-
-pub(crate) fn on_delete(error: BoxError) -> Error {
-    Error::backend("a session could not be ended", error)
 }
 
 const MAX_KEY: usize = 1024;

@@ -1,24 +1,20 @@
-//! The module: sessions without HTTP. IDs, contents and time, over a backend that knows of none.
+//! Sessions without HTTP: the verbs of a job, a command line or another protocol, over any backend.
 
+pub(crate) mod background;
 pub(crate) mod builder;
 pub(crate) mod engine;
+pub(crate) mod loaded;
 pub(crate) mod policy;
 mod turns;
 
-use std::{
-    collections::HashSet,
-    fmt,
-    pin::pin,
-    sync::{Arc, Mutex},
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fmt, pin::pin, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::time::timeout;
 
 use crate::{
     backend::{Backend, any::AnyBackend},
-    clock::millis,
+    clock::{millis, time},
     error::Error,
     random::random_version,
     record::{
@@ -30,17 +26,17 @@ use crate::{
     },
     sessions::{
         builder::Builder,
-        engine::{Found, Live, Written, closed, not_found, on_delete, on_load, too_late},
+        engine::Engine,
+        loaded::{Base, Loaded, WriteOutcome},
         policy::Policy,
-        turns::Turns,
     },
     timeout::within,
 };
 
-/// Sessions over a backend: the module, usable without HTTP, and what a [`SessionLayer`](crate::SessionLayer) is made from.
+/// Sessions over a backend: create, read, update, rotate, end and list them, with or without HTTP.
 ///
-/// A clone is another handle to the same sessions. See [`Builder`] for the options, and [`erase`](Self::erase) for choosing
-/// the store at run time.
+/// A [`SessionLayer`](crate::SessionLayer) is made from it. A clone is another handle to the same sessions. See [`Builder`] for
+/// the options, and [`erase`](Self::erase) for choosing the store at run time.
 ///
 /// ```
 /// use jam_session::MemorySessions;
@@ -64,93 +60,77 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Each call answers within [`request_time`](Builder::request_time), if need be with [`Unavailable`](crate::ErrorKind::Unavailable). It needs a
-/// tokio runtime with its timer on.
-pub struct Sessions<B = AnyBackend> {
-    pub(crate) backend: Arc<B>,
-    pub(crate) shared: Arc<Shared>,
-}
+/// Each call answers within [`request_time`](Builder::request_time), with [`Unavailable`](crate::ErrorKind::Unavailable) if the
+/// backend takes longer. It needs a tokio runtime with its timer enabled.
+pub struct Sessions<B = AnyBackend>(Arc<Engine<B>>);
 
-/// One of a user's sessions, for showing it to the user.
+/// One of a user's sessions, for a page that lists them.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct SessionInfo {
-    /// The public name, for [`revoke`](Sessions::revoke). It is not the ID, and leads nowhere.
+    /// The public name of the session, for [`revoke`](Sessions::revoke). It is not the ID: nobody can sign in with it.
     pub handle: String,
-    /// When it began.
+    /// When the session began.
     pub created: SystemTime,
-    /// When its user signed in to it. A login always begins a session, so this is `created` today.
+    /// When its user signed in to it. A login always begins a session, so this equals `created` today.
     pub signed_in: Option<SystemTime>,
-    /// When it was last used, as far as the backend was told: up to [`touch_interval`](Builder::touch_interval) ago it may
-    /// have been used since.
-    pub last_seen: Option<SystemTime>,
-    /// When it ends, if it is not used until then.
+    /// When the session was last used, as far as the backend knows. It may have been used since, up to
+    /// [`touch_interval`](Builder::touch_interval) ago.
+    pub last_seen: SystemTime,
+    /// When the session ends if it is not used until then.
     pub expires: SystemTime,
-    /// What it holds.
+    /// The data of the session.
     pub data: Data,
 }
 
-/// What all handles and the layer share.
-pub(crate) struct Shared {
-    pub(crate) policy: Policy,
-    pub(crate) codec: Codec,
-    pub(crate) turns: Turns,
-    /// Records whose touch is under way.
-    pub(crate) touching: Mutex<HashSet<RecordId>>,
-    /// Whoever works holds a permit; closing takes them all.
-    pub(crate) open: Arc<Semaphore>,
-}
-
 impl<B: Backend> Sessions<B> {
-    /// Sessions over a backend of one's own, to be set up. See [`backend`](crate::backend) for how to write one.
+    /// Starts to set up sessions over your own backend. See [`backend`](crate::backend) for how to write one.
     pub fn over(backend: B) -> Builder<B> {
         Builder::new(backend)
     }
 
     pub(crate) fn with(backend: B, policy: Policy, codec: Codec) -> Self {
-        let shared = Shared {
-            policy,
-            codec,
-            turns: Turns::default(),
-            touching: Mutex::default(),
-            open: Arc::new(Semaphore::new(PERMITS as usize)),
-        };
-        Self { backend: Arc::new(backend), shared: Arc::new(shared) }
+        Self(Arc::new(Engine::new(backend, policy, codec)))
+    }
+
+    pub(crate) fn engine(&self) -> &Arc<Engine<B>> {
+        &self.0
     }
 
     /// The same sessions with the type of their backend forgotten.
     pub fn erase(self) -> Sessions {
-        Sessions { backend: Arc::new(AnyBackend::new(self.backend)), shared: self.shared }
+        Sessions(Arc::new(self.0.erase()))
     }
 
     /// The backend.
     pub fn backend(&self) -> &B {
-        &self.backend
+        self.0.backend()
     }
 
-    /// Makes a new session for a session key, from anything that serializes to a JSON object, and gives its ID.
+    /// Creates a session for a session key and returns its ID. The data is anything that serializes to a JSON object.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) for a key that is empty or longer than 1024 bytes, or data that is no object,
+    /// [`Data`](crate::ErrorKind::Data) if the key is empty or longer than 1024 bytes, or the data is not an object,
     /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Unavailable`](crate::ErrorKind::Unavailable).
+    #[doc(alias = "login", alias = "sign_in")]
     pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
-        let contents = Data::from_serialize(data).map(|data| self.contents(Some(key.as_ref()), data, None));
+        let contents = Data::from_serialize(data).map(|data| self.0.contents(Some(key.as_ref()), data, None));
         self.within_time(async {
-            let (_, id) = self.add(contents?).await?;
+            let (_, id) = self.0.create(contents?).await?;
             Ok(id)
         })
         .await
     }
 
-    /// The data of a session, or `None` if there is no such session. It counts as use of the session.
+    /// Returns the data of a session, or `None` if there is no such session. This counts as use of the session.
     ///
     /// # Errors
     /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn get(&self, id: impl AsRef<str>) -> Result<Option<Data>, Error> {
         self.within_time(async {
-            let Some(live) = self.find(id.as_ref()).await? else { return Ok(None) };
-            self.touch(&live);
-            Ok(Some(live.contents.data.clone()))
+            let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
+            self.0.touch(&loaded);
+            Ok(Some(loaded.contents.data.clone()))
         })
         .await
     }
@@ -163,108 +143,109 @@ impl<B: Backend> Sessions<B> {
         let data = Data::from_serialize(data);
         self.within_time(async {
             let data = data?;
-            let live = self.find(id.as_ref()).await?.ok_or_else(not_found)?;
-            self.rewrite(live, random_version(), |contents| {
+            let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
+            let updated = self.0.rewrite(loaded, random_version(), |contents| {
                 contents.data = data.clone();
                 Ok(true)
-            })
-            .await?
-            .done()
-            .map(drop)
+            });
+            updated.await?.done().map(drop)
         })
         .await
     }
 
-    /// Gives a session a new ID. The one before leads to it for [`rework_grace`](Builder::rework_grace) more.
+    /// Gives a session a new ID. The previous ID works for [`rework_grace`](Builder::rework_grace) more.
     ///
-    /// An ID from before a rework is given back as it is: calls in parallel rotate once.
+    /// A previous ID is returned as it is, so parallel calls rotate once.
     ///
     /// # Errors
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, and as [`get`](Self::get).
+    #[doc(alias = "rotate", alias = "regenerate", alias = "cycle_id", alias = "renew")]
     pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
         self.within_time(async {
-            let old = self.presented(id.as_ref()).ok_or_else(not_found)?;
-            let live = self.find_presented(&old).await?.ok_or_else(not_found)?;
+            let engine = &self.0;
+            let old = engine.credentials(id.as_ref()).ok_or_else(Error::not_found)?;
+            let loaded = self.find_by(&old).await?.ok_or_else(Error::not_found)?;
             let new = Secret::random()?;
-            let (new_id, old_hash) = (self.id(old.record, &new)?, old.secret.hash());
-            let live = self
-                .rewrite(live, random_version(), |contents| {
-                    self.rotate(contents, &old_hash, &new);
-                    Ok(true)
-                })
-                .await?
-                .done()?;
-            match live.contents.hash.matches(&new.hash()) {
+            let (new_id, old_hash) = (engine.id(old.record, &new)?, old.secret.hash());
+            let rotated = engine.rewrite(loaded, random_version(), |contents| {
+                engine.rotate(contents, &old_hash, &new);
+                Ok(true)
+            });
+            let loaded = rotated.await?.done()?;
+            match loaded.contents.hash.matches(&new.hash()) {
                 true => Ok(new_id),
-                // Somebody else has rotated it. Without a grace the ID is dead by now.
-                false if live.contents.opens_with(&old_hash, self.now()) => Ok(SessionId::known(id.as_ref())),
-                false => Err(not_found()),
+                // Another call has rotated it. Without a grace the ID is invalid by now.
+                false if loaded.contents.opens_with(&old_hash, engine.now()) => Ok(SessionId::known(id.as_ref())),
+                false => Err(Error::not_found()),
             }
         })
         .await
     }
 
-    /// Ends a session. One that is not there is no error.
+    /// Ends a session. An ID that leads to no session is not an error.
     ///
     /// # Errors
     /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
+    #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {
         self.within_time(async {
             match self.find(id.as_ref()).await? {
-                Some(live) => self.end(live).await.map(drop),
+                Some(loaded) => self.0.end(loaded).await.map(drop),
                 None => Ok(()),
             }
         })
         .await
     }
 
-    /// Ends all sessions of a session key, and says how many there were.
+    /// Ends all sessions of a session key, and returns how many there were.
     ///
-    /// One that is made meanwhile is ended, or is there afterwards. The number may be off by those that log in or expire at
-    /// that very time: it is counted in two steps, while ending them is one.
+    /// A session that is created meanwhile has either ended or is listed afterwards. The number may be off by sessions that
+    /// begin or expire during the call, because counting and ending are two steps.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    #[doc(alias = "revoke_all", alias = "logout")]
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
-        let owner = self.owner(key.as_ref());
+        let owner = self.0.owner(key.as_ref());
         self.within_time(self.clear_and_count(owner, None)).await
     }
 
-    /// Ends all other sessions of this session's key, keeps this one, and says how many there were. A session without a key
-    /// has no others. It is looked up first: one that ends at that very time may end the others nevertheless, also one that
-    /// only just began.
+    /// Ends all other sessions of this session's key, keeps this one, and returns how many there were. A session without a
+    /// session key has no others. It is looked up first: if it ends at the same moment, the others end nevertheless.
     ///
-    /// For an app that gets its IDs from elsewhere than a cookie, and has just changed a password.
+    /// For an application that gets its IDs from elsewhere than a cookie, and has just changed a password.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, which then ends no other either, and as
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session; no other ends then. Otherwise as
     /// [`get`](Self::get).
+    #[doc(alias = "revoke_all")]
     pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<u64, Error> {
         self.within_time(async {
-            let live = self.find(id.as_ref()).await?.ok_or_else(not_found)?;
-            match live.id.owner() {
-                Some(owner) => self.clear_and_count(owner, Some(live.id)).await,
+            let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
+            match loaded.id.owner() {
+                Some(owner) => self.clear_and_count(owner, Some(loaded.id)).await,
                 None => Ok(0),
             }
         })
         .await
     }
 
-    /// All live sessions of a session key, in the order in which they began. None of their IDs is in it.
+    /// Returns all live sessions of a session key, in the order in which they began. It never contains an ID.
     ///
-    /// One that is there all the time is listed, and none that ended before. One that begins or ends meanwhile is listed or
-    /// not, each for itself: with Redis, this is more than one trip.
+    /// A session that is live throughout the call is included, and none that had ended before. One that begins or ends
+    /// meanwhile may or may not be, because on Redis this is more than one round trip.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn list(&self, key: impl AsRef<str>) -> Result<Vec<SessionInfo>, Error> {
-        let owner = self.owner(key.as_ref());
+        let engine = &self.0;
+        let owner = engine.owner(key.as_ref());
         self.within_time(async {
-            let now = self.now();
+            let now = engine.now();
             let mut infos = Vec::new();
-            for record in self.records(owner).await? {
-                match self.unseal(record) {
-                    Ok(live) if live.is_live_at(now) => infos.push(self.info(live, now)),
+            for record in engine.list(owner).await? {
+                match engine.read(record) {
+                    Ok(loaded) if loaded.is_live_at(now) => infos.push(self.info(loaded, now)),
                     Ok(_) => {}
                     Err(error) => tracing::warn!(%error, "a session is not listed"),
                 }
@@ -275,104 +256,95 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Ends one of the sessions of a session key, by its [handle](SessionInfo::handle), and says whether there was one.
+    /// Ends one of the sessions of a session key, by its [handle](SessionInfo::handle), and returns whether there was one.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn revoke(&self, key: impl AsRef<str>, handle: impl AsRef<str>) -> Result<bool, Error> {
-        let owner = self.owner(key.as_ref());
+        let engine = &self.0;
+        let owner = engine.owner(key.as_ref());
         let Some(sid) = Sid::parse(handle.as_ref()) else { return Ok(false) };
         let id = RecordId::new(Some(owner), sid);
         self.within_time(async {
-            let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(false) };
-            match self.unseal(record) {
-                Ok(live) if live.is_live_at(self.now()) => {
-                    Ok(matches!(self.end(Arc::new(live)).await?, Written::Done(_)))
+            let Some(record) = engine.load(id).await? else { return Ok(false) };
+            match engine.read(record) {
+                Ok(loaded) if loaded.is_live_at(engine.now()) => {
+                    Ok(matches!(engine.end(Arc::new(loaded)).await?, WriteOutcome::Done(_)))
                 }
                 Ok(_) => Ok(false),
-                Err(_) => self.backend.delete(id).await.map_err(on_delete),
+                Err(_) => engine.delete(id).await,
             }
         })
         .await
     }
 
-    /// Waits until everything that was begun has ended, commits and touches in the background included, lets go of what
-    /// the backend holds, and refuses further use, of every handle.
+    /// Waits until all work that has begun is done, including commits and touches in the background, releases what the backend
+    /// holds, and refuses further use of every handle.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to, or if they are closed already.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to close, or if the sessions are closed already.
     pub async fn close(&self) -> Result<(), Error> {
-        let permits = self.shared.open.acquire_many(PERMITS).await.map_err(|_| closed())?;
-        self.shared.open.close();
-        drop(permits);
-        self.backend.close().await.map_err(|error| Error::backend("the backend did not close", error))
+        self.0.close().await
     }
 
-    /// Runs a call of the module, if they are open, for as long as it may take.
+    /// Runs a call, if the sessions are open, for as long as it may take.
     async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let _permit = self.permit()?;
-        within(|| self.request_time(), pin!(work)).await.unwrap_or_else(|| Err(too_late()))
+        let _permit = self.0.permit()?;
+        within(|| self.0.request_time(), pin!(work)).await.unwrap_or_else(|| Err(Error::too_late()))
     }
 
-    /// Where the text of an ID leads; `None` for nowhere.
-    async fn find(&self, id: &str) -> Result<Option<Arc<Live>>, Error> {
-        match self.presented(id) {
-            Some(presented) => self.find_presented(&presented).await,
+    /// The session that the text of an ID leads to.
+    async fn find(&self, id: &str) -> Result<Option<Arc<Loaded>>, Error> {
+        match self.0.credentials(id) {
+            Some(credentials) => self.find_by(&credentials).await,
             None => Ok(None),
         }
     }
 
-    async fn find_presented(&self, id: &Credentials) -> Result<Option<Arc<Live>>, Error> {
-        match self.look(id.record, &id.secret.hash()).await? {
-            Found::Live(live) => Ok(Some(live)),
-            Found::Unreadable(error) => Err(error),
-            Found::Ended | Found::Nothing => Ok(None),
+    async fn find_by(&self, id: &Credentials) -> Result<Option<Arc<Loaded>>, Error> {
+        match self.0.find(id.record, &id.secret.hash()).await? {
+            Base::Live(loaded, _) => Ok(Some(loaded)),
+            Base::Unreadable(error) => Err(error),
+            Base::Nothing | Base::Replaced | Base::Gone(..) => Ok(None),
         }
     }
 
-    fn info(&self, live: Live, now: u64) -> SessionInfo {
-        let Live { id, ttl, contents, .. } = live;
+    fn info(&self, loaded: Loaded, now: u64) -> SessionInfo {
+        let Loaded { id, ttl, contents, .. } = loaded;
         let left = millis(ttl);
         // The time to live began to run at its last use. Where the deadline has cut it, this says too early rather than too
-        // late, and when it was last written is known besides.
-        let used = self.idle(&contents).map(|idle| now.saturating_add(left).saturating_sub(idle));
+        // late, and it was used no earlier than it was written.
+        let used = self.0.idle(&contents).map_or(0, |idle| now.saturating_add(left).saturating_sub(idle));
         SessionInfo {
             handle: id.sid().to_owned(),
             created: time(contents.created),
             signed_in: contents.signed_in.map(time),
-            last_seen: Some(time(used.unwrap_or(0).clamp(contents.written, contents.written.max(now)))),
+            last_seen: time(used.clamp(contents.written, contents.written.max(now))),
             expires: time(now.saturating_add(left).min(contents.deadline)),
             data: contents.data,
         }
     }
 
-    /// What a login left at an old ID is no session, though the backend counts it. Ending matters more than counting: it does
-    /// not depend on a list.
+    /// What a login left behind under an old ID is not a session, although the backend counts it. Ending matters more than
+    /// counting, so it does not depend on a list.
     async fn clear_and_count(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64, Error> {
-        let records = timeout(self.request_time() / 2, self.records(owner)).await;
+        let records = timeout(self.0.request_time() / 2, self.0.list(owner)).await;
         let tombstones = match records {
             Ok(Ok(records)) => records.iter().filter(|record| self.is_tombstone(record)).count() as u64,
             _ => 0,
         };
-        let ended = self.clear_all(owner, keep).await?;
+        let ended = self.0.clear(owner, keep).await?;
         Ok(ended.saturating_sub(tombstones))
     }
 
     fn is_tombstone(&self, record: &Record) -> bool {
-        self.unseal(record.clone()).is_ok_and(|live| live.contents.ended)
-    }
-
-    async fn records(&self, owner: Owner) -> Result<Vec<Record>, Error> {
-        self.backend
-            .list(owner)
-            .await
-            .map_err(|error| Error::backend("the sessions of a key could not be listed", error))
+        self.0.read(record.clone()).is_ok_and(|loaded| loaded.contents.ended)
     }
 }
 
 impl<B> Clone for Sessions<B> {
     fn clone(&self) -> Self {
-        Self { backend: Arc::clone(&self.backend), shared: Arc::clone(&self.shared) }
+        Self(Arc::clone(&self.0))
     }
 }
 
@@ -393,9 +365,3 @@ impl fmt::Debug for SessionInfo {
             .finish_non_exhaustive()
     }
 }
-
-pub(crate) fn time(ms: u64) -> SystemTime {
-    UNIX_EPOCH.checked_add(Duration::from_millis(ms)).unwrap_or(UNIX_EPOCH)
-}
-
-const PERMITS: u32 = 1 << 28;

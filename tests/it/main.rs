@@ -11,6 +11,7 @@ mod store;
 
 mod cancellation;
 mod concurrency;
+#[cfg(feature = "conformance")]
 mod conformance;
 mod cookies;
 mod cost;

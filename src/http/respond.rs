@@ -1,0 +1,79 @@
+//! The response: the cookie, `Vary`, `no-store`, and the answer in place of one that must not leave.
+
+use std::time::Duration;
+
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{CACHE_CONTROL, RETRY_AFTER, SET_COOKIE, VARY},
+};
+
+use crate::{
+    error::{Error, ErrorKind},
+    http::service::HttpConfig,
+    session::{Session, commit::CookieChange},
+};
+
+/// Whether the handler's changes are discarded, except sign-outs.
+pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
+    response.status().is_server_error() || response.status() == StatusCode::REQUEST_TIMEOUT
+}
+
+/// The response that leaves: with the cookie, and with an error in its place if the commit failed.
+pub(crate) fn respond<B: Default>(
+    config: &HttpConfig,
+    session: &Session,
+    committed: Result<(), Error>,
+    response: Response<B>,
+) -> Response<B> {
+    let mut response = match committed {
+        Ok(()) => response,
+        Err(error) => refuse(&error),
+    };
+    let Some(cookie) = session.driver().outcome() else { return response };
+    let headers = response.headers_mut();
+    vary_by_cookie(headers);
+    let cookie = match cookie {
+        Some(CookieChange::Set(id, deadline)) => {
+            let left = deadline.saturating_sub(config.origin.engine().now());
+            config.cookie.set(&id, Duration::from_millis(left))
+        }
+        Some(CookieChange::Remove) => config.cookie.remove(),
+        None => None,
+    };
+    if let Some(cookie) = cookie {
+        // Appended, because the handler may have set cookies of its own.
+        headers.append(SET_COOKIE, cookie);
+        forbid_storing(headers);
+    }
+    response
+}
+
+/// A response without a body. The error is among its extensions.
+pub(crate) fn refuse<B: Default>(error: &Error) -> Response<B> {
+    tracing::error!(%error, "a request was answered without its session");
+    let mut response = Response::new(B::default());
+    *response.status_mut() = error.kind().status();
+    if error.kind() == ErrorKind::Unavailable {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response.extensions_mut().insert(error.clone());
+    response
+}
+
+fn vary_by_cookie(headers: &mut HeaderMap) {
+    if !has_item(headers.get_all(VARY), |name| name == "*" || name.eq_ignore_ascii_case("cookie")) {
+        headers.append(VARY, HeaderValue::from_static("Cookie"));
+    }
+}
+
+/// A shared cache that stored a response with a cookie would hand one visitor's session to the next.
+fn forbid_storing(headers: &mut HeaderMap) {
+    if !has_item(headers.get_all(CACHE_CONTROL), |directive| directive.eq_ignore_ascii_case("no-store")) {
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+}
+
+/// Whether one of the items of a comma-separated header is what is looked for.
+fn has_item(values: http::header::GetAll<'_, HeaderValue>, is_it: impl Fn(&str) -> bool) -> bool {
+    values.iter().any(|value| value.to_str().unwrap_or_default().split(',').any(|item| is_it(item.trim())))
+}

@@ -1,0 +1,810 @@
+//! The core of a session: what was loaded, what is staged on it, and how much of that is being written.
+//!
+//! [`Pending`] has no lock, no await, no clock, no randomness and no backend. It is told what happened and asked what to do
+//! next; [`Session`](super::Session) waits in between. See the [picture](super) for base, change, staged, commit, conflict and
+//! rebase.
+
+use std::{fmt, mem};
+
+use crate::{
+    error::{Error, ErrorKind},
+    record::{
+        data::Data,
+        token::{Credentials, SecretHash},
+    },
+    session::{
+        change::{Change, Identity, Staged},
+        commit::{Commit, Committed, CookieChange, WriteId},
+    },
+    sessions::loaded::Base,
+};
+
+/// What a request has recorded, and what became of it.
+pub(crate) struct Pending {
+    /// What the request came with. The base changes with every commit, this does not.
+    authority: Authority,
+    /// The request was sent by another site. It must not create a visitor's session.
+    cross_site: bool,
+    /// What was loaded, or written last. `None` until the session is loaded.
+    base: Option<Base>,
+    /// What is recorded and not known to be written.
+    changes: Vec<Change>,
+    staged: Staged,
+    writing: Writing,
+    /// Counts how often changes were taken out of the list: a rebase that began before starts again.
+    revision: u64,
+    /// Changes were dropped since the last [`outcome`](Self::outcome), because the session is gone.
+    dropped: bool,
+    response_sent: bool,
+    cookie: Option<CookieChange>,
+    /// The ID that the request came with, if its cookie has to be encrypted again.
+    stale: Option<Box<Credentials>>,
+}
+
+/// What the request came with: by which right it acts.
+#[derive(Clone, Copy)]
+pub(crate) enum Authority {
+    /// No ID, or one that leads nowhere.
+    Visitor,
+    /// An ID whose secret opened this session.
+    #[allow(dead_code, reason = "logins and sign-outs do not ask for it yet")]
+    Session(SecretHash),
+    /// The ID of a session that a login has replaced.
+    Superseded,
+}
+
+/// How many of the changes, counted from the first, are being written.
+enum Writing {
+    Nothing,
+    /// And whether they were written before, and the answer was lost.
+    InFlight(usize, WriteId, bool),
+    /// They may be written already: the answer was lost. They are written again alone and under the same ID, so that
+    /// nothing is applied twice.
+    Unknown(usize, WriteId),
+}
+
+/// Why a commit happens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Trigger {
+    /// The handler asked for it.
+    Save,
+    /// The response is ready.
+    Response,
+    /// The response is a failure, or there is none. Only sign-outs count.
+    Failure,
+}
+
+/// Changes that are no longer needed. They hold closures of the application, which must be dropped outside every lock.
+pub(crate) type Discarded = Vec<Change>;
+
+/// The recorded changes on their way to another base. It owns a copy of what it works on, because it runs closures.
+pub(crate) struct Rebase {
+    base: Base,
+    staged: Staged,
+    /// The changes that were worked out so far, and how many recorded ones they stand for.
+    resolved: Vec<Change>,
+    seen: usize,
+    todo: Vec<Change>,
+    /// The base is not what the changes were recorded on: closures run again.
+    again: bool,
+    revision: u64,
+    discarded: Discarded,
+}
+
+/// What became of a [`Rebase`].
+pub(crate) enum Adopted {
+    Done(Discarded),
+    /// More was recorded while it ran, perhaps by a closure.
+    More(Box<Rebase>),
+}
+
+impl Pending {
+    pub(crate) fn new(cross_site: bool, response_sent: bool) -> Self {
+        Self {
+            authority: Authority::Visitor,
+            cross_site,
+            base: None,
+            changes: Vec::new(),
+            staged: Staged::default(),
+            writing: Writing::Nothing,
+            revision: 0,
+            dropped: false,
+            response_sent,
+            cookie: None,
+            stale: None,
+        }
+    }
+
+    pub(crate) fn base(&self) -> Option<&Base> {
+        self.base.as_ref()
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// Whether it is known what a change is applied to.
+    pub(crate) fn is_known(&self) -> bool {
+        self.base.is_some() || self.staged.known
+    }
+
+    /// What the handler sees.
+    pub(crate) fn staged(&self) -> &Staged {
+        &self.staged
+    }
+
+    /// The data that the handler sees.
+    pub(crate) fn data(&self) -> Result<&Data, Error> {
+        match &self.base {
+            None => Err(Error::new(ErrorKind::NotLoaded, "the session was read before it was loaded")),
+            Some(Base::Unreadable(error)) if matches!(self.staged.identity, Identity::Keep | Identity::Rework) => {
+                Err(error.clone())
+            }
+            Some(_) => Ok(&self.staged.data),
+        }
+    }
+
+    /// The session key that there will be.
+    pub(crate) fn key(&self) -> Option<&str> {
+        self.staged.key(self.base.as_ref().and_then(Base::key))
+    }
+
+    /// Records a change.
+    pub(crate) fn stage(&mut self, change: Change) -> Result<Discarded, Error> {
+        let undone = self.undo_before(&change);
+        let key = self.base.as_ref().and_then(Base::key);
+        self.staged.apply(&change, key)?;
+        self.changes.push(change);
+        Ok(undone)
+    }
+
+    /// Records the whole data: as its difference from the data that there is, once that is known.
+    pub(crate) fn replace(&mut self, data: Data) -> Result<Discarded, Error> {
+        let change = Change::Replace(data);
+        match &self.base {
+            Some(Base::Unreadable(error)) if !self.staged.known => return Err(error.clone()),
+            _ if self.is_known() => {
+                for change in change.resolve(&self.staged) {
+                    // A value that is set or removed undoes nothing.
+                    self.stage(change)?;
+                }
+            }
+            _ => return self.stage(change),
+        }
+        Ok(Vec::new())
+    }
+
+    /// Whether a sign-out is recorded and not written yet.
+    pub(crate) fn has_endings(&self) -> bool {
+        self.changes.iter().any(Change::is_ending)
+    }
+
+    /// Takes what the cookies of the request lead to. What was recorded before is applied to it.
+    pub(crate) fn load(&mut self, base: Base, stale: Option<Box<Credentials>>) -> Rebase {
+        self.authority = match &base {
+            Base::Live(_, secret) => Authority::Session(*secret),
+            Base::Replaced => Authority::Superseded,
+            Base::Nothing | Base::Gone(..) | Base::Unreadable(_) => Authority::Visitor,
+        };
+        if stale.is_some() {
+            self.stale = stale;
+        }
+        self.rebase_on(base, false, Vec::new())
+    }
+
+    /// Begins a commit: after a failure only the sign-outs are left. Returns whether there is anything to write.
+    pub(crate) fn begin(&mut self, trigger: Trigger) -> (bool, Discarded) {
+        // A commit that was interrupted by a panic may have written.
+        self.writing = match mem::replace(&mut self.writing, Writing::Nothing) {
+            Writing::InFlight(count, id, _) => Writing::Unknown(count, id),
+            writing => writing,
+        };
+        let discarded = match trigger {
+            Trigger::Failure => self.discard_all_but(Change::is_ending),
+            Trigger::Save | Trigger::Response => Vec::new(),
+        };
+        (!self.changes.is_empty(), discarded)
+    }
+
+    /// What is to be written now. It asks for an ID of the write only if there is something.
+    pub(crate) fn next(
+        &mut self,
+        new_id: &mut dyn FnMut(&Staged) -> Result<WriteId, Error>,
+    ) -> Result<Option<Commit>, Error> {
+        let Some(base) = self.base.as_ref().filter(|_| !self.changes.is_empty()) else { return Ok(None) };
+        let (changes, staged, write_id) = match &self.writing {
+            Writing::Unknown(count, id) if *count < self.changes.len() => {
+                let changes = self.changes[..*count].to_vec();
+                let mut staged = Staged::on_base(base);
+                changes.iter().try_for_each(|change| staged.apply(change, base.key()))?;
+                (changes, staged, id.clone())
+            }
+            Writing::Unknown(_, id) => (self.changes.clone(), self.staged.clone(), id.clone()),
+            Writing::Nothing | Writing::InFlight(..) => {
+                (self.changes.clone(), self.staged.clone(), new_id(&self.staged)?)
+            }
+        };
+        let is_retry = matches!(self.writing, Writing::Unknown(..));
+        self.writing = Writing::InFlight(changes.len(), write_id.clone(), is_retry);
+        let (cross_site, response_sent) = (self.cross_site, self.response_sent);
+        Ok(Some(Commit { base: base.clone(), changes, staged, write_id, cross_site, response_sent }))
+    }
+
+    /// Takes what became of the commit: written, perhaps written, or refused. A rebase has to follow if the base is another.
+    pub(crate) fn finish(&mut self, result: Result<Committed, Error>) -> (Result<(), Error>, Option<Rebase>) {
+        let writing = mem::replace(&mut self.writing, Writing::Nothing);
+        match result {
+            Ok(committed) => {
+                self.dropped |= committed.dropped;
+                self.cookie = committed.cookie.or(self.cookie.take());
+                let written = self.forget(writing.count());
+                // What the first try has stored may be based on data that the handler never saw.
+                let rebased = committed.rebased || matches!(writing, Writing::InFlight(_, _, true));
+                (Ok(()), Some(self.rebase_on(committed.base, rebased, written)))
+            }
+            Err(error) if error.kind() == ErrorKind::ResponseSent => {
+                let refused = self.forget(writing.count());
+                let base = self.base.clone().unwrap_or(Base::Nothing);
+                (Err(error), Some(self.rebase_on(base, true, refused)))
+            }
+            Err(error) => {
+                if let (Writing::InFlight(count, id, _), ErrorKind::Unavailable) = (writing, error.kind()) {
+                    self.writing = Writing::Unknown(count, id);
+                }
+                (Err(error), None)
+            }
+        }
+    }
+
+    /// Takes the result of a rebase, or gives it back if there is more to do.
+    pub(crate) fn adopt(&mut self, mut rebase: Rebase) -> Adopted {
+        if rebase.revision != self.revision {
+            let mut discarded = rebase.discarded;
+            discarded.append(&mut rebase.resolved);
+            return Adopted::More(Box::new(self.rebase_on(rebase.base, rebase.again, discarded)));
+        }
+        if rebase.seen < self.changes.len() {
+            rebase.todo = self.changes[rebase.seen..].to_vec();
+            return Adopted::More(Box::new(rebase));
+        }
+        self.base = Some(rebase.base);
+        self.staged = rebase.staged;
+        rebase.discarded.append(&mut mem::replace(&mut self.changes, rebase.resolved));
+        Adopted::Done(rebase.discarded)
+    }
+
+    /// What the commits since the last call came to.
+    pub(crate) fn outcome(&mut self, trigger: Trigger) -> Result<(), Error> {
+        match (mem::take(&mut self.dropped), trigger) {
+            (false, _) => Ok(()),
+            (true, Trigger::Save) => Err(Error::not_found()),
+            (true, Trigger::Response | Trigger::Failure) => {
+                tracing::info!(came_with = ?self.authority, "changes to a session that is gone were dropped");
+                Ok(())
+            }
+        }
+    }
+
+    /// The response leaves. What it does not bring, nothing brings any more.
+    pub(crate) fn leave(&mut self, committed: bool) -> Discarded {
+        self.response_sent = true;
+        if committed { Vec::new() } else { self.discard_all_but(|_| false) }
+    }
+
+    /// The same if there is nothing to write and nothing to wait for; `false` if there is.
+    pub(crate) fn leave_if_idle(&mut self) -> bool {
+        let idle = self.changes.is_empty() && self.stale.is_none();
+        self.response_sent |= idle;
+        idle
+    }
+
+    /// Whether the response has left.
+    pub(crate) fn response_sent(&self) -> bool {
+        self.response_sent
+    }
+
+    /// What the response says about the cookie.
+    pub(crate) fn cookie(&mut self) -> Option<CookieChange> {
+        self.cookie.take()
+    }
+
+    /// Sets a cookie that no change asked for.
+    pub(crate) fn set_cookie(&mut self, cookie: Option<CookieChange>) {
+        self.cookie = cookie;
+    }
+
+    /// The ID that has to be encrypted again, unless another cookie is set anyway. It is told once.
+    pub(crate) fn stale(&mut self) -> Option<Box<Credentials>> {
+        self.stale.take().filter(|_| self.cookie.is_none())
+    }
+
+    fn rebase_on(&self, base: Base, again: bool, discarded: Discarded) -> Rebase {
+        let staged = Staged::on_base(&base);
+        let (resolved, todo) = (Vec::new(), self.changes.clone());
+        Rebase { base, staged, resolved, seen: 0, todo, again, revision: self.revision, discarded }
+    }
+
+    /// Takes out what the change will leave nothing of, so that a closure that fails is not in the way of a sign-out. What
+    /// is being written, or may be written, stays.
+    fn undo_before(&mut self, change: &Change) -> Discarded {
+        if !change.starts_afresh() {
+            return Vec::new();
+        }
+        let history = self.writing.count().min(self.changes.len());
+        if !self.changes[history..].iter().any(|earlier| earlier.is_undone_by(change)) {
+            return Vec::new();
+        }
+        self.revision += 1;
+        let later = self.changes.split_off(history);
+        let (undone, kept): (_, Vec<_>) = later.into_iter().partition(|earlier| earlier.is_undone_by(change));
+        self.changes.extend(kept);
+        undone
+    }
+
+    fn discard_all_but(&mut self, is_kept: impl Fn(&Change) -> bool) -> Discarded {
+        let (kept, discarded) = mem::take(&mut self.changes).into_iter().partition(is_kept);
+        self.changes = kept;
+        self.writing = Writing::Nothing;
+        self.revision += 1;
+        self.staged = self.base.as_ref().map(Staged::on_base).unwrap_or_default();
+        let key = self.base.as_ref().and_then(Base::key);
+        for change in &self.changes {
+            // What fails does so when it is committed.
+            let _ = self.staged.apply(change, key);
+        }
+        discarded
+    }
+
+    /// Takes out the first changes: nothing more will be done with them.
+    fn forget(&mut self, count: usize) -> Discarded {
+        self.revision += 1;
+        self.changes.drain(..count.min(self.changes.len())).collect()
+    }
+}
+
+/// For logs: nothing of the secret.
+impl fmt::Debug for Authority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Visitor => "no session",
+            Self::Session(_) => "a session",
+            Self::Superseded => "a replaced session",
+        })
+    }
+}
+
+impl Writing {
+    fn count(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::InFlight(count, ..) | Self::Unknown(count, _) => *count,
+        }
+    }
+}
+
+impl Rebase {
+    /// Applies the changes to the base, in order, each on the result of the one before. Closures of the application run
+    /// here: outside every lock.
+    pub(crate) fn run(&mut self) {
+        self.seen += self.todo.len();
+        for change in mem::take(&mut self.todo) {
+            let change = if self.again { change.unresolved() } else { change };
+            for change in change.resolve(&self.staged) {
+                // What fails does so when it is committed.
+                let _ = self.staged.apply(&change, self.base.key());
+                self.resolved.push(change);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Duration};
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        random::{STEP, mix},
+        record::{Contents, data, id::RecordId},
+        sessions::loaded::Loaded,
+    };
+
+    fn data(value: serde_json::Value) -> Data {
+        Data::from_serialize(value).unwrap()
+    }
+
+    fn loaded(version: i64, data: Data) -> Base {
+        let hash = SecretHash::none();
+        let contents = Contents {
+            key: Some("ada".into()),
+            hash,
+            previous: Vec::new(),
+            created: 0,
+            signed_in: Some(0),
+            written: 0,
+            deadline: u64::MAX,
+            idle: None,
+            ended: false,
+            data,
+        };
+        let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
+        Base::Live(Arc::new(Loaded { id, version, ttl: Duration::MAX, contents, stale: false }), hash)
+    }
+
+    fn done(base: Base) -> Committed {
+        Committed { base, cookie: None, dropped: false, rebased: false }
+    }
+
+    fn lost() -> Error {
+        Error::too_late()
+    }
+
+    fn set(name: &str, value: u64) -> Change {
+        Change::Set(name.into(), data::json(value).unwrap())
+    }
+
+    fn add(name: &str, amount: u64) -> Change {
+        let add = Change::modifier(move |n: Option<u64>| n.unwrap_or(0) + amount);
+        Change::Modify(name.into(), add, None)
+    }
+
+    /// What [`Session`](crate::Session) does for a change: closures run outside of [`Pending`].
+    fn stage(pending: &mut Pending, change: Change) {
+        let resolved = if pending.is_known() { change.resolve(pending.staged()) } else { vec![change] };
+        for change in resolved {
+            pending.stage(change).unwrap();
+        }
+    }
+
+    fn run(pending: &mut Pending, mut rebase: Rebase) {
+        loop {
+            rebase.run();
+            match pending.adopt(rebase) {
+                Adopted::Done(_) => return,
+                Adopted::More(more) => rebase = *more,
+            }
+        }
+    }
+
+    fn load(base: Base) -> Pending {
+        let mut pending = Pending::new(false, false);
+        let rebase = pending.load(base, None);
+        run(&mut pending, rebase);
+        pending
+    }
+
+    fn next(pending: &mut Pending) -> Option<Commit> {
+        pending.next(&mut WriteId::new).unwrap()
+    }
+
+    fn finish(pending: &mut Pending, result: Result<Committed, Error>) -> Result<(), Error> {
+        let (result, rebase) = pending.finish(result);
+        if let Some(rebase) = rebase {
+            run(pending, rebase);
+        }
+        result
+    }
+
+    fn seen(pending: &Pending, name: &str) -> Option<u64> {
+        pending.staged().data.get(name).unwrap()
+    }
+
+    #[test]
+    fn nothing_recorded_is_nothing_to_write() {
+        let mut pending = load(loaded(1, data(json!({"a": 1}))));
+        let (anything, _) = pending.begin(Trigger::Response);
+        assert!(!anything && pending.leave_if_idle());
+        let mut asked = false;
+        let commit = pending.next(&mut |staged| {
+            asked = true;
+            WriteId::new(staged)
+        });
+        assert!(commit.unwrap().is_none() && !asked);
+    }
+
+    #[test]
+    fn what_was_recorded_before_the_load_is_applied_to_what_is_loaded() {
+        let mut pending = Pending::new(false, false);
+        stage(&mut pending, add("n", 2));
+        stage(&mut pending, set("a", 1));
+        assert_eq!(pending.data().err().unwrap().kind(), ErrorKind::NotLoaded);
+        let rebase = pending.load(loaded(1, data(json!({"n": 40}))), None);
+        run(&mut pending, rebase);
+        assert_eq!((seen(&pending, "n"), seen(&pending, "a")), (Some(42), Some(1)));
+    }
+
+    #[test]
+    fn what_is_recorded_during_a_commit_waits_for_the_next() {
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, set("a", 1));
+        let commit = next(&mut pending).unwrap();
+        stage(&mut pending, set("b", 2));
+        finish(&mut pending, Ok(done(loaded(2, commit.staged.data.clone())))).unwrap();
+        assert_eq!((seen(&pending, "a"), seen(&pending, "b")), (Some(1), Some(2)));
+        let commit = next(&mut pending).unwrap();
+        assert_eq!(commit.changes.len(), 1);
+        finish(&mut pending, Ok(done(loaded(3, commit.staged.data.clone())))).unwrap();
+        assert!(next(&mut pending).is_none());
+    }
+
+    #[test]
+    fn a_lost_answer_is_asked_for_again_alone_and_under_the_same_id() {
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        stage(&mut pending, add("n", 1));
+        let first = next(&mut pending).unwrap();
+        assert_eq!(finish(&mut pending, Err(lost())).unwrap_err().kind(), ErrorKind::Unavailable);
+        stage(&mut pending, set("later", 1));
+        let again = next(&mut pending).unwrap();
+        assert_eq!(again.write_id.version, first.write_id.version);
+        assert_eq!(again.changes.len(), 1);
+        assert!(again.staged.data.same_as(&first.staged.data));
+        finish(&mut pending, Ok(done(loaded(2, again.staged.data.clone())))).unwrap();
+        let rest = next(&mut pending).unwrap();
+        assert_ne!(rest.write_id.version, first.write_id.version);
+        assert_eq!((seen(&pending, "n"), seen(&pending, "later")), (Some(2), Some(1)));
+    }
+
+    #[test]
+    fn after_a_lost_answer_closures_run_on_what_was_really_stored() {
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        stage(&mut pending, add("n", 1));
+        next(&mut pending).unwrap();
+        finish(&mut pending, Err(lost())).unwrap_err();
+        stage(&mut pending, add("n", 10));
+        next(&mut pending).unwrap();
+        // The first try was applied to what another request had written: the sum is 6, not 2.
+        finish(&mut pending, Ok(done(loaded(2, data(json!({"n": 6})))))).unwrap();
+        assert_eq!(seen(&pending, "n"), Some(16));
+    }
+
+    #[test]
+    fn what_is_refused_stays_recorded_under_another_id() {
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, set("a", 1));
+        let first = next(&mut pending).unwrap();
+        let refused = Err(Error::new(ErrorKind::TooLarge, "it is too large"));
+        assert_eq!(finish(&mut pending, refused).unwrap_err().kind(), ErrorKind::TooLarge);
+        let again = next(&mut pending).unwrap();
+        assert_ne!(again.write_id.version, first.write_id.version);
+        assert_eq!(again.changes.len(), 1);
+    }
+
+    #[test]
+    fn what_would_need_a_cookie_after_the_response_is_forgotten() {
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        pending.leave(true);
+        stage(&mut pending, Change::Rework);
+        assert!(next(&mut pending).unwrap().response_sent);
+        stage(&mut pending, add("n", 1));
+        let refused = Err(Error::new(ErrorKind::ResponseSent, "the response has left"));
+        assert!(finish(&mut pending, refused).is_err());
+        let commit = next(&mut pending).unwrap();
+        assert!(commit.staged.identity == Identity::Keep && commit.changes.len() == 1);
+        assert_eq!(seen(&pending, "n"), Some(2));
+    }
+
+    #[test]
+    fn after_a_failure_only_the_sign_outs_are_left() {
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        for change in [set("n", 9), Change::ClearOthers, Change::Bind("ada".into())] {
+            stage(&mut pending, change);
+        }
+        let (anything, discarded) = pending.begin(Trigger::Failure);
+        assert!(anything && discarded.len() == 2 && pending.has_endings());
+        assert_eq!(seen(&pending, "n"), Some(1));
+        let commit = next(&mut pending).unwrap();
+        assert!(matches!(commit.changes[..], [Change::ClearOthers]));
+    }
+
+    #[test]
+    fn a_commit_that_panicked_may_have_written() {
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, set("a", 1));
+        let first = next(&mut pending).unwrap();
+        // It is never finished.
+        pending.begin(Trigger::Response);
+        assert_eq!(next(&mut pending).unwrap().write_id.version, first.write_id.version);
+    }
+
+    #[test]
+    fn a_sign_out_undoes_a_closure_that_fails_unless_it_is_under_way() {
+        let fails = || Change::Failed(Error::new(ErrorKind::Data, "it fails"));
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, set("a", 1));
+        pending.changes.push(fails());
+        let undone = pending.stage(Change::Delete).unwrap();
+        assert!(undone.len() == 2 && pending.changes.len() == 1);
+
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, set("a", 1));
+        next(&mut pending).unwrap();
+        pending.changes.push(fails());
+        let undone = pending.stage(Change::Delete).unwrap();
+        assert!(undone.len() == 1 && pending.changes.len() == 2);
+    }
+
+    #[test]
+    fn changes_to_a_session_that_is_gone_are_reported_once() {
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, set("a", 1));
+        let commit = next(&mut pending).unwrap();
+        let gone = Base::Gone(Some("ada".into()), commit.staged.data.clone());
+        finish(&mut pending, Ok(Committed { dropped: true, ..done(gone) })).unwrap();
+        assert_eq!(pending.outcome(Trigger::Save).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(pending.outcome(Trigger::Save).is_ok());
+    }
+
+    #[test]
+    fn what_is_recorded_while_a_rebase_runs_is_not_forgotten() {
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        stage(&mut pending, add("n", 1));
+        next(&mut pending).unwrap();
+        stage(&mut pending, add("n", 10));
+        // Another request has written meanwhile.
+        let committed = Committed { rebased: true, ..done(loaded(3, data(json!({"n": 6})))) };
+        let (_, rebase) = pending.finish(Ok(committed));
+        let mut rebase = rebase.unwrap();
+        rebase.run();
+        // A closure, or another clone, records more while the rebase runs.
+        stage(&mut pending, set("late", 1));
+        let Adopted::More(rebase) = pending.adopt(rebase) else { panic!("it was not heard") };
+        run(&mut pending, *rebase);
+        assert_eq!((seen(&pending, "n"), seen(&pending, "late")), (Some(16), Some(1)));
+    }
+
+    #[test]
+    fn a_rebase_starts_again_when_a_sign_out_took_changes_out() {
+        let mut pending = Pending::new(false, false);
+        stage(&mut pending, set("a", 1));
+        let mut rebase = pending.load(loaded(1, data(json!({}))), None);
+        rebase.run();
+        stage(&mut pending, Change::Delete);
+        let Adopted::More(rebase) = pending.adopt(rebase) else { panic!("an undone change came back") };
+        run(&mut pending, *rebase);
+        assert!(matches!(pending.changes[..], [Change::Delete]) && pending.staged().data.is_empty());
+    }
+
+    #[test]
+    fn it_carries_what_the_request_came_with() {
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, Change::Bind("ada".into()));
+        next(&mut pending).unwrap();
+        finish(&mut pending, Ok(done(Base::Gone(None, Data::default())))).unwrap();
+        assert!(matches!(pending.authority, Authority::Session(_)));
+        assert!(matches!(load(Base::Nothing).authority, Authority::Visitor));
+        assert!(matches!(load(Base::Replaced).authority, Authority::Superseded));
+    }
+
+    /// A store of one record, and the naive rebase beside it: each change is applied once, to the data that there is when it
+    /// is first written.
+    struct Store {
+        version: i64,
+        data: Data,
+        naive: Data,
+        written: Vec<i64>,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Op {
+        Set(&'static str, u64),
+        Remove(&'static str),
+        Add(&'static str, u64),
+    }
+
+    impl Op {
+        fn change(self) -> Change {
+            match self {
+                Self::Set(name, value) => set(name, value),
+                Self::Remove(name) => Change::Remove(name.into()),
+                Self::Add(name, amount) => add(name, amount),
+            }
+        }
+    }
+
+    impl Store {
+        fn apply_naively(&mut self, op: Op) {
+            match op {
+                Op::Set(name, value) => self.naive.set(&name.into(), data::json(value).unwrap()),
+                Op::Remove(name) => self.naive.remove(&name.into()),
+                Op::Add(name, amount) => {
+                    let sum = self.naive.get::<u64>(name).unwrap().unwrap_or(0) + amount;
+                    self.naive.set(&name.into(), data::json(sum).unwrap());
+                }
+            }
+        }
+
+        /// Another request writes.
+        fn write_foreign(&mut self, op: Op) {
+            self.data = Staged::rebase(&[op.change()], self.data.clone(), None).unwrap().data;
+            self.version = -self.version.abs() - 1;
+            self.apply_naively(op);
+        }
+
+        /// A commit, as the engine carries it out: on a conflict it rebases, and it recognises what it has written before.
+        fn write(&mut self, commit: &Commit, ops: &[Op]) -> Committed {
+            let version = commit.write_id.version;
+            if self.written.contains(&version) {
+                return done(loaded(self.version, self.data.clone()));
+            }
+            let rebased = !matches!(&commit.base, Base::Live(base, _) if base.version == self.version);
+            self.data = match rebased {
+                true => Staged::rebase(&commit.changes, self.data.clone(), Some("ada")).unwrap().data,
+                false => commit.staged.data.clone(),
+            };
+            self.version = version;
+            self.written.push(version);
+            ops.iter().for_each(|op| self.apply_naively(*op));
+            Committed { rebased, ..done(loaded(self.version, self.data.clone())) }
+        }
+    }
+
+    fn shown(data: &Data) -> serde_json::Value {
+        serde_json::to_value(data).unwrap()
+    }
+
+    #[test]
+    fn random_conflicts_and_lost_answers_come_to_what_the_naive_rebase_says() {
+        for seed in 0..2000_u64 {
+            let mut state = mix(seed);
+            let mut below = |end: u64| {
+                state = state.wrapping_add(STEP);
+                mix(state) % end
+            };
+            let start = data(json!({"a": 1, "b": 2}));
+            let mut store = Store { version: 1, data: start.clone(), naive: start, written: Vec::new() };
+            let mut pending = load(loaded(1, store.data.clone()));
+            let mut recorded: Vec<Op> = Vec::new();
+            for _ in 0..below(40) {
+                let name = ["a", "b", "c"][below(3) as usize];
+                let op = match below(4) {
+                    0 => Op::Set(name, below(5)),
+                    1 => Op::Remove(name),
+                    _ => Op::Add(name, 1 + below(3)),
+                };
+                match below(5) {
+                    0 => store.write_foreign(op),
+                    1 | 2 => {
+                        stage(&mut pending, op.change());
+                        recorded.push(op);
+                    }
+                    _ => {
+                        pending.begin(Trigger::Save);
+                        let Some(commit) = next(&mut pending) else { continue };
+                        let count = commit.changes.len();
+                        if below(2) == 0 {
+                            // More is recorded while it is under way.
+                            stage(&mut pending, op.change());
+                            recorded.push(op);
+                        }
+                        let result = match below(4) {
+                            // It does not arrive; or it does, and its answer is lost.
+                            0 => Err(lost()),
+                            1 => {
+                                store.write(&commit, &recorded[..count]);
+                                Err(lost())
+                            }
+                            _ => Ok(store.write(&commit, &recorded[..count])),
+                        };
+                        if finish(&mut pending, result).is_ok() {
+                            recorded.drain(..count);
+                        }
+                    }
+                }
+            }
+            // In the end everything is written, and one change more, so that the handler sees what others wrote last.
+            stage(&mut pending, add("a", 0));
+            recorded.push(Op::Add("a", 0));
+            pending.begin(Trigger::Response);
+            while let Some(commit) = next(&mut pending) {
+                let count = commit.changes.len();
+                let committed = store.write(&commit, &recorded[..count]);
+                finish(&mut pending, Ok(committed)).unwrap();
+                recorded.drain(..count);
+            }
+            assert_eq!(shown(&store.data), shown(&store.naive), "seed {seed}");
+            assert_eq!(shown(&pending.staged().data), shown(&store.naive), "seed {seed}");
+        }
+    }
+}
