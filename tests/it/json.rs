@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::Write as _,
     fs,
     future::poll_fn,
     io::{BufRead, BufReader, Write as _},
@@ -21,7 +20,7 @@ use jam_session::{
 };
 use serde_json::{Value, json};
 
-use crate::folder::Folder;
+use crate::{events::Events, folder::Folder};
 
 /// The same numbers each time.
 struct Random(u64);
@@ -582,31 +581,6 @@ async fn damage_is_an_error_that_names_file_and_line() {
     assert_eq!(open(&folder.file()).await.list("bob").await.unwrap().len(), 1);
 }
 
-/// Keeps the events of one thread.
-#[derive(Clone, Default)]
-struct Events(Arc<Mutex<String>>);
-
-impl tracing::Subscriber for Events {
-    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
-        true
-    }
-    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
-        tracing::span::Id::from_u64(1)
-    }
-    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
-    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
-    fn event(&self, event: &tracing::Event<'_>) {
-        let mut text = self.0.lock().unwrap();
-        write!(text, "{}", event.metadata().level()).unwrap();
-        event.record(&mut |field: &tracing::field::Field, value: &dyn std::fmt::Debug| {
-            write!(text, " {field}={value:?}").unwrap();
-        });
-        text.push('\n');
-    }
-    fn enter(&self, _: &tracing::span::Id) {}
-    fn exit(&self, _: &tracing::span::Id) {}
-}
-
 #[tokio::test(flavor = "current_thread")]
 async fn a_torn_end_is_cut_off_and_said() {
     let folder = Folder::new();
@@ -620,7 +594,7 @@ async fn a_torn_end_is_cut_off_and_said() {
     let events = Events::default();
     let _guard = tracing::subscriber::set_default(events.clone());
     let sessions = open(&folder.file()).await;
-    let said = events.0.lock().unwrap().clone();
+    let said = events.text();
     assert!(said.contains("WARN") && said.contains("torn end"), "{said}");
     assert!(said.contains(&format!("bytes={}", torn.len())) && said.contains("sessions.json"), "{said}");
     assert!(sessions.get(&id).await.unwrap().is_some());

@@ -59,6 +59,10 @@ impl RedisBackend {
         &self.inner.link
     }
 
+    pub(super) fn keys(&self) -> &Keyspace {
+        &self.inner.keys
+    }
+
     /// Learns the server's time and loads the scripts, so that the first operation does not have to.
     pub(super) async fn prepare(&self) {
         let Executor { link, time, .. } = &*self.inner;
@@ -74,6 +78,34 @@ impl RedisBackend {
             load.cmd("SCRIPT").arg("LOAD").arg(script.text);
         }
         let _ = link.send(&Operation::Many(load), 0, Instant::now() + self.inner.deadline).await;
+    }
+
+    /// Removes dead members from an index, and shortens the life of records that are no longer in it.
+    pub(super) async fn tidy(&self, owner: Owner, sids: &[String]) -> std::result::Result<(), Failure> {
+        self.inner.tidy(owner, sids).await
+    }
+
+    /// Sends a script as to a server that does not know its hash. It finds no record.
+    pub(super) async fn run_by_text(&self, owner: Owner) -> std::result::Result<(), Failure> {
+        let key = self.inner.keys.cleared(owner);
+        let call =
+            ScriptCall { keys: &[&key], args: &[b"0", b"0", &[0; 8], b"", b"0"], again: &AtomicBool::new(false) };
+        self.inner.send(&Operation::ByText(&scripts::TOUCH, &call), slot(&key)).await.map(drop)
+    }
+
+    /// Removes every Redis key of an owner who has only the session `sid`, and of the anonymous session `sid`.
+    pub(super) async fn remove(&self, owner: Owner, sid: Sid) -> std::result::Result<(), Failure> {
+        let keys = &self.inner.keys;
+        let RecordKeys { record, index } = keys.of(RecordId::new(Some(owner), sid));
+        let anonymous = keys.of(RecordId::new(None, sid)).record;
+        // Two commands, because these are two slots.
+        for keys in [[Some(record), index, Some(keys.cleared(owner))], [Some(anonymous), None, None]] {
+            let keys: Vec<String> = keys.into_iter().flatten().collect();
+            let mut unlink = Pipeline::with_capacity(1);
+            unlink.cmd("UNLINK").arg(&keys);
+            self.inner.send(&Operation::Many(unlink), keys.first().map_or(0, |key| slot(key))).await?;
+        }
+        Ok(())
     }
 }
 
@@ -114,21 +146,22 @@ impl Executor {
     }
 
     async fn read(&self, slot: usize, pipeline: Pipeline) -> std::result::Result<Vec<Value>, Failure> {
-        self.link.send(&Operation::Many(pipeline), slot, Instant::now() + self.deadline).await
+        self.send(&Operation::Many(pipeline), slot).await
     }
 
-    /// Removes dead members from an index, and shortens the life of records that are no longer in it.
-    async fn tidy(&self, owner: Owner, sids: &[String]) {
+    async fn send(&self, operation: &Operation<'_>, slot: usize) -> std::result::Result<Vec<Value>, Failure> {
+        self.link.send(operation, slot, Instant::now() + self.deadline).await
+    }
+
+    async fn tidy(&self, owner: Owner, sids: &[String]) -> std::result::Result<(), Failure> {
         for sids in sids.chunks(BATCH) {
             let index = self.keys.index(owner);
             let records: Vec<String> = sids.iter().map(|sid| self.keys.record(owner, sid)).collect();
             let keys: Vec<&str> = std::iter::once(&index).chain(&records).map(String::as_str).collect();
             let sids: Vec<&[u8]> = sids.iter().map(String::as_bytes).collect();
-            if let Err(failure) = self.write(&scripts::TIDY, &keys, [0; 8], "", &sids).await {
-                tracing::debug!(%failure, "ended sessions could not be cleaned up; they stay until they expire");
-                return;
-            }
+            self.write(&scripts::TIDY, &keys, [0; 8], "", &sids).await?;
         }
+        Ok(())
     }
 
     fn tidy_later(self: &Arc<Self>, owner: Owner, sids: Vec<String>) {
@@ -137,7 +170,11 @@ impl Executor {
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let inner = Arc::clone(self);
-            runtime.spawn(async move { inner.tidy(owner, &sids).await });
+            runtime.spawn(async move {
+                if let Err(failure) = inner.tidy(owner, &sids).await {
+                    tracing::debug!(%failure, "ended sessions could not be cleaned up; they stay until they expire");
+                }
+            });
         }
     }
 

@@ -8,12 +8,14 @@ use super::{
     backend::{RedisBackend, RedisSessions},
     connection::Link,
     doctor,
-    failure::{Failure, Kind},
+    failure::{Failure, Kind, OF_CLUSTER},
     keys::Keyspace,
+    selftest,
     source::Source,
 };
 use crate::{
     error::{Error, ErrorKind},
+    record::id::Owner,
     sessions::{Sessions, builder::Builder},
 };
 
@@ -123,9 +125,13 @@ impl Builder<RedisServer> {
 
     /// Connects, and returns the sessions.
     ///
+    /// Every operation is tried once, on Redis keys of its own. If the server refuses some of them for a reason that may pass,
+    /// such as used-up memory, a warning is logged and `connect` succeeds.
+    ///
     /// # Errors
-    /// [`ErrorKind::Config`], with an explanation, if an option or the URI is invalid, the credentials are not accepted, the
-    /// server is older than Redis 6.2, or it is a node of a Cluster and [`cluster`](Self::cluster) was not called.
+    /// [`ErrorKind::Config`] for whatever no retry mends: an invalid option or URI, wrong credentials, missing rights, a failed
+    /// TLS handshake, a database that does not exist, a server older than Redis 6.2, or one of another kind than the builder
+    /// says. The message names the cause; [the module](crate::stores::redis#troubleshooting) lists them.
     /// [`ErrorKind::Unavailable`] if no server can be reached, unless [`lazy`](Self::lazy) is set.
     pub async fn connect(self) -> Result<RedisSessions, Error> {
         let (server, policy, codec) = self.check()?;
@@ -134,9 +140,9 @@ impl Builder<RedisServer> {
         }
         let source = server.source.map_err(refuse)?;
         let backend = RedisBackend::new(Link::new(source), Keyspace::new(&policy.namespace), server.deadline);
-        match greet(&backend).await {
+        match greet(&backend, selftest::owner()?).await {
             Ok(()) => {}
-            Err(failure) if matches!(failure.kind, Kind::Config | Kind::Denied) => return Err(refuse(failure)),
+            Err(failure) if failure.lasts() => return Err(refuse(failure)),
             Err(failure) if server.lazy => tracing::warn!(%failure, "Redis cannot be reached yet"),
             Err(failure) => return Err(Error::backend("Redis cannot be reached", failure.into())),
         }
@@ -150,11 +156,25 @@ impl fmt::Debug for RedisServer {
     }
 }
 
-/// Checks the server and prepares the first operation.
-async fn greet(backend: &RedisBackend) -> Result<(), Failure> {
-    backend.link().watch();
-    doctor::admit(backend.link()).await?;
+/// Checks the server, prepares the first operation, and tries all of them. What the server refuses for now is only logged.
+async fn greet(backend: &RedisBackend, owner: Owner) -> Result<(), Failure> {
+    let link = backend.link();
+    link.watch();
+    doctor::admit(link).await?;
     backend.prepare().await;
+    let failures = selftest::run(backend, owner).await.map_err(|_| Failure::garbage())?;
+    if let Some(failure) = failures.iter().find(|failure| failure.lasts()) {
+        return Err(failure.clone());
+    }
+    for failure in failures {
+        match failure.kind {
+            Kind::Moved if matches!(link.source(), Source::Server(_)) => return Err(OF_CLUSTER),
+            Kind::Refused | Kind::Demoted | Kind::Moved => {
+                tracing::warn!(%failure, "connected to Redis, but it refuses operations for now");
+            }
+            _ => return Err(failure),
+        }
+    }
     Ok(())
 }
 

@@ -18,6 +18,7 @@ use tokio::{
 use super::{
     failure::{Failure, Kind},
     scripts::{Script, ScriptCall},
+    slots::Slots,
     source::{Connection, Source},
 };
 
@@ -94,6 +95,16 @@ impl Link {
 
     pub(super) async fn send_one(&self, command: Cmd, slot: usize, until: Instant) -> Result<Value, Failure> {
         self.send(&Operation::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
+    }
+
+    /// Asks which server holds which slots. `None` if it is not a Cluster, or does not tell.
+    pub(super) async fn slots(&self, until: Instant) -> Option<Slots> {
+        if !matches!(self.0.source, Source::Cluster(_) | Source::Own(_)) {
+            return None;
+        }
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("SLOTS");
+        Slots::read(&self.send_one(command, 0, until).await.ok()?)
     }
 
     /// Sends an operation and returns its answers. If one of them is an error, the operation fails.

@@ -9,9 +9,10 @@ use std::{
 use redis::Value;
 
 use super::{
-    backend::RedisSessions,
+    backend::{RedisBackend, RedisSessions},
     connection::Link,
-    failure::{Failure, Kind},
+    failure::{Failure, Kind, OF_CLUSTER, SENTINEL},
+    selftest,
     source::Source,
     time::time_of,
 };
@@ -42,9 +43,10 @@ pub enum Level {
 }
 
 impl RedisSessions {
-    /// Checks the server and returns what an operator should know: version, eviction, persistence, replicas, latency, clock.
+    /// Checks the server and returns what an operator should know: version, eviction, persistence, replicas, latency, clock, and
+    /// whether every operation works.
     ///
-    /// It only reads. Settings that a managed server does not reveal are left out. A server that cannot be reached is a finding,
+    /// For the last one it runs every operation once on each server, on Redis keys of its own that it removes again. Settings that a managed server does not reveal are left out. A server that cannot be reached is a finding,
     /// not an error.
     ///
     /// ```no_run
@@ -58,7 +60,7 @@ impl RedisSessions {
     /// # }
     /// ```
     pub async fn doctor(&self) -> Vec<Finding> {
-        examine(self.backend().link()).await
+        examine(self.backend()).await
     }
 }
 
@@ -70,6 +72,9 @@ pub(super) async fn admit(link: &Link) -> Result<(), Failure> {
         infos => infos?,
     };
     for info in infos {
+        if info.get("redis_mode") == "sentinel" {
+            return Err(SENTINEL);
+        }
         if info.version().is_some_and(|version| version < OLDEST) {
             return Err(Failure::new(
                 Kind::Config,
@@ -77,16 +82,14 @@ pub(super) async fn admit(link: &Link) -> Result<(), Failure> {
             ));
         }
         if matches!(link.source(), Source::Server(_)) && info.get("cluster_enabled") == "1" {
-            return Err(Failure::new(
-                Kind::Config,
-                "the Redis server is a node of a Cluster: call `.cluster([…])` on the builder",
-            ));
+            return Err(OF_CLUSTER);
         }
     }
     Ok(())
 }
 
-async fn examine(link: &Link) -> Vec<Finding> {
+async fn examine(backend: &RedisBackend) -> Vec<Finding> {
+    let link = backend.link();
     let mut findings = Vec::new();
     match infos(link).await {
         Ok(infos) if infos.is_empty() => findings.push(fine("server", "it does not tell its version")),
@@ -96,6 +99,7 @@ async fn examine(link: &Link) -> Vec<Finding> {
         }
         Err(failure) => return vec![finding(Level::Problem, "server", failure.to_string())],
     }
+    try_all(backend, &mut findings).await;
     look_at_config(link, &mut findings).await;
     look_at_time(link, &mut findings).await;
     let mut said = Vec::new();
@@ -105,6 +109,21 @@ async fn examine(link: &Link) -> Vec<Finding> {
         }
     }
     said
+}
+
+/// Runs every verb once on each server.
+async fn try_all(backend: &RedisBackend, findings: &mut Vec<Finding>) {
+    let Ok(owners) = selftest::owners(backend).await else { return };
+    let before = findings.len();
+    for owner in owners {
+        for failure in selftest::run(backend, owner).await.unwrap_or_default() {
+            let subject = if failure.kind == Kind::Denied { "rights" } else { "self-test" };
+            findings.push(finding(Level::Problem, subject, failure.to_string()));
+        }
+    }
+    if findings.len() == before {
+        findings.push(fine("self-test", "every operation works"));
+    }
 }
 
 fn look_at(info: &Info, findings: &mut Vec<Finding>) {
@@ -151,6 +170,11 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
                 "the append-only file cannot be written: look at the server's log and disk",
             ));
         }
+        _ if info.get("rdb_last_bgsave_status") == "err" => findings.push(finding(
+            Level::Problem,
+            "persistence",
+            "the last snapshot failed, and the server refuses writes until one succeeds: look at its log and disk",
+        )),
         "0" => findings.push(finding(
             Level::Advice,
             "persistence",

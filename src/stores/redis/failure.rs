@@ -26,6 +26,8 @@ pub(super) enum Kind {
     NoScript,
     /// The credentials are wrong, or rights are missing.
     Denied,
+    /// The slot is on another node of the Cluster, or on its way there.
+    Moved,
     /// The server refused for a reason that may pass: `LOADING`, `CLUSTERDOWN`, `OOM`, …
     Refused,
     /// The answer does not fit the question.
@@ -57,11 +59,11 @@ impl Failure {
         let details = details.unwrap_or_default();
         let inner = PASSING.iter().find(|code| details.contains(&format!("-{code} ")));
         let code = inner.copied().unwrap_or(code);
-        if code == "NOPERM" || details.contains("The user executing the script can't") {
+        if code == "NOPERM" || DENIED_IN_SCRIPT.iter().any(|words| details.contains(words)) {
             return Self::no_right(details);
         }
         if code == "ERR" && details.starts_with("unknown command") {
-            return NO_DATA;
+            return NO_COMMAND;
         }
         if code == "ERR" && details.contains("cluster support disabled") {
             return NO_CLUSTER;
@@ -70,6 +72,7 @@ impl Failure {
             "NOSCRIPT" => Kind::NoScript,
             "READONLY" | "MASTERDOWN" | "NOREPLICAS" => Kind::Demoted,
             "NOAUTH" | "WRONGPASS" => Kind::Denied,
+            "MOVED" | "ASK" | "TRYAGAIN" => Kind::Moved,
             _ => Kind::Refused,
         };
         // A code is one word in capitals. Anything else may quote data.
@@ -93,7 +96,7 @@ impl Failure {
             None if details.contains(" key") => {
                 "the ACL of the Redis user does not cover the keys of this namespace: Redis answered NOPERM".to_owned()
             }
-            None => "the ACL of the Redis user lacks a command that sessions need: Redis answered NOPERM".to_owned(),
+            None => return SOME_RIGHT,
         };
         Self { kind: Kind::Denied, detail: detail.into() }
     }
@@ -104,7 +107,7 @@ impl Failure {
         match () {
             () if is("permission") => Self::no_right(details),
             () if is("Authentication required") => CREDENTIALS,
-            () if is("unknown command") => NO_DATA,
+            () if is("unknown command") => NO_COMMAND,
             () if is("cluster mode") => Self::new(Kind::Config, "a Redis Cluster has only database 0"),
             () => Self::new(Kind::Config, "the Redis server has no database with the number in the URI"),
         }
@@ -231,15 +234,28 @@ fn cause(code: &str) -> Option<&'static str> {
 
 /// Errors that a command in a script may give for reasons outside the script.
 const PASSING: [&str; 7] = ["OOM", "READONLY", "NOREPLICAS", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "LOADING"];
+/// What a script says that runs a command for which its user lacks the right: until 7.0, and since.
+const DENIED_IN_SCRIPT: [&str; 2] = ["The user executing the script can't", "ACL failure in script"];
 /// How redis-rs begins its error about `SELECT`.
 const NO_SELECT: &str = "Redis server refused to switch database";
 
 const LOST: Failure = Failure::new(Kind::Lost, "the connection to Redis was lost");
 const CREDENTIALS: Failure = Failure::new(Kind::Denied, "Redis does not accept the credentials in the URI");
-const NO_DATA: Failure = Failure::new(
+/// Before 7.2, Redis does not say which command a script may not run.
+pub(super) const SOME_RIGHT: Failure =
+    Failure::new(Kind::Denied, "the ACL of the Redis user lacks a command that sessions need: Redis answered NOPERM");
+pub(super) const NO_COMMAND: Failure = Failure::new(
     Kind::Config,
-    "the server does not know the commands of Redis; a sentinel's URI belongs in `.sentinel(…)` on the builder",
+    "the server does not know a command that sessions need; is it a sentinel, or a server that is only compatible in part?",
 );
+pub(super) const SENTINEL: Failure = Failure::new(
+    Kind::Config,
+    "the server is a sentinel and holds no data: give its URI to `.sentinel(…)` on the builder",
+);
+pub(super) const NO_SENTINEL: Failure =
+    Failure::new(Kind::Config, "a server that was given to `.sentinel(…)` is not a sentinel");
+pub(super) const OF_CLUSTER: Failure =
+    Failure::new(Kind::Config, "the Redis server is a node of a Cluster: call `.cluster([…])` on the builder");
 const NO_CLUSTER: Failure =
     Failure::new(Kind::Config, "the Redis server is not a node of a Cluster: leave out `.cluster(…)` on the builder");
 pub(super) const INSECURE: Failure =
@@ -306,6 +322,27 @@ mod tests {
         assert!(failure.to_string().ends_with(": Redis answered OOM"), "{failure}");
         let failure = Failure::answer(secret, Some(secret));
         assert_eq!(failure.to_string(), "Redis answered an error");
+    }
+
+    #[test]
+    fn a_missing_right_is_named_in_the_words_of_every_server() {
+        for (code, details, said) in [
+            ("NOPERM", "this user has no permissions to run the 'zadd' command or its subcommand", "lacks +zadd:"),
+            ("NOPERM", "User app has no permissions to run the 'cluster|slots' command", "lacks +cluster|slots:"),
+            ("NOPERM", "No permissions to access a key", "keys of this namespace"),
+            ("NOPERM", "this user has no permissions to access one of the keys used as arguments", "keys of this"),
+            (
+                "ERR",
+                "ACL failure in script: User app has no permissions to run the 'set' command script: f",
+                "lacks +set:",
+            ),
+            ("ERR", "The user executing the script can't run this command or subcommand script: f", "lacks a command"),
+            ("ERR", "The user executing the script can't access at least one of the keys mentioned", "keys of this"),
+        ] {
+            let failure = Failure::answer(code, Some(details));
+            assert!(failure.kind == Kind::Denied && failure.to_string().contains(said), "{failure}");
+            assert!(failure.to_string().ends_with("NOPERM"));
+        }
     }
 
     #[test]

@@ -50,9 +50,15 @@
 //!
 //! # Access rights
 //!
-//! An ACL user needs `~sessions:*` and `+evalsha +eval +get +set +mget +pttl +pexpire +unlink +zadd +zrem +zscore +zrange
-//! +zrangebyscore +zcount +getrange +exists +time`. With `+info +config|get +script|load`, [`doctor`](RedisSessions::doctor)
-//! can say more.
+//! An ACL user needs, with the [`namespace`](crate::Builder::namespace) in place of `sessions`:
+//!
+//! * always: `~sessions:* +evalsha +eval +get +set +mget +pttl +pexpire +unlink +zadd +zrem +zscore +zrange +zrangebyscore +zcount +getrange +exists +time`
+//! * for a database other than 0: `+select`
+//! * behind Sentinel: `+role`; and on the sentinels, if these have users: `+sentinel|get-master-addr-by-name +subscribe &+switch-master`
+//! * in a Cluster: `+cluster|slots +asking`
+//! * for all that [`doctor`](RedisSessions::doctor) can tell: `+info +config|get +script|load`
+//!
+//! [`connect`](crate::Builder::connect) tries every operation and names the right that is missing.
 //!
 //! # Failures
 //!
@@ -71,6 +77,39 @@
 //!   other error fails the operation at once. Sessions can still end when memory is used up.
 //! * Redis acknowledges a write before its replicas and its disk have it. A failover or a crash may therefore undo the last
 //!   writes, logouts included; the settings below limit how many.
+//!
+//! # Troubleshooting
+//!
+//! What no retry mends fails [`connect`](crate::Builder::connect) with [`Config`](crate::ErrorKind::Config). What may pass is
+//! [`Unavailable`](crate::ErrorKind::Unavailable); this text is then the error's source.
+//!
+//! | you see | it means | what to do |
+//! |---|---|---|
+//! | the server is a sentinel | the URI is that of a sentinel | [`sentinel`](crate::Builder::sentinel) takes it; the URI is for the master |
+//! | … that was given to `.sentinel(…)` is not a sentinel | the reverse | give the sentinels' ports, 26379 by default |
+//! | the Redis server is a node of a Cluster | the server knows only a part of the slots | [`cluster`](crate::Builder::cluster) |
+//! | the Redis server is not a node of a Cluster | the reverse | leave out `cluster` |
+//! | no sentinel knows a master of that name | the name is wrong, or the sentinels forgot it | `SENTINEL MASTERS` shows the names |
+//! | Redis does not accept the credentials | user or password are wrong, or missing | correct the URI: `redis://user:password@host` |
+//! | the ACL of the Redis user lacks +… | a right is missing | `ACL SETUSER <user> +…`, see [access rights](#access-rights) |
+//! | the ACL … does not cover the keys of this namespace | the user may not use these Redis keys | `ACL SETUSER <user> ~<namespace>:*` |
+//! | no database with the number in the URI | the server has fewer databases | another number, or raise `databases` |
+//! | the TLS certificate … is not trusted | its authority is not one of the system's | install it, or set `SSL_CERT_FILE` |
+//! | the TLS certificate … is for another host | the URI has a name that is not in the certificate | use a name that is, or a certificate for this name |
+//! | the Redis server speaks TLS on this port | the URI is `redis://` | `rediss://` |
+//! | the Redis server does not speak TLS on this port | the URI is `rediss://` | `redis://`, or the server's `tls-port` |
+//! | … does not know a command that sessions need | the server is older than 6.2, or compatible only in part | use Redis or Valkey |
+//! | Redis refused the connection | nothing listens there | start the server, or correct host and port |
+//! | Redis did not answer in time | the server or the network is overloaded, or a firewall drops packets | `doctor` shows the latency; look for slow commands |
+//! | the connection to Redis was lost | the server restarted, or closed the connection | see its log; the next operation connects again |
+//! | … Redis answered LOADING | the server has just started and reads its data | wait |
+//! | … Redis answered OOM | `maxmemory` is used up | raise it, or set `maxmemory-policy volatile-ttl` |
+//! | … Redis answered MISCONF | the server cannot save its snapshots, and refuses writes | see its log and its disk |
+//! | … Redis answered READONLY | the server is a replica | use the master, or [`sentinel`](crate::Builder::sentinel) |
+//! | … Redis answered MASTERDOWN | the server is a replica that has lost its master | start the master, or use it |
+//! | … Redis answered NOREPLICAS | fewer replicas follow than `min-replicas-to-write` | start the replicas |
+//! | … Redis answered CLUSTERDOWN | some slots have no master | start the nodes; `cluster-require-full-coverage no` keeps the rest working |
+//! | … Redis answered WRONGTYPE | another application writes keys of this namespace | another [`namespace`](crate::Builder::namespace) |
 //!
 //! # Memory
 //!
@@ -102,6 +141,8 @@ mod doctor;
 mod failure;
 mod keys;
 mod scripts;
+mod selftest;
+mod slots;
 mod source;
 mod time;
 mod transport;

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    failure::{Failure, Kind},
+    failure::{Failure, Kind, NO_COMMAND, NO_SENTINEL},
     transport::Node,
 };
 
@@ -147,7 +147,11 @@ impl Sentinel {
         let mut connection = open(sentinel).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("get-master-addr-by-name").arg(&self.name);
-        let answer: Option<(String, u16)> = question.query_async(&mut connection).await?;
+        let answer = question.query_async(&mut connection).await.map_err(|error| match Failure::from(error) {
+            failure if failure == NO_COMMAND => NO_SENTINEL,
+            failure => failure,
+        });
+        let answer: Option<(String, u16)> = answer?;
         let Some((host, port)) = answer else { return Ok(None) };
         let addr = match self.master.addr() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {

@@ -7,12 +7,18 @@ use serde_json::json;
 
 use super::{
     contract::{anonymous, of, owner, record},
-    harness::{Place, Topology, binaries, binary, cluster, patient, sentinel, server},
+    harness::{Place, Topology, binaries, binary, cluster, grant, patient, rights, sentinel, server},
     process::{Process, ports, until},
-    wire::{Address, Wire},
+    wire::{Address, Reply, Wire},
 };
+use crate::events::Events;
 
-crate::on_every_redis!(the_doctor_knows_the_server, a_connection_of_the_application_will_do);
+crate::on_every_redis!(
+    the_doctor_knows_the_server,
+    a_connection_of_the_application_will_do,
+    the_documented_rights_are_enough,
+    nothing_is_left_of_the_self_test,
+);
 
 fn config(result: Result<RedisSessions, Error>) -> String {
     let error = result.expect_err("it cannot work");
@@ -66,11 +72,9 @@ async fn a_password_that_is_wrong_is_said_at_once() {
         wire.ask(&["AUTH", "sesame"]);
         assert!(wire.ask(&["INFO", "keyspace"]).text().contains("db3:keys=2"));
         // A user who may do no more than what sessions need.
-        let rights = ["~sessions:*", "+evalsha", "+eval", "+get", "+set", "+mget", "+pttl", "+pexpire", "+unlink"];
-        let more =
-            ["+zadd", "+zrem", "+zscore", "+zrange", "+zrangebyscore", "+zcount", "+getrange", "+exists", "+time"];
+        let rights = rights("always", 0);
         let user = ["ACL", "SETUSER", "app", "on", ">pw"];
-        let all: Vec<&str> = user.iter().chain(&rights).chain(&more).copied().collect();
+        let all: Vec<&str> = user.into_iter().chain(rights.iter().map(String::as_str)).collect();
         assert!(!wire.ask(&all).is_error());
         let sessions = patient(RedisSessions::builder(at("app:pw@"))).connect().await.unwrap();
         let id = sessions.create("ada", json!({})).await.unwrap();
@@ -130,6 +134,204 @@ async fn each_topology_has_its_own_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_of_another_kind_is_refused_and_named() {
+    if binary().is_none() {
+        return;
+    }
+    let none = Vec::<String>::new;
+    let (server, sentinel) = (Process::start_on(&binary().unwrap(), ports(1)[0], &[]), sentinel().sentinels[0].uri());
+    for builder in [
+        RedisSessions::builder(&sentinel),
+        RedisSessions::builder(&sentinel).lazy(true),
+        RedisSessions::builder(sentinel.clone() + "/3"),
+        RedisSessions::builder(&sentinel).cluster(none()),
+    ] {
+        let message = config(builder.connect().await);
+        assert!(message.contains("sentinel"), "{message}");
+    }
+    let message = config(RedisSessions::builder("redis://master").sentinel([server.uri()], "mymaster").connect().await);
+    assert!(message.contains("is not a sentinel"), "{message}");
+    let message = config(RedisSessions::builder(server.uri()).cluster(none()).connect().await);
+    assert!(message.contains("not a node of a Cluster"), "{message}");
+    // Also if it does not say what it is.
+    let there = &cluster().nodes[0];
+    grant(&there.address, "mute", &rights("always", 0));
+    let message = config(RedisSessions::connect(there.address.uri_as("mute")).await);
+    assert!(message.contains("`.cluster("), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_does_not_exist_is_refused_and_named() {
+    for binary in binaries() {
+        let server = Process::start_on(&binary, ports(1)[0], &[]);
+        for lazy in [false, true] {
+            let message = config(RedisSessions::builder(server.uri() + "/99").lazy(lazy).connect().await);
+            assert!(message.contains("database"), "{message}");
+        }
+        // Nor is one that the user may not choose.
+        grant(&server.address, "app", &rights("always", 0));
+        let message = config(RedisSessions::connect(server.address.uri_as("app") + "/3").await);
+        assert!(message.contains("+select"), "{message}");
+        grant(&server.address, "app", &[rights("always", 0), rights("for a database", 0)].concat());
+        RedisSessions::connect(server.address.uri_as("app") + "/3").await.unwrap();
+    }
+    if binary().is_some() {
+        let node = cluster().nodes[0].uri() + "/3";
+        let message = config(RedisSessions::connect(node).await);
+        assert!(message.contains("Cluster"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_right_that_is_missing_is_named() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let all = rights("always", 0);
+        for missing in all.iter().filter(|right| right.starts_with('+')) {
+            let less: Vec<String> = all.iter().filter(|right| *right != missing).cloned().collect();
+            grant(&server.address, "app", &less);
+            let connected = RedisSessions::connect(server.address.uri_as("app")).await;
+            assert!(connected.is_err(), "without {missing} at {}", binary.display());
+            let message = config(connected);
+            assert!(message.contains(&format!("lacks {missing}:")), "{missing}: {message}");
+            // One that is not there yet is not waited for: it would not help.
+            config(RedisSessions::builder(server.address.uri_as("app")).lazy(true).connect().await);
+        }
+        grant(&server.address, "app", &all);
+        let builder = RedisSessions::builder(server.address.uri_as("app"));
+        let message = config(builder.namespace("not-mine").connect().await);
+        assert!(message.contains("keys of this namespace"), "{message}");
+        RedisSessions::connect(server.address.uri_as("app")).await.unwrap();
+    }
+    if binary().is_none() {
+        return;
+    }
+    // In the other modes as well.
+    for server in &sentinel().servers {
+        grant(&server.address, "less", &rights("always", 0));
+    }
+    let sentinels = [sentinel().sentinels[0].uri()];
+    let builder = RedisSessions::builder("redis://less:pw@master").sentinel(sentinels, "mymaster");
+    let message = config(builder.connect().await);
+    assert!(message.contains("+role"), "{message}");
+    for node in &cluster().nodes {
+        grant(&node.address, "less", &rights("always", 0));
+    }
+    let builder = RedisSessions::builder(cluster().nodes[0].address.uri_as("less")).cluster(Vec::<String>::new());
+    let message = config(builder.connect().await);
+    assert!(message.contains("+cluster|slots"), "{message}");
+}
+
+#[tokio::test(flavor = "current_thread")]
+async fn a_server_that_refuses_writes_for_now_connects_with_a_warning() {
+    for binary in binaries() {
+        let server = Process::start_on(&binary, ports(1)[0], &[]);
+        // A setting that makes the server refuse, and the value that undoes it.
+        let refusals = [
+            ("maxmemory", "1", "0", "OOM"),
+            ("min-replicas-to-write", "1", "0", "NOREPLICAS"),
+            ("save", "3600 1", "", "MISCONF"),
+            ("replica-serve-stale-data", "yes", "yes", "READONLY"),
+        ];
+        for (setting, before, after, code) in refusals {
+            server.ask(&["CONFIG", "SET", setting, before]);
+            match code {
+                "READONLY" => drop(server.ask(&["REPLICAOF", "127.0.0.1", "1"])),
+                "MISCONF" => {
+                    // It has nowhere to save to.
+                    fs::remove_dir_all(&server.folder).unwrap();
+                    server.ask(&["BGSAVE"]);
+                    until("it could not save", || {
+                        server.address.info("persistence", "rdb_last_bgsave_status") == "err"
+                    });
+                }
+                _ => {}
+            }
+            let events = Events::default();
+            let guard = tracing::subscriber::set_default(events.clone());
+            let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+            drop(guard);
+            let warned = events.text();
+            let warned = warned.lines().find(|line| line.starts_with("WARN")).expect(code);
+            assert!(warned.contains(&format!("Redis answered {code}")), "{warned}");
+            let problems: Vec<_> =
+                sessions.doctor().await.into_iter().filter(|finding| finding.level == Level::Problem).collect();
+            assert!(problems.iter().any(|finding| finding.message.contains(code)), "{code}: {problems:?}");
+            assert!(sessions.create("ada", json!({})).await.is_err(), "{code}");
+
+            server.ask(&["CONFIG", "SET", setting, after]);
+            server.ask(&["REPLICAOF", "NO", "ONE"]);
+            // It is not asked to connect again.
+            let id = loop {
+                if let Ok(id) = sessions.create("ada", json!({})).await {
+                    break id;
+                }
+            };
+            assert!(sessions.get(&id).await.unwrap().is_some());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_doctor_tries_every_server_of_a_cluster() {
+    if binary().is_none() {
+        return;
+    }
+    let cluster = cluster();
+    let all = [rights("always", 0), rights("in a Cluster", 0)].concat();
+    for node in &cluster.nodes {
+        grant(&node.address, "patient", &all);
+    }
+    let sessions = cluster.builder_as("patient").connect().await.unwrap();
+    let problems = async || {
+        let findings = sessions.doctor().await;
+        findings.into_iter().filter(|finding| finding.level == Level::Problem).collect::<Vec<_>>()
+    };
+    assert_eq!(problems().await, []);
+    for master in cluster.masters() {
+        master.ask(&["ACL", "SETUSER", "patient", "-zadd"]);
+        let found = problems().await;
+        assert!(found.len() == 1 && found[0].subject == "rights" && found[0].message.contains("+zadd"), "{found:?}");
+        master.ask(&["ACL", "SETUSER", "patient", "+zadd"]);
+    }
+}
+
+async fn the_documented_rights_are_enough(on: Topology) {
+    let place = Place::new(on).unwrap();
+    for user in ["app", "operator"] {
+        let sessions = place.builder(user).connect().await.unwrap();
+        let id = sessions.create("ada", json!({})).await.unwrap();
+        sessions.update(&id, json!({"a": 1})).await.unwrap();
+        assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+        assert_eq!(sessions.clear("ada").await.unwrap(), 1);
+        let findings = sessions.doctor().await;
+        assert!(findings.iter().all(|finding| finding.level != Level::Problem), "{findings:?}");
+        // What else was tried is only what one may go without.
+        let optional = match user {
+            "app" => &["client|setinfo", "ping", "info", "config|get", "script|load"][..],
+            _ => &["client|setinfo", "ping"],
+        };
+        for master in place.masters() {
+            for entry in master.ask(&["ACL", "LOG", "1000"]).list() {
+                let fields: Vec<String> = entry.list().iter().map(Reply::text).collect();
+                let field = |name| fields.iter().position(|field| field == name).map(|at| fields[at + 1].clone());
+                let (who, what) = (field("username").unwrap(), field("object").unwrap());
+                // Subcommands are told apart since 7.0.
+                let is_optional = optional.iter().any(|right| *right == what || right.split('|').next() == Some(&what));
+                assert!(who != user || is_optional, "{fields:?}");
+            }
+        }
+    }
+}
+
+async fn nothing_is_left_of_the_self_test(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    sessions.doctor().await;
+    assert_eq!(place.keys(), []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_closed_stays_closed() {
     if binary().is_none() {
         return;
@@ -166,7 +368,7 @@ async fn a_connection_of_the_application_will_do(on: Topology) {
 
 async fn the_doctor_knows_the_server(on: Topology) {
     let place = Place::new(on).unwrap();
-    let sessions = place.sessions().await;
+    let sessions = place.builder("operator").connect().await.unwrap();
     let findings = sessions.doctor().await;
     let about = |subject: &str| findings.iter().any(|finding| finding.subject == subject);
     for subject in ["version", "memory", "persistence", "replicas", "latency", "clock"] {

@@ -1,7 +1,8 @@
-//! Redis in its three topologies, each started once and shared by the tests that break nothing.
+//! Redis in its three topologies, each started once and shared by the tests that break nothing, and used with exactly the rights
+//! that the docs ask for.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         LazyLock, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -87,13 +88,18 @@ impl Place {
         &self,
         options: impl FnOnce(Builder<RedisServer>) -> Builder<RedisServer>,
     ) -> RedisSessions {
+        options(self.builder("app")).connect().await.unwrap()
+    }
+
+    /// As `app`, or as `operator`, who may also do what only the doctor needs.
+    pub fn builder(&self, user: &str) -> Builder<RedisServer> {
         let builder = match self.topology {
-            Topology::Server => RedisSessions::builder(server().uri()),
-            Topology::Other(at) => RedisSessions::builder(others()[at].uri()),
-            Topology::Sentinel => sentinel().builder(),
-            Topology::Cluster => cluster().builder(),
+            Topology::Server => RedisSessions::builder(server().address.uri_as(user)),
+            Topology::Other(at) => RedisSessions::builder(others()[at].address.uri_as(user)),
+            Topology::Sentinel => sentinel().builder_as(user),
+            Topology::Cluster => cluster().builder_as(user),
         };
-        options(patient(builder).namespace(&self.namespace)).connect().await.unwrap()
+        patient(builder).namespace(&self.namespace)
     }
 
     /// The servers that hold keys.
@@ -139,6 +145,36 @@ impl Place {
     }
 }
 
+/// What the docs list as needed: the `nth` group of rights in the line that begins like this.
+pub fn rights(line: &str, nth: usize) -> Vec<String> {
+    let docs = include_str!("../../../src/stores/redis/mod.rs");
+    let start = format!("//! * {line}");
+    let line = docs.lines().find(|text| text.starts_with(&start)).unwrap();
+    let group = line.split('`').skip(1).step_by(2).nth(nth).unwrap();
+    group.split(' ').map(str::to_owned).collect()
+}
+
+/// Makes a user with exactly these rights, on the namespaces of the tests.
+pub fn grant(server: &Address, user: &str, rights: &[String]) {
+    let mut command = vec!["ACL", "SETUSER", user, "reset", "on", ">pw"];
+    for right in rights {
+        match right.strip_prefix("~sessions") {
+            Some(rest) => assert_eq!(rest, ":*"),
+            None => command.push(right),
+        }
+    }
+    command.extend(["~sessions:*", "~test-*:*"]);
+    let answer = server.ask(&command);
+    assert!(!answer.is_error(), "{command:?}: {answer:?}");
+}
+
+/// Makes the users `app` and `operator`, with what sessions need in this mode and what the doctor can use.
+fn make_users(server: &Address, mode: &[String]) {
+    let app = [rights("always", 0), mode.to_vec()].concat();
+    grant(server, "app", &app);
+    grant(server, "operator", &[app, rights("for all that", 1)].concat());
+}
+
 /// Two cores and many tests: nothing here waits for a deadline to pass, unless it says so.
 pub fn patient(builder: Builder<RedisServer>) -> Builder<RedisServer> {
     builder.deadline(Duration::from_secs(4)).request_time(Duration::from_secs(60))
@@ -153,9 +189,15 @@ impl WithSentinels {
         // A sentinel asks the master for its replicas at once, and then not for ten seconds.
         until("the replica follows", || master.address.info("replication", "slave0").contains("state=online"));
         let quorum = sentinels / 2 + 1;
+        for server in [&master, &replica] {
+            make_users(&server.address, &rights("behind Sentinel", 0));
+        }
         let sentinels: Vec<Process> =
             ports[2..].iter().map(|port| Process::start_sentinel(&binary, *port, ports[0], quorum)).collect();
         for sentinel in &sentinels {
+            for user in ["app", "operator"] {
+                grant(&sentinel.address, user, &rights("behind Sentinel", 1));
+            }
             let knows = |field: &str| {
                 let master = sentinel.ask(&["SENTINEL", "MASTER", "mymaster"]);
                 let Reply::List(fields) = master else { return String::new() };
@@ -170,8 +212,12 @@ impl WithSentinels {
     }
 
     pub fn builder(&self) -> Builder<RedisServer> {
-        let sentinels = self.sentinels.iter().map(Process::uri);
-        patient(RedisSessions::builder("redis://master")).sentinel(sentinels, "mymaster")
+        self.builder_as("app")
+    }
+
+    pub fn builder_as(&self, user: &str) -> Builder<RedisServer> {
+        let sentinels = self.sentinels.iter().map(|sentinel| sentinel.address.uri_as(user));
+        patient(RedisSessions::builder(format!("redis://{user}:pw@master"))).sentinel(sentinels, "mymaster")
     }
 
     /// Whom the first sentinel names.
@@ -206,6 +252,7 @@ impl OfCluster {
             }
         }
         for node in &nodes {
+            make_users(&node.address, &rights("in a Cluster", 0));
             until("all nodes have met", || node.address.info_of_cluster("cluster_known_nodes") == "6");
         }
         for at in 3..6 {
@@ -229,7 +276,11 @@ impl OfCluster {
     }
 
     pub fn builder(&self) -> Builder<RedisServer> {
-        let mut nodes = self.nodes.iter().map(Process::uri);
+        self.builder_as("app")
+    }
+
+    pub fn builder_as(&self, user: &str) -> Builder<RedisServer> {
+        let mut nodes = self.nodes.iter().map(|node| node.address.uri_as(user));
         patient(RedisSessions::builder(nodes.next().unwrap())).cluster(nodes)
     }
 
@@ -249,7 +300,7 @@ impl Address {
 
 /// The shared server.
 pub fn server() -> &'static Process {
-    static SERVER: LazyLock<Process> = LazyLock::new(|| Process::start(&binary().unwrap(), &[]));
+    static SERVER: LazyLock<Process> = LazyLock::new(|| start(&binary().unwrap()));
     &SERVER
 }
 
@@ -266,7 +317,13 @@ pub fn cluster() -> &'static OfCluster {
 /// A server for each binary in `SESSION_TEST_REDIS_SERVERS`, paths with colons or commas between them.
 pub fn others() -> &'static [Process] {
     static OTHERS: OnceLock<Vec<Process>> = OnceLock::new();
-    OTHERS.get_or_init(|| other_binaries().iter().map(|binary| Process::start(binary, &[])).collect())
+    OTHERS.get_or_init(|| other_binaries().iter().map(|binary| start(binary)).collect())
+}
+
+fn start(binary: &Path) -> Process {
+    let server = Process::start(binary, &[]);
+    make_users(&server.address, &[]);
+    server
 }
 
 /// The binaries that tests of a single server start: the one that is installed, and the others.

@@ -9,7 +9,7 @@ use std::{
 };
 
 /// Where a server listens.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Address {
     Unix(PathBuf),
     Port(u16),
@@ -34,6 +34,14 @@ impl Address {
         match self {
             Self::Unix(path) => format!("unix://{}", path.display()),
             Self::Port(port) => format!("redis://127.0.0.1:{port}"),
+        }
+    }
+
+    /// For a user with the password `pw`.
+    pub fn uri_as(&self, user: &str) -> String {
+        match self {
+            Self::Unix(path) => format!("unix://{}?user={user}&pass=pw", path.display()),
+            Self::Port(port) => format!("redis://{user}:pw@127.0.0.1:{port}"),
         }
     }
 

@@ -1,0 +1,127 @@
+//! The self-test: every verb once, on Redis keys of its own.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::{
+    backend::RedisBackend,
+    failure::{Failure, Kind, SOME_RIGHT},
+    keys::slot,
+};
+use crate::{
+    backend::{Backend, Result},
+    error::Error,
+    random::random,
+    record::{
+        Record,
+        id::{Owner, RecordId, Sid},
+    },
+};
+
+/// An owner on each server that holds sessions: one, or the masters of a Cluster.
+pub(super) async fn owners(backend: &RedisBackend) -> std::result::Result<Vec<Owner>, Error> {
+    let Some(slots) = backend.link().slots(Instant::now() + PATIENCE).await else {
+        return Ok(vec![owner()?]);
+    };
+    let mut owners = vec![None; slots.servers()];
+    // Slots are about evenly spread, so a server without an owner after this has hardly any.
+    for _ in 0..64 * slots.servers() {
+        let owner = owner()?;
+        if let Some(server) = slots.server(slot(&backend.keys().index(owner))) {
+            owners[server] = Some(owner);
+        }
+    }
+    Ok(owners.into_iter().flatten().collect())
+}
+
+/// An owner that no session has.
+pub(super) fn owner() -> std::result::Result<Owner, Error> {
+    random().map(Owner::from_bytes)
+}
+
+/// Runs every script and every read once, and returns each failure once. An unreachable server ends it at the first one.
+///
+/// The records belong to an owner that no session has, and are removed at the end.
+pub(super) async fn run(backend: &RedisBackend, owner: Owner) -> std::result::Result<Vec<Failure>, Error> {
+    let sid = Sid::from_random(*owner.as_bytes())?;
+    let mut failures = Failures(Vec::new());
+    // `None` is an unreachable server, which is among the failures.
+    let _ = failures.collect(backend, owner, sid).await;
+    if failures.0.contains(&SOME_RIGHT) {
+        let _ = failures.name_rights(backend, owner).await;
+    }
+    Ok(failures.0)
+}
+
+struct Failures(Vec<Failure>);
+
+impl Failures {
+    async fn collect(&mut self, backend: &RedisBackend, owner: Owner, sid: Sid) -> Option<()> {
+        for id in [RecordId::new(Some(owner), sid), RecordId::new(None, sid)] {
+            let record = |version| Record { id, version, ttl: TTL, payload: Bytes::from_static(b"self-test") };
+            self.note(backend.create(record(1)).await)?;
+            self.note(backend.load(id).await)?;
+            self.note(backend.update(1, record(2)).await)?;
+            // A conflict takes another way through the script.
+            self.note(backend.update(1, record(3)).await)?;
+            self.note(backend.touch(id, 2, TTL).await)?;
+            self.note(backend.list(owner).await)?;
+            self.note(backend.delete(id).await)?;
+        }
+        self.note(backend.clear(owner, None).await)?;
+        self.note(backend.tidy(owner, &[RecordId::new(None, sid).sid().to_owned()]).await.map_err(Into::into))?;
+        self.note(backend.run_by_text(owner).await.map_err(Into::into))?;
+        self.note(backend.remove(owner, sid).await.map_err(Into::into))
+    }
+
+    /// Runs the commands of the scripts one by one, on a Redis key that does not exist.
+    async fn name_rights(&mut self, backend: &RedisBackend, owner: Owner) -> Option<()> {
+        let key = backend.keys().cleared(owner);
+        for line in COMMANDS {
+            let mut words = line.split(' ');
+            let mut command = redis::cmd(words.next()?);
+            for word in words {
+                command.arg(if word == "KEY" { &key } else { word });
+            }
+            let answer = backend.link().send_one(command, slot(&key), Instant::now() + PATIENCE).await;
+            self.note(answer.map_err(Into::into))?;
+        }
+        if self.0.iter().any(|failure| failure.kind == Kind::Denied && *failure != SOME_RIGHT) {
+            self.0.retain(|failure| *failure != SOME_RIGHT);
+        }
+        Some(())
+    }
+
+    fn note<T>(&mut self, result: Result<T>) -> Option<()> {
+        let Err(error) = result else { return Some(()) };
+        let failure = error.downcast::<Failure>().map_or_else(|_| Failure::garbage(), |failure| *failure);
+        let goes_on = !matches!(failure.kind, Kind::Lost | Kind::Silent);
+        if !self.0.contains(&failure) {
+            self.0.push(failure);
+        }
+        goes_on.then_some(())
+    }
+}
+
+/// All commands of the scripts, in a form that changes nothing.
+const COMMANDS: [&str; 15] = [
+    "EXISTS KEY",
+    "GET KEY",
+    "GETRANGE KEY 0 0",
+    "PEXPIRE KEY 1",
+    "PTTL KEY",
+    "SET KEY x XX",
+    "TIME",
+    "UNLINK KEY",
+    "ZADD KEY XX 1 x",
+    "ZCOUNT KEY 0 1",
+    "ZRANGE KEY 0 1",
+    "ZRANGEBYSCORE KEY 0 1",
+    "ZREM KEY x",
+    "ZSCORE KEY x",
+    "MGET KEY",
+];
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Short, for the case that the process dies before it removes the keys.
+const TTL: Duration = Duration::from_secs(5);
