@@ -41,7 +41,10 @@ pub struct Data {
     changed: Option<Arc<Changes>>,
 }
 
-/// What was written: each name once, and without a value where that was taken away.
+/// What was written, in that order: each name once, without a value where that was removed.
+///
+/// An ordered map, for the usual case of very few names. `indexmap` is shorter to use, and makes the first write of a visitor
+/// 2.0 % more expensive and other writes 1.7 % (by callgrind): it allocates and hashes for a single name too.
 #[derive(Clone, Default)]
 struct Changes {
     list: Vec<Changed>,
@@ -333,7 +336,7 @@ pub(crate) fn take_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
 
 /// Enough for 32 GiB.
 const MAX_LEN_BYTES: usize = 5;
-/// So many changes are looked through faster than they are hashed.
+/// Up to this many changes, comparing each is faster than hashing.
 const FEW: usize = 16;
 
 /// A value, as JSON.
