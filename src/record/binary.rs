@@ -22,9 +22,10 @@ use bytes::Bytes;
 use crate::record::{
     Contents,
     codec::{Body, Parsed},
-    data::{Text, len_len, push_len, take_len},
+    data::{len_len, push_len, take_len},
     id::{Owner, RecordId},
     token::SecretHash,
+    value::Text,
 };
 
 pub(super) const FORMAT: u8 = 1;

@@ -9,10 +9,11 @@ use crate::{
     error::{Error, ErrorKind},
     record::{
         Contents, Serializer, binary,
-        data::{Data, Fields, Text},
+        data::Data,
         id::{Owners, RecordId},
         keyring::{self, Keys, Opened},
         text,
+        value::{Fields, Text},
     },
 };
 
@@ -142,16 +143,18 @@ impl Codec {
             Some(&text::FORMAT) => text::read(id, payload),
             _ => None,
         };
-        let Parsed { namespace, is_of_id, contents } =
-            parsed.ok_or_else(|| unreadable("a record is not in a format that this version reads"))?;
-        if namespace != self.owners.namespace() {
+        let Some(parsed) = parsed else {
+            return Err(unreadable("a record is not in a format that this version reads"));
+        };
+        let contents = &parsed.contents;
+        if parsed.namespace != self.owners.namespace() {
             return Err(unreadable("a record was written under another namespace or pepper"));
         }
         // A record that was moved: to another session, or to another user.
-        if !is_of_id || contents.key.is_some() != id.owner().is_some() {
+        if !parsed.is_of_id || contents.key.is_some() != id.owner().is_some() {
             return Err(unreadable("a record belongs to another session"));
         }
-        if !is_right(&contents) {
+        if !is_right(contents) {
             return Ok(None);
         }
         // A session that its owner could not clear is nobody's.
@@ -170,7 +173,7 @@ impl Codec {
             }
             _ => return Err(unreadable("a record was written by another serializer")),
         };
-        Ok(Some(contents.with(key, data)))
+        Ok(Some(parsed.contents.with(key, data)))
     }
 }
 

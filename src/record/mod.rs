@@ -26,6 +26,7 @@ pub(crate) mod id;
 pub mod keyring;
 mod text;
 pub(crate) mod token;
+pub(crate) mod value;
 
 use std::{fmt, sync::Arc, time::Duration};
 

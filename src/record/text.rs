@@ -20,9 +20,9 @@ use crate::{
     record::{
         Contents,
         codec::{Body, Parsed, Undecoded},
-        data::Text,
         id::RecordId,
         token::SecretHash,
+        value::Text,
     },
 };
 

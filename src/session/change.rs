@@ -8,7 +8,10 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use crate::{
     error::Error,
-    record::data::{Data, Raw, from_raw, json},
+    record::{
+        data::Data,
+        value::{Raw, from_raw, json},
+    },
     sessions::loaded::Base,
 };
 

@@ -66,7 +66,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use crate::{
     clock::time,
     error::Error,
-    record::data::{Data, json},
+    record::{data::Data, value::json},
     session::{
         change::{Change, Clearing, Identity, Staged},
         driver::Driver,

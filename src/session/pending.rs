@@ -407,7 +407,7 @@ mod tests {
     use super::*;
     use crate::{
         random::{STEP, mix},
-        record::{Contents, data, id::RecordId},
+        record::{Contents, id::RecordId, value},
         sessions::loaded::Loaded,
     };
 
@@ -442,7 +442,7 @@ mod tests {
     }
 
     fn set(name: &str, value: u64) -> Change {
-        Change::Set(name.into(), data::json(value).unwrap())
+        Change::Set(name.into(), value::json(value).unwrap())
     }
 
     fn add(name: &str, amount: u64) -> Change {
@@ -706,11 +706,11 @@ mod tests {
     impl Store {
         fn apply_naively(&mut self, op: Op) {
             match op {
-                Op::Set(name, value) => self.naive.set(&name.into(), data::json(value).unwrap()),
+                Op::Set(name, value) => self.naive.set(&name.into(), value::json(value).unwrap()),
                 Op::Remove(name) => self.naive.remove(&name.into()),
                 Op::Add(name, amount) => {
                     let sum = self.naive.get::<u64>(name).unwrap().unwrap_or(0) + amount;
-                    self.naive.set(&name.into(), data::json(sum).unwrap());
+                    self.naive.set(&name.into(), value::json(sum).unwrap());
                 }
             }
         }
