@@ -1,0 +1,145 @@
+//! The bounds of the memory store: how much room is taken, and whether more fits.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::shard::OVERHEAD;
+use crate::record::id::RecordId;
+
+/// The most that there may be, and what there is. Room is taken before a record is stored, and given back after it is gone.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    pub(super) max_sessions: usize,
+    pub(super) max_bytes: usize,
+    usage: Mutex<Usage>,
+}
+
+/// The room taken by signed-in sessions and by visitors' sessions.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Usage {
+    pub(super) keyed: Room,
+    pub(super) anonymous: Room,
+}
+
+/// A number of sessions and the bytes that they take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Room {
+    pub(super) sessions: usize,
+    pub(super) bytes: usize,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { max_sessions: usize::MAX, max_bytes: MAX_BYTES, usage: Mutex::default() }
+    }
+}
+
+impl Bounds {
+    pub(super) fn usage(&self) -> Usage {
+        *self.lock()
+    }
+
+    /// Takes room for a record, if there is any.
+    pub(super) fn take(&self, id: RecordId, more: Room) -> bool {
+        let mut usage = self.lock();
+        let fits = self.fits(usage.keyed.and(usage.anonymous).and(more));
+        if fits {
+            let used = usage.of(id);
+            *used = used.and(more);
+        }
+        fits
+    }
+
+    /// Gives room back.
+    pub(super) fn release(&self, id: RecordId, room: Room) {
+        if room.bytes == 0 {
+            return;
+        }
+        let mut usage = self.lock();
+        let used = usage.of(id);
+        *used = used.beyond(room);
+    }
+
+    /// Whether `more` for that record would fit if every visitor gave way, except the record itself, which has `has`.
+    pub(super) fn could_fit(&self, id: RecordId, more: Room, has: Room) -> bool {
+        // A record with a key is among those that stay already.
+        let own = if id.owner().is_none() { has } else { Room::default() };
+        self.fits(self.usage().keyed.and(own).and(more))
+    }
+
+    fn fits(&self, room: Room) -> bool {
+        room.sessions <= self.max_sessions && room.bytes <= self.max_bytes
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Usage> {
+        // No user code runs under the lock, so nothing can have stopped halfway.
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Usage {
+    fn of(&mut self, id: RecordId) -> &mut Room {
+        if id.owner().is_some() { &mut self.keyed } else { &mut self.anonymous }
+    }
+}
+
+impl Room {
+    /// What a record takes, with its places in the indexes.
+    pub(super) fn of(payload: &Bytes) -> Self {
+        Self { sessions: 1, bytes: payload.len() + OVERHEAD }
+    }
+
+    /// The sum of both.
+    pub(super) fn and(self, other: Self) -> Self {
+        Self { sessions: self.sessions.saturating_add(other.sessions), bytes: self.bytes.saturating_add(other.bytes) }
+    }
+
+    /// What `self` has more than `other`, of each.
+    pub(super) fn beyond(self, other: Self) -> Self {
+        Self { sessions: self.sessions.saturating_sub(other.sessions), bytes: self.bytes.saturating_sub(other.bytes) }
+    }
+}
+
+const MAX_BYTES: usize = 1 << 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::id::Owner;
+
+    const ONE: Room = Room { sessions: 1, bytes: 10 };
+
+    fn ids() -> (RecordId, RecordId) {
+        let sid = "AAAAAAAAAAAAAAAAAAAAAA";
+        (format!("{}.{sid}", Owner::from([1; 16])).parse().unwrap(), sid.parse().unwrap())
+    }
+
+    fn bounds(max_sessions: usize, max_bytes: usize) -> Bounds {
+        Bounds { max_sessions, max_bytes, ..Bounds::default() }
+    }
+
+    #[test]
+    fn what_is_refused_takes_no_room() {
+        let (keyed, anonymous) = ids();
+        for bounds in [bounds(2, usize::MAX), bounds(usize::MAX, 29)] {
+            assert!(bounds.take(keyed, ONE) && bounds.take(anonymous, ONE) && !bounds.take(anonymous, ONE));
+            let usage = bounds.usage();
+            assert_eq!((usage.keyed, usage.anonymous), (ONE, ONE));
+            bounds.release(anonymous, ONE);
+            assert!(bounds.take(keyed, ONE));
+        }
+    }
+
+    #[test]
+    fn a_record_fits_if_those_that_can_give_way_make_enough_room() {
+        let (keyed, anonymous) = ids();
+        let bounds = bounds(2, 20);
+        assert!(bounds.take(keyed, ONE) && bounds.take(anonymous, ONE));
+        assert!(bounds.could_fit(keyed, ONE, Room::default()));
+        assert!(!bounds.could_fit(keyed, Room { sessions: 0, bytes: 11 }, ONE));
+        // The visitor's own record does not give way for itself.
+        assert!(!bounds.could_fit(anonymous, Room { sessions: 0, bytes: 1 }, ONE));
+        assert!(!bounds.could_fit(anonymous, Room { sessions: 1, bytes: usize::MAX }, Room::default()));
+    }
+}
