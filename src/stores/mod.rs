@@ -1,4 +1,22 @@
-//! The stores that this crate brings: memory, a JSON file, and Redis.
+//! The stores that come with this crate: memory, a JSON file, and Redis.
+//!
+//! ```
+//! use jam_session::stores::{json::JsonSessions, memory::MemorySessions};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = std::env::temp_dir().join(format!("jam-session-stores-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder)?;
+//! // Until the process ends, in this process.
+//! let sessions = MemorySessions::new();
+//! # drop(sessions);
+//! // Until the file is removed, in one process at a time.
+//! let sessions = JsonSessions::open(folder.join("sessions.json")).await?;
+//! # sessions.close().await?;
+//! # std::fs::remove_dir_all(folder)?;
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod json;
 pub mod memory;

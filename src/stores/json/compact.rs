@@ -1,4 +1,4 @@
-//! Writing the file anew, beside the one in use: without what is dead, or because nothing can be said of the other.
+//! Compaction: writes the live records to a new file beside the one in use, while changes go on.
 
 use std::{
     io,
@@ -12,22 +12,22 @@ use std::{
 
 use super::{
     disk::{Disk, Handle, read_full, write_all},
-    inbox::Inbox,
     journal::At,
     line::Line,
+    queue::Queue,
     read,
     table::Table,
 };
 
-/// A file that is not in its place yet. Everything in it was synced.
+/// A new file that is not in place yet. Everything in it was synced.
 pub(super) struct Beside {
     pub(super) file: Arc<dyn Handle>,
     pub(super) len: u64,
 }
 
-/// A file being written in a thread of its own, while changes go on.
+/// A compaction under way, in a thread of its own.
 pub(super) struct Compaction {
-    /// Where the old file ended when it began. What came after that is copied as it is.
+    /// Where the old file ended when the compaction began. What was appended since is copied as it is.
     pub(super) from: At,
     /// Where the old file ends now.
     good: Arc<AtomicU64>,
@@ -42,9 +42,9 @@ pub(super) struct Copied {
     pub(super) until: u64,
 }
 
-/// Writes all live records into a new file, as those after change `n`.
+/// Writes all live records into a new file, as the state after change `n`.
 ///
-/// What changes meanwhile may be in it or not: what came after `n` has to be done again in either case.
+/// A change that is made meanwhile may be in it or not, so every change after `n` has to be replayed on it.
 pub(super) fn write_beside(disk: &dyn Disk, table: &RwLock<Table>, n: u64, stop: &AtomicBool) -> io::Result<Beside> {
     disk.remove_beside()?;
     let file = disk.beside()?;
@@ -73,7 +73,7 @@ pub(super) fn write_beside(disk: &dyn Disk, table: &RwLock<Table>, n: u64, stop:
 }
 
 impl Beside {
-    /// Copies a part of the old file to the end, byte for byte.
+    /// Appends a part of the old file, byte for byte.
     pub(super) fn copy(&mut self, old: &dyn Handle, mut from: u64, until: u64) -> io::Result<()> {
         let mut bytes = vec![0; CHUNK];
         while from < until {
@@ -91,11 +91,11 @@ impl Beside {
 }
 
 impl Compaction {
-    /// Begins in the background, and rings when it is done.
+    /// Begins in the background, and wakes the writer when it is done.
     pub(super) fn start(
         disk: Arc<dyn Disk>,
         table: Arc<RwLock<Table>>,
-        inbox: Arc<Inbox>,
+        queue: Arc<Queue>,
         old: Arc<dyn Handle>,
         from: At,
     ) -> io::Result<Self> {
@@ -104,22 +104,22 @@ impl Compaction {
         let work = {
             let (good, stop) = (Arc::clone(&good), Arc::clone(&stop));
             move || {
-                // Nobody listens any more if it was stopped.
+                // If it was stopped, the receiver is gone.
                 let _ = send.send(copy_all(&*disk, &table, &*old, from, &good, &stop));
                 drop((disk, old));
-                inbox.ring();
+                queue.wake();
             }
         };
         let thread = thread::Builder::new().name("jam-session-compact".to_owned()).spawn(work)?;
         Ok(Self { from, good, stop, done, thread: Some(thread) })
     }
 
-    /// The old file goes up to here now. What is before that is never taken back.
+    /// Tells it where the old file ends now. What is before that is never cut off.
     pub(super) fn goes_on(&self, good: At) {
         self.good.store(good.offset, SeqCst);
     }
 
-    /// What came of it, once it is done.
+    /// Returns its result, once it is done.
     pub(super) fn result(&self) -> Option<io::Result<Copied>> {
         match self.done.try_recv() {
             Ok(result) => Some(result),
@@ -130,7 +130,7 @@ impl Compaction {
 }
 
 impl Drop for Compaction {
-    /// Stops it, and waits until it is stopped: it holds what the lock is for.
+    /// Stops it, and waits for its thread, which writes to files that the lock protects.
     fn drop(&mut self) {
         self.stop.store(true, SeqCst);
         if let Some(thread) = self.thread.take() {
@@ -139,7 +139,7 @@ impl Drop for Compaction {
     }
 }
 
-/// Writes the file, and follows the old one until there is little left to copy.
+/// Writes the new file, and follows the old one until there is little left to copy.
 fn copy_all(
     disk: &dyn Disk,
     table: &RwLock<Table>,
@@ -163,5 +163,5 @@ fn copy_all(
 }
 
 const CHUNK: usize = 1 << 18;
-/// How often it tries to catch up with those who write, before it makes them wait.
+/// How often it tries to catch up before the writer waits for it.
 const ROUNDS: usize = 8;

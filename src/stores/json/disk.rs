@@ -1,4 +1,4 @@
-//! What is asked of the file system: little enough that a test can stand in for it, and fail in every way a disk does.
+//! The file system as the store uses it: a trait that is small enough for tests to simulate a disk that fails.
 
 use std::{
     ffi::OsString,
@@ -10,19 +10,19 @@ use std::{
 
 use crate::error::{Error, ErrorKind};
 
-/// A folder with one file in it that matters, and room beside that for the next one.
+/// A folder with the file, and a place beside it where the next one is written.
 pub(super) trait Disk: Send + Sync {
     /// Opens the file, if there is one.
     fn open(&self) -> io::Result<Option<Arc<dyn Handle>>>;
-    /// Makes a new, empty file beside it.
+    /// Creates a new, empty file beside it.
     fn beside(&self) -> io::Result<Arc<dyn Handle>>;
     /// Removes the file beside it, if there is one.
     fn remove_beside(&self) -> io::Result<()>;
-    /// Puts the file beside it in its place.
+    /// Renames the file beside it to its place.
     fn rename(&self) -> io::Result<()>;
-    /// What happened in the folder stays so, whatever happens to the machine.
+    /// Syncs the folder, so that renames in it survive a power cut.
     fn sync_folder(&self) -> io::Result<()>;
-    /// Whether that file is the one in its place.
+    /// Whether that file is the one that the path leads to.
     fn leads_to(&self, file: &dyn Handle) -> io::Result<bool>;
     /// The path, for messages.
     fn path(&self) -> &Path;
@@ -35,24 +35,24 @@ pub(super) trait Handle: Send + Sync {
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
-    /// Takes from others what a copy or an editor may have given them.
+    /// Takes away access that a copy or an editor may have given to other users.
     fn keep_private(&self) -> io::Result<()>;
-    /// What tells it from any other file.
+    /// What identifies the file.
     fn identity(&self) -> io::Result<Identity>;
-    /// How many bytes are in it, whoever put them there.
+    /// Its length, including bytes that other programs wrote.
     fn size(&self) -> io::Result<u64>;
 }
 
-/// Device and number, where there are such.
+/// Device and inode, where there are such.
 pub(super) type Identity = (u64, u64);
 
-/// The real thing. Holding it is holding the lock.
+/// A folder of the file system. Holding it is holding the lock of the file.
 pub(super) struct Folder {
     folder: PathBuf,
     file: PathBuf,
     beside: PathBuf,
-    /// The lock goes when this is closed, be it by the end of the process. Its file stays: one that is removed while
-    /// another process waits for it would lock nothing.
+    /// The lock is released when this is closed, also by the end of the process. The lock file stays: if it were removed
+    /// while another process waits for it, that process would lock nothing.
     _lock: File,
 }
 
@@ -60,7 +60,7 @@ impl Folder {
     /// Takes the lock of a path.
     ///
     /// # Errors
-    /// In words: no such folder, not writable, in use.
+    /// If the folder does not exist or is not writable, or if the file is in use.
     pub(super) fn lock(path: &Path) -> Result<Self, Error> {
         let refuse = |message: String| Err(Error::new(ErrorKind::Config, message));
         let Some(name) = path.file_name() else { return refuse(format!("{} names no file", path.display())) };
@@ -135,7 +135,7 @@ impl Disk for Folder {
         File::open(&self.folder)?.sync_all()
     }
 
-    /// There is no such call elsewhere: a rename is as durable as the system makes it.
+    /// Other systems have no such call: a rename is as durable as the system makes it.
     #[cfg(not(unix))]
     fn sync_folder(&self) -> io::Result<()> {
         fs::metadata(&self.folder).map(drop)
@@ -203,7 +203,7 @@ impl Handle for File {
     }
 }
 
-/// Reads on from a place until it has all or the file ends.
+/// Reads until the buffer is full or the file ends.
 pub(super) fn read_full(file: &dyn Handle, bytes: &mut [u8], at: u64) -> io::Result<usize> {
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -230,7 +230,7 @@ pub(super) fn write_all(file: &dyn Handle, bytes: &[u8], at: u64) -> io::Result<
     Ok(())
 }
 
-/// An error of the file system, in words.
+/// An error of the file system, with an explanation.
 pub(super) fn failed(message: String, error: io::Error) -> Error {
     let kind = match error.kind() {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::InvalidInput => {
@@ -241,7 +241,7 @@ pub(super) fn failed(message: String, error: io::Error) -> Error {
     Error::caused(kind, format!("{message}: {error}"), error)
 }
 
-/// To read and write, never through a symbolic link, and for nobody else if it is made anew.
+/// For reading and writing, never through a symbolic link. A new file is for its owner alone.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
@@ -253,9 +253,9 @@ fn options() -> OpenOptions {
     options
 }
 
-/// In case that somebody removes the lock file: the file itself is held too, and so is the one that will replace it.
+/// Locks the file itself too, and the one that will replace it, in case the lock file is removed.
 fn lock_too(file: &File) -> io::Result<()> {
-    // Where a lock keeps others from reading, a copy could not be made.
+    // Elsewhere a lock keeps other programs from reading, and no copy could be made.
     if cfg!(unix) {
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::new(io::ErrorKind::ResourceBusy, "it is in use"),
@@ -265,7 +265,7 @@ fn lock_too(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// Says in words what the system says in a way that few understand.
+/// Explains an error that the system describes in a way that few understand.
 fn refine(error: io::Error) -> io::Error {
     #[cfg(unix)]
     if error.raw_os_error() == Some(libc::ELOOP) {
@@ -280,7 +280,7 @@ fn identity(metadata: &fs::Metadata) -> Identity {
     (metadata.dev(), metadata.ino())
 }
 
-/// Nothing to tell files by: that there is one has to do.
+/// Nothing identifies files here: it has to do that there is one.
 #[cfg(not(unix))]
 fn identity(_: &fs::Metadata) -> Identity {
     (0, 0)

@@ -1,53 +1,64 @@
-//! The end of the file, where changes are appended, and from where they are taken back.
+//! The journal: appends lines to the file, syncs it, and cuts off what could not be written.
 
 use std::{io, sync::Arc};
 
 use super::{
     Durability,
-    disk::{Handle, write_all},
+    compact::Beside,
+    disk::{Disk, Handle, write_all},
     line::{Line, Place},
 };
 
-/// A file with everything acknowledged in it.
+/// The file in use, which has everything that was acknowledged.
 pub(super) struct Journal {
     file: Arc<dyn Handle>,
     /// Where the next line goes.
     end: At,
-    /// Where the file is cut when a write fails: the end of what was acknowledged.
+    /// The end of what was acknowledged: the file is cut here when a write fails.
     good: At,
-    /// What a sync that succeeded has covered.
+    /// The end of what the last successful sync covered.
     synced: At,
-    /// Up to which change some line says that it was synced.
+    /// The last change that some line says was synced.
     said: u64,
+    /// The files that may be in place after a rename whose result is unknown.
+    perhaps: Vec<Arc<dyn Handle>>,
 }
 
-/// A place in the file: so many bytes, and the number of the change that ends there.
+/// A place in the file: its offset, and the number of the change that ends there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct At {
     pub(super) offset: u64,
     pub(super) n: u64,
 }
 
-/// What became of changes that could not be written.
+/// Why changes were not acknowledged.
 #[derive(Debug)]
-pub(super) enum Fault {
-    /// They are not in the file, and never will be.
+pub(super) enum WriteError {
+    /// They are not in the file.
     NotApplied(io::Error),
-    /// They may be. Nothing can be said of the file until it is written anew.
+    /// They may be in the file, which cannot be trusted until it is rewritten.
     Unknown(io::Error),
 }
 
-/// Lines on their way to the end of the file.
-pub(super) struct Lines {
+impl From<WriteError> for io::Error {
+    fn from(error: WriteError) -> Self {
+        match error {
+            WriteError::NotApplied(error) | WriteError::Unknown(error) => error,
+        }
+    }
+}
+
+/// Encoded lines, to be appended.
+pub(super) struct LineBuffer {
     bytes: Vec<u8>,
     n: u64,
     synced: u64,
 }
 
 impl Journal {
-    /// A file that was synced up to its end.
+    /// A journal over a file that was synced up to its end.
     pub(super) fn new(file: Arc<dyn Handle>, end: At, said: u64) -> Self {
-        Self { file, end, good: end, synced: end, said }
+        Self { file, end, good: end, synced: end, said, perhaps: Vec::new() }
     }
 
     pub(super) fn file(&self) -> &Arc<dyn Handle> {
@@ -62,17 +73,17 @@ impl Journal {
         self.good
     }
 
-    /// Whether acknowledged changes wait for a sync.
+    /// Whether acknowledged changes were not synced yet.
     pub(super) fn is_ahead_of_disk(&self) -> bool {
         self.good.n > self.synced.n
     }
 
-    pub(super) fn lines(&self) -> Lines {
-        Lines { bytes: Vec::new(), n: self.end.n, synced: self.synced.n }
+    pub(super) fn lines(&self) -> LineBuffer {
+        LineBuffer { bytes: Vec::new(), n: self.end.n, synced: self.synced.n }
     }
 
-    /// Appends lines, as durably as asked. On an error nothing of them is there, or nobody knows.
-    pub(super) fn append(&mut self, lines: &Lines, durability: Durability) -> Result<(), Fault> {
+    /// Appends lines, and syncs them if `durability` says so.
+    pub(super) fn append(&mut self, lines: &LineBuffer, durability: Durability) -> Result<(), WriteError> {
         let end = At { offset: self.end.offset + lines.bytes.len() as u64, n: lines.n };
         let written = write_all(&*self.file, &lines.bytes, self.end.offset).and_then(|()| match durability {
             Durability::Sync => self.file.sync(),
@@ -92,8 +103,8 @@ impl Journal {
         }
     }
 
-    /// Says in the file up to where it is synced, if no line says so yet. Nobody waits for it to be on the disk.
-    pub(super) fn mark(&mut self) -> Result<(), Fault> {
+    /// Appends a line that says how far the file was synced, unless some line says so. That line itself is not synced.
+    pub(super) fn mark(&mut self) -> Result<(), WriteError> {
         if self.said >= self.synced.n {
             return Ok(());
         }
@@ -109,8 +120,8 @@ impl Journal {
         }
     }
 
-    /// Brings everything to the disk. After an error nothing is known of what was not there before: a later success
-    /// would not mean that it is.
+    /// Syncs the file. After an error, what was not synced before may be lost, and a later sync that succeeds does not mean
+    /// that it is there.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.end == self.synced {
             return Ok(());
@@ -121,22 +132,60 @@ impl Journal {
         Ok(())
     }
 
-    /// Takes back what was not acknowledged.
-    fn cut_back(&mut self, error: io::Error) -> Fault {
+    /// Puts a new file, which has everything up to change `n`, in place of the one in use. Some line in it says that `said`
+    /// was synced.
+    pub(super) fn replace(&mut self, disk: &dyn Disk, beside: Beside, n: u64, said: u64) -> Result<(), WriteError> {
+        let old = self.in_place(disk).map_err(WriteError::NotApplied)?;
+        let renamed = disk.rename();
+        if let Err(error) = &renamed {
+            // Where files cannot be told apart, both seem to be there. On such systems a rename that fails has not happened.
+            let is_new = match disk.leads_to(&*old) {
+                Ok(true) => Ok(false),
+                Ok(false) => disk.leads_to(&*beside.file),
+                Err(unknown) => Err(unknown),
+            };
+            let error = io::Error::new(error.kind(), error.to_string());
+            match is_new {
+                Ok(true) => {}
+                Ok(false) => return Err(WriteError::NotApplied(error)),
+                Err(_) => {
+                    // Whichever of the two is there later may be replaced by a third one.
+                    self.perhaps = vec![old, beside.file];
+                    return Err(WriteError::Unknown(error));
+                }
+            }
+        }
+        *self = Self::new(beside.file, At { offset: beside.len, n }, said);
+        // Without it, it is unknown which of the two is there after a power cut. A third one will be.
+        renamed.and_then(|()| disk.sync_folder()).map_err(WriteError::Unknown)
+    }
+
+    /// Returns the file that the path leads to, if it is one of ours. No other file is ever replaced.
+    pub(super) fn in_place(&self, disk: &dyn Disk) -> io::Result<Arc<dyn Handle>> {
+        for file in std::iter::once(&self.file).chain(&self.perhaps) {
+            if disk.leads_to(&**file)? {
+                return Ok(Arc::clone(file));
+            }
+        }
+        Err(io::Error::other("the file was deleted or replaced while it was in use"))
+    }
+
+    /// Cuts off what was not acknowledged.
+    fn cut_back(&mut self, error: io::Error) -> WriteError {
         match self.file.set_len(self.good.offset).and_then(|()| self.file.sync()) {
             Ok(()) => {
                 self.end = self.good;
                 self.synced = self.good;
-                // What said so may just have been cut.
+                // The line that said so may just have been cut off.
                 self.said = self.said.min(self.good.n.saturating_sub(1));
-                Fault::NotApplied(error)
+                WriteError::NotApplied(error)
             }
-            Err(_) => Fault::Unknown(error),
+            Err(_) => WriteError::Unknown(error),
         }
     }
 }
 
-impl Lines {
+impl LineBuffer {
     pub(super) fn push(&mut self, line: &Line) {
         self.n += 1;
         line.write(Some(Place { n: self.n, synced: self.synced }), &mut self.bytes);

@@ -1,7 +1,7 @@
-//! A line of the file ⇄ bytes.
+//! The format of a line, written and read.
 //!
-//! It begins with the CRC-32 of what follows its own place in the line, so that a break is found wherever it is. A
-//! payload that is a JSON object in one line stands there as it is, any other as base64.
+//! A line begins with the CRC-32 of everything after it, so that damage anywhere is detected. A payload that is a JSON
+//! object in one line is written as it is, any other as base64.
 
 use std::{io::Write, ops::Range};
 
@@ -16,53 +16,53 @@ use crate::record::id::{Owner, RecordId};
 /// What a line says.
 #[derive(Debug)]
 pub(super) enum Line {
-    /// The first of a file: so many lines follow that were written with it, and then what came after change `n`.
+    /// The first line: `records` lines follow that were written with it, and then the changes after change `n`.
     Head { records: u64, n: u64 },
-    /// There is a record, whatever there was before.
-    Put { id: RecordId, version: i64, time: Time, payload: Payload },
-    /// If it still has that version, a record lives until then.
-    Touch { id: RecordId, version: i64, time: Time },
-    /// There is no such record any more.
+    /// A record was created or replaced.
+    Put { id: RecordId, version: i64, time: Expiry, payload: Payload },
+    /// A record, if it still has that version, got a new expiry.
+    Touch { id: RecordId, version: i64, time: Expiry },
+    /// A record ended.
     End { id: RecordId },
-    /// There is no record of that owner any more, but one.
+    /// All records of an owner ended, except `keep`.
     Clear { owner: Owner, keep: Option<RecordId> },
-    /// Nothing happened: said only for what it says of the lines before.
+    /// Nothing changed. The line only says how far the file was synced.
     Synced,
 }
 
-/// Where a line stands among all changes, and up to which of them the file was on the disk before it was written.
+/// The number of a change, and the last change that had been synced when the line was written.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub(super) n: u64,
     pub(super) synced: u64,
 }
 
-/// Until when a record lives, by the clock on the wall, and how long that was when it was written. In milliseconds.
+/// When a record expires, by the wall clock, and how long that was when it was written. In milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Time {
+pub(super) struct Expiry {
     pub(super) until: u64,
     pub(super) ttl: u64,
 }
 
-/// Bytes to keep as they are, and whether they can stand in a line.
+/// A record's payload, and whether it can stand in a line as it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Payload {
     bytes: Bytes,
     plain: bool,
 }
 
-/// Why bytes are no line.
+/// Why a line cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
-    /// They are not what was written.
+pub(super) enum LineError {
+    /// The checksum is wrong: it is not what was written.
     Sum,
-    /// They are, by another version of this crate.
+    /// It was written like this, by another version of this crate.
     Unknown,
 }
 
 impl Payload {
     pub(super) fn new(bytes: Bytes) -> Self {
-        // Its own text or base64, and nothing in between: what comes back must be the same to the byte.
+        // What is read back must be the same to the byte, so there is no form in between.
         let plain = bytes.first() == Some(&b'{')
             && !bytes.contains(&b'\n')
             && serde_json::from_slice::<&RawValue>(&bytes).is_ok_and(|raw| raw.get().len() == bytes.len());
@@ -73,14 +73,14 @@ impl Payload {
         &self.bytes
     }
 
-    /// About how many bytes it takes in the file.
+    /// About how many bytes the payload takes in the file.
     fn len(&self) -> usize {
         if self.plain { self.bytes.len() } else { self.bytes.len().div_ceil(3) * 4 }
     }
 }
 
 impl Line {
-    /// Appends the line, with the end of it.
+    /// Appends the line and its newline.
     pub(super) fn write(&self, place: Option<Place>, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(SUM_BEFORE);
@@ -101,7 +101,7 @@ impl Line {
         }
         match self {
             Self::Head { records, n } => write!(out, r#""op":"file","format":1,"records":{records},"after":{n}"#)?,
-            Self::Put { id, version, time: Time { until, ttl }, payload } => {
+            Self::Put { id, version, time: Expiry { until, ttl }, payload } => {
                 write!(out, r#""op":"put","id":"{id}","version":{version},"until":{until},"ttl":{ttl},"#)?;
                 if payload.plain {
                     out.extend_from_slice(br#""json":"#);
@@ -110,7 +110,7 @@ impl Line {
                     write!(out, r#""base64":"{}""#, BASE64.encode(&payload.bytes))?;
                 }
             }
-            Self::Touch { id, version, time: Time { until, ttl } } => {
+            Self::Touch { id, version, time: Expiry { until, ttl } } => {
                 write!(out, r#""op":"touch","id":"{id}","version":{version},"until":{until},"ttl":{ttl}"#)?;
             }
             Self::End { id } => write!(out, r#""op":"end","id":"{id}""#)?,
@@ -124,13 +124,13 @@ impl Line {
         Ok(())
     }
 
-    /// Reads what [`write`](Self::write) wrote, without the end of the line.
-    pub(super) fn read(line: &[u8]) -> Result<(Option<Place>, Self), Broken> {
-        check_sum(line).ok_or(Broken::Sum)?;
-        // The sum is right, so what does not fit from here on was written like that.
-        let text = std::str::from_utf8(line).map_err(|_| Broken::Unknown)?;
-        let fields: Fields<'_> = serde_json::from_str(text).map_err(|_| Broken::Unknown)?;
-        fields.line().ok_or(Broken::Unknown)
+    /// Reads what [`write`](Self::write) wrote, without the newline.
+    pub(super) fn read(line: &[u8]) -> Result<(Option<Place>, Self), LineError> {
+        check_sum(line).ok_or(LineError::Sum)?;
+        // The checksum is right, so anything unknown from here on was written like this.
+        let text = std::str::from_utf8(line).map_err(|_| LineError::Unknown)?;
+        let fields: Fields<'_> = serde_json::from_str(text).map_err(|_| LineError::Unknown)?;
+        fields.line().ok_or(LineError::Unknown)
     }
 
     /// About how many bytes a record takes in the file.
@@ -139,16 +139,15 @@ impl Line {
     }
 }
 
-/// Whether bytes are a line that says so much was on the disk; if they have the end of a line, also whether any part of
-/// them up to there is.
+/// Whether bytes are a line that says that change `n` was on the disk.
 ///
-/// Any part, because the end of the line before may be what is broken. Not without an end: what is torn off within the
-/// data of a user is whatever that user likes.
+/// If they end with a newline, any suffix of them counts, because the newline before may be what is damaged. Without one
+/// only the whole does: a line that is torn within a user's data ends with whatever that user likes.
 pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
     if !is_whole {
         return says_so(bytes, n, true);
     }
-    // From the back, so that each byte is summed up once, however many starts there seem to be.
+    // From the back, so that each byte is summed once, however many beginnings there seem to be.
     let (mut sum, mut end, mut starts) = (Hasher::new(), bytes.len(), Vec::new());
     let windows = bytes.windows(SUM_BEFORE.len()).enumerate().rev();
     for (start, _) in windows.filter(|(_, window)| *window == SUM_BEFORE) {
@@ -162,7 +161,7 @@ pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
             starts.push(start);
         }
     }
-    // Of those before the true one, none knows what is in that: a sum is right there only by chance.
+    // A false beginning in front of the true one cannot know what follows: its sum is right only by chance.
     let starts = starts.into_iter().rev().take(MAX_STARTS);
     starts.filter_map(|start| Some((start, bytes.get(start..)?))).any(|(start, line)| says_so(line, n, start == 0))
 }
@@ -170,27 +169,27 @@ pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
 fn says_so(line: &[u8], n: u64, is_at_start: bool) -> bool {
     match Line::read(line) {
         Ok((Some(place), _)) => place.synced >= n,
-        // A whole line of a later version: what was before it was on the disk, for all that is known.
-        Err(Broken::Unknown) => is_at_start,
-        Ok((None, _)) | Err(Broken::Sum) => false,
+        // A whole line of a later version. To be safe, what is before it counts as synced.
+        Err(LineError::Unknown) => is_at_start,
+        Ok((None, _)) | Err(LineError::Sum) => false,
     }
 }
 
-/// Whether it might be the first line of a file of ours, whole or not.
+/// Whether this may be the beginning of a file of ours, damaged or not.
 pub(super) fn is_ours(start: &[u8]) -> bool {
     let found = |name: &[u8]| start.windows(name.len()).any(|window| window == name);
     start.starts_with(SUM_BEFORE) || found(br#""op":"file""#) || found(br#""synced":"#)
 }
 
-/// What the sum was taken of, if it still is the sum of it.
+/// Returns what the checksum covers, if it is right.
 fn check_sum(line: &[u8]) -> Option<&[u8]> {
     let (sum, rest) = sum_and_rest(line)?;
-    // To the letter: `from_str_radix` alone also takes capitals and a plus sign.
+    // Compared as text: `from_str_radix` also accepts capitals and a plus sign.
     let same = format!("{:08x}", crc32fast::hash(rest)).as_bytes() == sum;
     same.then_some(rest)
 }
 
-/// The digits of the sum, and what it is to be the sum of.
+/// Splits a line into the digits of the checksum and what they cover.
 fn sum_and_rest(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let (sum, rest) = line.strip_prefix(SUM_BEFORE)?.split_at_checked(SUM.len())?;
     Some((sum, rest.strip_prefix(SUM_AFTER)?))
@@ -223,7 +222,7 @@ impl Fields<'_> {
             _ => return None,
         };
         let id = || self.id?.parse().ok();
-        let time = || Some(Time { until: self.until?, ttl: self.ttl? });
+        let time = || Some(Expiry { until: self.until?, ttl: self.ttl? });
         let line = match self.op {
             "file" if self.format == Some(1) => Line::Head { records: self.records?, n: self.after? },
             "put" => Line::Put { id: id()?, version: self.version?, time: time()?, payload: self.payload()? },
@@ -261,7 +260,7 @@ mod tests {
     const OWNED: &str = "fVJZcPs5bTnULFhpr8ooOA.AAAAAAAAQACAAAAAAAAAAA";
 
     fn put(payload: &'static [u8]) -> Line {
-        let time = Time { until: 1_800_000_000_000, ttl: 3_600_000 };
+        let time = Expiry { until: 1_800_000_000_000, ttl: 3_600_000 };
         Line::Put { id: OWNED.parse().unwrap(), version: i64::MAX, time, payload: Payload::new(payload.into()) }
     }
 
@@ -276,7 +275,7 @@ mod tests {
     fn what_is_written_is_read() {
         let id: RecordId = OWNED.parse().unwrap();
         let owner = id.owner().unwrap();
-        let time = Time { until: u64::MAX, ttl: 0 };
+        let time = Expiry { until: u64::MAX, ttl: 0 };
         let lines = [
             Line::Head { records: 3, n: 4 },
             put(br#"{"a":1}"#),
@@ -316,10 +315,10 @@ mod tests {
         for bit in 0..line.len() * 8 {
             let mut line = line.clone();
             line[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(Line::read(&line).err(), Some(Broken::Sum));
+            assert_eq!(Line::read(&line).err(), Some(LineError::Sum));
         }
         for end in 0..line.len() {
-            assert_eq!(Line::read(&line[..end]).err(), Some(Broken::Sum));
+            assert_eq!(Line::read(&line[..end]).err(), Some(LineError::Sum));
         }
     }
 
@@ -344,7 +343,7 @@ mod tests {
         for rest in [r#""op":"file","format":2,"records":0,"after":0}"#, r#""n":1,"synced":0,"op":"merge"}"#] {
             line.clear();
             line.extend_from_slice(format!(r#"{{"sum":"{:08x}",{rest}"#, crc32fast::hash(rest.as_bytes())).as_bytes());
-            assert_eq!(Line::read(&line).err(), Some(Broken::Unknown));
+            assert_eq!(Line::read(&line).err(), Some(LineError::Unknown));
         }
     }
 }

@@ -1,7 +1,7 @@
-//! Sessions in one file: what was answered is on the disk, and nothing has to be installed.
+//! Sessions in one file. What was answered is on the disk, and nothing has to be installed.
 //!
 //! ```
-//! use jam_session::JsonSessions;
+//! use jam_session::stores::json::JsonSessions;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,30 +20,33 @@
 //! # }
 //! ```
 //!
-//! # What is promised
+//! # Durability
 //!
-//! Reads are served from memory, and show what was acknowledged and nothing else. Changes that come at the same time are
-//! written and synced together, by a thread of their own; the async runtime never waits for the disk. When a change is
-//! answered,
+//! Reads are served from memory. They show every change that was acknowledged, and no other. Changes that come at the same
+//! time are written and synced together (group commit) by a thread of their own, so the async runtime never waits for the
+//! disk. An acknowledged change survives,
 //!
-//! * with [`Durability::Sync`], it outlives the process and a power cut, as far as the disk keeps what it says it has;
-//! * with [`Durability::Flush`], it outlives the process. Of a power cut the last second may be lost, from some change on.
+//! * with [`Durability::Sync`], the end of the process and a power cut, provided that the disk keeps what it says was
+//!   synced;
+//! * with [`Durability::Flush`], the end of the process. A power cut may lose the last second: all changes from some point
+//!   on.
 //!
-//! An error of a change is [`Unavailable`](ErrorKind::Unavailable), and its text says whether nothing was applied, or that
-//! it is not known; then it is found later entirely or not at all. While the disk cannot be trusted changes are [`Unavailable`](ErrorKind::Unavailable), and reads go on. A
-//! full disk is no such case: changes fail until there is room, and nothing else happens.
+//! A change that fails is [`Unavailable`](ErrorKind::Unavailable). The error says whether nothing was applied, or whether
+//! that is unknown; then the change turns out later to have happened entirely or not at all. While the file cannot be
+//! trusted, changes are [`Unavailable`](ErrorKind::Unavailable), and reads go on.
 //!
-//! Opening is an error, in words, and leaves the file as it was, if that is not one of ours, or is broken where the file
-//! says that it had been on the disk. What is broken behind that was, as a rule, torn off when the machine stopped, and
-//! acknowledged to nobody: it is cut off, with a `warn` event. So is a last batch that was damaged later, if the process
-//! was killed before it could say in the file that it was on the disk. A session that expired while nothing ran is gone.
+//! Opening fails, and leaves the file as it was, if the file is not one of ours, or if it is damaged where it says that it
+//! had been synced. Damage after that point is normally a torn write: it was being written when the machine stopped, and was
+//! never acknowledged. It is cut off, with a `warn` event. If the process was killed before it could write that its last
+//! batch was synced, then damage to that batch is also taken for a torn write. Sessions that expired while nothing ran are
+//! gone.
 //!
-//! [`close`](Sessions::close) waits for what is under way, and lets go of the file. So does the last handle when it is
-//! dropped, which for a moment blocks the thread that drops it.
+//! [`close`](Sessions::close) waits for what is under way and releases the file. Dropping the last handle does so too, and
+//! blocks the thread that drops it for a moment.
 //!
 //! # The file
 //!
-//! One JSON object a line: first what there was when the file was written, then each change since.
+//! The file has one JSON object per line: first the sessions that there were when it was written, then each change since.
 //!
 //! ```text
 //! {"sum":"8c5a1f0e","op":"file","format":1,"records":1,"after":41}
@@ -54,17 +57,22 @@
 //! {"sum":"…","n":45,"synced":44,"op":"synced"}
 //! ```
 //!
-//! `sum` is the CRC-32 of all that follows its comma. `n` counts the changes, and `synced` says which of them were on the
-//! disk before this line was written: a break behind that is a torn tail, a break before it is damage. `until` is in
-//! milliseconds since 1970, `ttl` what it was on writing. A payload that is not JSON stands as `base64`.
+//! * `sum` is the CRC-32 of everything after its comma.
+//! * `n` counts the changes. `synced` is the last change that was on the disk before this line was written: damage after it
+//!   is a torn write, damage before it is an error.
+//! * `until` is in milliseconds since 1970, `ttl` is what it was on writing.
+//! * A payload that is not JSON is written as `base64`.
 //!
-//! When more than half of the file, and more than 1 MiB, is dead, it is written anew beside the old one, as
-//! `sessions.json.compacting`, and put in its place, while requests go on. `sessions.json.lock` is locked as long as the
-//! file is in use, and may stay behind empty: one process at a time. On Unix all are for their owner alone (mode 0600), and
-//! none is followed if it is a symbolic link; elsewhere the folder says who may read them, and links are followed. The
-//! folder should belong to the application: who may write there may put another file in its place before it is opened.
-//! One that is removed or replaced while it is in use takes no more changes. One that is written to in its place, and so
-//! has another length, is written anew from memory.
+//! When more than half of the file, and more than 1 MiB, is dead, the file is compacted: the live sessions are written to
+//! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. `sessions.json.lock` is
+//! locked while the file is in use, because only one process may use it, and may stay behind empty.
+//!
+//! On Unix all three files are for their owner alone (mode 0600), and a symbolic link in the place of one is refused. On
+//! other systems the folder decides who may read them, and links are followed. The folder should belong to the application:
+//! a user who can write to it can put another file in place before it is opened.
+//!
+//! If the file is removed or replaced while it is in use, changes are refused. If another program writes to it in place, so
+//! that its length changes, it is rewritten from memory.
 //!
 //! ```sh
 //! cp sessions.json backup.json                                    # while nothing runs
@@ -73,19 +81,20 @@
 //! rm sessions.json                                                # while nothing runs: signs everybody out
 //! ```
 //!
-//! A copy made while it is in use is mostly as good: a last line cut in two does no harm. But it may meet the moment when a
-//! change that failed is taken back, and have both what was there and what came instead. Open the copy before relying on
-//! it, and copy once more if that is an error. To put a backup in place, stop the application first.
+//! A copy made while the file is in use is mostly as good: a last line that was cut in two does no harm. But the copy may be
+//! made at the moment when a failed change is cut off, and contain both that and what was written instead. Open the copy
+//! before relying on it, and copy again if that fails. To restore a backup, stop the application first.
 //!
-//! Do not edit it: a line whose sum is wrong is not read. It holds no session ID, only hashes, but names and data of users.
+//! Do not edit the file: a line whose checksum is wrong is not read. It contains names and data of users, and hashes instead
+//! of session IDs.
 
+mod batch;
 mod compact;
 mod disk;
-mod inbox;
 mod journal;
 mod line;
-mod repeats;
-mod replay;
+mod queue;
+mod recovery;
 #[cfg(test)]
 mod sim;
 mod table;
@@ -105,13 +114,13 @@ use tokio::sync::oneshot;
 
 use self::{
     disk::{Disk, Folder},
-    inbox::{Answer, Inbox, Request, Verb, closed},
-    replay::{Cut, Opened},
+    queue::{Answer, Op, Queue, Request, closed},
+    recovery::{Cut, Recovered},
     table::Table,
     writer::Writer,
 };
-use crate::backend::{Backend, Outcome, Result};
 use crate::{
+    backend::{Backend, Outcome, Result},
     clock::Clock,
     error::{Error, ErrorKind},
     record::{
@@ -124,24 +133,25 @@ use crate::{
 /// [`Sessions`] in one file. See the [module docs](self).
 pub type JsonSessions = Sessions<JsonBackend>;
 
-/// Keeps records in memory and in a file. See the [module docs](self).
+/// A [`Backend`] that keeps records in memory and in a file. See the [module docs](self).
 pub struct JsonBackend {
     table: Arc<RwLock<Table>>,
-    inbox: Arc<Inbox>,
+    queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// When a change is answered.
+/// When a change is acknowledged.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Durability {
-    /// When it is on the disk: it outlives a power cut.
+    /// When it was synced to the disk. It survives a power cut.
     #[default]
     Sync,
-    /// When the system has it: it outlives the process. The disk follows within about a second.
+    /// When it was handed to the system. It survives the end of the process, and is synced within about a second.
     Flush,
 }
 
-/// Where the file is, and how it is written: what a [`Builder`] makes [`JsonSessions`] from.
+/// The path and options of the file, for a [`Builder`] of [`JsonSessions`].
 #[derive(Clone, Debug)]
 pub struct JsonFile {
     path: PathBuf,
@@ -149,7 +159,7 @@ pub struct JsonFile {
 }
 
 impl JsonSessions {
-    /// Sessions in that file, with every option at its default. It is made if there is none.
+    /// Opens the file with every option at its default. It is created if it does not exist.
     ///
     /// # Errors
     /// As [`Builder::open`](Builder::<JsonFile>::open).
@@ -157,26 +167,27 @@ impl JsonSessions {
         Self::builder(path).open().await
     }
 
-    /// Sessions in that file, to be set up.
+    /// Returns a builder for sessions in that file.
     pub fn builder(path: impl AsRef<Path>) -> Builder<JsonFile> {
         Builder::new(JsonFile { path: path.as_ref().to_owned(), durability: Durability::default() }).in_text()
     }
 }
 
 impl Builder<JsonFile> {
-    /// When a change is answered; [`Durability::Sync`] unless set.
+    /// Sets when a change is acknowledged. Default: [`Durability::Sync`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.from.durability = durability;
         self
     }
 
-    /// Opens the file, or makes it, and makes the sessions.
+    /// Opens the file, or creates it.
     ///
     /// # Errors
-    /// In words, and nothing is overwritten: [`ErrorKind::Config`] for what stays so until somebody changes it, as an
-    /// option that cannot work, a folder that is not there or not writable, a file that is not ours or, on Unix, a symbolic
-    /// link; [`ErrorKind::Unavailable`] for what may be over later, if it is in use or the disk fails;
-    /// [`ErrorKind::Unreadable`] if a line that was on the disk is broken or missing, or was written by a later version.
+    /// Nothing is overwritten, and the error comes with an explanation:
+    /// * [`ErrorKind::Config`] for what stays wrong until it is changed: an option that cannot work, a folder that does not
+    ///   exist or is not writable, a file that is not ours or, on Unix, is a symbolic link.
+    /// * [`ErrorKind::Unavailable`] for what may be over later: the file is in use, or the disk fails.
+    /// * [`ErrorKind::Unreadable`] if a line that had been synced is damaged or missing, or was written by a later version.
     pub async fn open(self) -> std::result::Result<JsonSessions, Error> {
         let (file, policy, codec) = self.check()?;
         let backend = JsonBackend::open(file, policy.clock.clone()).await?;
@@ -188,22 +199,23 @@ impl JsonBackend {
     async fn open(file: JsonFile, clock: Clock) -> std::result::Result<Self, Error> {
         let path = file.path.clone();
         let table = Arc::new(RwLock::new(Table::new(clock)));
-        let inbox = Arc::new(Inbox::default());
+        let (queue, incoming) = Queue::new();
+        let queue = Arc::new(queue);
         let (tell, told) = oneshot::channel();
         let work = {
-            let (table, inbox) = (Arc::clone(&table), Arc::clone(&inbox));
+            let (table, queue) = (Arc::clone(&table), Arc::clone(&queue));
             move || {
-                let _closed = ClosedAtTheEnd(&inbox);
-                let writer = match start(&file, &table, &inbox) {
+                let _ended = Ended(&queue);
+                let writer = match start(&file, &table, &queue) {
                     Ok((writer, cut)) => tell.send(Ok(cut)).is_ok().then_some(writer),
                     Err(error) => {
                         let _ = tell.send(Err(error));
                         None
                     }
                 };
-                // By now the file and its lock are let go.
-                if let Some(result) = writer.map(Writer::run) {
-                    inbox.closed(result);
+                // When `run` returns, the file and its lock have been released.
+                if let Some(result) = writer.map(|writer| writer.run(&incoming)) {
+                    queue.ended(result);
                 }
             }
         };
@@ -211,9 +223,9 @@ impl JsonBackend {
         let thread = spawned.map_err(|error| {
             Error::caused(ErrorKind::Unavailable, "a thread for the file of sessions could not be started", error)
         })?;
-        let backend = Self { table, inbox, thread: Mutex::default() };
+        let backend = Self { table, queue, thread: Mutex::default() };
         let cut = told.await.map_err(|_| stopped())??;
-        // Not before: whoever gives up opening does not wait for the end of it.
+        // Not before: a caller that gives up opening must not wait in `drop` until it is done.
         *backend.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         if let Some(Cut { line, bytes }) = cut {
             let path = path.display();
@@ -222,29 +234,29 @@ impl JsonBackend {
         Ok(backend)
     }
 
-    async fn ask(&self, verb: Verb) -> Result<Answer> {
+    async fn ask(&self, op: Op) -> Result<Answer> {
         let (answer, answered) = oneshot::channel();
-        self.inbox.push(Request { verb, answer })?;
+        self.queue.push(Request { op, answer })?;
         Ok(answered.await.map_err(|_| stopped())??)
     }
 
     fn read(&self) -> Result<RwLockReadGuard<'_, Table>> {
-        if self.inbox.is_over() {
+        if self.queue.is_over() {
             return Err(closed().into());
         }
         Ok(read(&self.table))
     }
 }
 
-/// Opens the file, and makes the one who writes to it.
+/// Opens the file, and creates its writer.
 fn start(
     file: &JsonFile,
     table: &Arc<RwLock<Table>>,
-    inbox: &Arc<Inbox>,
+    queue: &Arc<Queue>,
 ) -> std::result::Result<(Writer, Option<Cut>), Error> {
     let disk: Arc<dyn Disk> = Arc::new(Folder::lock(&file.path)?);
-    let Opened { journal, cut } = replay::open(&*disk, table)?;
-    Ok((Writer::new(disk, Arc::clone(table), Arc::clone(inbox), journal, file.durability), cut))
+    let Recovered { journal, cut } = recovery::open(&*disk, table)?;
+    Ok((Writer::new(disk, Arc::clone(table), Arc::clone(queue), journal, file.durability), cut))
 }
 
 impl Backend for JsonBackend {
@@ -254,11 +266,11 @@ impl Backend for JsonBackend {
     }
 
     async fn create(&self, record: Record) -> Result<bool> {
-        Ok(self.ask(Verb::Create(record.into())).await?.count > 0)
+        Ok(self.ask(Op::Create(record.into())).await?.count > 0)
     }
 
     async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        Ok(match self.ask(Verb::Update { expected, new: record.into() }).await? {
+        Ok(match self.ask(Op::Update { expected, new: record.into() }).await? {
             Answer { conflict: Some(current), .. } => Outcome::Conflict(current),
             Answer { count: 0, .. } => Outcome::Gone,
             Answer { .. } => Outcome::Done,
@@ -266,11 +278,11 @@ impl Backend for JsonBackend {
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
-        self.ask(Verb::Touch { id, version, ttl }).await.map(drop)
+        self.ask(Op::Touch { id, version, ttl }).await.map(drop)
     }
 
     async fn delete(&self, id: RecordId) -> Result<bool> {
-        Ok(self.ask(Verb::Delete { id }).await?.count > 0)
+        Ok(self.ask(Op::Delete { id }).await?.count > 0)
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
@@ -280,22 +292,22 @@ impl Backend for JsonBackend {
     }
 
     async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        Ok(self.ask(Verb::Clear { owner, keep }).await?.count)
+        Ok(self.ask(Op::Clear { owner, keep }).await?.count)
     }
 
     async fn close(&self) -> Result<()> {
-        self.inbox.end_reads();
-        let told = self.inbox.close_and_tell();
-        Ok(told.await.map_err(|_| stopped())??)
+        self.queue.end_reads();
+        self.queue.close();
+        Ok(self.queue.closed().await?)
     }
 }
 
 impl Drop for JsonBackend {
-    /// Writes what still waits, and lets go of the file, so that it can be opened again at once.
+    /// Writes what still waits and releases the file, so that it can be opened again at once.
     fn drop(&mut self) {
-        self.inbox.close();
+        self.queue.close();
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // A waker may drop it on that very thread, which goes on by itself, and does not wait for itself.
+        // A waker may drop it on that very thread, which cannot wait for itself. It ends by itself.
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
             let _ = thread.join();
         }
@@ -308,24 +320,24 @@ impl fmt::Debug for JsonBackend {
     }
 }
 
-/// Nobody waits for a thread that is gone, however it went.
-struct ClosedAtTheEnd<'a>(&'a Inbox);
+/// Says that the writer has ended, even if its thread panicked.
+struct Ended<'a>(&'a Queue);
 
-impl Drop for ClosedAtTheEnd<'_> {
+impl Drop for Ended<'_> {
     fn drop(&mut self) {
-        self.0.closed(Err(stopped()));
+        self.0.ended(Err(stopped()));
     }
 }
 
 fn stopped() -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        "the file of sessions was let go of before it answered: what was under way may be in it",
+        "the file of sessions was released before it answered: what was under way may be in it",
     )
 }
 
 fn read(table: &RwLock<Table>) -> RwLockReadGuard<'_, Table> {
-    // Nothing under the lock calls foreign code, so nothing can have stopped halfway.
+    // No user code runs under the lock, so nothing can have stopped halfway.
     table.read().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,4 +1,4 @@
-//! A disk that fails on demand, loses what was not synced, and forgets what it failed to write, as real ones do.
+//! A simulated disk that fails on demand, loses what was not synced, and forgets what it failed to write, as real ones do.
 
 use std::{
     collections::BTreeSet,
@@ -28,26 +28,26 @@ impl Random {
     }
 }
 
-/// What is on the disk and what the system shows, which is not the same until it is synced.
+/// What the system shows and what is on the disk, which differ until a sync.
 #[derive(Clone)]
 pub(super) struct World {
     files: Vec<Inode>,
-    shown: Folder,
-    kept: Folder,
+    shown: Directory,
+    kept: Directory,
     folder_dirty: bool,
-    /// Whether the files belong to somebody else.
+    /// Whether the files belong to another user.
     pub(super) is_foreign: bool,
     pub(super) calls: u64,
-    /// From which call on how many calls fail.
+    /// The first call that fails, and how many do.
     pub(super) fault: Option<(u64, u64)>,
-    /// At which call the power fails, and what the disk had in it then.
+    /// The call at which the power fails, and what was on the disk then.
     pub(super) power: Option<u64>,
     pub(super) image: Option<Box<World>>,
     pub(super) random: Random,
 }
 
 #[derive(Clone, Copy, Default)]
-struct Folder {
+struct Directory {
     file: Option<usize>,
     beside: Option<usize>,
 }
@@ -68,8 +68,8 @@ impl World {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             files: Vec::new(),
-            shown: Folder::default(),
-            kept: Folder::default(),
+            shown: Directory::default(),
+            kept: Directory::default(),
             folder_dirty: false,
             is_foreign: false,
             calls: 0,
@@ -102,20 +102,20 @@ impl World {
         self.shown.beside.is_some()
     }
 
-    /// Somebody cuts the file in its place, as a shell does that writes to it.
+    /// Another program cuts the file in place, as a shell does that writes to it.
     pub(super) fn cut(&mut self, len: usize) {
         if let Some(file) = self.shown.file {
             self.files[file].set_len(len);
         }
     }
 
-    /// Somebody removes the file.
+    /// Another program removes the file.
     pub(super) fn delete(&mut self) {
         self.shown.file = None;
         self.kept.file = None;
     }
 
-    /// The disk as it is found when the power comes back: of what was not synced any part may be there.
+    /// The disk as it is when the power comes back: any part of what was not synced may be there.
     pub(super) fn after_power_cut(&self) -> Self {
         let mut random = self.random.clone();
         let folder = if self.folder_dirty && random.chance(2) { self.shown } else { self.kept };
@@ -166,7 +166,7 @@ impl Inode {
         self.kept.resize(self.shown.len(), 0);
     }
 
-    /// A sync that fails writes some of it, and the rest is forgotten: the next one knows nothing of it.
+    /// A sync that fails writes some pages and forgets the rest: the next one knows nothing of them.
     fn fail_to_sync(&mut self, random: &mut Random) {
         for page in std::mem::take(&mut self.dirty) {
             if random.chance(2) {
@@ -198,7 +198,7 @@ impl SimDisk {
         self.0.lock().unwrap()
     }
 
-    /// What is found after the power cut: that which was asked for, or one now.
+    /// The disk after the power cut: after the planned one, or one now.
     pub(super) fn after_power_cut(&self) -> World {
         let mut world = self.world();
         let image = world.image.take();

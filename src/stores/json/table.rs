@@ -1,4 +1,4 @@
-//! The records in memory: what every read is served from.
+//! The table of records in memory, which serves every read.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 use slab::Slab;
 
-use super::line::{Line, Payload, Time};
+use super::line::{Expiry, Line, Payload};
 use crate::{
     clock::{Clock, millis},
     record::{
@@ -17,29 +17,29 @@ use crate::{
     },
 };
 
-/// All records that were acknowledged, expired ones included that nobody has removed yet.
+/// All records that were acknowledged, including expired ones that were not removed yet.
 pub(super) struct Table {
     clock: Clock,
-    entries: Slab<Entry>,
+    entries: Slab<Row>,
     by_id: HashMap<RecordId, usize>,
     by_owner: HashMap<Owner, Vec<usize>>,
     by_expiry: BTreeSet<(Duration, usize)>,
     cost: u64,
 }
 
-struct Entry {
+struct Row {
     id: RecordId,
     kept: Kept,
-    /// Its place among those of its owner.
+    /// Its place among the records of its owner.
     place: usize,
 }
 
-/// What is kept under a name.
+/// A record as it is kept, without its ID.
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub(super) version: i64,
-    pub(super) time: Time,
-    /// The end of that time by a clock that only goes forward, whatever becomes of the one on the wall.
+    pub(super) time: Expiry,
+    /// When it expires by a clock that only goes forward, however the wall clock is set.
     pub(super) expires: Duration,
     pub(super) payload: Payload,
 }
@@ -65,15 +65,15 @@ impl Table {
         self.cost
     }
 
-    /// From now on, `ttl` long.
-    pub(super) fn time(&self, ttl: Duration) -> (Time, Duration) {
+    /// Returns when a record expires that is to live for `ttl` from now on.
+    pub(super) fn time(&self, ttl: Duration) -> (Expiry, Duration) {
         let ms = millis(ttl);
-        (Time { until: self.clock.now_ms().saturating_add(ms), ttl: ms }, self.now().saturating_add(ttl))
+        (Expiry { until: self.clock.now_ms().saturating_add(ms), ttl: ms }, self.now().saturating_add(ttl))
     }
 
-    /// When a time that was read ends. It may have been written by a clock that was ahead of ours: it is never longer
-    /// from now on than it was then.
-    fn expires(&self, time: Time) -> Duration {
+    /// Returns when a record expires that was read from the file. The clock may have been ahead when it was written, so it
+    /// never has more time left than it had then.
+    fn expires(&self, time: Expiry) -> Duration {
         let left = time.until.saturating_sub(self.clock.now_ms()).min(time.ttl);
         self.now().saturating_add(Duration::from_millis(left))
     }
@@ -86,27 +86,27 @@ impl Table {
         self.get(&id).filter(|kept| kept.expires > now).map(|kept| kept.record(id, now))
     }
 
-    /// The names of all records of an owner, expired ones included.
+    /// The IDs of all records of an owner, expired ones included.
     pub(super) fn of(&self, owner: Owner) -> impl Iterator<Item = RecordId> {
         let all = self.by_owner.get(&owner).into_iter().flatten();
         all.filter_map(|&at| Some(self.entries.get(at)?.id))
     }
 
-    /// The names of those that expired first.
+    /// The IDs of the expired records, the one that expired first in front.
     pub(super) fn expired(&self, now: Duration) -> impl Iterator<Item = RecordId> {
         let all = self.by_expiry.iter().take_while(move |(expires, _)| *expires <= now);
         all.filter_map(|&(_, at)| Some(self.entries.get(at)?.id))
     }
 
-    /// Some of the live records, and where to go on; `None` for nowhere. Whatever happens in between: one that is there
-    /// all the time is among them.
+    /// Collects some of the live records, and returns where to go on, or `None` at the end. A record that is there the whole
+    /// time is included, whatever changes between the calls.
     pub(super) fn some(&self, from: usize, into: &mut Vec<(RecordId, Kept)>) -> Option<usize> {
         let (now, wall, end) = (self.now(), self.clock.now_ms(), from.saturating_add(SOME));
         let entries = (from..end).filter_map(|at| self.entries.get(at)).filter(|entry| entry.kept.expires > now);
-        into.extend(entries.map(|Entry { id, kept, .. }| {
-            // The clock on the wall may have been set since this was written.
+        into.extend(entries.map(|Row { id, kept, .. }| {
+            // The wall clock may have been set since this was written.
             let until = wall.saturating_add(millis(kept.expires.saturating_sub(now)));
-            (*id, Kept { time: Time { until, ..kept.time }, ..kept.clone() })
+            (*id, Kept { time: Expiry { until, ..kept.time }, ..kept.clone() })
         }));
         (end < self.entries.capacity()).then_some(end)
     }
@@ -121,7 +121,7 @@ impl Table {
             self.by_expiry.insert((expires, at));
             return;
         }
-        let at = self.entries.insert(Entry { id, kept, place: 0 });
+        let at = self.entries.insert(Row { id, kept, place: 0 });
         self.by_id.insert(id, at);
         self.by_expiry.insert((expires, at));
         if let Some(owner) = id.owner() {
@@ -143,7 +143,7 @@ impl Table {
         if entry.place < all.len() {
             all.swap_remove(entry.place);
         }
-        // The last one has taken its place.
+        // The last one has moved to its place.
         if let Some(moved) = all.get(entry.place).and_then(|&moved| self.entries.get_mut(moved)) {
             moved.place = entry.place;
         }
@@ -152,7 +152,7 @@ impl Table {
         }
     }
 
-    /// Does again what a line says was done.
+    /// Repeats what a line says was done.
     pub(super) fn replay(&mut self, line: Line) {
         match line {
             Line::Put { id, version, time, payload } => {
@@ -177,14 +177,14 @@ impl Table {
 impl Kept {
     pub(super) fn record(&self, id: RecordId, now: Duration) -> Record {
         let payload = self.payload.bytes();
-        // It is about to be read anyway; a count of references is one more place in memory to wait for.
+        // It is read next anyway, and a reference count would be one more cache line to wait for.
         let payload = if payload.len() <= COPIED { Bytes::copy_from_slice(payload) } else { payload.clone() };
         Record { id, version: self.version, ttl: self.expires.saturating_sub(now), payload }
     }
 }
 
 const COPIED: usize = 4096;
-/// How many places are looked through at a time, so that nobody waits for long.
+/// How many places are looked through at a time, so that a change never waits for long.
 const SOME: usize = 1024;
 
 #[cfg(test)]
@@ -221,7 +221,7 @@ mod tests {
         let mut table = Table::new(Clock::manual());
         let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
         let ahead = table.clock.now_ms() + 1_000_000;
-        let time = Time { until: ahead + 5_000, ttl: 5_000 };
+        let time = Expiry { until: ahead + 5_000, ttl: 5_000 };
         table.replay(Line::Put { id, version: 1, time, payload: Payload::new("{}".into()) });
         let now = table.now();
         assert_eq!(table.load(id, now).unwrap().ttl, Duration::from_secs(5));

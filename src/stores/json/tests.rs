@@ -1,4 +1,4 @@
-//! The file against a disk that fails in every way and at every call.
+//! The store on a disk that fails in every way and at every call.
 
 use std::{
     collections::BTreeMap,
@@ -15,13 +15,13 @@ use super::{
     Durability,
     compact::write_beside,
     disk::{Disk, Handle, Identity},
-    inbox::{Answer, Inbox, New, Request, Verb},
     line::{Line, Payload, Place},
+    queue::{Answer, Incoming, Op, Put, Queue, Request},
     read,
-    replay::{self, Cut, Opened},
+    recovery::{self, Cut, Recovered},
     sim::{PAGE, Random, SimDisk, World},
     table::Table,
-    writer::{Limits, Writer},
+    writer::{Thresholds, Writer},
 };
 use crate::{
     clock::Clock,
@@ -35,7 +35,7 @@ type Model = BTreeMap<RecordId, (i64, u64, Bytes)>;
 /// What may be there or not, of it only the first few, and when it was asked.
 type Unsure = (u64, Vec<Ask>);
 
-/// A verb that can be asked more than once: of the file, and of the model.
+/// A change that can be asked more than once: of the file, and of the model.
 #[derive(Clone, Debug)]
 enum Ask {
     Create(RecordId, i64, u64, Bytes),
@@ -66,23 +66,23 @@ impl Ask {
         }
     }
 
-    fn verb(self) -> Verb {
-        let new = |id, version, ttl, payload| New {
+    fn op(self) -> Op {
+        let new = |id, version, ttl, payload| Put {
             id,
             version,
             ttl: Duration::from_millis(ttl),
             payload: Payload::new(payload),
         };
         match self {
-            Self::Create(id, version, ttl, payload) => Verb::Create(new(id, version, ttl, payload)),
+            Self::Create(id, version, ttl, payload) => Op::Create(new(id, version, ttl, payload)),
             Self::Update(expected, id, version, ttl, payload) => {
-                Verb::Update { expected, new: new(id, version, ttl, payload) }
+                Op::Update { expected, new: new(id, version, ttl, payload) }
             }
-            Self::Touch(id, version, ttl) => Verb::Touch { id, version, ttl: Duration::from_millis(ttl) },
-            Self::Delete(id) => Verb::Delete { id },
+            Self::Touch(id, version, ttl) => Op::Touch { id, version, ttl: Duration::from_millis(ttl) },
+            Self::Delete(id) => Op::Delete { id },
             Self::Clear(id, keep) => match id.owner() {
-                Some(owner) => Verb::Clear { owner, keep },
-                None => Verb::Delete { id },
+                Some(owner) => Op::Clear { owner, keep },
+                None => Op::Delete { id },
             },
         }
     }
@@ -126,6 +126,7 @@ impl Ask {
 struct Rig {
     disk: SimDisk,
     writer: Writer,
+    incoming: Incoming,
     cut: Option<Cut>,
 }
 
@@ -137,11 +138,11 @@ impl Rig {
     fn open_with(world: World, clock: &Clock, durability: Durability) -> (SimDisk, Result<Self, Error>) {
         let disk = world.disk();
         let table = Arc::new(RwLock::new(Table::new(clock.clone())));
-        let opened = replay::open(&disk, &table).map(|Opened { journal, cut }| {
-            let mut writer =
-                Writer::new(Arc::new(disk.clone()), table, Arc::new(Inbox::default()), journal, durability);
-            writer.limits = Limits { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
-            Self { disk: disk.clone(), writer, cut }
+        let opened = recovery::open(&disk, &table).map(|Recovered { journal, cut }| {
+            let (queue, incoming) = Queue::new();
+            let mut writer = Writer::new(Arc::new(disk.clone()), table, Arc::new(queue), journal, durability);
+            writer.thresholds = Thresholds { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
+            Self { disk: disk.clone(), writer, incoming, cut }
         });
         (disk, opened)
     }
@@ -151,7 +152,7 @@ impl Rig {
             .iter()
             .map(|ask| {
                 let (answer, answered) = oneshot::channel();
-                (Request { verb: ask.clone().verb(), answer }, answered)
+                (Request { op: ask.clone().op(), answer }, answered)
             })
             .unzip();
         self.writer.commit(requests);
@@ -162,7 +163,7 @@ impl Rig {
     fn begin_upkeep(&mut self) {
         self.writer.upkeep();
         if self.writer.compaction.is_some() {
-            self.writer.inbox.take(None);
+            self.writer.queue.take(&self.incoming, None);
         }
     }
 
@@ -242,7 +243,7 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
                 "seed {seed} step {step}"
             );
             rig.begin_upkeep();
-            if rig.writer.broken.is_none() && disk.world().image.is_none() {
+            if rig.writer.outage.is_none() && disk.world().image.is_none() {
                 maybe.clear();
             }
             if disk.world().image.is_some() {
@@ -250,7 +251,7 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
             }
         }
         if random.chance(2) && disk.world().image.is_none() {
-            let was_broken = rig.writer.broken.is_some();
+            let was_broken = rig.writer.outage.is_some();
             if rig.writer.finish().is_ok() || !was_broken {
                 maybe.clear();
             }
@@ -379,7 +380,7 @@ fn a_compaction_that_sees_later_changes_comes_to_the_same() {
         let (clock, ids, mut model) = (Clock::manual(), ids(), Model::new());
         let (disk, rig) = Rig::open(World::new(seed), &clock);
         let mut rig = rig.unwrap();
-        rig.writer.limits.dead = u64::MAX;
+        rig.writer.thresholds.dead = u64::MAX;
         let mut go_on = |rig: &mut Rig, random: &mut Random, steps: u64| {
             for _ in 0..steps {
                 clock.advance(Duration::from_millis(random.below(20)));
@@ -432,7 +433,7 @@ fn with_the_power_cut_at_any_call_to_the_disk_what_was_answered_holds() {
 fn file_with_a_long_last_batch(clock: &Clock, end_it: bool) -> (Vec<u8>, usize, Model, Model) {
     let (_, rig) = Rig::open(World::new(7), clock);
     let mut rig = rig.unwrap();
-    rig.writer.limits.dead = u64::MAX;
+    rig.writer.thresholds.dead = u64::MAX;
     let (ids, mut random, mut model) = (ids(), Random(3), Model::new());
     let batch = |rig: &mut Rig, model: &mut Model, random: &mut Random, count: usize| {
         let asks: Vec<Ask> = (0..count).map(|_| Ask::random(random, model, &ids)).collect();
@@ -575,7 +576,7 @@ fn a_file_deleted_in_use_takes_no_changes_and_is_not_made_anew() {
 fn after_a_fault_that_could_not_be_undone_changes_wait_for_a_new_file() {
     let (disk, rig) = Rig::open(World::new(1), &Clock::manual());
     let mut rig = rig.unwrap();
-    rig.writer.limits.retry = Duration::from_secs(1 << 30);
+    rig.writer.thresholds.retry = Duration::from_secs(1 << 30);
     let create = |i: usize| Ask::Create(ids()[i], 1, 1_000, "{}".into());
     assert!(rig.batch(&[create(0)])[0].is_ok());
     let fail = |disk: &SimDisk, count: u64| {
@@ -594,8 +595,7 @@ fn after_a_fault_that_could_not_be_undone_changes_wait_for_a_new_file() {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(rig.contents().len(), 1);
     }
-    let broken = rig.writer.broken.as_mut().unwrap();
-    broken.retry_now();
+    rig.writer.outage.as_mut().unwrap().retry_now();
     assert!(rig.batch(&[create(2)])[0].is_ok());
     assert_eq!(rig.contents().len(), 2);
 }
@@ -630,7 +630,7 @@ fn what_nobody_waits_for_is_not_done_unless_it_ends_something() {
     let unheard = |rig: &mut Rig, ask: Ask| {
         let (answer, nobody) = oneshot::channel();
         drop(nobody);
-        rig.writer.commit(vec![Request { verb: ask.verb(), answer }]);
+        rig.writer.commit(vec![Request { op: ask.op(), answer }]);
     };
     unheard(&mut rig, Ask::Update(1, id, 2, 1_000, "{}".into()));
     assert_eq!(rig.contents()[&id].0, 1);
@@ -821,10 +821,11 @@ impl Handle for HookedFile {
 
 fn hooked(hooked: &Hooked, clock: &Clock, durability: Durability) -> Rig {
     let table = Arc::new(RwLock::new(Table::new(clock.clone())));
-    let Opened { journal, cut } = replay::open(hooked, &table).unwrap();
-    let mut writer = Writer::new(Arc::new(hooked.clone()), table, Arc::default(), journal, durability);
-    writer.limits = Limits { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
-    Rig { disk: hooked.disk.clone(), writer, cut }
+    let Recovered { journal, cut } = recovery::open(hooked, &table).unwrap();
+    let (queue, incoming) = Queue::new();
+    let mut writer = Writer::new(Arc::new(hooked.clone()), table, Arc::new(queue), journal, durability);
+    writer.thresholds = Thresholds { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
+    Rig { disk: hooked.disk.clone(), writer, incoming, cut }
 }
 
 /// Readers have seen it expired while the touch was being synced; then it is there again.
@@ -956,12 +957,12 @@ fn with_flush_and_faults_a_kill_loses_nothing_and_a_power_cut_leaves_what_there_
                 assert_eq!(live(rig.contents(), clock.now_ms()), live(model.clone(), clock.now_ms()));
                 if random.chance(3) {
                     // The second is over.
-                    rig.writer.limits.sync = Duration::ZERO;
+                    rig.writer.thresholds.sync = Duration::ZERO;
                     rig.writer.last_sync = Instant::now() - Duration::from_secs(1);
                 }
                 rig.begin_upkeep();
-                rig.writer.limits.sync = Duration::MAX / 8;
-                if rig.writer.broken.is_none() {
+                rig.writer.thresholds.sync = Duration::MAX / 8;
+                if rig.writer.outage.is_none() {
                     maybe.clear();
                 } else {
                     broken += 1;

@@ -1,4 +1,4 @@
-//! Opening: what the file says is done again, and its end is told apart from a break.
+//! Recovery: opens the file, replays it into the table, and tells a torn write from damage.
 
 use std::{
     collections::VecDeque,
@@ -11,30 +11,30 @@ use super::{
     compact::{Beside, write_beside},
     disk::{Disk, Handle, failed, read_full, write_all},
     journal::{At, Journal},
-    line::{Broken, Line, is_ours, says_synced},
+    line::{Line, LineError, is_ours, says_synced},
     table::Table,
     write,
 };
 use crate::error::{Error, ErrorKind};
 
-/// A file that was opened, and what had to be cut off it.
-pub(super) struct Opened {
+/// The journal of a file that was opened, and what was cut off its end.
+pub(super) struct Recovered {
     pub(super) journal: Journal,
     pub(super) cut: Option<Cut>,
 }
 
-/// A torn tail: what was being written when the machine or the process stopped.
+/// A torn write: the end of the file, which was being written when the machine or the process stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     pub(super) line: u64,
     pub(super) bytes: u64,
 }
 
-/// Fills the table from the file, which is made if there is none.
+/// Fills the table from the file, which is created if it does not exist.
 ///
 /// # Errors
-/// In words, and the file is as it was, unless it was only its torn tail that could not be cut.
-pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Error> {
+/// The file stays as it was, unless only its torn end could not be cut off.
+pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Recovered, Error> {
     let path = disk.path().display();
     let file = disk.open().map_err(|error| failed(format!("{path} could not be opened"), error))?;
     let found = match &file {
@@ -43,21 +43,22 @@ pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Opened, Err
     };
     let (Some(file), Some(found)) = (file, found) else {
         let journal = create(disk, table).map_err(|error| failed(format!("{path} could not be created"), error))?;
-        return Ok(Opened { journal, cut: None });
+        return Ok(Recovered { journal, cut: None });
     };
-    // Not before: it is ours only if the file is, and nobody else is writing it.
+    // Not before: it is ours only if the file is, and no other process is writing it.
     disk.remove_beside()
         .map_err(|error| failed(format!("what a crash left beside {path} could not be removed"), error))?;
-    // Whoever put the file there may have been killed before the folder was on the disk, and with it all that is added.
+    // The process that renamed the file may have been killed before it synced the folder. A power cut would then bring back
+    // the old file, and lose whatever is appended to this one.
     disk.sync_folder()
         .map_err(|error| failed(format!("the folder of {path} could not be brought to the disk"), error))?;
-    // It fails if the file belongs to somebody else, who would read and write all sessions from now on.
+    // This fails if the file belongs to another user, who could read and write all sessions from now on.
     file.keep_private().map_err(|error| failed(format!("{path} cannot be kept from others"), error))?;
     let cut = found.cut;
     let journal = found
         .settle(file)
         .map_err(|error| failed(format!("the end of {path} could not be brought to the disk"), error))?;
-    Ok(Opened { journal, cut })
+    Ok(Recovered { journal, cut })
 }
 
 fn create(disk: &dyn Disk, table: &RwLock<Table>) -> io::Result<Journal> {
@@ -67,19 +68,19 @@ fn create(disk: &dyn Disk, table: &RwLock<Table>) -> io::Result<Journal> {
     Ok(Journal::new(file, At { offset: len, n: 0 }, 0))
 }
 
-/// What was found in a file.
-struct Found {
-    /// The end of what is whole.
+/// What replaying a file found.
+struct Replayed {
+    /// The end of the last whole line.
     end: At,
-    /// Up to here some line says that it was on the disk.
+    /// The end of what some line says was on the disk.
     vouched: At,
-    /// The last change that says more than that.
+    /// The last change that is not merely such a line.
     changed: u64,
     cut: Option<Cut>,
 }
 
-impl Found {
-    /// Cuts what is torn, and brings to the disk what nobody said was there.
+impl Replayed {
+    /// Cuts off what is torn, and writes what no line says was on the disk.
     fn settle(self, file: Arc<dyn Handle>) -> io::Result<Journal> {
         let Self { end, vouched, changed, cut } = self;
         if cut.is_some() {
@@ -101,16 +102,16 @@ impl Found {
         if cut.is_some() || vouched.offset < end.offset {
             file.sync()?;
         }
-        // Opening and closing again and again adds nothing.
+        // Opening and closing repeatedly must not make the file longer.
         let said = if changed > vouched.n { vouched.n } else { end.n };
         Ok(Journal::new(file, end, said))
     }
 }
 
-/// Nothing for a file without a single byte.
-fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Found>, Error> {
-    let mut lines = Lines::new(file, path);
-    // Before a line is looked for: what is not ours may be one without end.
+/// Replays a file into the table. `None` if it is empty.
+fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Replayed>, Error> {
+    let mut lines = LineReader::new(file, path);
+    // Before a line is looked for: another program's file may be one endless line.
     let mut start = [0; 256];
     let read = read_full(file, &mut start, 0);
     let read = read.map_err(|error| failed(format!("{} could not be read", path.display()), error))?;
@@ -124,28 +125,28 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Fo
     lines.next()?;
     let (records, n) = match Line::read(lines.line()) {
         Ok((None, Line::Head { records, n })) if lines.whole => (records, n),
-        Err(Broken::Unknown) => return Err(lines.later()),
+        Err(LineError::Unknown) => return Err(lines.later()),
         _ => return Err(lines.broken()),
     };
     for _ in 0..records {
         lines.next()?;
         match Line::read(lines.line()) {
             Ok((None, line @ Line::Put { .. })) if lines.whole => table.replay(line),
-            Err(Broken::Unknown) => return Err(lines.later()),
+            Err(LineError::Unknown) => return Err(lines.later()),
             _ => return Err(lines.broken()),
         }
     }
     let start = At { offset: lines.end, n };
-    let mut found = Found { end: start, vouched: start, changed: n, cut: None };
+    let mut found = Replayed { end: start, vouched: start, changed: n, cut: None };
     let mut ends = VecDeque::new();
     while lines.next()? {
         let (place, line) = match Line::read(lines.line()) {
             Ok((Some(place), line)) if lines.whole && place.n == found.end.n + 1 => (place, line),
-            Err(Broken::Unknown) => return Err(lines.later()),
+            Err(LineError::Unknown) => return Err(lines.later()),
             _ => {
                 let (offset, number) = (found.end.offset, lines.number);
                 let error = lines.broken();
-                // Was this on the disk? A line after it would say so.
+                // If this was on the disk, a later line may say so.
                 loop {
                     if says_synced(lines.line(), lines.whole, found.end.n + 1) {
                         return Err(error);
@@ -172,24 +173,24 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Fo
     Ok(Some(found))
 }
 
-/// The file, one line after the other.
-struct Lines<'a> {
+/// Reads the file line by line.
+struct LineReader<'a> {
     reader: BufReader<From<'a>>,
     path: &'a Path,
     bytes: Vec<u8>,
     number: u64,
-    /// Where the line ends, and whether it has an end.
+    /// Where the line ends, and whether it ends with a newline.
     end: u64,
     whole: bool,
 }
 
-impl<'a> Lines<'a> {
+impl<'a> LineReader<'a> {
     fn new(file: &'a dyn Handle, path: &'a Path) -> Self {
         let reader = BufReader::with_capacity(1 << 18, From { file, at: 0 });
         Self { reader, path, bytes: Vec::new(), number: 0, end: 0, whole: true }
     }
 
-    /// Goes on to the next line, if there is one.
+    /// Goes to the next line, if there is one.
     fn next(&mut self) -> Result<bool, Error> {
         self.bytes.clear();
         self.number += 1;
@@ -199,7 +200,7 @@ impl<'a> Lines<'a> {
         Ok(!self.bytes.is_empty())
     }
 
-    /// Without its end.
+    /// The line without its newline.
     fn line(&self) -> &[u8] {
         self.bytes.strip_suffix(b"\n").unwrap_or(&self.bytes)
     }

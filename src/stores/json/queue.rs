@@ -1,0 +1,258 @@
+//! The queue of changes from the tasks that ask for them to the writer thread.
+
+use std::{
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst},
+        mpsc::{self, Receiver, Sender},
+    },
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::line::Payload;
+use crate::{
+    error::{Error, ErrorKind},
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+};
+
+/// The side that sends: a channel, a count of the bytes in it, and what became of closing it.
+pub(super) struct Queue {
+    sender: Sender<Message>,
+    /// How many bytes wait in the channel.
+    size: AtomicUsize,
+    closing: AtomicBool,
+    /// Reads are over too: the file may belong to another process now.
+    over: AtomicBool,
+    /// How the writer ended.
+    ended: OnceLock<Result<(), Error>>,
+    /// What [`Queue::closed`] waits for: it is dropped when the writer has ended.
+    end: Mutex<Vec<oneshot::Sender<()>>>,
+}
+
+/// The side that receives. It takes everything that waits, which becomes one batch and one sync.
+pub(super) struct Incoming(Receiver<Message>);
+
+enum Message {
+    Change(Request),
+    /// There is something else to do.
+    Wake,
+}
+
+/// A change, and who waits for its answer.
+pub(super) struct Request {
+    pub(super) op: Op,
+    pub(super) answer: oneshot::Sender<Result<Answer, Error>>,
+}
+
+/// What a [`Backend`](crate::Backend) is asked to change.
+pub(super) enum Op {
+    Create(Put),
+    Update { expected: i64, new: Put },
+    Touch { id: RecordId, version: i64, ttl: Duration },
+    Delete { id: RecordId },
+    Clear { owner: Owner, keep: Option<RecordId> },
+}
+
+/// A [`Record`] whose payload was examined for the form that it takes in the file.
+pub(super) struct Put {
+    pub(super) id: RecordId,
+    pub(super) version: i64,
+    pub(super) ttl: Duration,
+    pub(super) payload: Payload,
+}
+
+/// How many records were changed, or the record that is in the way.
+#[derive(Debug, Default)]
+pub(super) struct Answer {
+    pub(super) count: u64,
+    pub(super) conflict: Option<Record>,
+}
+
+impl Queue {
+    pub(super) fn new() -> (Self, Incoming) {
+        let (sender, receiver) = mpsc::channel();
+        let queue = Self {
+            sender,
+            size: AtomicUsize::new(0),
+            closing: AtomicBool::new(false),
+            over: AtomicBool::new(false),
+            ended: OnceLock::new(),
+            end: Mutex::default(),
+        };
+        (queue, Incoming(receiver))
+    }
+
+    /// # Errors
+    /// `Unavailable` if the queue is closed, or holds more than the disk can take in a while. Nothing is applied then.
+    pub(super) fn push(&self, request: Request) -> Result<(), Error> {
+        if self.closing.load(SeqCst) {
+            return Err(closed());
+        }
+        let size = request.op.size();
+        let before = self.size.fetch_add(size, SeqCst);
+        if before > 0 && before + size > MAX_SIZE {
+            self.size.fetch_sub(size, SeqCst);
+            return Err(Error::new(ErrorKind::Unavailable, "the disk does not keep up with the changes to sessions"));
+        }
+        self.sender.send(Message::Change(request)).map_err(|_| closed())
+    }
+
+    /// Wakes the writer, though there may be nothing to take.
+    pub(super) fn wake(&self) {
+        // Without a writer there is no one to wake.
+        let _ = self.sender.send(Message::Wake);
+    }
+
+    /// Accepts no more changes, and lets the writer end when it has done those that wait.
+    pub(super) fn close(&self) {
+        self.closing.store(true, SeqCst);
+        self.wake();
+    }
+
+    /// Waits until the writer has ended and let go of the file, and returns how.
+    pub(super) async fn closed(&self) -> Result<(), Error> {
+        let (end, ended) = oneshot::channel();
+        {
+            let mut waiting = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.push(end);
+            // It may have ended before, and then nothing else drops what is pushed.
+            if self.ended.get().is_some() {
+                waiting.clear();
+            }
+        }
+        let _ = ended.await;
+        self.ended.get().cloned().unwrap_or_else(|| Err(closed()))
+    }
+
+    /// The writer has ended.
+    pub(super) fn ended(&self, result: Result<(), Error>) {
+        self.closing.store(true, SeqCst);
+        let mut waiting = self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        let _ = self.ended.set(result);
+        waiting.clear();
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(SeqCst)
+    }
+
+    /// From now on reads are refused.
+    pub(super) fn end_reads(&self) {
+        self.over.store(true, SeqCst);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.over.load(SeqCst)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.size.load(SeqCst) == 0
+    }
+
+    /// Waits for a change or a wake-up, at most for that long, and takes all changes that wait.
+    pub(super) fn take(&self, incoming: &Incoming, at_most: Option<Duration>) -> Vec<Request> {
+        let Incoming(receiver) = incoming;
+        let first = match at_most {
+            // This queue holds a sender, so the channel cannot be disconnected.
+            None => receiver.recv().ok(),
+            Some(time) => receiver.recv_timeout(time).ok(),
+        };
+        let messages = first.into_iter().chain(receiver.try_iter());
+        let requests: Vec<Request> = messages
+            .filter_map(|message| match message {
+                Message::Change(request) => Some(request),
+                Message::Wake => None,
+            })
+            .collect();
+        self.size.fetch_sub(requests.iter().map(|request| request.op.size()).sum(), SeqCst);
+        requests
+    }
+}
+
+impl Op {
+    /// Whether it is done even if its caller no longer waits: a sign-out must not be lost because a client hung up.
+    pub(super) fn ends(&self) -> bool {
+        match self {
+            Self::Delete { .. } | Self::Clear { .. } => true,
+            Self::Update { new, .. } => new.ttl.is_zero(),
+            Self::Create(_) | Self::Touch { .. } => false,
+        }
+    }
+
+    /// The record whose life it extends.
+    pub(super) fn extends(&self) -> Option<RecordId> {
+        match self {
+            Self::Update { new, .. } => Some(new.id),
+            Self::Touch { id, .. } => Some(*id),
+            Self::Create(_) | Self::Delete { .. } | Self::Clear { .. } => None,
+        }
+    }
+
+    fn size(&self) -> usize {
+        match self {
+            Self::Create(new) | Self::Update { new, .. } => new.payload.bytes().len() + size_of::<Request>(),
+            _ => size_of::<Request>(),
+        }
+    }
+}
+
+impl From<Record> for Put {
+    fn from(Record { id, version, ttl, payload }: Record) -> Self {
+        Self { id, version, ttl, payload: Payload::new(payload) }
+    }
+}
+
+pub(super) fn closed() -> Error {
+    Error::new(ErrorKind::Unavailable, "the file of sessions is closed")
+}
+
+const MAX_SIZE: usize = 32 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(size: usize) -> Request {
+        let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
+        let payload = Payload::new(vec![0; size].into());
+        Request { op: Op::Create(Put { id, version: 1, ttl: Duration::ZERO, payload }), answer: oneshot::channel().0 }
+    }
+
+    #[test]
+    fn what_waits_is_taken_at_once_and_in_order() {
+        let (queue, incoming) = Queue::new();
+        for size in [3, 1, 2] {
+            queue.push(request(size)).unwrap();
+        }
+        queue.wake();
+        let sizes: Vec<usize> = queue.take(&incoming, None).iter().map(|request| request.op.size()).collect();
+        assert_eq!(sizes, [3, 1, 2].map(|size| size + size_of::<Request>()));
+        assert!(queue.is_empty() && queue.take(&incoming, Some(Duration::ZERO)).is_empty());
+    }
+
+    #[test]
+    fn a_full_queue_refuses_changes_until_they_are_taken() {
+        let (queue, incoming) = Queue::new();
+        // One change is always accepted, however large.
+        queue.push(request(MAX_SIZE + 1)).unwrap();
+        assert_eq!(queue.push(request(1)).unwrap_err().kind(), ErrorKind::Unavailable);
+        assert_eq!(queue.take(&incoming, None).len(), 1);
+        queue.push(request(1)).unwrap();
+    }
+
+    #[tokio::test]
+    async fn whoever_closes_hears_how_it_ended_however_late() {
+        let (queue, incoming) = Queue::new();
+        queue.close();
+        assert!(queue.push(request(1)).is_err() && queue.take(&incoming, None).is_empty() && queue.is_closing());
+        let (first, ()) = tokio::join!(queue.closed(), async { queue.ended(Err(closed())) });
+        assert!(first.is_err());
+        queue.ended(Ok(()));
+        assert!(queue.closed().await.is_err());
+    }
+}
