@@ -13,9 +13,9 @@ use crate::{
     detached::Detached,
     error::Error,
     http::{
+        config::HttpConfig,
         guard::Guard,
         respond::{is_failure, refuse, respond},
-        service::HttpConfig,
     },
     session::Session,
 };

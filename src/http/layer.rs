@@ -7,10 +7,7 @@ use tower_layer::Layer;
 
 use crate::{
     backend::Backend,
-    http::{
-        cookie::CookieConfig,
-        service::{HttpConfig, SessionService},
-    },
+    http::{config::HttpConfig, cookie::CookieConfig, service::SessionService},
     session::origin::Origin,
     sessions::Sessions,
 };

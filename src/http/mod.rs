@@ -1,5 +1,6 @@
 //! The HTTP side: the layer, its service, the cookie, and the extractors of axum.
 
+mod config;
 pub(crate) mod cookie;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;

@@ -9,7 +9,7 @@ use http::{
 
 use crate::{
     error::{Error, ErrorKind},
-    http::service::HttpConfig,
+    http::config::HttpConfig,
     session::{Session, commit::CookieChange},
 };
 

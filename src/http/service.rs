@@ -21,8 +21,8 @@ use tower_service::Service;
 
 use crate::{
     error::{Error, ErrorKind},
-    http::{cookie::CookieConfig, future::ResponseFuture},
-    session::{Session, driver::Driver, origin::Origin},
+    http::{config::HttpConfig, future::ResponseFuture},
+    session::{Session, driver::Driver},
 };
 
 /// The service that a [`SessionLayer`](crate::SessionLayer) makes of another one.
@@ -30,13 +30,6 @@ use crate::{
 pub struct SessionService<S> {
     inner: S,
     config: Arc<HttpConfig>,
-}
-
-/// What a layer is configured with.
-#[derive(Clone)]
-pub(crate) struct HttpConfig {
-    pub(crate) origin: Arc<Origin>,
-    pub(crate) cookie: CookieConfig,
 }
 
 /// The session of a request that enters a layer.
