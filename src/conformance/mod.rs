@@ -56,7 +56,8 @@
 //!
 //! # What your application does when sessions are away
 //!
-//! [`Faulty`] wraps any backend and fails when told to: before it acts, after, twice, late, or never.
+//! [`Faulty`] wraps any backend and fails when a test says so: before it acts, after, late, or not at all. It can also run
+//! something first, such as another request, and change what is answered.
 //!
 //! # Panics
 //!
@@ -76,7 +77,7 @@ mod values;
 use std::pin::Pin;
 
 pub use self::{
-    faulty::{Call, Fault, Faults, Faulty, Gate, Verb},
+    faulty::{Answer, Call, Fault, Faults, Faulty, Gate, Hook, Verb},
     subject::{IntoSubject, Shared, Subject},
 };
 use crate::backend::Backend;

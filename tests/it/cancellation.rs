@@ -13,8 +13,8 @@ use std::{
 };
 
 use jam_session::{
-    Backend, Data, Error, ErrorKind, Outcome, Owner, Record, RecordId, Session, SessionLayer, Sessions,
-    backend::Result as Answered,
+    Backend, Data, Error, ErrorKind, RecordId, Session, SessionLayer, Sessions,
+    conformance::{Fault, Faulty, Verb},
 };
 use serde_json::json;
 use tokio::{runtime::Handle, task::yield_now, time::timeout};
@@ -23,7 +23,7 @@ use crate::{
     client::Client,
     histories::cut,
     on_every_store,
-    store::{Spy, Store, eventually},
+    store::{Store, Watched, eventually},
 };
 
 on_every_store! {
@@ -34,47 +34,25 @@ on_every_store! {
 }
 
 /// A store that waits once before and once after each verb: each is a point to be dropped at.
-struct Steps {
-    on: Spy,
-    made: Arc<Mutex<Vec<RecordId>>>,
-}
+type Steps = Faulty<Watched>;
 
-async fn step<T>(work: impl Future<Output = T>) -> T {
-    yield_now().await;
-    let answer = work.await;
-    yield_now().await;
-    answer
-}
-
-impl Backend for Steps {
-    async fn load(&self, id: RecordId) -> Answered<Option<Record>> {
-        step(self.on.load(id)).await
-    }
-
-    async fn create(&self, record: Record) -> Answered<bool> {
-        self.made.lock().unwrap().push(record.id);
-        step(self.on.create(record)).await
-    }
-
-    async fn update(&self, expected: i64, record: Record) -> Answered<Outcome> {
-        step(self.on.update(expected, record)).await
-    }
-
-    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Answered<()> {
-        step(self.on.touch(id, version, ttl)).await
-    }
-
-    async fn delete(&self, id: RecordId) -> Answered<bool> {
-        step(self.on.delete(id)).await
-    }
-
-    async fn list(&self, owner: Owner) -> Answered<Vec<Record>> {
-        step(self.on.list(owner)).await
-    }
-
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Answered<u64> {
-        step(self.on.clear(owner, keep)).await
-    }
+/// The steps over a store, and the records that are made through them.
+fn steps(store: &Store) -> (Steps, Arc<Mutex<Vec<RecordId>>>) {
+    let (steps, made) = (Faulty::new(store.watched()), Arc::<Mutex<Vec<RecordId>>>::default());
+    let noted = Arc::clone(&made);
+    steps.faults().when(move |call| {
+        noted.lock().unwrap().extend(call.id.filter(|_| call.verb == Verb::Create));
+        None
+    });
+    steps.faults().always(None, Fault::first(|_| yield_now()));
+    steps.faults().always(
+        None,
+        Fault::change(|_, answer| async {
+            yield_now().await;
+            answer
+        }),
+    );
+    (steps, made)
 }
 
 /// Who sends the request.
@@ -195,8 +173,7 @@ struct Scene {
 
 impl Scene {
     async fn new(store: &Store, who: Who) -> Self {
-        let made = Arc::default();
-        let steps = Steps { on: Spy::on(store), made: Arc::clone(&made) };
+        let (steps, made) = steps(store);
         let sessions = Sessions::over(steps).request_time(PATIENCE).clock(store.clock.clone()).build().unwrap();
         let client = Client::new(&SessionLayer::new(sessions.clone()));
         match who {

@@ -2,14 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jam_session::{ErrorKind, Session};
+use jam_session::{
+    ErrorKind, Session,
+    conformance::{Fault, Verb},
+};
 use serde_json::json;
 use tokio::sync::{Barrier, Semaphore};
 
 use crate::{
     client::Client,
     on_every_store,
-    store::{Fault, Options, Store},
+    store::{Options, Store},
 };
 
 on_every_store! {
@@ -94,7 +97,7 @@ async fn p05_the_module_replaces_everything(store: Store) {
     let sessions = store.sessions();
     let id = sessions.create("ada", json!({"a": 1, "b": 2})).await.unwrap();
     let (other, same) = (store.sessions(), id.clone());
-    store.first("update", move || {
+    store.first(Verb::Update, move || {
         let (other, same) = (other.clone(), same.clone());
         async move { other.update(&same, json!({"c": 3})).await.unwrap() }
     });
@@ -134,7 +137,7 @@ async fn p05_what_a_clone_records_during_a_commit_is_not_lost(store: Store) {
     let answer = client.visit(async |session: Session| {
         let clone = session.clone();
         session.insert("a", 1)?;
-        store.first("update", move || {
+        store.first(Verb::Update, move || {
             let clone = clone.clone();
             async move {
                 clone.insert("b", 2).unwrap();
@@ -154,7 +157,7 @@ async fn p05_a_write_whose_answer_was_lost_is_not_applied_twice(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("n", 0)).await.ok();
     let increment = |session: &Session| session.modify("n", |n: Option<u64>| n.unwrap() + 1);
-    store.fail("update", Fault::After);
+    store.faults.next(Verb::Update, Fault::After);
     let answer = client.does(increment).await.sets_no_cookie();
     // It may have happened, and nobody says that it has.
     assert_eq!(answer.status, 503);
@@ -168,7 +171,7 @@ async fn p05_a_write_whose_answer_was_lost_is_not_applied_twice(store: Store) {
         client.does(|session| session.insert("n", 0)).await.ok();
         let answer = client.visit(async |session: Session| {
             increment(&session)?;
-            store.fail("update", fault);
+            store.faults.next(Verb::Update, fault);
             assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
             increment(&session)?;
             assert_eq!(session.get::<u64>("n")?, Some(2));
@@ -183,12 +186,12 @@ async fn p05_what_cannot_be_committed_in_time_is_503(store: Store) {
     let layer = store.layer_with(Options { request_time: Some(Duration::from_millis(50)), ..Options::default() });
     let client = Client::new(&layer);
     client.does(|session| session.insert("n", 0)).await.ok();
-    store.fail("update", Fault::Hang);
+    store.faults.next(Verb::Update, Fault::Hang);
     let answer = client.does(|session| session.insert("n", 1)).await.sets_no_cookie();
     assert_eq!((answer.status.as_u16(), answer.headers["retry-after"].to_str().unwrap()), (503, "1"));
     // One budget for all trips: a load that hangs leaves nothing for the commit.
-    store.fail("load", Fault::Hang);
-    store.fail("load", Fault::Hang);
+    store.faults.next(Verb::Load, Fault::Hang);
+    store.faults.next(Verb::Load, Fault::Hang);
     let answer = client.request(http::Request::default(), async |session: Session| {
         assert_eq!(session.load().await.unwrap_err().kind(), ErrorKind::Unavailable);
         session.insert("n", 2)
@@ -205,7 +208,7 @@ async fn p06_touch_beside_rework_and_set_ttl(store: Store) {
     // A touch that is late: between what it has seen and what it does, the session gets a short life and another ID.
     let other = client.clone().at(&store.layer_with(Options { default_ttl: Some(None), ..Options::default() }));
     let client = other.clone();
-    store.first("touch", move || {
+    store.first(Verb::Touch, move || {
         let other = other.clone();
         async move {
             let answer = other.does(|session| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Request;
-use jam_session::{Clock, MemorySessions, SameSite, Session, SessionLayer};
+use jam_session::{Clock, MemorySessions, SameSite, Session, SessionLayer, conformance::Verb};
 use serde_json::json;
 
 use crate::{
@@ -206,9 +206,9 @@ async fn p15_at_most_three_are_tried(store: Store) {
     let layer = store.layer();
     let dead = |i| format!("__Host-id={}.{}", format!("{i}").repeat(22), "A".repeat(43));
     let many: Vec<_> = (0..9).map(dead).collect();
-    store.calls();
+    store.faults.calls();
     assert_eq!(key(&layer, &[&many.join("; ")]).await, None);
-    assert_eq!(store.calls(), ["load", "load", "load"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Load, Verb::Load]);
 }
 
 async fn p15_of_two_of_one_owner_the_first_counts(store: Store) {

@@ -8,7 +8,7 @@ use std::{
 
 use allocation_counter::measure;
 use http::{Request, Response};
-use jam_session::{Error, Session, SessionLayer};
+use jam_session::{Error, Session, SessionLayer, conformance::Verb};
 use serde_json::json;
 use tower::{Layer, Service, service_fn};
 
@@ -80,7 +80,7 @@ async fn an_unused_session_allocates_one_arc_and_asks_nobody() {
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let ours = format!("__Host-id={}", client.id().unwrap());
     let others = "theme=dark; lang=en; __Host-other=abcdefghijklmnopqrstuvwxyz";
-    store.calls();
+    store.faults.calls();
 
     let mut floor = InsertsAnArc(service_fn(handler));
     let mut service = layer.layer(service_fn(handler));
@@ -90,7 +90,7 @@ async fn an_unused_session_allocates_one_arc_and_asks_nobody() {
     for cookies in [ours.clone(), format!("{others}; {ours}"), format!("{ours}; {others}")] {
         assert_eq!(allocations(&mut service, Some(&cookies)), floor + 1, "one copy of the value");
     }
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 }
 
 #[tokio::test]
@@ -103,24 +103,24 @@ async fn every_kind_of_request_makes_the_calls_that_the_docs_say(store: Store) {
     let layer = store.layer();
     let client = Client::new(&layer);
     let calls = async |handler: fn(&Session) -> Result<(), Error>| {
-        store.calls();
+        store.faults.calls();
         client.does(handler).await.ok();
-        store.calls()
+        store.faults.calls()
     };
     let write: fn(&Session) -> Result<(), Error> = |session| session.modify("n", |n: Option<u64>| n.unwrap_or(0) + 1);
-    let nothing = Vec::<&str>::new();
+    let nothing = Vec::<Verb>::new();
 
     assert_eq!(calls(|_| Ok(())).await, nothing, "no cookie");
-    assert_eq!(calls(write).await, ["create"], "first write");
-    assert_eq!(calls(|_| Ok(())).await, ["load"], "read");
-    assert_eq!(calls(write).await, ["load", "update"], "write");
-    assert_eq!(calls(|session| session.insert("n", 2)).await, ["load"], "a write that changes nothing");
-    assert_eq!(calls(bind_ada).await, ["load", "create", "update"], "login");
-    assert_eq!(calls(rework).await, ["load", "update"], "rotation");
+    assert_eq!(calls(write).await, [Verb::Create], "first write");
+    assert_eq!(calls(|_| Ok(())).await, [Verb::Load], "read");
+    assert_eq!(calls(write).await, [Verb::Load, Verb::Update], "write");
+    assert_eq!(calls(|session| session.insert("n", 2)).await, [Verb::Load], "a write that changes nothing");
+    assert_eq!(calls(bind_ada).await, [Verb::Load, Verb::Create, Verb::Update], "login");
+    assert_eq!(calls(rework).await, [Verb::Load, Verb::Update], "rotation");
     // To a record that has ended: so that two logouts at once are told apart.
-    assert_eq!(calls(delete).await, ["load", "update"], "logout");
-    assert_eq!(calls(bind_ada).await, ["create"], "login without a session");
-    assert_eq!(calls(clear).await, ["load", "clear"], "logout everywhere");
+    assert_eq!(calls(delete).await, [Verb::Load, Verb::Update], "logout");
+    assert_eq!(calls(bind_ada).await, [Verb::Create], "login without a session");
+    assert_eq!(calls(clear).await, [Verb::Load, Verb::Clear], "logout everywhere");
 }
 
 /// Such as a stream of server-sent events, of which there may be very many.

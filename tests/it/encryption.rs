@@ -6,6 +6,7 @@ use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 use jam_session::{
     Backend, BoxError, Data, Error, ErrorKind, JsonSessions, Keyring, Owner, Record, RecordId, Serializer, Session,
     SessionLayer, Sessions,
+    conformance::{Fault, Verb},
 };
 use serde_json::json;
 
@@ -13,7 +14,7 @@ use crate::{
     client::{Answer, Client},
     folder::Folder,
     on_every_store,
-    store::{Fault, Options, Spy, Store, eventually},
+    store::{Options, Store, eventually},
 };
 
 on_every_store! {
@@ -128,7 +129,7 @@ async fn p03_an_id_that_does_not_open_never_reaches_the_store(store: Store) {
 
     let sessions = store.sessions_with(with(key_a()));
     let thief = Client::new(&SessionLayer::new(sessions.clone()));
-    store.calls();
+    store.faults.calls();
     for text in forged {
         thief.set_id(&text);
         let answer = thief.does(|session| Ok(session.key().is_none().to_string())).await.ok().sets_no_cookie();
@@ -137,15 +138,15 @@ async fn p03_an_id_that_does_not_open_never_reaches_the_store(store: Store) {
         assert_eq!(sessions.update(&text, json!({})).await.unwrap_err().kind(), ErrorKind::NotFound);
         assert_eq!(sessions.rework(&text).await.unwrap_err().kind(), ErrorKind::NotFound);
         sessions.delete(&text).await.unwrap();
-        assert!(store.calls().is_empty(), "{text}");
+        assert!(store.faults.calls().is_empty(), "{text}");
     }
     assert_eq!(user(&client).await, "ada");
     // Nor is a sealed one taken where there is no keyring.
     let plain = Client::new(&store.layer());
     plain.set_id(&id);
-    store.calls();
+    store.faults.calls();
     assert_eq!(user(&plain).await, "");
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 }
 
 async fn record_of_key_a(store: &Store) -> Record {
@@ -166,15 +167,15 @@ async fn p03_a_plain_id_is_not_taken_with_a_keyring(store: Store) {
     let strict = client.thief().at(&store.layer_with(with(key_a())));
     let moving = client.thief().at(&store.layer_with(with(key_a().accept_plain_until(then))));
     let late = client.thief().at(&store.layer_with(with(key_a().accept_plain_until(then))));
-    store.calls();
+    store.faults.calls();
     assert_eq!(user(&strict).await, "");
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
     assert_eq!(user(&moving).await, "ada");
     eventually(async || is_sealed(&record(&store, "ada").await)).await;
     store.pass(Duration::from_secs(60));
-    store.calls();
+    store.faults.calls();
     assert_eq!(user(&late).await, "");
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
     // What came in time has moved.
     assert_eq!(user(&moving).await, "ada");
     assert!(!moving.id().unwrap().contains('.'));
@@ -246,7 +247,7 @@ async fn p11_a_record_that_no_key_opens_hinders_nobody(store: Store) {
         // One that becomes unreadable while it is being ended is ended all the same.
         let last = record(&store, "ada").await;
         let spy = store.clone();
-        store.first("update", move || {
+        store.first(Verb::Update, move || {
             let (spy, payload) = (spy.clone(), spoilt.payload.clone());
             async move { overwrite(&spy, last.id, payload).await }
         });
@@ -360,14 +361,14 @@ async fn p15_of_several_cookies_those_that_open_are_tried(store: Store) {
     // However many do not open: none of them counts.
     let bad = [&foreign[..], "AgAA", &good[..40], "x.y.z"].map(|text| format!("__Host-id={text}"));
     let cookies = format!("{}; {}; {}; __Host-id={good}", bad.join("; "), bad.join("; "), bad.join("; "));
-    store.calls();
+    store.faults.calls();
     let request = http::Request::builder().header("cookie", cookies).body(axum::body::Body::empty()).unwrap();
     let answer = client.request(request, async |session: Session| {
         session.load().await.unwrap();
         session.key().unwrap_or_default()
     });
     assert_eq!(answer.await.body, "ada");
-    assert_eq!(store.calls(), ["load"]);
+    assert_eq!(store.faults.calls(), [Verb::Load]);
 }
 
 async fn p08_clear_finds_all_whatever_sealed_them(store: Store) {
@@ -397,7 +398,7 @@ impl Serializer for Lax {
 
 async fn a_serializer_does_not_weaken_the_seal(store: Store) {
     let sessions = |keyring: Option<Keyring>| {
-        let mut builder = Sessions::over(Spy::on(&store)).clock(store.clock.clone()).serializer(Lax);
+        let mut builder = Sessions::over(store.watched()).clock(store.clock.clone()).serializer(Lax);
         if let Some(keyring) = keyring {
             builder = builder.encrypt(keyring);
         }
@@ -443,7 +444,7 @@ async fn a_session_that_is_only_read_is_sealed_anew_with_its_cookie(store: Store
         let (before, first) = (record(&store, &name).await, client.id().unwrap());
         store.pass(Duration::from_secs(1));
         let client = client.at(&store.layer_with(with(to)));
-        store.calls();
+        store.faults.calls();
         let answer = client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.ok();
         assert_eq!(answer.body, "1");
         let set = answer.set_cookies()[0];
@@ -453,9 +454,9 @@ async fn a_session_that_is_only_read_is_sealed_anew_with_its_cookie(store: Store
         assert_ne!(second, first);
         until_sealed_anew(&store, &before).await;
         // One look before the cookie is set, and one write in the background.
-        let mut calls = store.calls();
+        let mut calls = store.faults.calls();
         calls.sort_unstable();
-        assert_eq!(calls, ["load", "load", "update"]);
+        assert_eq!(calls, [Verb::Load, Verb::Load, Verb::Update]);
         // It is the same session, and nothing more is done to it.
         let after = record(&store, &name).await;
         for id in [&first, &second] {
@@ -463,10 +464,10 @@ async fn a_session_that_is_only_read_is_sealed_anew_with_its_cookie(store: Store
             seen.set_id(id);
             assert_eq!(user(&seen).await, name);
         }
-        store.calls();
+        store.faults.calls();
         let answer = client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string()));
         assert_eq!(answer.await.ok().sets_no_cookie().body, "1");
-        assert_eq!(store.calls(), ["load"]);
+        assert_eq!(store.faults.calls(), [Verb::Load]);
         assert_eq!(record(&store, &name).await.payload, after.payload);
         // And it is at home with the new key alone.
         assert_eq!(user(&client.at(&store.layer_with(with(key_b())))).await, name);
@@ -530,19 +531,19 @@ async fn p06_a_cookie_sealed_anew_does_not_undo_a_rework(store: Store) {
     });
     answer.await.ok().sets_no_cookie();
     // Nor does a request that came with the ID from before; it does not even ask.
-    store.calls();
+    store.faults.calls();
     assert_eq!(before.does(|session| Ok(session.key().unwrap())).await.ok().sets_no_cookie().body, "ada");
     // Sealing anew what was loaded before may go on in the background.
-    assert_eq!(store.calls().iter().filter(|call| **call == "load").count(), 1);
+    assert_eq!(store.faults.calls().iter().filter(|call| **call == Verb::Load).count(), 1);
     store.pass(Duration::from_secs(10));
     assert_eq!(user(&client).await, "ada");
     // One that rotates, signs in or out says so itself, once.
     let client = signed_in(&store, key_a(), "grace").await;
     let client = client.at(&store.layer_with(with(key_b().also_opens(A).unwrap())));
     let thief = client.thief();
-    store.calls();
+    store.faults.calls();
     assert!(act(&thief, |session| session.rework()).await.ok().new_id().is_some());
-    assert_eq!(store.calls().iter().filter(|call| **call == "load").count(), 1);
+    assert_eq!(store.faults.calls().iter().filter(|call| **call == Verb::Load).count(), 1);
     assert!(act(&thief, |session| session.bind("grace")).await.ok().new_id().is_some());
     assert!(act(&thief, |session| session.delete()).await.ok().removes_cookie());
 }
@@ -552,13 +553,13 @@ async fn p09_an_outage_while_the_cookie_is_sealed_anew_is_nobodys_problem(store:
     let options = Options { request_time: Some(Duration::from_millis(50)), ..with(key_b().also_opens(A).unwrap()) };
     let client = client.at(&store.layer_with(options));
     for fault in [Fault::Before, Fault::Hang] {
-        store.fail("update", fault.clone());
+        store.faults.next(Verb::Update, fault.clone());
         let answer = client.does(|session| {
-            store.fail("load", fault);
+            store.faults.next(Verb::Load, fault);
             Ok(session.key().unwrap())
         });
         assert_eq!(answer.await.ok().sets_no_cookie().body, "ada");
-        store.forget_faults();
+        store.faults.heal();
     }
     // On the next occasion, then; and on responses of every status.
     let answer = client.does(|session| {
@@ -666,10 +667,10 @@ async fn rotation_under_traffic_signs_nobody_out(store: Store) {
 
 /// Nothing is left to be sealed anew.
 async fn visits_are_free(store: &Store, client: &Client, layer: &SessionLayer) -> bool {
-    store.calls();
+    store.faults.calls();
     let answer = client.at(layer).does(|session| Ok(session.key().is_some().to_string())).await.ok();
     tokio::task::yield_now().await;
-    answer.body == "true" && answer.set_cookies().is_empty() && store.calls() == ["load"]
+    answer.body == "true" && answer.set_cookies().is_empty() && store.faults.calls() == [Verb::Load]
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jam_session::{Backend, ErrorKind, Session, SessionId};
+use jam_session::{Backend, ErrorKind, Session, SessionId, conformance::Verb};
 use serde_json::json;
 use tokio::sync::Barrier;
 
@@ -202,14 +202,14 @@ async fn p08_clear_ends_every_session_of_the_key(store: Store) {
     clients[2].does(rework).await.ok();
     clients[3].does(bind_ada).await.ok();
     assert_eq!(sessions.list("ada").await.unwrap().len(), 5);
-    store.calls();
+    store.faults.calls();
 
     let answer = clients[0].does(|session| {
         session.clear();
         Ok(())
     });
     assert!(answer.await.ok().removes_cookie());
-    assert_eq!(store.calls(), ["load", "clear"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Clear]);
     for client in clients.iter().chain([&before]) {
         assert_dead(&store, client).await;
     }
@@ -366,10 +366,10 @@ async fn p08_clear_others_ends_all_sessions_of_the_key_but_this_one(store: Store
     let before = clients[1].thief();
     clients[1].does(rework).await.ok();
     clients[2].does(bind_ada).await.ok();
-    store.calls();
+    store.faults.calls();
 
     clients[0].does(clear_others).await.ok().sets_no_cookie();
-    assert_eq!(store.calls(), ["load", "clear"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Clear]);
     for client in clients[1..].iter().chain([&before]) {
         assert_dead(&store, client).await;
     }
@@ -378,10 +378,10 @@ async fn p08_clear_others_ends_all_sessions_of_the_key_but_this_one(store: Store
     assert_eq!(grace.does(|session| Ok(session.key().unwrap())).await.body, "grace");
 
     // Somebody who is not signed in has no others.
-    store.calls();
+    store.faults.calls();
     visitor.does(clear_others).await.ok().sets_no_cookie();
     Client::new(&layer).does(clear_others).await.ok().sets_no_cookie();
-    assert_eq!(store.calls(), ["load"]);
+    assert_eq!(store.faults.calls(), [Verb::Load]);
     assert_eq!(visitor.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
 }
 
@@ -606,7 +606,7 @@ async fn p16_a_save_that_was_begun_runs_to_its_end(store: Store) {
     client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
     let (begun, is_begun) = tokio::sync::mpsc::unbounded_channel::<()>();
     let (go, gone) = tokio::sync::watch::channel(false);
-    store.first("update", move || {
+    store.first(Verb::Update, move || {
         let (begun, mut gone) = (begun.clone(), gone.clone());
         async move {
             begun.send(()).unwrap();

@@ -5,14 +5,17 @@ use std::{
     time::Duration,
 };
 
-use jam_session::{Backend, ErrorKind, Record, RecordId, Session};
+use jam_session::{
+    Backend, ErrorKind, Record, RecordId, Session,
+    conformance::{Fault, Faulty, Verb},
+};
 use serde_json::json;
 
 use crate::{
     client::Client,
     on_every_store,
     store::eventually,
-    store::{Fault, Options, Store},
+    store::{Options, Store, Watched},
 };
 
 on_every_store! {
@@ -35,26 +38,26 @@ async fn p09_a_backend_error_is_never_an_empty_session(store: Store) {
     let options = Options { request_time: Some(Duration::from_millis(50)), ..Options::default() };
     let client = Client::new(&store.layer_with(options));
     client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
-    store.calls();
+    store.faults.calls();
     for fault in [Fault::Before, Fault::After, Fault::Hang] {
-        store.fail("load", fault.clone());
+        store.faults.next(Verb::Load, fault.clone());
         let answer = client.does(|session| session.insert("n", 2)).await.sets_no_cookie();
         assert_eq!(answer.status, 503);
         // The handler does not even ask whether it went well.
-        store.fail("load", fault.clone());
+        store.faults.next(Verb::Load, fault.clone());
         let answer = client.request(http::Request::default(), async |session: Session| {
             let _ = session.load().await;
             assert!(session.get::<u8>("n").is_err());
             "fine"
         });
         assert_eq!(answer.await.sets_no_cookie().status, 200);
-        store.fail("load", fault.clone());
+        store.faults.next(Verb::Load, fault.clone());
         let answer = client.request(http::Request::default(), async |session: Session| session.insert("n", 2));
         assert_eq!(answer.await.sets_no_cookie().status, 503);
-        store.fail("load", fault);
+        store.faults.next(Verb::Load, fault);
         let answer = client.request(http::Request::default(), async |session: Session| session.delete());
         assert_eq!(answer.await.sets_no_cookie().status, 503);
-        assert_eq!(store.calls(), ["load"; 4]);
+        assert_eq!(store.faults.calls(), [Verb::Load; 4]);
     }
     assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
 }
@@ -63,49 +66,49 @@ async fn p09_a_module_call_that_gets_no_answer_says_so_in_time(store: Store) {
     let sessions = store.sessions_with(Options { request_time: Some(Duration::from_millis(50)), ..Options::default() });
     let id = sessions.create("ada", json!({})).await.unwrap();
     let unavailable = |kind| assert_eq!(kind, ErrorKind::Unavailable);
-    store.fail("load", Fault::Hang);
+    store.faults.next(Verb::Load, Fault::Hang);
     unavailable(sessions.get(&id).await.unwrap_err().kind());
-    store.fail("create", Fault::Hang);
+    store.faults.next(Verb::Create, Fault::Hang);
     unavailable(sessions.create("ada", json!({})).await.unwrap_err().kind());
-    store.fail("update", Fault::Hang);
+    store.faults.next(Verb::Update, Fault::Hang);
     unavailable(sessions.update(&id, json!({})).await.unwrap_err().kind());
-    store.fail("update", Fault::Hang);
+    store.faults.next(Verb::Update, Fault::Hang);
     unavailable(sessions.delete(&id).await.unwrap_err().kind());
-    store.fail("list", Fault::Hang);
+    store.faults.next(Verb::List, Fault::Hang);
     unavailable(sessions.list("ada").await.unwrap_err().kind());
-    store.fail("clear", Fault::Hang);
+    store.faults.next(Verb::Clear, Fault::Hang);
     unavailable(sessions.clear("ada").await.unwrap_err().kind());
     assert!(sessions.get(&id).await.unwrap().is_some());
 }
 
 async fn p10_no_id_leaves_that_is_not_stored(store: Store) {
     type Change = fn(&Session) -> Result<(), jam_session::Error>;
-    let changes: [(Change, &str); 4] = [
-        (|session| session.insert("m", 1), "create"),
-        (|session| session.create("ada", json!({})), "create"),
+    let changes: [(Change, Verb); 4] = [
+        (|session| session.insert("m", 1), Verb::Create),
+        (|session| session.create("ada", json!({})), Verb::Create),
         (
             |session| {
                 session.rework();
                 Ok(())
             },
-            "update",
+            Verb::Update,
         ),
         (
             |session| {
                 session.bind("ada");
                 Ok(())
             },
-            "update",
+            Verb::Update,
         ),
     ];
     for (change, verb) in changes {
         for fault in [Fault::Before, Fault::After] {
             let client = Client::new(&store.layer());
-            if verb == "update" {
+            if verb == Verb::Update {
                 client.does(|session| session.insert("n", 1)).await.ok();
             }
             let before = client.id();
-            store.fail(verb, fault);
+            store.faults.next(verb, fault);
             let answer = client.does(change).await.sets_no_cookie();
             assert_eq!(answer.status, 503);
             assert_eq!(client.id(), before);
@@ -117,7 +120,7 @@ async fn p10_a_failed_commit_can_be_tried_again(store: Store) {
     let client = Client::new(&store.layer());
     let answer = client.visit(async |session: Session| {
         session.insert("n", 1)?;
-        store.fail("create", Fault::Before);
+        store.faults.next(Verb::Create, Fault::Before);
         assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
         session.insert("m", 2)?;
         Ok(())
@@ -214,7 +217,7 @@ async fn p11_a_record_moved_to_another_user_is_unreadable(store: Store) {
 async fn p04_a_login_delivered_twice_around_a_logout(store: Store) {
     // The login's answer is lost, the client tries again and logs out: what is left is what `list` shows, and it ends.
     let sessions = store.sessions();
-    store.fail("create", Fault::After);
+    store.faults.next(Verb::Create, Fault::After);
     assert_eq!(sessions.create("ada", json!({})).await.unwrap_err().kind(), ErrorKind::Unavailable);
     let id = sessions.create("ada", json!({})).await.unwrap();
     sessions.delete(&id).await.unwrap();
@@ -223,7 +226,7 @@ async fn p04_a_login_delivered_twice_around_a_logout(store: Store) {
 
     // A logout whose answer is lost has happened, and may be repeated.
     let id = sessions.create("ada", json!({})).await.unwrap();
-    store.fail("update", Fault::After);
+    store.faults.next(Verb::Update, Fault::After);
     assert_eq!(sessions.delete(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
     sessions.delete(&id).await.unwrap();
     assert!(sessions.get(&id).await.unwrap().is_none());
@@ -231,33 +234,9 @@ async fn p04_a_login_delivered_twice_around_a_logout(store: Store) {
 
 async fn p05_a_conflict_with_oneself_is_done(store: Store) {
     // A backend that repeats a call whose answer it lost: the second time it finds the version that it wrote.
-    struct Repeats<B>(B);
-    impl<B: Backend> Backend for Repeats<B> {
-        async fn load(&self, id: RecordId) -> jam_session::backend::Result<Option<Record>> {
-            self.0.load(id).await
-        }
-        async fn create(&self, record: Record) -> jam_session::backend::Result<bool> {
-            self.0.create(record).await
-        }
-        async fn update(&self, expected: i64, record: Record) -> jam_session::backend::Result<jam_session::Outcome> {
-            let _ = self.0.update(expected, record.clone()).await?;
-            self.0.update(expected, record).await
-        }
-        async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> jam_session::backend::Result<()> {
-            self.0.touch(id, version, ttl).await
-        }
-        async fn delete(&self, id: RecordId) -> jam_session::backend::Result<bool> {
-            self.0.delete(id).await
-        }
-        async fn list(&self, owner: jam_session::Owner) -> jam_session::backend::Result<Vec<Record>> {
-            self.0.list(owner).await
-        }
-        async fn clear(&self, owner: jam_session::Owner, keep: Option<RecordId>) -> jam_session::backend::Result<u64> {
-            self.0.clear(owner, keep).await
-        }
-    }
-    let sessions =
-        jam_session::Sessions::over(Repeats(crate::store::Spy::on(&store))).clock(store.clock.clone()).build().unwrap();
+    let repeats = Faulty::new(store.inner().backend().clone());
+    repeats.faults().always(Verb::Update, Fault::Twice);
+    let sessions = jam_session::Sessions::over(repeats).clock(store.clock.clone()).build().unwrap();
     let client = Client::new(&jam_session::SessionLayer::new(sessions));
     client.does(|session| session.insert("n", 0)).await.ok();
     for _ in 0..5 {
@@ -274,7 +253,7 @@ async fn p05_a_lost_reply_then_a_foreign_write_then_the_retry(store: Store) {
         let other = client.thief().at(&store.layer());
         let answer = client.visit(async |session: Session| {
             increment(&session)?;
-            store.fail("update", fault);
+            store.faults.next(Verb::Update, fault);
             assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
             for _ in 0..3 {
                 other.does(increment).await.ok();
@@ -294,7 +273,7 @@ async fn p06_rework_beside_delete_with_the_old_id_within_and_after_the_grace(sto
         let old = sessions.create("ada", json!({})).await.unwrap();
         let new = Arc::new(Mutex::new(None));
         let (at, rotating, id, noted) = (store.clone(), store.sessions(), old.clone(), Arc::clone(&new));
-        store.first("update", move || {
+        store.first(Verb::Update, move || {
             let (at, rotating, id, noted) = (at.clone(), rotating.clone(), id.clone(), Arc::clone(&noted));
             async move {
                 let new = rotating.rework(&id).await.unwrap();
@@ -315,7 +294,7 @@ async fn p06_rework_beside_delete_with_the_old_id_within_and_after_the_grace(sto
         // The other way round: the rework has looked it up when it is ended.
         let old = sessions.create("ada", json!({})).await.unwrap();
         let (ending, id) = (store.sessions(), old.clone());
-        store.first("update", move || {
+        store.first(Verb::Update, move || {
             let (ending, id) = (ending.clone(), id.clone());
             async move { ending.delete(&id).await.unwrap() }
         });
@@ -327,10 +306,10 @@ async fn p06_rework_beside_delete_with_the_old_id_within_and_after_the_grace(sto
 async fn p16_nothing_is_blocked_by_a_request_that_hangs(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("n", 0)).await.ok();
-    store.fail("update", Fault::Hang);
+    store.faults.next(Verb::Update, Fault::Hang);
     let hanging = client.thief();
     let task = tokio::spawn(async move { drop(hanging.does(|session| session.insert("m", 1)).await) });
-    eventually(async || store.calls().contains(&"update")).await;
+    eventually(async || store.faults.calls().contains(&Verb::Update)).await;
     // Others of the same session go on, while it hangs and after it is dropped.
     client.does(|session| session.modify("n", |n: Option<u64>| n.unwrap() + 1)).await.ok();
     task.abort();
@@ -373,7 +352,7 @@ async fn p16_dropped_at_any_point_a_commit_is_whole(store: Store) {
             let client = Client::new(&jam_session::SessionLayer::new(own.clone()));
             client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
             // Each call yields before it is made, so that there are points to be dropped at.
-            for verb in ["load", "update", "create", "delete"] {
+            for verb in [Verb::Load, Verb::Update, Verb::Create, Verb::Delete] {
                 store.first(verb, tokio::task::yield_now);
             }
             let dropped = client.thief();
@@ -404,7 +383,7 @@ async fn p16_dropped_at_any_point_a_commit_is_whole(store: Store) {
                 assert_eq!(settled, after.into_iter().collect::<Vec<_>>(), "after {polls} polls");
                 afters += 1;
             }
-            store.forget_faults();
+            store.faults.heal();
             sessions.clear("ada").await.unwrap();
             sessions.clear("grace").await.unwrap();
         }
@@ -412,7 +391,7 @@ async fn p16_dropped_at_any_point_a_commit_is_whole(store: Store) {
     }
 }
 
-async fn state(sessions: &jam_session::Sessions<crate::store::Spy>) -> Vec<(&'static str, Option<u8>)> {
+async fn state(sessions: &jam_session::Sessions<Watched>) -> Vec<(&'static str, Option<u8>)> {
     let mut all = Vec::new();
     for key in ["ada", "grace"] {
         for info in sessions.list(key).await.unwrap() {
@@ -428,13 +407,13 @@ async fn closing_waits_and_refuses_further_use(store: Store) {
     client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
     // A commit that nobody waits for any more.
     let (go, gone) = tokio::sync::watch::channel(false);
-    store.first("update", move || {
+    store.first(Verb::Update, move || {
         let mut gone = gone.clone();
         async move { drop(gone.wait_for(|go| *go).await.unwrap()) }
     });
     let leaving = client.thief();
     let task = tokio::spawn(async move { drop(leaving.does(|session| session.insert("n", 2)).await) });
-    eventually(async || store.calls().contains(&"update")).await;
+    eventually(async || store.faults.calls().contains(&Verb::Update)).await;
     task.abort();
     let _ = task.await;
     let clone = sessions.clone();

@@ -7,13 +7,16 @@ use axum::{
     routing::{get, post},
 };
 use http::{Request, Response, StatusCode};
-use jam_session::{Error, ErrorKind, MemorySessions, Session, SessionKey, SessionLayer};
+use jam_session::{
+    Error, ErrorKind, MemorySessions, Session, SessionKey, SessionLayer,
+    conformance::{Fault, Verb},
+};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
     client::{Answer, Client},
     on_every_store,
-    store::{Fault, Store},
+    store::Store,
 };
 
 on_every_store! {
@@ -125,13 +128,13 @@ async fn p09_an_optional_session_is_no_excuse(store: Store) {
     let (app, client) = (app().layer(layer.clone()), Client::new(&layer));
     get_path(&app, &client, "/login").await;
     for path in ["/session", "/option", "/key", "/optional-key"] {
-        store.fail("load", Fault::Before);
+        store.faults.next(Verb::Load, Fault::Before);
         let (status, headers, _) = get_path(&app, &client, path).await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{path}");
         assert_eq!(headers["retry-after"], "1");
         assert!(!headers.contains_key("set-cookie"));
     }
-    store.fail("load", Fault::Before);
+    store.faults.next(Verb::Load, Fault::Before);
     assert_eq!(get_path(&app, &client, "/unused").await.0, StatusCode::OK);
 }
 
@@ -152,9 +155,9 @@ async fn layers_with_different_names_work_together(store: Store) {
     let (_, headers, _) = get_path(&app, &client, "/both").await;
     let names: Vec<_> = headers.get_all("set-cookie").iter().map(|v| v.to_str().unwrap().split('=').next()).collect();
     assert_eq!(names, [Some("__Host-inner"), Some("__Host-outer")]);
-    store.calls();
+    store.faults.calls();
     assert_eq!(get_path(&app, &client, "/in").await.2, "inner");
-    assert_eq!(store.calls(), ["load", "load", "update"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Load, Verb::Update]);
 }
 
 async fn the_same_layer_twice_is_one(store: Store) {
@@ -167,7 +170,7 @@ async fn the_same_layer_twice_is_one(store: Store) {
     let (_, headers, _) = get_path(&app, &client, "/").await;
     assert_eq!(headers.get_all("set-cookie").iter().count(), 1);
     get_path(&app, &client, "/").await;
-    assert_eq!(store.calls(), ["create", "load", "update"]);
+    assert_eq!(store.faults.calls(), [Verb::Create, Verb::Load, Verb::Update]);
 }
 
 async fn two_layers_with_one_name_are_refused(store: Store) {
@@ -200,9 +203,9 @@ async fn loading_up_front_is_one_load(store: Store) {
         .layer(layer.clone());
     let client = Client::new(&layer);
     get_path(&app, &client, "/login").await;
-    store.calls();
+    store.faults.calls();
     assert_eq!(get_path(&app, &client, "/").await.2, "ada");
-    assert_eq!(store.calls(), ["load"]);
+    assert_eq!(store.faults.calls(), [Verb::Load]);
 }
 
 async fn every_status_below_500_commits(store: Store) {

@@ -3,14 +3,17 @@
 use std::time::Duration;
 
 use http::Request;
-use jam_session::{ErrorKind, Session};
+use jam_session::{
+    ErrorKind, Session,
+    conformance::{Fault, Verb},
+};
 use serde_json::json;
 
 use crate::{
     client::{Client, bind_ada, delete, rework},
     on_every_store,
     store::eventually,
-    store::{Fault, Options, Store},
+    store::{Options, Store},
 };
 
 on_every_store! {
@@ -54,14 +57,14 @@ async fn p01_without_a_cookie_and_a_write_there_is_no_call_and_no_cookie(store: 
     let unused = client.request(Request::default(), async |_| "hello").await.ok().sets_no_cookie();
     assert!(!unused.headers.contains_key("vary"));
     client.does(|session| Ok(session.get::<u8>("n")?.is_none().to_string())).await.ok().sets_no_cookie();
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 }
 
 async fn p01_nor_is_there_in_an_outage(store: Store) {
     let client = Client::new(&store.layer());
-    store.fail("any", Fault::Before);
+    store.faults.next(None, Fault::Before);
     client.does(|session| Ok(session.key().is_none().to_string())).await.ok();
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 }
 
 async fn p02_reading_creates_nothing(store: Store) {
@@ -81,7 +84,7 @@ async fn p02_reading_creates_nothing(store: Store) {
         .await
         .ok()
         .sets_no_cookie();
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 }
 
 async fn p02_writes_that_end_where_they_began_write_nothing(store: Store) {
@@ -102,13 +105,13 @@ async fn p02_writes_that_end_where_they_began_write_nothing(store: Store) {
         .await
         .ok()
         .sets_no_cookie();
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 
     client.does(|session| session.insert("n", 0)).await.ok();
-    store.calls();
+    store.faults.calls();
     client.does(back_and_forth).await.ok().sets_no_cookie();
     client.does(|session| session.update(json!({"n": 0}))).await.ok().sets_no_cookie();
-    assert_eq!(store.calls(), ["load", "load"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Load]);
 }
 
 async fn p02_what_is_taken_is_shown_once(store: Store) {
@@ -125,9 +128,9 @@ async fn p02_what_is_taken_is_shown_once(store: Store) {
     });
     assert_eq!(failed.await.status, 502, "nobody saw it");
     assert_eq!(client.does(show).await.ok().sets_no_cookie().body, "saved");
-    store.calls();
+    store.faults.calls();
     assert_eq!(client.does(show).await.ok().body, "nothing");
-    assert_eq!(store.calls(), ["load"]);
+    assert_eq!(store.faults.calls(), [Verb::Load]);
 
     // In one request, too; also what was never stored.
     let answer = client.does(|session| {
@@ -155,12 +158,12 @@ async fn p02_the_first_kept_write_is_one_record_and_one_cookie(store: Store) {
         .await
         .ok();
     assert!(answer.new_id().is_some());
-    assert_eq!(store.calls(), ["create"]);
+    assert_eq!(store.faults.calls(), [Verb::Create]);
 
     let answer = client.does(|session| Ok(session.get::<u8>("b")?.unwrap().to_string())).await.ok().sets_no_cookie();
     assert_eq!(answer.body, "2");
     client.does(|session| session.insert("c", 3)).await.ok().sets_no_cookie();
-    assert_eq!(store.calls(), ["load", "load", "update"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Load, Verb::Update]);
 }
 
 async fn p02_a_cross_site_post_makes_no_anonymous_session(store: Store) {
@@ -176,7 +179,7 @@ async fn p02_a_cross_site_post_makes_no_anonymous_session(store: Store) {
         session.save().await
     });
     assert_eq!(saved.await.status, 404);
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 
     // A login is the application's to allow.
     let login = async |session: Session| session.bind("ada");
@@ -229,7 +232,7 @@ async fn p03_malformed_ids_never_reach_the_backend(store: Store) {
         .request(binary.body(axum::body::Body::empty()).unwrap(), async |session: Session| session.load().await)
         .await
         .ok();
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 }
 
 async fn p03_a_known_handle_is_of_no_use(store: Store) {
@@ -266,14 +269,14 @@ async fn p06_rework_keeps_everything_but_the_id(store: Store) {
     client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
     let before = (client.id().unwrap(), sessions.list("ada").await.unwrap().remove(0));
     store.pass(Duration::from_secs(60));
-    store.calls();
+    store.faults.calls();
 
     let answer = client.does(|session| {
         session.rework();
         session.insert("m", 2)
     });
     let after = answer.await.ok().new_id().unwrap();
-    assert_eq!(store.calls(), ["load", "update"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Update]);
     assert_ne!(after, before.0);
     let info = sessions.list("ada").await.unwrap().remove(0);
     assert_eq!((&info.handle, info.created), (&before.1.handle, before.1.created));
@@ -379,13 +382,13 @@ async fn p06_rework_of_a_new_session_works(store: Store) {
         session.insert("n", 1)
     });
     assert!(answer.await.ok().new_id().is_some());
-    assert_eq!(store.calls(), ["create"]);
+    assert_eq!(store.faults.calls(), [Verb::Create]);
 }
 
 async fn p06_two_reworks_in_one_request_are_one(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
-    store.calls();
+    store.faults.calls();
     client
         .does(|session| {
             session.rework();
@@ -396,7 +399,7 @@ async fn p06_two_reworks_in_one_request_are_one(store: Store) {
         .ok()
         .new_id()
         .unwrap();
-    assert_eq!(store.calls(), ["load", "update"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Update]);
     assert_eq!(client.does(|session| Ok(session.key().unwrap())).await.body, "ada");
 }
 
@@ -405,14 +408,14 @@ async fn p07_login_gives_a_new_id_and_keeps_the_data(store: Store) {
     let client = Client::new(&layer);
     client.does(|session| session.insert("cart", [1, 2])).await.ok();
     let before = client.thief();
-    store.calls();
+    store.faults.calls();
     let answer = client.does(|session| {
         session.bind("ada");
         assert_eq!(session.key().as_deref(), Some("ada"));
         session.insert("theme", "dark")
     });
     assert_ne!(answer.await.ok().new_id(), before.id());
-    assert_eq!(store.calls(), ["load", "create", "update"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Create, Verb::Update]);
     let answer = client.does(|session| {
         assert_eq!(session.get::<Vec<u8>>("cart")?, Some(vec![1, 2]));
         assert_eq!(session.get::<String>("theme")?.as_deref(), Some("dark"));
@@ -602,7 +605,7 @@ async fn p07_bind_beside_a_write_to_the_anonymous_session(store: Store) {
 
     // Written after the login has read the data, and before it ends the old session: it goes over.
     let early = client.thief().at(&layers[1]);
-    store.first("update", move || {
+    store.first(Verb::Update, move || {
         let early = early.clone();
         async move { drop(early.does(|session| session.insert("early", 2)).await.ok()) }
     });
@@ -688,8 +691,8 @@ async fn p07_a_login_that_fails_halfway_leaves_the_old_session_as_it_was(store: 
     let (layer, sessions) = (store.layer(), store.sessions());
     let client = Client::new(&layer);
     client.does(|session| session.insert("cart", 1)).await.ok();
-    for (verb, fault) in [("create", Fault::Before), ("update", Fault::Before)] {
-        store.fail(verb, fault);
+    for (verb, fault) in [(Verb::Create, Fault::Before), (Verb::Update, Fault::Before)] {
+        store.faults.next(verb, fault);
         let answer = client.does(bind_ada).await.sets_no_cookie();
         assert_eq!(answer.status, 503);
         assert_eq!(client.does(|session| Ok(session.get::<u8>("cart")?.unwrap().to_string())).await.body, "1");
@@ -702,7 +705,7 @@ async fn p07_a_login_that_fails_halfway_leaves_the_old_session_as_it_was(store: 
 async fn p07_a_login_with_an_impossible_key_changes_nothing(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("cart", 1)).await.ok();
-    store.calls();
+    store.faults.calls();
     for key in [String::new(), "k".repeat(1025)] {
         let answer = client.does(|session| {
             session.bind(key);
@@ -710,7 +713,7 @@ async fn p07_a_login_with_an_impossible_key_changes_nothing(store: Store) {
         });
         assert_eq!(answer.await.sets_no_cookie().status, 500);
     }
-    assert_eq!(store.calls(), ["load", "load"]);
+    assert_eq!(store.faults.calls(), [Verb::Load, Verb::Load]);
     assert_eq!(client.does(|session| Ok(session.get::<u8>("cart")?.unwrap().to_string())).await.body, "1");
 }
 

@@ -12,7 +12,6 @@ mod store;
 
 mod cancellation;
 mod concurrency;
-#[cfg(feature = "conformance")]
 mod conformance;
 mod cookies;
 mod cost;

@@ -285,7 +285,7 @@ async fn a_record_of_another_serializer_is_unreadable() {
     // Accepting the other format would be a way around a serializer that encrypts or signs.
     let store = Store::memory().await;
     let plain = store.sessions();
-    let own = Sessions::over(crate::store::Spy::on(&store)).clock(store.clock.clone()).serializer(MessagePack);
+    let own = Sessions::over(store.watched()).clock(store.clock.clone()).serializer(MessagePack);
     let own = own.build().unwrap();
     let id = plain.create("ada", json!({})).await.unwrap();
     assert_eq!(own.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);

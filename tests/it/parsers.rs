@@ -4,6 +4,7 @@
 
 use std::{
     convert::Infallible,
+    future::ready,
     sync::{
         LazyLock,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -11,10 +12,12 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use jam_session::{
-    Backend, Durability, ErrorKind, JsonSessions, Keyring, Outcome, Owner, Record, RecordId, Session, SessionLayer,
-    Sessions, backend::Result,
+    Durability, ErrorKind, JsonSessions, Keyring, MemoryBackend, Outcome, Owner, Record, RecordId, Session,
+    SessionLayer, Sessions,
+    conformance::{Answer, Call, Fault, Faulty, Verb},
 };
 use tokio::runtime::Runtime;
 use tower::{Layer, ServiceExt, service_fn};
@@ -31,7 +34,7 @@ static RUNTIME: LazyLock<Runtime> =
 /// A `Cookie` header: whatever is in it, the visitor is nobody, and no cookie is set.
 pub fn cookie_header(bytes: &[u8]) {
     static LAYERS: LazyLock<[SessionLayer; 3]> =
-        LazyLock::new(|| [0, 1, 2].map(|i| SessionLayer::new(sessions(i, Holds(None)))));
+        LazyLock::new(|| [0, 1, 2].map(|i| SessionLayer::new(sessions(i, None))));
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
     for layer in &*LAYERS {
         let mut request = Request::new(());
@@ -49,7 +52,7 @@ pub fn cookie_header(bytes: &[u8]) {
 
 /// The text of an ID, or of a part of one: what is read is written again as it was.
 pub fn id_text(bytes: &[u8]) {
-    static SESSIONS: LazyLock<[Sessions<Holds>; 3]> = LazyLock::new(|| [0, 1, 2].map(|i| sessions(i, Holds(None))));
+    static SESSIONS: LazyLock<[Sessions<Holds>; 3]> = LazyLock::new(|| [0, 1, 2].map(|i| sessions(i, None)));
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(id) = text.parse::<RecordId>() {
         assert_eq!(id.to_string(), text);
@@ -71,7 +74,7 @@ pub fn record_bytes(bytes: &[u8]) {
     const SEALED: &str = "Auta208AAQIDBAUGBwgJCgsMDQ4PEBESExQVFheEQTh4BePcW918Uu2fT9JHk4lKUwPRySKLhIQvwgnIekulJCY1v3Ukb3YP1yBX\
         ahk1oRI7jFlJfs3UYCkJHpElI9cB0y-5kEnpVBcDaSkNRwIa4n6fBZQ7dfxjUoIvxWcdR3Dh4uoKpX8";
     for i in 0..3 {
-        let sessions = sessions(i, Holds(Some(bytes.to_vec().into())));
+        let sessions = sessions(i, Some(bytes.to_vec().into()));
         let id = if i == 1 { SEALED } else { PLAIN };
         RUNTIME.block_on(async {
             if let Ok(Some(data)) = sessions.get(id).await {
@@ -117,8 +120,8 @@ pub fn json_lines(bytes: &[u8]) {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-fn sessions(keyring: usize, backend: Holds) -> Sessions<Holds> {
-    let builder = Sessions::over(backend);
+fn sessions(keyring: usize, holds: Option<Bytes>) -> Sessions<Holds> {
+    let builder = Sessions::over(holding(holds));
     match &KEYRINGS[keyring] {
         None => builder.build().unwrap(),
         Some(keyring) => builder.encrypt(keyring.clone()).build().unwrap(),
@@ -126,43 +129,30 @@ fn sessions(keyring: usize, backend: Holds) -> Sessions<Holds> {
 }
 
 /// A store that holds the same under every name, or nothing.
-struct Holds(Option<bytes::Bytes>);
+type Holds = Faulty<MemoryBackend>;
 
-impl Holds {
-    fn record(&self, id: RecordId) -> Option<Record> {
-        self.0.clone().map(|payload| Record { id, version: 1, ttl: Duration::from_secs(60), payload })
-    }
-}
-
-impl Backend for Holds {
-    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        Ok(self.record(id))
-    }
-
-    async fn create(&self, _: Record) -> Result<bool> {
-        Ok(true)
-    }
-
-    async fn update(&self, _: i64, _: Record) -> Result<Outcome> {
-        Ok(if self.0.is_some() { Outcome::Done } else { Outcome::Gone })
-    }
-
-    async fn touch(&self, _: RecordId, _: i64, _: Duration) -> Result<()> {
-        Ok(())
-    }
-
-    async fn delete(&self, _: RecordId) -> Result<bool> {
-        Ok(self.0.is_some())
-    }
-
-    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        let id = format!("{owner}.AAAAAAAAQACAAAAAAAAAAA").parse()?;
-        Ok(self.record(id).into_iter().collect())
-    }
-
-    async fn clear(&self, _: Owner, _: Option<RecordId>) -> Result<u64> {
-        Ok(self.0.iter().len() as u64)
-    }
+fn holding(payload: Option<Bytes>) -> Holds {
+    let backend = Faulty::new(MemoryBackend::default());
+    // The store in it is never asked.
+    backend.faults().always(None, Fault::Before);
+    let record =
+        move |id| payload.clone().map(|payload| Record { id, version: 1, ttl: Duration::from_secs(60), payload });
+    let answer = move |call: &Call| {
+        let name = call.id.or_else(|| format!("{}.AAAAAAAAQACAAAAAAAAAAA", call.owner?).parse().ok());
+        let record = name.and_then(&record);
+        match call.verb {
+            Verb::Load => Answer::Load(record),
+            Verb::Create => Answer::Create(true),
+            Verb::Update => Answer::Update(if record.is_some() { Outcome::Done } else { Outcome::Gone }),
+            Verb::Touch => Answer::Touch,
+            Verb::Delete => Answer::Delete(record.is_some()),
+            Verb::List => Answer::List(record.into_iter().collect()),
+            Verb::Clear => Answer::Clear(u64::from(record.is_some())),
+            _ => Answer::Close,
+        }
+    };
+    backend.faults().always(None, Fault::change(move |call, _| ready(Ok(answer(&call)))));
+    backend
 }
 
 #[cfg(test)]

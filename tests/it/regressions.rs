@@ -1,7 +1,7 @@
 //! What hostile reviews have found, each as what was promised all along.
 
 use std::{
-    future::{Future, pending, poll_fn},
+    future::{Future, pending, poll_fn, ready},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::SeqCst},
@@ -11,8 +11,9 @@ use std::{
 };
 
 use jam_session::{
-    Backend, BoxError, Data, Error, ErrorKind, MemorySessions, Outcome, Owner, Record, RecordId, Serializer, Session,
-    SessionLayer, Sessions, backend::Result as BResult,
+    Backend, BoxError, Data, Error, ErrorKind, MemorySessions, Outcome, Record, RecordId, Serializer, Session,
+    SessionLayer,
+    conformance::{Answer, Fault, Verb},
 };
 use serde_json::json;
 use tokio::sync::Barrier;
@@ -21,7 +22,7 @@ use crate::{
     client::Client,
     on_every_store,
     store::eventually,
-    store::{Fault, Options, Store},
+    store::{Options, Store},
 };
 
 on_every_store! {
@@ -63,7 +64,7 @@ async fn p05_a_save_whose_answer_was_lost_then_the_response_is_applied_once(stor
     client.does(|session| session.insert("n", 0)).await.ok();
     let answer = client.visit(async |session: Session| {
         increment(&session)?;
-        store.fail("update", Fault::After);
+        store.faults.next(Verb::Update, Fault::After);
         assert!(session.save().await.is_err());
         Ok(())
     });
@@ -79,7 +80,7 @@ async fn p05_a_modify_recorded_while_a_conflicting_save_runs_is_not_lost(store: 
         increment(&session)?;
         let clone = session.clone();
         let once = Arc::new(AtomicUsize::new(0));
-        store.first("update", move || {
+        store.first(Verb::Update, move || {
             let (other, clone, once) = (other.clone(), clone.clone(), once.clone());
             async move {
                 assert_eq!(once.fetch_add(1, SeqCst), 0);
@@ -101,9 +102,9 @@ async fn s4_commits_of_one_record_queue_in_a_process_and_do_not_conflict() {
     let layer = store.layer();
     let client = Client::new(&layer);
     client.does(|session| session.insert("n", 0)).await.ok();
-    store.calls();
+    store.faults.calls();
     for _ in 0..20 * N {
-        store.first("update", tokio::task::yield_now);
+        store.first(Verb::Update, tokio::task::yield_now);
     }
     let barrier = Arc::new(Barrier::new(N));
     let tasks = (0..N).map(|_| {
@@ -119,7 +120,7 @@ async fn s4_commits_of_one_record_queue_in_a_process_and_do_not_conflict() {
     for task in tasks.collect::<Vec<_>>() {
         task.await.unwrap();
     }
-    let updates = store.calls().iter().filter(|call| **call == "update").count();
+    let updates = store.faults.calls().iter().filter(|call| **call == Verb::Update).count();
     assert_eq!(n(&client).await, format!("Some({N})"));
     // One conflict each at most, because each had loaded before it queued.
     assert!(updates <= 2 * N, "{updates} updates for {N} commits");
@@ -130,7 +131,7 @@ async fn p06_a_rework_whose_answer_was_lost_and_is_repeated_gives_the_browser_th
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let answer = client.visit(async |session: Session| {
         session.rework();
-        store.fail("update", Fault::After);
+        store.faults.next(Verb::Update, Fault::After);
         assert!(session.save().await.is_err());
         Ok(())
     });
@@ -144,7 +145,7 @@ async fn p06_a_rework_that_lost_without_grace_gives_no_dead_id(store: Store) {
     let id = sessions.create("ada", json!({})).await.unwrap();
     let grace = Some(Duration::ZERO);
     let (other, same) = (store.sessions_with(Options { rework_grace: grace, ..Options::default() }), id.clone());
-    store.first("update", move || {
+    store.first(Verb::Update, move || {
         let (other, same) = (other.clone(), same.clone());
         async move { drop(other.rework(&same).await.unwrap()) }
     });
@@ -264,10 +265,10 @@ async fn streams_save_again_once_the_backend_is_back() {
     answer.await.ok();
     let stream = kept.unwrap();
     increment(&stream).unwrap();
-    store.fail("update", Fault::Hang);
+    store.faults.next(Verb::Update, Fault::Hang);
     assert_eq!(stream.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
     // The backend is back, and answers when it is asked a second time, as a network does.
-    store.first("update", tokio::task::yield_now);
+    store.first(Verb::Update, tokio::task::yield_now);
     let last = stream.save().await;
     assert!(last.is_ok(), "{last:?}");
 }
@@ -277,7 +278,7 @@ async fn what_was_answered_503_is_not_applied_later_by_a_clone(store: Store) {
     client.does(|session| session.create("ada", json!({"n": 0}))).await.ok();
     let mut kept = None;
     let keep = &mut kept;
-    store.fail("update", Fault::Before);
+    store.faults.next(Verb::Update, Fault::Before);
     let answer = client.visit(async |session: Session| {
         session.insert("n", 1)?;
         *keep = Some(session);
@@ -353,36 +354,9 @@ async fn p19_what_cannot_fit_beside_the_keyed_ones_evicts_nobody() {
 async fn p08_clear_does_not_depend_on_a_listing(store: Store) {
     let sessions = store.sessions();
     sessions.create("ada", json!({})).await.unwrap();
-    store.fail("list", Fault::Before);
+    store.faults.next(Verb::List, Fault::Before);
     let _ = sessions.clear("ada").await;
     assert!(sessions.list("ada").await.unwrap().is_empty());
-}
-
-/// Memory, with something done to what it gives back.
-struct Hostile(Store, fn(Record) -> Record);
-
-impl Backend for Hostile {
-    async fn load(&self, id: RecordId) -> BResult<Option<Record>> {
-        Ok(self.0.backend().load(id).await?.map(self.1))
-    }
-    async fn create(&self, record: Record) -> BResult<bool> {
-        self.0.backend().create(record).await
-    }
-    async fn update(&self, expected: i64, record: Record) -> BResult<Outcome> {
-        self.0.backend().update(expected, record).await
-    }
-    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> BResult<()> {
-        self.0.backend().touch(id, version, ttl).await
-    }
-    async fn delete(&self, id: RecordId) -> BResult<bool> {
-        self.0.backend().delete(id).await
-    }
-    async fn list(&self, owner: Owner) -> BResult<Vec<Record>> {
-        Ok(self.0.backend().list(owner).await?.into_iter().map(self.1).collect())
-    }
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> BResult<u64> {
-        self.0.backend().clear(owner, keep).await
-    }
 }
 
 async fn p11_a_payload_that_names_another_owner_is_unreadable(store: Store) {
@@ -399,8 +373,18 @@ async fn p11_a_payload_that_names_another_owner_is_unreadable(store: Store) {
 }
 
 async fn a_backend_that_gives_an_endless_ttl_does_not_panic_the_list(store: Store) {
-    let hostile = Hostile(store.clone(), |record| Record { ttl: Duration::MAX, ..record });
-    let sessions = Sessions::over(hostile).clock(store.clock.clone()).build().unwrap();
+    let sessions = store.sessions();
+    let endless = |record| Record { ttl: Duration::MAX, ..record };
+    store.faults.always(
+        None,
+        Fault::change(move |_, answer| {
+            ready(answer.map(|answer| match answer {
+                Answer::Load(record) => Answer::Load(record.map(endless)),
+                Answer::List(records) => Answer::List(records.into_iter().map(endless).collect()),
+                other => other,
+            }))
+        }),
+    );
     sessions.create("ada", json!({})).await.unwrap();
     let task = tokio::spawn(async move { sessions.list("ada").await.map(|list| list.len()) });
     assert!(task.await.is_ok(), "overflow in Sessions::info");
@@ -478,7 +462,7 @@ async fn p11_a_record_that_became_unreadable_meanwhile_does_not_keep_its_owner_f
         client.does(|session| session.create("ada", json!({}))).await.ok();
         let id = record_id(&client.id().unwrap());
         let spoiling = store.clone();
-        store.first("update", move || {
+        store.first(Verb::Update, move || {
             let store = spoiling.clone();
             async move {
                 let record = store.backend().load(id).await.unwrap().unwrap();
@@ -614,7 +598,7 @@ async fn p07_a_logout_with_a_flash_beside_bind_does_not_overwrite_the_logins_coo
 
 async fn a_login_whose_create_got_no_answer_leaves_no_session_behind(store: Store) {
     let client = Client::new(&store.layer());
-    store.fail("create", Fault::After);
+    store.faults.next(Verb::Create, Fault::After);
     let answer = client.does(|session| {
         session.bind("ada");
         Ok(())
@@ -680,18 +664,18 @@ async fn docs_backend_nothing_else_is_called_after_close(store: Store) {
     let client = Client::new(&SessionLayer::new(sessions.clone()));
     client.does(|session| session.insert("n", 1)).await.ok();
     // A login that fails halfway removes the new session in a task without a permit.
-    store.fail("update", Fault::Before);
+    store.faults.next(Verb::Update, Fault::Before);
     let answer = client.does(|session| {
         session.bind("ada");
         Ok(())
     });
     assert_eq!(answer.await.status, 503);
     sessions.close().await.unwrap();
-    store.calls();
+    store.faults.calls();
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
-    assert!(store.calls().is_empty(), "called after close");
+    assert!(store.faults.calls().is_empty(), "called after close");
 }
 
 async fn p07_a_login_after_a_save_that_said_not_found_does_not_take_the_dead_sessions_data_along(store: Store) {
@@ -737,7 +721,7 @@ async fn a_closure_that_holds_its_session_is_freed_after_a_503() {
     let store = Store::memory().await;
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("price", 1)).await.ok();
-    store.fail("update", Fault::Before);
+    store.faults.next(Verb::Update, Fault::Before);
     let answer = client.does(|session| {
         let (clone, guard) = (session.clone(), Freed(freed.clone()));
         session.modify("n", move |n: Option<u64>| {
@@ -851,36 +835,23 @@ fn a_closure_may_own_something_that_looks_at_the_session_when_dropped() {
 
 #[test]
 fn p05_a_backend_that_always_conflicts_is_503_in_time_and_not_a_spin() {
-    struct Conflicts(Store);
-    impl Backend for Conflicts {
-        async fn load(&self, id: RecordId) -> BResult<Option<Record>> {
-            self.0.backend().load(id).await
-        }
-        async fn create(&self, record: Record) -> BResult<bool> {
-            self.0.backend().create(record).await
-        }
-        async fn update(&self, _: i64, record: Record) -> BResult<Outcome> {
-            Ok(self.0.backend().load(record.id).await?.map_or(Outcome::Gone, Outcome::Conflict))
-        }
-        async fn touch(&self, _: RecordId, _: i64, _: Duration) -> BResult<()> {
-            Ok(())
-        }
-        async fn delete(&self, id: RecordId) -> BResult<bool> {
-            self.0.backend().delete(id).await
-        }
-        async fn list(&self, owner: Owner) -> BResult<Vec<Record>> {
-            self.0.backend().list(owner).await
-        }
-        async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> BResult<u64> {
-            self.0.backend().clear(owner, keep).await
-        }
-    }
     let back = comes_back(|| {
         block_on(async {
             let store = Store::memory().await;
-            let time = Duration::from_millis(100);
-            let sessions =
-                Sessions::over(Conflicts(store.clone())).clock(store.clock.clone()).request_time(time).build().unwrap();
+            let options = Options { request_time: Some(Duration::from_millis(100)), ..Options::default() };
+            let sessions = store.sessions_with(options);
+            let inner = store.inner();
+            store.faults.always(Verb::Update, Fault::Before);
+            store.faults.always(
+                Verb::Update,
+                Fault::change(move |call, _| {
+                    let inner = inner.clone();
+                    async move {
+                        let there = inner.backend().load(call.id.unwrap()).await?;
+                        Ok(Answer::Update(there.map_or(Outcome::Gone, Outcome::Conflict)))
+                    }
+                }),
+            );
             let id = sessions.create("ada", json!({})).await.unwrap();
             let _ = sessions.update(&id, json!({"n": 1})).await;
         });

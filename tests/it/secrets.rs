@@ -3,13 +3,16 @@
 use std::{cell::RefCell, fmt::Write};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
-use jam_session::{Backend, Data, Keyring, Session, SessionKey};
+use jam_session::{
+    Backend, Data, Keyring, Session, SessionKey,
+    conformance::{Fault, Verb},
+};
 use serde_json::json;
 use tracing::{Event, Subscriber, field::Visit, span};
 
 use crate::{
     client::Client,
-    store::{Fault, Options, Store},
+    store::{Options, Store},
 };
 
 thread_local! {
@@ -74,7 +77,7 @@ async fn p13_nothing_secret_is_logged_or_printed() {
     thief.does(|session| Ok(session.key().is_none().to_string())).await.ok();
     let wrong = client.does(|session| session.get::<u64>("card").map(drop)).await;
     printed += &wrong.body;
-    store.fail("update", Fault::Before);
+    store.faults.next(Verb::Update, Fault::Before);
     let failed = client.does(|session| session.insert("card", "4222-2222")).await;
     printed += &format!("{:?}{}", failed.headers, failed.body);
     let info = sessions.list("ada-lovelace").await.unwrap();
@@ -137,7 +140,7 @@ async fn p13_a_keyring_adds_nothing_to_logs_and_errors() {
         thief.set_id(text);
         thief.does(|session| Ok(session.key().is_none().to_string())).await.ok();
     }
-    store.fail("load", Fault::Before);
+    store.faults.next(Verb::Load, Fault::Before);
     client.does(|session| Ok(session.key().is_none().to_string())).await;
     let client = client.at(&moved);
     client.does(|session| session.insert("card", "4222-2222")).await.ok();

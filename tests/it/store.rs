@@ -1,14 +1,15 @@
 //! The stores that tests run on, spied upon; and the options that tests set.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::HashSet,
+    future::ready,
     sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
 use jam_session::{
-    Backend, Builder, Clock, JsonSessions, Keyring, MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer,
-    Sessions, backend::Result,
+    AnyBackend, Backend, Builder, Clock, JsonSessions, Keyring, MemorySessions, Outcome, SessionLayer, Sessions,
+    conformance::{Answer, Fault, Faults, Faulty, Verb},
 };
 
 use crate::folder::Folder;
@@ -47,6 +48,9 @@ macro_rules! on_every_store {
     };
 }
 
+/// The backend of the sessions that tests run on: what it meets is for a test to say, and the one in it stays open.
+pub type Watched = Faulty<Faulty<AnyBackend>>;
+
 /// A store, and a clock for it that only the test moves.
 #[derive(Clone)]
 pub struct Store {
@@ -54,28 +58,14 @@ pub struct Store {
     pub clock: Clock,
     /// How exactly this store can be made to tell the time.
     pub moment: Duration,
-    calls: Arc<Mutex<Vec<&'static str>>>,
-    faults: Arc<Mutex<VecDeque<(&'static str, Fault)>>>,
-    /// The updates whose answers a test has taken from a store that loses none: it has to know them again, as Redis does.
-    lost: Arc<Mutex<HashSet<(RecordId, i64)>>>,
+    /// What the calls of its sessions meet, and which there were.
+    pub faults: Faults,
+    backend: Watched,
     /// What it is in, to be removed after it.
     folder: Option<Arc<Folder>>,
     /// Where to make what is stored older, of a store that has a clock of its own.
     #[cfg(feature = "redis")]
     place: Option<Arc<crate::redis::harness::Place>>,
-}
-
-/// What goes wrong with a call.
-#[derive(Clone)]
-pub enum Fault {
-    /// An error, and nothing has happened.
-    Before,
-    /// An error, although it has happened.
-    After,
-    /// No answer.
-    Hang,
-    /// Something else happens first.
-    First(Arc<dyn Fn() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>),
 }
 
 /// What a test wants other than by default.
@@ -135,7 +125,8 @@ impl Options {
 impl Store {
     pub async fn memory() -> Self {
         let clock = Clock::manual();
-        Self::over(MemorySessions::builder().clock(clock.clone()).build().unwrap().erase(), clock)
+        let store = MemorySessions::builder().clock(clock.clone()).build().unwrap().erase();
+        Self::with(store, clock, knows_updates)
     }
 
     pub async fn json() -> Self {
@@ -153,13 +144,20 @@ impl Store {
     }
 
     fn over(inner: Sessions, clock: Clock) -> Self {
+        Self::with(inner, clock, |_| {})
+    }
+
+    fn with(inner: Sessions, clock: Clock, rules: impl FnOnce(&Faults)) -> Self {
+        let stored = Faulty::new(inner.backend().clone());
+        stays_open(&stored.faults());
+        rules(&stored.faults());
+        let backend = Faulty::new(stored);
         Self {
             inner,
             clock,
             moment: Duration::from_millis(1),
-            calls: Arc::default(),
-            faults: Arc::default(),
-            lost: Arc::default(),
+            faults: backend.faults(),
+            backend,
             #[cfg(feature = "redis")]
             place: None,
             folder: None,
@@ -167,12 +165,12 @@ impl Store {
     }
 
     /// Sessions on this store: those of one process. Two of them share nothing but the store.
-    pub fn sessions(&self) -> Sessions<Spy> {
+    pub fn sessions(&self) -> Sessions<Watched> {
         self.sessions_with(Options::default())
     }
 
-    pub fn sessions_with(&self, options: Options) -> Sessions<Spy> {
-        options.apply(Sessions::over(Spy(self.clone()))).clock(self.clock.clone()).build().unwrap()
+    pub fn sessions_with(&self, options: Options) -> Sessions<Watched> {
+        options.apply(Sessions::over(self.watched())).clock(self.clock.clone()).build().unwrap()
     }
 
     pub fn layer(&self) -> SessionLayer {
@@ -197,11 +195,6 @@ impl Store {
         self.moment > Duration::from_millis(1)
     }
 
-    /// Whether it knows an update again that it has done already.
-    fn knows_repeats(&self) -> bool {
-        self.is_remote() || self.is_file()
-    }
-
     pub fn is_file(&self) -> bool {
         self.folder.is_some()
     }
@@ -223,26 +216,17 @@ impl Store {
         assert!(off < self.moment, "{time:?} is not {expected:?}");
     }
 
-    /// The calls that the store got since this was last asked.
-    pub fn calls(&self) -> Vec<&'static str> {
-        std::mem::take(&mut self.calls.lock().unwrap())
-    }
-
-    /// What goes wrong with the next call of that verb.
-    pub fn fail(&self, verb: &'static str, fault: Fault) {
-        self.faults.lock().unwrap().push_back((verb, fault));
-    }
-
-    pub fn forget_faults(&self) {
-        self.faults.lock().unwrap().clear();
-    }
-
     /// Something that happens between what a request has read and what it writes with that verb.
-    pub fn first<F>(&self, verb: &'static str, first: impl Fn() -> F + Send + Sync + 'static)
+    pub fn first<F>(&self, verb: Verb, first: impl Fn() -> F + Send + Sync + 'static)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        self.fail(verb, Fault::First(Arc::new(move || Box::pin(first()))));
+        self.faults.next(verb, Fault::first(move |_| first()));
+    }
+
+    /// The backend of sessions on this store, to be set up in another way.
+    pub fn watched(&self) -> Watched {
+        self.backend.clone()
     }
 
     /// The store itself, with nobody looking on.
@@ -266,77 +250,23 @@ pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it is not so after a minute");
 }
 
-/// Passes every call on, and notes it.
-pub struct Spy(Store);
-
-impl Spy {
-    pub fn on(store: &Store) -> Self {
-        Self(store.clone())
-    }
-
-    async fn call<T>(&self, verb: &'static str, call: impl Future<Output = Result<T>>) -> Result<T> {
-        self.0.calls.lock().unwrap().push(verb);
-        let fault = {
-            let mut faults = self.0.faults.lock().unwrap();
-            let at = faults.iter().position(|(of, _)| *of == verb || *of == "any");
-            at.and_then(|at| faults.remove(at)).map(|(_, fault)| fault)
-        };
-        match fault {
-            None => call.await,
-            Some(Fault::Before) => Err("the wire was cut before".into()),
-            Some(Fault::After) => {
-                call.await?;
-                Err("the wire was cut after".into())
+/// Lets a store know an update again that it has done already, as one has to whose answers a test takes away.
+pub fn knows_updates(faults: &Faults) {
+    let done = Mutex::new(HashSet::new());
+    faults.always(
+        Verb::Update,
+        Fault::change(move |call, answer| {
+            let (mut done, name) = (done.lock().unwrap(), call.record.map(|record| (record.id, record.version)));
+            if matches!(answer, Ok(Answer::Update(Outcome::Done))) {
+                done.insert(name);
             }
-            Some(Fault::Hang) => std::future::pending().await,
-            Some(Fault::First(first)) => {
-                first().await;
-                call.await
-            }
-        }
-    }
+            ready(answer.map(|answer| if done.contains(&name) { Answer::Update(Outcome::Done) } else { answer }))
+        }),
+    );
 }
 
-impl Backend for Spy {
-    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        self.call("load", self.0.inner.backend().load(id)).await
-    }
-
-    async fn create(&self, record: Record) -> Result<bool> {
-        self.call("create", self.0.inner.backend().create(record)).await
-    }
-
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        let name = (record.id, record.version);
-        let mut lost = None;
-        let answer = self.call("update", async {
-            if !self.0.knows_repeats() && self.0.lost.lock().unwrap().contains(&name) {
-                return Ok(Outcome::Done);
-            }
-            let outcome = self.0.inner.backend().update(expected, record).await?;
-            lost = matches!(outcome, Outcome::Done).then_some(name);
-            Ok(outcome)
-        });
-        let answer = answer.await;
-        if answer.is_err() {
-            self.0.lost.lock().unwrap().extend(lost);
-        }
-        answer
-    }
-
-    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
-        self.call("touch", self.0.inner.backend().touch(id, version, ttl)).await
-    }
-
-    async fn delete(&self, id: RecordId) -> Result<bool> {
-        self.call("delete", self.0.inner.backend().delete(id)).await
-    }
-
-    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        self.call("list", self.0.inner.backend().list(owner)).await
-    }
-
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        self.call("clear", self.0.inner.backend().clear(owner, keep)).await
-    }
+/// Keeps a store open when sessions on it are closed: other sessions go on with it.
+pub fn stays_open(faults: &Faults) {
+    faults.always(Verb::Close, Fault::Before);
+    faults.always(Verb::Close, Fault::change(|_, _| ready(Ok(Answer::Close))));
 }

@@ -90,11 +90,11 @@ async fn what_would_need_a_cookie_is_an_error_once_the_response_has_left(store: 
         }
     }
     // Without a session, the first write is one that needs a cookie.
-    store.calls();
+    store.faults.calls();
     let late = after_the_response(&Client::new(&store.layer())).await;
     late.insert("n", 1).unwrap();
     assert_eq!(late.save().await.unwrap_err().kind(), ErrorKind::ResponseSent);
-    assert!(store.calls().is_empty());
+    assert!(store.faults.calls().is_empty());
 }
 
 /// A session that a task holds on to.
@@ -141,10 +141,10 @@ async fn who_first_looks_after_the_response_finds_the_session_and_no_cookie(stor
     for is_dropped in [false, true] {
         let client = Client::new(&layer);
         client.does(|session| session.insert("n", 1)).await.ok();
-        store.calls();
+        store.faults.calls();
         let (headers, late) = unseen(&client, &layer, is_dropped).await;
         assert!(headers.is_none_or(|headers| headers.is_empty()));
-        assert!(store.calls().is_empty());
+        assert!(store.faults.calls().is_empty());
 
         assert_eq!(late.get::<u8>("n").unwrap_err().kind(), ErrorKind::NotLoaded);
         late.modify("n", |n: Option<u8>| n.unwrap_or(0) + 1).unwrap();
@@ -159,10 +159,10 @@ async fn who_first_looks_after_the_response_finds_the_session_and_no_cookie(stor
         assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "3");
 
         let (_, late) = unseen(&Client::new(&layer), &layer, is_dropped).await;
-        store.calls();
+        store.faults.calls();
         late.insert("n", 1).unwrap();
         assert_eq!(late.save().await.unwrap_err().kind(), ErrorKind::ResponseSent);
-        assert!(store.calls().is_empty());
+        assert!(store.faults.calls().is_empty());
     }
 }
 

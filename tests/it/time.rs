@@ -2,14 +2,17 @@
 
 use std::time::Duration;
 
-use jam_session::{Backend, ErrorKind, Session, SessionLayer};
+use jam_session::{
+    Backend, ErrorKind, Session, SessionLayer,
+    conformance::{Fault, Verb},
+};
 use serde_json::json;
 
 use crate::{
     client::Client,
     on_every_store,
     store::eventually,
-    store::{Fault, Options, Store},
+    store::{Options, Store},
 };
 
 on_every_store! {
@@ -201,19 +204,19 @@ async fn p18_no_idle_limit_leaves_the_deadline(store: Store) {
     assert!(sessions.get(&id).await.unwrap().is_some());
     store.pass(store.moment);
     assert!(sessions.get(&id).await.unwrap().is_none());
-    assert!(!store.calls().contains(&"touch"));
+    assert!(!store.faults.calls().contains(&Verb::Touch));
 }
 
 async fn p18_touches_are_throttled(store: Store) {
     let sessions = store.sessions();
     let id = sessions.create("ada", json!({})).await.unwrap();
-    store.calls();
+    store.faults.calls();
     for _ in 0..100 {
         store.pass(Duration::from_secs(3));
         sessions.get(&id).await.unwrap().unwrap();
     }
     sessions.close().await.unwrap();
-    let touches = store.calls().into_iter().filter(|call| *call == "touch").count();
+    let touches = store.faults.calls().into_iter().filter(|call| *call == Verb::Touch).count();
     assert_eq!(touches, 1);
 }
 
@@ -223,7 +226,7 @@ async fn p18_a_touch_that_fails_is_nobodys_problem(store: Store) {
             store.sessions_with(Options { request_time: Some(Duration::from_millis(50)), ..Options::default() });
         let id = sessions.create("ada", json!({})).await.unwrap();
         store.pass(HOUR / 2);
-        store.fail("touch", fault);
+        store.faults.next(Verb::Touch, fault);
         assert!(sessions.get(&id).await.unwrap().is_some());
         assert!(sessions.get(&id).await.unwrap().is_some());
         sessions.close().await.unwrap();
@@ -234,11 +237,7 @@ async fn p18_clocks_that_differ_do_not_touch_idle_times(store: Store) {
     // Two application nodes, one of them ten minutes ahead.
     let ahead = jam_session::Clock::manual();
     ahead.advance(Duration::from_secs(600));
-    let there = Options::default()
-        .apply(jam_session::Sessions::over(crate::store::Spy::on(&store)))
-        .clock(ahead)
-        .build()
-        .unwrap();
+    let there = Options::default().apply(jam_session::Sessions::over(store.watched())).clock(ahead).build().unwrap();
     let here = store.sessions();
     for (writer, reader) in [(&here, &there), (&there, &here)] {
         let id = writer.create("ada", json!({})).await.unwrap();

@@ -1,10 +1,14 @@
-//! The backend that fails when it is told to: that it does as it says, and what the layer makes of it.
+//! The backend that fails when it is told to: that it does as it says, and what sessions and the layer make of it.
 
-use std::time::Duration;
+use std::{
+    future::ready,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use jam_session::{
     ErrorKind, MemoryBackend, SessionLayer, Sessions,
-    conformance::{Fault, Faults, Faulty, Gate, Verb},
+    conformance::{Answer, Fault, Faults, Faulty, Gate, Verb},
 };
 use serde_json::json;
 
@@ -188,6 +192,96 @@ async fn calls_are_counted_and_chosen() {
     let other = sessions.create("ada", json!({})).await.unwrap();
     assert!(sessions.get(&other).await.is_ok());
     assert!(format!("{faults:?} {:?} {:?}", sessions.backend(), Gate::new()).starts_with("Faults { .. } Faulty"));
+}
+
+#[tokio::test]
+async fn a_closure_runs_before_the_verb_acts_and_may_make_it_come_too_late() {
+    let (sessions, faults) = faulty();
+    let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    let (other, same) = (sessions.clone(), id.clone());
+    faults.next(
+        Verb::Update,
+        Fault::first(move |call| {
+            assert_eq!((call.verb, call.number_of_verb), (Verb::Update, 1));
+            let (other, same) = (other.clone(), same.clone());
+            async move { other.delete(&same).await.unwrap() }
+        }),
+    );
+    assert_eq!(sessions.update(&id, json!({"n": 2})).await.unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(sessions.get(&id).await.unwrap().map(drop), None);
+}
+
+#[tokio::test]
+async fn an_answer_can_be_changed_and_so_can_an_error() {
+    let (sessions, faults) = faulty();
+    let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    faults.next(Verb::List, Fault::change(|_, _| async { Ok(Answer::List(Vec::new())) }));
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 0);
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+    // A verb that has not acted is answered as if it had.
+    faults.always(Verb::Clear, Fault::Before);
+    faults.always(
+        Verb::Clear,
+        Fault::change(|call, answer| async move {
+            assert!(answer.is_err() && call.keep.is_none());
+            Ok(Answer::Clear(7))
+        }),
+    );
+    assert_eq!(sessions.clear("ada").await.unwrap(), 7);
+    assert_eq!(value(&sessions, id.as_str()).await, Some(1));
+    // The answer of another verb is none.
+    faults.next(Verb::Load, Fault::change(|_, _| async { Ok(Answer::Touch) }));
+    assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_call_meets_one_fault_of_each_kind() {
+    let (sessions, faults) = faulty();
+    let noted = Arc::new(Mutex::new(Vec::new()));
+    for name in ["a", "b"] {
+        let (first, change) = (Arc::clone(&noted), Arc::clone(&noted));
+        faults.next(
+            Verb::List,
+            Fault::first(move |_| {
+                first.lock().unwrap().push(format!("first {name}"));
+                ready(())
+            }),
+        );
+        faults.next(
+            Verb::List,
+            Fault::change(move |_, answer| {
+                change.lock().unwrap().push(format!("change {name}, failed: {}", answer.is_err()));
+                ready(answer)
+            }),
+        );
+    }
+    faults.next(Verb::List, Fault::Before);
+    assert!(sessions.list("ada").await.is_err());
+    assert!(sessions.list("ada").await.is_ok());
+    assert!(sessions.list("ada").await.is_ok());
+    let noted = std::mem::take(&mut *noted.lock().unwrap());
+    assert_eq!(noted, ["first a", "change a, failed: true", "first b", "change b, failed: false"]);
+}
+
+#[tokio::test]
+async fn a_clone_is_the_same_backend_and_meets_the_same_faults() {
+    let one = Faulty::new(MemoryBackend::default());
+    let (faults, other) = (one.faults(), one.clone());
+    let one = Sessions::over(one).build().unwrap();
+    let other = Sessions::over(other).build().unwrap();
+    let id = one.create("ada", json!({})).await.unwrap();
+    assert!(other.get(&id).await.unwrap().is_some());
+    faults.next(Verb::Load, Fault::Before);
+    assert!(other.get(&id).await.is_err());
+    assert_eq!(faults.calls(), [Verb::Create, Verb::Load, Verb::Load]);
+}
+
+#[tokio::test]
+async fn closing_can_fail() {
+    let (sessions, faults) = faulty();
+    faults.next(Verb::Close, Fault::Before);
+    assert_eq!(sessions.close().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    assert_eq!(faults.calls(), [Verb::Close]);
 }
 
 #[tokio::test]

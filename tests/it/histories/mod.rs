@@ -19,7 +19,7 @@ pub use self::record::cut;
 use self::{
     module::Module,
     record::{Schedule, Seeds, alone},
-    rough::{Rough, Written, Wrong},
+    rough::{Edges, Wrong, common, forgetful, rough},
     verbs::Verbs,
 };
 use crate::random::Random;
@@ -44,7 +44,8 @@ async fn the_verbs_of_a_store_happen_at_one_moment_each(store: Store) {
     };
     for seed in Seeds::new(count, share) {
         let mut rng = Random(seed);
-        let backend = Rough::new(store.inner(), rng.fork()).fails(rng.one_in(2));
+        let (fork, fails) = (rng.fork(), rng.one_in(2));
+        let backend = rough(&common(&store.inner()), fork, Edges { fails, ..Edges::default() });
         let stage = verbs::Stage::new(model, backend, store.clock.clone(), &mut rng).cuts(rng.one_in(2));
         fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);
     }
@@ -68,7 +69,7 @@ fn verbs_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
         let mut rng = Random(seed);
         let (sessions, clock) = memory();
         let fails = rng.one_in(2);
-        let backend = Rough::new(sessions, rng.fork()).waits().fails(fails).wrong(wrong);
+        let backend = rough(&common(&sessions), rng.fork(), Edges { waits: true, fails, wrong });
         let stage = verbs::Stage::new(EXACT, backend, clock, &mut rng).cuts(rng.one_in(2));
         stage.play(Schedule::Seeded, rng, 4, 10).await
     })
@@ -88,9 +89,9 @@ async fn the_verbs_of_the_module_happen_at_one_moment_each(store: Store) {
             false => Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() },
         };
         let fails = rng.one_in(2);
-        let written = Written::default();
+        let common = common(&store.inner());
         let mut process = || {
-            let rough = Rough::new(store.inner(), rng.fork()).of(&written).waits().fails(fails);
+            let rough = rough(&common, rng.fork(), Edges { waits: true, fails, wrong: None });
             options.apply(Sessions::over(rough)).clock(store.clock.clone()).build().unwrap()
         };
         let stage = module::Stage::new(model, vec![process(), process()], store.clock.clone(), seed);
@@ -118,9 +119,9 @@ fn module_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
             options.rework_grace = Some(Duration::from_secs(3600));
         }
         let fails = rng.one_in(2);
-        let written = Written::default();
+        let common = common(&inner);
         let mut process = || {
-            let rough = Rough::new(inner.clone(), rng.fork()).of(&written).waits().fails(fails).wrong(wrong);
+            let rough = rough(&common, rng.fork(), Edges { waits: true, fails, wrong });
             options.apply(Sessions::over(rough)).clock(clock.clone()).build().unwrap()
         };
         let stage = module::Stage::new(model, vec![process(), process()], clock.clone(), seed);
@@ -149,15 +150,17 @@ async fn lost_connections_to_redis_change_no_order() {
     for seed in Seeds::new(200, 80) {
         let mut rng = Random(seed);
         let model = Verbs { timed: false, lists_at_once: false, ..EXACT };
-        let backend = Rough::new(one.clone(), rng.fork());
+        let backend = rough(&common(&one), rng.fork(), Edges::default());
         let stage = verbs::Stage::new(model, backend, Clock::manual(), &mut rng).cuts(rng.one_in(2));
         let stage = stage.trouble(Some(trouble.clone()));
         fails_not(seed, stage.play(Schedule::Threads, rng.fork(), 4, 12).await);
 
         let model = Module { timed: false, lists_at_once: false, ..SHARP };
         let options = Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() };
-        let process =
-            |on: &Sessions| options.apply(Sessions::over(Rough::forgetful(on.clone(), Random(seed)))).build().unwrap();
+        let process = |on: &Sessions| {
+            let rough = rough(&forgetful(on), Random(seed), Edges::default());
+            options.apply(Sessions::over(rough)).build().unwrap()
+        };
         let stage = module::Stage::new(model, vec![process(&one), process(&two)], Clock::manual(), seed);
         let stage = stage.cuts(rng.one_in(2)).trouble(Some(trouble.clone()));
         fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);

@@ -2,15 +2,24 @@
 //! asked, and, where a test has to fail, is wrong.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
+    future::ready,
+    pin::Pin,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
-use jam_session::{Backend, Outcome, Owner, Record, RecordId, Sessions, backend::Result};
+use jam_session::{
+    AnyBackend, Backend, Outcome, Record, RecordId, Sessions,
+    backend::Result,
+    conformance::{Answer, Call, Fault, Faults, Faulty, Verb},
+};
 use tokio::task::yield_now;
 
-use crate::random::Random;
+use crate::{
+    random::Random,
+    store::{knows_updates, stays_open},
+};
 
 /// What a backend may get wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,196 +48,206 @@ pub enum Wrong {
     KeepsPreviousIds,
 }
 
-pub struct Rough {
-    inner: Sessions,
-    rng: Mutex<Random>,
-    waits: bool,
-    fails: bool,
-    wrong: Option<Wrong>,
-    seen: Mutex<HashMap<RecordId, Option<Record>>>,
-    /// What was written, by any process: as a store has to know whose answers get lost.
-    written: Written,
-    forgetful: bool,
+/// What all processes have in common. It knows its updates again, unless that is left to the store.
+pub type Common = Faulty<AnyBackend>;
+
+/// What one process sees of it.
+pub type Rough = Faulty<Faulty<Common>>;
+
+pub fn common(store: &Sessions) -> Common {
+    let common = forgetful(store);
+    knows_updates(&common.faults());
+    common
 }
 
-pub type Written = Arc<Mutex<HashSet<(RecordId, i64)>>>;
+/// It does not know its updates again.
+pub fn forgetful(store: &Sessions) -> Common {
+    let common = Faulty::new(store.backend().clone());
+    stays_open(&common.faults());
+    common
+}
 
-impl Rough {
-    pub fn new(inner: Sessions, rng: Random) -> Self {
-        Self {
-            inner,
-            rng: Mutex::new(rng),
-            waits: false,
-            fails: false,
-            wrong: None,
-            seen: Mutex::default(),
-            written: Written::default(),
-            forgetful: false,
-        }
-    }
-
-    /// It does not know its writes again: that is left to the store.
-    pub fn forgetful(inner: Sessions, rng: Random) -> Self {
-        Self { forgetful: true, ..Self::new(inner, rng) }
-    }
-
-    pub fn of(self, written: &Written) -> Self {
-        Self { written: Arc::clone(written), ..self }
-    }
-
+/// How rough it is.
+#[derive(Clone, Copy, Default)]
+pub struct Edges {
     /// It waits before and after each verb.
-    pub fn waits(self) -> Self {
-        Self { waits: true, ..self }
-    }
-
+    pub waits: bool,
     /// It fails at times.
-    pub fn fails(self, fails: bool) -> Self {
-        Self { fails, ..self }
-    }
+    pub fails: bool,
+    pub wrong: Option<Wrong>,
+}
 
-    pub fn wrong(self, wrong: Option<Wrong>) -> Self {
-        Self { wrong, ..self }
+pub fn rough(common: &Common, rng: Random, edges: Edges) -> Rough {
+    let backend = Faulty::new(common.clone());
+    if let Some(wrong) = edges.wrong {
+        is_wrong(&backend.faults(), wrong, common);
     }
-
-    fn on(&self) -> &impl Backend {
-        self.inner.backend()
+    let rough = Faulty::new(backend);
+    let faults = rough.faults();
+    let rng = Arc::new(Mutex::new(rng));
+    let draw = move |below| rng.lock().unwrap().below(below);
+    let waits = if edges.waits { 3 } else { 1 };
+    let before = draw.clone();
+    faults.when(move |_| {
+        let times = before(waits);
+        Some(Fault::first(move |_| wait(times)))
+    });
+    let after = draw.clone();
+    faults.when(move |_| {
+        let times = after(waits);
+        Some(Fault::change(move |_, answer| async move {
+            wait(times).await;
+            answer
+        }))
+    });
+    if edges.fails {
+        faults.when(move |_| match draw(32) {
+            0 => Some(Fault::Before),
+            1 => Some(Fault::After),
+            _ => None,
+        });
     }
+    rough
+}
 
-    async fn call<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let (before, after, fault) = {
-            let mut rng = self.rng.lock().unwrap();
-            let waits = if self.waits { 3 } else { 1 };
-            (rng.below(waits), rng.below(waits), if self.fails { rng.below(32) } else { 31 })
-        };
-        for _ in 0..before {
-            yield_now().await;
-        }
-        if fault == 0 {
-            return Err("the wire was cut before".into());
-        }
-        let answer = work.await?;
-        for _ in 0..after {
-            yield_now().await;
-        }
-        if fault == 1 {
-            return Err("the wire was cut after".into());
-        }
-        Ok(answer)
-    }
-
-    fn longer(&self, record: Record) -> Record {
-        let more = Duration::from_secs(u64::from(self.wrong == Some(Wrong::ExpiresLate) && !record.ttl.is_zero()));
-        Record { ttl: record.ttl + more, ..record }
+async fn wait(times: usize) {
+    for _ in 0..times {
+        yield_now().await;
     }
 }
 
-impl Backend for Rough {
-    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        self.call(async {
-            if self.wrong == Some(Wrong::LoadsStale)
-                && let Some(seen) = self.seen.lock().unwrap().remove(&id)
-            {
-                return Ok(seen);
-            }
-            let record = self.on().load(id).await?;
-            self.seen.lock().unwrap().insert(id, record.clone());
-            Ok(record)
-        })
-        .await
-    }
+type Changing = Pin<Box<dyn Future<Output = Result<Answer>> + Send>>;
 
-    async fn create(&self, record: Record) -> Result<bool> {
-        self.call(async {
-            if self.wrong == Some(Wrong::CreatesOver) {
-                self.on().delete(record.id).await?;
-            }
-            self.on().create(self.longer(record)).await
-        })
-        .await
-    }
-
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        self.call(async {
-            let record = self.longer(record);
-            let name = (record.id, record.version);
-            if !self.forgetful && self.written.lock().unwrap().contains(&name) {
-                return Ok(Outcome::Done);
-            }
-            let outcome = self.on().update(expected, record.clone()).await?;
-            if let Outcome::Done = outcome {
-                self.written.lock().unwrap().insert(name);
-            }
-            Ok(match (self.wrong, outcome) {
-                (Some(Wrong::Upserts), Outcome::Gone) if !record.ttl.is_zero() => {
-                    self.on().create(record).await?;
-                    Outcome::Done
-                }
-                (Some(Wrong::IgnoresVersions), Outcome::Conflict(there)) => {
-                    self.on().update(there.version, record).await?
-                }
-                (_, outcome) => outcome,
-            })
-        })
-        .await
-    }
-
-    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
-        self.call(async {
-            let seen = self.seen.lock().unwrap().get(&id).cloned().flatten();
-            match seen.filter(|_| self.wrong == Some(Wrong::TouchRevives)) {
-                Some(record) => self.on().create(Record { ttl, ..record }).await.map(drop),
-                None => self.on().touch(id, version, ttl).await,
-            }
-        })
-        .await
-    }
-
-    async fn delete(&self, id: RecordId) -> Result<bool> {
-        self.call(async {
-            if self.wrong == Some(Wrong::DeletesLater) {
-                let there = self.on().load(id).await?.is_some();
-                let inner = self.inner.clone();
-                tokio::spawn(async move {
-                    for _ in 0..5 {
-                        yield_now().await;
+fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
+    let seen: Arc<Mutex<HashMap<RecordId, Option<Record>>>> = Arc::default();
+    let change = |verb: Verb, change: fn(Common, Call, Answer) -> Changing| {
+        let store = store.clone();
+        let change = move |call, answer: Result<Answer>| match answer {
+            Ok(answer) => change(store.clone(), call, answer),
+            Err(error) => Box::pin(ready(Err(error))),
+        };
+        faults.always(verb, Fault::change(change));
+    };
+    // What the store answers is then of no account: it is not asked.
+    let replace = |verb: Verb, answer: fn(Common, Call) -> Changing| {
+        let store = store.clone();
+        faults.always(verb, Fault::Before);
+        faults.always(verb, Fault::change(move |call, _| answer(store.clone(), call)));
+    };
+    match wrong {
+        Wrong::Upserts => change(Verb::Update, |store, call, answer| {
+            Box::pin(async move {
+                match (answer, call.record) {
+                    (Answer::Update(Outcome::Gone), Some(record)) if !record.ttl.is_zero() => {
+                        store.create(record).await?;
+                        Ok(Answer::Update(Outcome::Done))
                     }
-                    drop(inner.backend().delete(id).await);
+                    (answer, _) => Ok(answer),
+                }
+            })
+        }),
+        Wrong::IgnoresVersions => change(Verb::Update, |store, call, answer| {
+            Box::pin(async move {
+                match (answer, call.record) {
+                    (Answer::Update(Outcome::Conflict(there)), Some(record)) => {
+                        Ok(Answer::Update(store.update(there.version, record).await?))
+                    }
+                    (answer, _) => Ok(answer),
+                }
+            })
+        }),
+        Wrong::ForgetsOne => replace(Verb::Clear, |store, call| Box::pin(one_by_one(store, call, true))),
+        Wrong::ClearsOneByOne => replace(Verb::Clear, |store, call| Box::pin(one_by_one(store, call, false))),
+        Wrong::LoadsStale => faults.always(
+            Verb::Load,
+            Fault::change(move |call, answer| {
+                let mut seen = seen.lock().unwrap();
+                ready(answer.map(|answer| match (answer, call.id) {
+                    (Answer::Load(record), Some(id)) => Answer::Load(seen.remove(&id).unwrap_or_else(|| {
+                        seen.insert(id, record.clone());
+                        record
+                    })),
+                    (answer, _) => answer,
+                }))
+            }),
+        ),
+        Wrong::ListsTooFew => change(Verb::List, |_, _, answer| {
+            let Answer::List(mut records) = answer else { return Box::pin(ready(Ok(answer))) };
+            records.pop();
+            Box::pin(ready(Ok(Answer::List(records))))
+        }),
+        Wrong::DeletesLater => replace(Verb::Delete, |store, call| {
+            Box::pin(async move {
+                let id = call.id.unwrap();
+                let was_live = store.load(id).await?.is_some();
+                tokio::spawn(async move {
+                    wait(5).await;
+                    drop(store.delete(id).await);
                 });
-                return Ok(there);
-            }
-            self.on().delete(id).await
-        })
-        .await
-    }
-
-    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        self.call(async {
-            let mut records = self.on().list(owner).await?;
-            if self.wrong == Some(Wrong::ListsTooFew) {
-                records.pop();
-            }
-            Ok(records)
-        })
-        .await
-    }
-
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        self.call(async {
-            match self.wrong {
-                Some(Wrong::ForgetsOne | Wrong::ClearsOneByOne) => {
-                    let mut ended = 0;
-                    for record in self.on().list(owner).await? {
-                        yield_now().await;
-                        let forgotten = self.wrong == Some(Wrong::ForgetsOne) && ended == 1;
-                        if Some(record.id) != keep && !forgotten {
-                            ended += u64::from(self.on().delete(record.id).await?);
+                Ok(Answer::Delete(was_live))
+            })
+        }),
+        Wrong::TouchRevives => {
+            let noted = Arc::clone(&seen);
+            faults.always(
+                Verb::Load,
+                Fault::change(move |call, answer| {
+                    if let (Ok(Answer::Load(record)), Some(id)) = (&answer, call.id) {
+                        noted.lock().unwrap().insert(id, record.clone());
+                    }
+                    ready(answer)
+                }),
+            );
+            let store = store.clone();
+            faults.always(
+                Verb::Touch,
+                Fault::first(move |call| {
+                    let record = call.id.and_then(|id| seen.lock().unwrap().get(&id).cloned().flatten());
+                    let store = store.clone();
+                    async move {
+                        if let Some(record) = record {
+                            drop(store.create(record).await);
                         }
                     }
-                    Ok(ended)
-                }
-                _ => self.on().clear(owner, keep).await,
-            }
-        })
-        .await
+                }),
+            );
+        }
+        Wrong::CreatesOver => {
+            let store = store.clone();
+            faults.always(
+                Verb::Create,
+                Fault::first(move |call| {
+                    let store = store.clone();
+                    async move { drop(store.delete(call.id.unwrap()).await) }
+                }),
+            );
+        }
+        Wrong::ExpiresLate => {
+            change(Verb::Create, |store, call, answer| Box::pin(longer(store, call, answer)));
+            change(Verb::Update, |store, call, answer| Box::pin(longer(store, call, answer)));
+        }
+        Wrong::KeepsPreviousIds => {}
     }
+}
+
+async fn one_by_one(store: Common, call: Call, forgets_one: bool) -> Result<Answer> {
+    let mut ended = 0;
+    for record in store.list(call.owner.unwrap()).await? {
+        yield_now().await;
+        let forgotten = forgets_one && ended == 1;
+        if Some(record.id) != call.keep && !forgotten {
+            ended += u64::from(store.delete(record.id).await?);
+        }
+    }
+    Ok(Answer::Clear(ended))
+}
+
+/// What was just written gets a second more.
+async fn longer(store: Common, call: Call, answer: Answer) -> Result<Answer> {
+    if let (Some(record), Answer::Create(true) | Answer::Update(Outcome::Done)) = (call.record, &answer)
+        && !record.ttl.is_zero()
+    {
+        store.touch(record.id, record.version, record.ttl + Duration::from_secs(1)).await?;
+    }
+    Ok(answer)
 }

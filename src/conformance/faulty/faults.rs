@@ -1,0 +1,291 @@
+//! The rules of a faulty backend: which calls meet a fault, and which one.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{Answer, Call, Gate, Verb};
+use crate::backend::Result;
+
+/// What a call of a [`Faulty`](super::Faulty) backend meets.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Fails, and nothing has happened.
+    Before,
+    /// Fails although it has happened: the reply was lost.
+    After,
+    /// Fails at once, and happens when the [`Gate`] opens.
+    Late(Gate),
+    /// Happens twice, as when a client sends it again. The second answer is given.
+    Twice,
+    /// Never answers, and nothing happens.
+    Hang,
+    /// Happens when the [`Gate`] opens, even if the caller has gone by then.
+    HoldRequest(Gate),
+    /// Happens at once, and is answered when the [`Gate`] opens.
+    HoldReply(Gate),
+    /// Runs a closure of the test's: made by [`first`](Self::first) or [`change`](Self::change).
+    Run(Hook),
+}
+
+/// A closure that runs before a verb acts, or that changes its answer. See [`Fault::first`] and [`Fault::change`].
+#[derive(Clone)]
+pub struct Hook(Run);
+
+#[derive(Clone)]
+enum Run {
+    First(First),
+    Change(Change),
+}
+
+pub(super) type First = Arc<dyn Fn(Call) -> Boxed<()> + Send + Sync>;
+pub(super) type Change = Arc<dyn Fn(Call, Result<Answer>) -> Boxed<Result<Answer>> + Send + Sync>;
+type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl Fault {
+    /// Runs `first` before the verb acts: what another request does after this one has read, and before it writes.
+    ///
+    /// It runs as a part of the call, and ends with it if the caller goes away.
+    ///
+    /// ```
+    /// # use jam_session::{MemoryBackend, Sessions, conformance::{Fault, Faulty, Verb}};
+    /// # use serde_json::json;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), jam_session::Error> {
+    /// # let backend = Faulty::new(MemoryBackend::default());
+    /// # let faults = backend.faults();
+    /// # let sessions = Sessions::over(backend).build()?;
+    /// let id = sessions.create("ada", json!({})).await?;
+    ///
+    /// // Ada signs out everywhere while one of her requests is about to write.
+    /// let other = sessions.clone();
+    /// faults.next(Verb::Update, Fault::first(move |_| {
+    ///     let other = other.clone();
+    ///     async move { assert_eq!(other.clear("ada").await.unwrap(), 1) }
+    /// }));
+    /// assert!(sessions.update(&id, json!({"n": 1})).await.is_err());
+    /// assert!(sessions.list("ada").await?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn first<F>(first: impl Fn(Call) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self::Run(Hook(Run::First(Arc::new(move |call| Box::pin(first(call))))))
+    }
+
+    /// Gives the caller what `change` makes of the answer, or of the error: to damage a record, to forget one, or to be
+    /// another backend altogether.
+    ///
+    /// The verb has acted by then. Together with [`Before`](Self::Before) it has not, and the answer is all that there is.
+    ///
+    /// ```
+    /// # use jam_session::{ErrorKind, MemoryBackend, Record, Sessions, conformance::{Answer, Fault, Faulty, Verb}};
+    /// # use serde_json::json;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), jam_session::Error> {
+    /// # let backend = Faulty::new(MemoryBackend::default());
+    /// # let faults = backend.faults();
+    /// # let sessions = Sessions::over(backend).build()?;
+    /// let id = sessions.create("ada", json!({})).await?;
+    ///
+    /// // Every record comes back damaged.
+    /// faults.always(Verb::Load, Fault::change(|_, answer| async {
+    ///     Ok(match answer? {
+    ///         Answer::Load(Some(record)) => Answer::Load(Some(Record { payload: "damaged".into(), ..record })),
+    ///         other => other,
+    ///     })
+    /// }));
+    /// assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn change<F>(change: impl Fn(Call, Result<Answer>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Result<Answer>> + Send + 'static,
+    {
+        Self::Run(Hook(Run::Change(Arc::new(move |call, answer| Box::pin(change(call, answer))))))
+    }
+}
+
+/// Says what the calls of a [`Faulty`](super::Faulty) backend meet. A clone speaks to the same backend.
+///
+/// ```
+/// # use jam_session::{MemoryBackend, conformance::{Fault, Faulty, Verb}};
+/// # let faults = Faulty::new(MemoryBackend::default()).faults();
+/// faults.next(Verb::Update, Fault::After);                     // the next update
+/// faults.next(None, Fault::Hang);                              // the next call, whatever it is
+/// faults.nth(3, Verb::Load, Fault::Before);                    // the third load from now on
+/// faults.always(Verb::List, Fault::Before);                    // every list, until heal()
+/// faults.when(|call| (call.number % 10 == 0).then_some(Fault::Before)); // every tenth call
+/// faults.heal();
+/// ```
+///
+/// A call meets one fault of each kind at most: one closure that runs [first](Fault::first), then one thing that goes wrong, and
+/// then one [change](Fault::change) of the answer. If several rules have a fault of the same kind for it, the one that was
+/// made first is heard, and the others wait for the next call.
+#[derive(Clone, Default)]
+pub struct Faults(Arc<Mutex<Plan>>);
+
+#[derive(Default)]
+struct Plan {
+    calls: Vec<Verb>,
+    rules: Vec<Rule>,
+    total: u64,
+    of_verb: [u64; 8],
+}
+
+struct Rule {
+    /// `None` if the closure of [`Faults::when`] is still to say.
+    kind: Option<Kind>,
+    ask: Box<dyn FnMut(&Call) -> Decision + Send>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Kind {
+    First,
+    Wrong,
+    Change,
+}
+
+/// What a rule says to a call.
+enum Decision {
+    Pass,
+    /// Here it is, and the rule stays.
+    Meet(Fault),
+    /// Here it is, and the rule has done its work.
+    MeetOnce(Fault),
+}
+
+/// What a call meets.
+#[derive(Default)]
+pub(super) struct Met {
+    pub(super) first: Option<First>,
+    pub(super) wrong: Option<Fault>,
+    pub(super) change: Option<Change>,
+}
+
+impl Faults {
+    /// Gives the fault to the next call of that verb; `None` is for the next call of any verb.
+    pub fn next(&self, verb: impl Into<Option<Verb>>, fault: Fault) {
+        self.nth(1, verb, fault);
+    }
+
+    /// Gives the fault to the `n`-th call of that verb from now on, where `1` is the next one; `None` counts every call.
+    pub fn nth(&self, n: u64, verb: impl Into<Option<Verb>>, fault: Fault) {
+        let (verb, mut left, kind) = (verb.into(), n.max(1), fault.kind());
+        self.add(Some(kind), move |call| {
+            if verb.is_none_or(|verb| verb == call.verb) {
+                left -= 1;
+                if left == 0 {
+                    return Decision::MeetOnce(fault.clone());
+                }
+            }
+            Decision::Pass
+        });
+    }
+
+    /// Gives the fault to every call of that verb until [`heal`](Self::heal); `None` is for every call.
+    pub fn always(&self, verb: impl Into<Option<Verb>>, fault: Fault) {
+        let (verb, kind) = (verb.into(), fault.kind());
+        self.add(Some(kind), move |call| match verb.is_none_or(|verb| verb == call.verb) {
+            true => Decision::Meet(fault.clone()),
+            false => Decision::Pass,
+        });
+    }
+
+    /// Asks `fault` about every call until [`heal`](Self::heal). A closure that always says `None` only looks on.
+    pub fn when(&self, mut fault: impl FnMut(&Call) -> Option<Fault> + Send + 'static) {
+        self.add(None, move |call| fault(call).map_or(Decision::Pass, Decision::Meet));
+    }
+
+    /// Forgets all rules. What a [`Gate`] holds stays held.
+    pub fn heal(&self) {
+        self.plan().rules.clear();
+    }
+
+    /// Takes the calls since it was last asked, including those that went wrong.
+    pub fn calls(&self) -> Vec<Verb> {
+        std::mem::take(&mut self.plan().calls)
+    }
+
+    /// Counts and notes a call, and decides what it meets.
+    pub(super) fn meet(&self, call: &mut Call) -> Met {
+        let mut plan = self.plan();
+        plan.calls.push(call.verb);
+        plan.total += 1;
+        plan.of_verb[call.verb as usize] += 1;
+        (call.number, call.number_of_verb) = (plan.total, plan.of_verb[call.verb as usize]);
+        let mut met = Met::default();
+        plan.rules.retain_mut(|rule| {
+            if rule.kind.is_some_and(|kind| met.has(kind)) {
+                return true;
+            }
+            match (rule.ask)(call) {
+                Decision::Pass => true,
+                Decision::Meet(fault) => {
+                    met.take(fault);
+                    true
+                }
+                Decision::MeetOnce(fault) => {
+                    met.take(fault);
+                    false
+                }
+            }
+        });
+        met
+    }
+
+    fn add(&self, kind: Option<Kind>, ask: impl FnMut(&Call) -> Decision + Send + 'static) {
+        self.plan().rules.push(Rule { kind, ask: Box::new(ask) });
+    }
+
+    fn plan(&self) -> MutexGuard<'_, Plan> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Fault {
+    fn kind(&self) -> Kind {
+        match self {
+            Self::Run(Hook(Run::First(_))) => Kind::First,
+            Self::Run(Hook(Run::Change(_))) => Kind::Change,
+            _ => Kind::Wrong,
+        }
+    }
+}
+
+impl Met {
+    fn has(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::First => self.first.is_some(),
+            Kind::Wrong => self.wrong.is_some(),
+            Kind::Change => self.change.is_some(),
+        }
+    }
+
+    /// Takes a fault, unless it has one of that kind.
+    fn take(&mut self, fault: Fault) {
+        match fault {
+            Fault::Run(Hook(Run::First(first))) => _ = self.first.get_or_insert(first),
+            Fault::Run(Hook(Run::Change(change))) => _ = self.change.get_or_insert(change),
+            wrong => _ = self.wrong.get_or_insert(wrong),
+        }
+    }
+}
+
+impl fmt::Debug for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faults").finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hook").finish_non_exhaustive()
+    }
+}

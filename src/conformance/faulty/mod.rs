@@ -1,0 +1,317 @@
+//! The faulty backend: one around any other, whose calls fail, wait or change when a test says so.
+
+mod faults;
+mod gate;
+
+use std::{fmt, sync::Arc, time::Duration};
+
+pub use self::{
+    faults::{Fault, Faults, Hook},
+    gate::Gate,
+};
+use crate::{
+    backend::{Backend, Outcome, Result},
+    clock::Clock,
+    error::BoxError,
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+};
+
+/// A backend around another one that fails as a network does, when a test says so: to see what an application does while
+/// its sessions are away.
+///
+/// Its [`faults`](Self::faults) say what each call meets; a call that meets nothing is passed on. A clone is another handle to
+/// the same backend, with the same faults.
+///
+/// ```
+/// use std::time::Duration;
+/// use axum::{Router, body::Body, http::Request, routing::get};
+/// use jam_session::{Error, MemoryBackend, Session, SessionLayer, Sessions};
+/// use jam_session::conformance::{Fault, Faulty, Verb};
+/// use tower::ServiceExt;
+///
+/// async fn visits(session: Session) -> Result<String, Error> {
+///     session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?;
+///     Ok(format!("visit number {:?}", session.get::<u64>("visits")?))
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let backend = Faulty::new(MemoryBackend::default());
+/// let faults = backend.faults();
+/// let sessions = Sessions::over(backend).build()?;
+/// let app = Router::new().route("/", get(visits)).layer(SessionLayer::new(sessions));
+///
+/// // A visitor comes while nothing can be stored.
+/// faults.next(Verb::Create, Fault::Before);
+/// let response = app.clone().oneshot(Request::get("/").body(Body::empty())?).await?;
+/// assert_eq!(response.status(), 503);
+/// assert!(!response.headers().contains_key("set-cookie"));
+///
+/// // And again, when it can.
+/// let response = app.oneshot(Request::get("/").body(Body::empty())?).await?;
+/// assert_eq!(response.status(), 200);
+/// assert!(response.headers().contains_key("set-cookie"));
+/// assert_eq!(faults.calls(), [Verb::Create, Verb::Create]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// An update whose reply is lost may be repeated after another request has written. A backend that can lose replies should
+/// [know it again](crate::backend); [`MemoryBackend`](crate::MemoryBackend) loses none, and does not.
+pub struct Faulty<B> {
+    backend: Arc<B>,
+    faults: Faults,
+}
+
+/// The methods of a [`Backend`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each is the method of that name")]
+pub enum Verb {
+    Load,
+    Create,
+    Update,
+    Touch,
+    Delete,
+    List,
+    Clear,
+    Close,
+}
+
+/// One call of a [`Faulty`] backend.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Call {
+    /// Which verb is called.
+    pub verb: Verb,
+    /// Which of all calls this is, counted from 1.
+    pub number: u64,
+    /// Which of the calls of that verb this is, counted from 1.
+    pub number_of_verb: u64,
+    /// The record that is meant; `None` for [`List`](Verb::List), [`Clear`](Verb::Clear) and [`Close`](Verb::Close).
+    pub id: Option<RecordId>,
+    /// The owner whose records are meant; `None` for an anonymous one.
+    pub owner: Option<Owner>,
+    /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update).
+    pub record: Option<Record>,
+    /// The record that [`Clear`](Verb::Clear) is to spare.
+    pub keep: Option<RecordId>,
+}
+
+/// What a verb answers, for [`Fault::change`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+#[allow(missing_docs, reason = "each is what the method of that name answers")]
+pub enum Answer {
+    Load(Option<Record>),
+    Create(bool),
+    Update(Outcome),
+    Touch,
+    Delete(bool),
+    List(Vec<Record>),
+    Clear(u64),
+    Close,
+}
+
+/// A verb with its arguments.
+#[derive(Clone)]
+enum Request {
+    Load(RecordId),
+    Create(Record),
+    Update(i64, Record),
+    Touch(RecordId, i64, Duration),
+    Delete(RecordId),
+    List(Owner),
+    Clear(Owner, Option<RecordId>),
+    Close,
+}
+
+impl<B: Backend> Faulty<B> {
+    /// Wraps a backend, of which nothing fails yet.
+    pub fn new(backend: B) -> Self {
+        Self { backend: Arc::new(backend), faults: Faults::default() }
+    }
+
+    /// Says what fails. Take it before the backend is given away.
+    pub fn faults(&self) -> Faults {
+        self.faults.clone()
+    }
+
+    async fn call(&self, request: Request) -> Result<Answer> {
+        let mut call = request.call();
+        let met = self.faults.meet(&mut call);
+        if let Some(first) = met.first {
+            first(call.clone()).await;
+        }
+        let answer = match met.wrong {
+            None => request.act(&*self.backend).await,
+            Some(fault) => self.goes_wrong(fault, request).await,
+        };
+        match met.change {
+            None => answer,
+            Some(change) => change(call, answer).await,
+        }
+    }
+
+    async fn goes_wrong(&self, fault: Fault, request: Request) -> Result<Answer> {
+        let backend = Arc::clone(&self.backend);
+        match fault {
+            Fault::Before => Err(lost("the request")),
+            Fault::After => {
+                request.act(&*backend).await?;
+                Err(lost("the reply"))
+            }
+            Fault::Late(gate) => {
+                let held = gate.hold();
+                tokio::spawn(async move {
+                    held.until_open().await;
+                    let _ = request.act(&*backend).await;
+                });
+                Err(lost("the request, for now,"))
+            }
+            Fault::Twice => {
+                let _ = request.clone().act(&*backend).await;
+                request.act(&*backend).await
+            }
+            Fault::Hang => std::future::pending().await,
+            Fault::HoldRequest(gate) => {
+                let held = gate.hold();
+                let acting = tokio::spawn(async move {
+                    held.until_open().await;
+                    request.act(&*backend).await
+                });
+                acting.await?
+            }
+            Fault::HoldReply(gate) => {
+                let answer = request.act(&*backend).await;
+                gate.hold().until_open().await;
+                answer
+            }
+            // It ran first, or is still to change the answer.
+            Fault::Run(_) => request.act(&*backend).await,
+        }
+    }
+}
+
+impl Request {
+    async fn act(self, backend: &impl Backend) -> Result<Answer> {
+        Ok(match self {
+            Self::Load(id) => Answer::Load(backend.load(id).await?),
+            Self::Create(record) => Answer::Create(backend.create(record).await?),
+            Self::Update(expected, record) => Answer::Update(backend.update(expected, record).await?),
+            Self::Touch(id, version, ttl) => {
+                backend.touch(id, version, ttl).await?;
+                Answer::Touch
+            }
+            Self::Delete(id) => Answer::Delete(backend.delete(id).await?),
+            Self::List(owner) => Answer::List(backend.list(owner).await?),
+            Self::Clear(owner, keep) => Answer::Clear(backend.clear(owner, keep).await?),
+            Self::Close => {
+                backend.close().await?;
+                Answer::Close
+            }
+        })
+    }
+
+    /// What a rule sees of it, not counted yet.
+    fn call(&self) -> Call {
+        let of = |verb, owner| Call { verb, number: 0, number_of_verb: 0, id: None, owner, record: None, keep: None };
+        let on = |verb, id: RecordId| Call { id: Some(id), ..of(verb, id.owner()) };
+        match self {
+            Self::Load(id) => on(Verb::Load, *id),
+            Self::Create(record) => Call { record: Some(record.clone()), ..on(Verb::Create, record.id) },
+            Self::Update(_, record) => Call { record: Some(record.clone()), ..on(Verb::Update, record.id) },
+            Self::Touch(id, ..) => on(Verb::Touch, *id),
+            Self::Delete(id) => on(Verb::Delete, *id),
+            Self::List(owner) => of(Verb::List, Some(*owner)),
+            Self::Clear(owner, keep) => Call { keep: *keep, ..of(Verb::Clear, Some(*owner)) },
+            Self::Close => of(Verb::Close, None),
+        }
+    }
+}
+
+impl<B: Backend> Backend for Faulty<B> {
+    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
+        match self.call(Request::Load(id)).await? {
+            Answer::Load(record) => Ok(record),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn create(&self, record: Record) -> Result<bool> {
+        match self.call(Request::Create(record)).await? {
+            Answer::Create(is_new) => Ok(is_new),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
+        match self.call(Request::Update(expected, record)).await? {
+            Answer::Update(outcome) => Ok(outcome),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
+        match self.call(Request::Touch(id, version, ttl)).await? {
+            Answer::Touch => Ok(()),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn delete(&self, id: RecordId) -> Result<bool> {
+        match self.call(Request::Delete(id)).await? {
+            Answer::Delete(was_live) => Ok(was_live),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
+        match self.call(Request::List(owner)).await? {
+            Answer::List(records) => Ok(records),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
+        match self.call(Request::Clear(owner, keep)).await? {
+            Answer::Clear(ended) => Ok(ended),
+            _ => Err(mistaken()),
+        }
+    }
+
+    fn set_clock(&self, clock: Clock) {
+        self.backend.set_clock(clock);
+    }
+
+    async fn close(&self) -> Result<()> {
+        match self.call(Request::Close).await? {
+            Answer::Close => Ok(()),
+            _ => Err(mistaken()),
+        }
+    }
+}
+
+impl<B> Clone for Faulty<B> {
+    fn clone(&self) -> Self {
+        Self { backend: Arc::clone(&self.backend), faults: self.faults.clone() }
+    }
+}
+
+impl<B> fmt::Debug for Faulty<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Faulty").finish_non_exhaustive()
+    }
+}
+
+fn lost(what: &str) -> BoxError {
+    format!("{what} was lost, as a test wanted it").into()
+}
+
+/// A test has changed the answer into one of another verb.
+fn mistaken() -> BoxError {
+    "a test changed the answer into that of another verb".into()
+}
