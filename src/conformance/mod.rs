@@ -1,8 +1,8 @@
-//! The contract of [`Backend`] as tests: for our backends, and for yours.
+//! The conformance suite: the contract of [`Backend`] as tests, for our backends and for yours.
 //!
-//! Each promise is a function here, which panics when it is broken and says what a caller would see. The macro
-//! [`conformance_tests!`](crate::conformance_tests) makes a test of each. With the feature `conformance` among the
-//! `dev-dependencies` this is the whole of `tests/sessions.rs`:
+//! Each promise is a function that panics if it is broken, with a message that says what a user would see. The macro
+//! [`conformance_tests!`](crate::conformance_tests) makes a test of each. With the feature `conformance` in your
+//! `dev-dependencies`, this is the whole of `tests/sessions.rs`:
 //!
 //! ```
 //! # mod my_store { pub type MyStore = jam_session::MemoryBackend; }
@@ -21,37 +21,37 @@
 //! # conformance_tests!(MyStore::default());
 //! ```
 //!
-//! What stands there is made anew for each test, may `.await`, and panics if it cannot be made. It is a backend, or
+//! The expression is evaluated again for each test. It can `.await`, and should panic if it fails. Its value is a backend,
 //! [`Sessions`](crate::Sessions) over one, or a [`Subject`] that says more:
 //!
 //! | the backend | what to give |
 //! |---|---|
 //! | counts time by the [clock](Backend::set_clock) it is given | the backend: nothing waits |
-//! | is a server with a clock of its own | [`Subject::with_own_clock`]: short times to live are waited for |
+//! | is a server with a clock of its own | [`Subject::with_own_clock`]: the tests wait for short times to live |
 //! | has a clock that a test can move | [`Subject::with_time_passed_by`] |
-//! | is shared by many processes | and [`Subject::shared_with`] a second handle: a cache is found out |
-//! | needs something that lasts as long | and [`Subject::holding`] it: a folder, a container |
+//! | is shared by many processes | also a second handle, with [`Subject::shared_with`], to find caches |
+//! | needs a folder or a container | also [`Subject::holding`] it |
 //! | may not be there | an `Option`: `None` skips the test, and says so |
 //!
-//! The store may hold other records, of exams before too: names are random. Two tests may run at the same time.
+//! The store can hold other records, even of earlier runs: names are random. Tests can run at the same time.
 //!
 //! # A backend of your own, step by step
 //!
 //! [`examples/sqlite_backend.rs`](https://docs.rs/crate/jam-session/latest/source/examples/sqlite_backend.rs) is one for
-//! SQLite, complete, with this exam at its end. What it decides is what every store in a database has to decide:
+//! SQLite, complete, with these tests at its end. It decides what every store in a database has to decide:
 //!
-//! 1. **The key is owner and `sid`**, compared byte by byte. An anonymous session has no owner, and `NULL` is equal to nothing
-//!    in SQL: the text of the [`RecordId`](crate::RecordId) is a key without exceptions. The owner has a column of its own, with
+//! 1. **The primary key is owner and `sid`**, compared byte by byte. An anonymous session has no owner, and `NULL` equals
+//!    nothing in SQL: the text of the [`RecordId`](crate::RecordId) is a primary key without exceptions. The owner has a column of its own, with
 //!    an index, for `list` and `clear`.
-//! 2. **Every statement asks for `expires > now`**, with the database's own clock if several processes share it. Deleting what
-//!    has expired is housekeeping, and nothing depends on it.
-//! 3. **Each verb is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. What is read and
-//!    then written without a lock is a lost update. Better still is one statement: `UPDATE … WHERE version = ?`.
-//! 4. **`update` never inserts.** `INSERT … ON CONFLICT` is for `create` alone, where it replaces nothing but what has expired.
-//! 5. **Time to live is rounded down**, to whole milliseconds say, and kept as the time of the end.
-//! 6. **No thread of the runtime waits for a disk.** Drivers that block go into `spawn_blocking`, with the whole transaction, so
-//!    that a future that is dropped has done all or nothing.
-//! 7. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, its
+//! 2. **Every statement asks for `expires > now`**, by the database's own clock if several processes share it. Deleting expired
+//!    rows is housekeeping, and nothing depends on it.
+//! 3. **Each verb is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. A read followed
+//!    by a write without a lock is a lost update. Better still is one statement: `UPDATE … WHERE version = ?`.
+//! 4. **`update` never inserts.** Only `create` uses `INSERT … ON CONFLICT`, and it replaces only expired rows.
+//! 5. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
+//! 6. **No thread of the runtime waits for a disk.** A driver that blocks runs in `spawn_blocking`, with the whole transaction, so
+//!    that a dropped future has done all or nothing.
+//! 7. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, and the
 //!    cookie stays.
 //!
 //! # What your application does when sessions are away
@@ -61,8 +61,8 @@
 //!
 //! # Panics
 //!
-//! All functions of promises panic when the promise is broken, when the backend fails, and when it has not answered for half
-//! a minute. They want a tokio runtime with its timer on; one with several threads finds more.
+//! The function of a promise panics if the promise is broken, if the backend fails, and if it has not answered for half a
+//! minute. It needs a tokio runtime with its timer on. A runtime with several threads finds more.
 
 // It is test code: a panic is its answer.
 #![allow(clippy::panic)]
@@ -70,20 +70,22 @@
 mod faulty;
 mod owners;
 mod records;
+mod samples;
 mod subject;
 mod together;
 mod values;
+mod verbs;
 
 use std::pin::Pin;
 
 pub use self::{
     faulty::{Answer, Call, Fault, Faults, Faulty, Gate, Hook, Verb},
-    subject::{IntoSubject, Shared, Subject},
+    subject::{IntoSubject, Subject},
 };
 use crate::backend::Backend;
 
-/// Every promise, in one place: what is in this list is public, a test of [`conformance_tests!`](crate::conformance_tests), and in
-/// [`Promise::all`]; what is not is dead code, which the compiler tells.
+/// The list of promises. A promise in it is public, a test of [`conformance_tests!`](crate::conformance_tests), and in
+/// [`Promise::all`]. A promise that is missing is dead code, which the compiler reports.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __every_promise {
@@ -135,10 +137,10 @@ macro_rules! __every_promise {
     };
 }
 
-/// Makes a test of every promise of a [`Backend`]: what a backend of one's own needs in its `tests/`.
+/// Makes a test of every promise of a [`Backend`]: a backend of your own needs no other tests of the contract.
 ///
-/// The expression is evaluated for each test, and may `.await`. See [`conformance`](crate::conformance) for what it may give.
-/// A whole file, for a server that counts time itself and may not be there:
+/// The expression is evaluated for each test, and can `.await`. See [`conformance`](crate::conformance) for what it can give.
+/// A whole file, for a server that has a clock of its own and may not be there:
 ///
 /// ```
 /// use std::time::Duration;
@@ -157,19 +159,14 @@ macro_rules! __every_promise {
 /// # fn main() {}
 /// ```
 ///
-/// Each is a plain `#[test]` with a tokio runtime of its own, which has four threads: connections that belong to another
-/// runtime are not for it. Several backends in one file go into a `mod` each.
+/// Each test is a plain `#[test]` with a tokio runtime of its own, which has four threads. Connect within the expression:
+/// connections do not work on another runtime. Put each of several backends into a `mod` of its own.
 #[macro_export]
 macro_rules! conformance_tests {
     ($subject:expr $(,)?) => {
-        $crate::__every_promise! { $crate::__conformance_tests, ($subject) }
+        $crate::__every_promise! { $crate::conformance_tests, @each ($subject) }
     };
-}
-
-#[doc(hidden)]
-#[macro_export]
-macro_rules! __conformance_tests {
-    (($subject:expr); $($module:ident::$promise:ident,)*) => {
+    (@each ($subject:expr); $($module:ident::$promise:ident,)*) => {
         $(
             #[test]
             fn $promise() {
@@ -189,7 +186,7 @@ macro_rules! publish {
         $(pub use self::$module::$promise;)*
 
         impl<$backend: Backend> Promise<$backend> {
-            /// Every promise there is.
+            /// Lists all promises.
             pub fn all() -> Vec<Self> {
                 vec![$(Self { name: stringify!($promise), check: |subject| Box::pin($promise(subject)) }),*]
             }
@@ -199,7 +196,7 @@ macro_rules! publish {
 
 crate::__every_promise! { publish, B }
 
-/// A promise as a value, for a runner of tests of one's own.
+/// A promise as a value, for a test runner of your own.
 ///
 /// ```
 /// use jam_session::{MemoryBackend, conformance::{Promise, Subject}};
@@ -220,15 +217,15 @@ pub struct Promise<B> {
 type Checking<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 impl<B: Backend> Promise<B> {
-    /// The name of its function.
+    /// Gives the name of its function.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Examines that backend.
+    /// Checks the promise on that backend.
     ///
     /// # Panics
-    /// If the promise is broken, in words.
+    /// If the promise is broken. The message says what a user would see.
     pub async fn check(&self, subject: &Subject<B>) {
         (self.check)(subject).await;
     }
@@ -240,7 +237,7 @@ impl<B> std::fmt::Debug for Promise<B> {
     }
 }
 
-/// What each test of [`conformance_tests!`](crate::conformance_tests) runs on.
+/// Runs a test of [`conformance_tests!`](crate::conformance_tests).
 #[doc(hidden)]
 pub fn run(exam: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();

@@ -1,8 +1,11 @@
-//! The records of an owner: `list`, `clear`, and whose is whose.
+//! Promises about an owner's records: `list`, `clear`, and whose records are whose.
 
 use std::{collections::BTreeMap, time::Duration};
 
-use super::subject::{LONG, Subject, anonymous, is_same, of, owner, record};
+use super::{
+    samples::{LONG, anonymous, is_same, of, owner, record},
+    subject::Subject,
+};
 use crate::{
     backend::{Backend, Outcome},
     record::{
@@ -11,7 +14,7 @@ use crate::{
     },
 };
 
-/// `list` shows every live record of its owner as it is, and none of another's or of nobody's.
+/// `list` shows every live record of its owner as it is, and none of another owner or without one.
 pub async fn a_list_is_complete_and_only_its_owners<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let mut of_ada = BTreeMap::new();
@@ -37,7 +40,7 @@ pub async fn a_list_is_complete_and_only_its_owners<B: Backend>(subject: &Subjec
     assert!(subject.list(grace).await.len() == 12, "`list` of another owner is not complete");
 }
 
-/// `list` shows at once what every other verb has done.
+/// `list` shows the effect of every other verb at once.
 pub async fn a_list_follows_every_write<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let stays = record(of(owner));
@@ -65,7 +68,7 @@ pub async fn a_list_follows_every_write<B: Backend>(subject: &Subject<B>) {
     assert!(subject.list(owner).await.is_empty(), "`list` shows records after `clear`");
 }
 
-/// `clear` ends all records of its owner and says how many; those of others, and of nobody, stay as they are.
+/// `clear` ends all records of its owner and says how many. Records of other owners, or without one, do not change.
 pub async fn a_clear_ends_all_of_its_owner<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let of_ada: Vec<_> = (0..8).map(|_| record(of(ada))).collect();
@@ -98,7 +101,7 @@ pub async fn a_clear_ends_all_of_its_owner<B: Backend>(subject: &Subject<B>) {
     assert!(subject.list(grace).await.len() == 2, "`clear` took a record from the list of another owner");
 }
 
-/// What had expired, was deleted, or had logged out is not counted by `clear`.
+/// `clear` does not count records that have expired, were deleted or were signed out.
 pub async fn a_clear_counts_only_what_was_live<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let short = Record { ttl: subject.short(), ..record(of(owner)) };
@@ -119,7 +122,7 @@ pub async fn a_clear_counts_only_what_was_live<B: Backend>(subject: &Subject<B>)
     );
 }
 
-/// `clear` leaves `keep` exactly as it is, and does not count it.
+/// `clear` neither changes nor counts the record to `keep`.
 pub async fn a_clear_spares_the_one_to_keep<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let kept = Record { ttl: LONG / 2, ..record(of(owner)) };
@@ -161,7 +164,7 @@ pub async fn a_clear_spares_the_one_to_keep<B: Backend>(subject: &Subject<B>) {
     subject.is_absent(new.id, new.version, "a `clear` after one that kept it").await;
 }
 
-/// A `keep` that is another's, nobody's, not there, or over keeps nothing and makes nothing.
+/// A `keep` that belongs to another owner or to none, does not exist or has ended keeps nothing and creates nothing.
 pub async fn a_clear_keeps_nothing_that_is_not_the_owners<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let expired = Record { ttl: subject.short(), ..record(of(ada)) };
@@ -193,7 +196,7 @@ pub async fn a_clear_keeps_nothing_that_is_not_the_owners<B: Backend>(subject: &
     );
 }
 
-/// What is created after a `clear` lives, under old names too.
+/// Records that are created after a `clear` live, even under their old names.
 pub async fn after_a_clear_new_ones_begin<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let mut id = of(owner);
@@ -214,7 +217,7 @@ pub async fn after_a_clear_new_ones_begin<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// The same `sid` under two owners and under none is three records, in every verb.
+/// The same `sid` under two owners and without one is three records, for every verb.
 pub async fn one_sid_of_two_owners_is_two_records<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let id = of(ada);
@@ -256,7 +259,7 @@ pub async fn one_sid_of_two_owners_is_two_records<B: Backend>(subject: &Subject<
     assert!(subject.delete(of_grace.id).await, "`delete` does not find a record whose `sid` others had");
 }
 
-/// Names are compared byte by byte: no two that differ in case, in `_` or `-`, or in what follows, are one.
+/// Names are compared byte by byte: two that differ in case, in `_` or `-`, or in what follows are different.
 pub async fn names_are_taken_to_the_letter<B: Backend>(subject: &Subject<B>) {
     // Random where it does not matter: the store may hold what an exam before has left.
     let base = of(owner());
@@ -326,7 +329,7 @@ pub async fn names_are_taken_to_the_letter<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// An owner may have 500 records: `list` shows them all, `clear` ends them all.
+/// An owner can have 500 records: `list` shows all of them, `clear` ends all of them.
 pub async fn five_hundred_of_one_owner<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let ids: Vec<_> = (0..500).map(|_| of(owner)).collect();

@@ -1,14 +1,17 @@
-//! One record: the verbs that name it.
+//! Promises about one record: `load`, `create`, `update`, `touch` and `delete`.
 
 use std::time::Duration;
 
-use super::subject::{LONG, Subject, both, is_same, of, owner, record, version};
+use super::{
+    samples::{LONG, both, is_same, of, owner, record, version},
+    subject::Subject,
+};
 use crate::{
     backend::{Backend, Outcome},
     record::{Record, id::RecordId},
 };
 
-/// Of a name that was never created `load` is `None`, `update` is `Gone`, `touch` does nothing, `delete` is `false`.
+/// For a name that was never created, `load` is `None`, `update` is `Gone`, `touch` does nothing and `delete` is `false`.
 pub async fn what_was_never_created_is_absent<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         subject.is_absent(id, version(), "nothing at all").await;
@@ -18,7 +21,7 @@ pub async fn what_was_never_created_is_absent<B: Backend>(subject: &Subject<B>) 
     assert!(subject.clear(owner, None).await == 0, "`clear` counts records of somebody who never had one");
 }
 
-/// `load` gives back what `create` was given: name, version, payload, and no more time to live.
+/// `load` returns what `create` was given: name, version and payload, and no more time to live.
 pub async fn what_is_created_is_loaded<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let new = record(id);
@@ -35,7 +38,7 @@ pub async fn what_is_created_is_loaded<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `create` is `false` for the name of a live record, and leaves that as it is.
+/// `create` of a name that a live record has is `false`, and does not change that record.
 pub async fn a_taken_name_is_left_alone<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = Record { ttl: LONG / 2, ..record(id) };
@@ -61,7 +64,7 @@ pub async fn a_taken_name_is_left_alone<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// What was deleted, cleared, updated for no time, or has expired, leaves its name for a `create`.
+/// The name of a record that was deleted, cleared, updated with a `ttl` of zero, or has expired can be created again.
 pub async fn a_name_is_free_again_after_its_end<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         for end in Ending::of(id) {
@@ -88,7 +91,7 @@ pub async fn a_name_is_free_again_after_its_end<B: Backend>(subject: &Subject<B>
     }
 }
 
-/// `update` of the expected version is `Done`, and from then on everyone sees the new record; over and over.
+/// `update` of the expected version is `Done`, and every later call sees the new record, however often that is done.
 pub async fn an_update_replaces_what_it_expects<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let mut there = record(id);
@@ -108,8 +111,7 @@ pub async fn an_update_replaces_what_it_expects<B: Backend>(subject: &Subject<B>
     }
 }
 
-/// `update` of any other version than the one that is there is a `Conflict`, with the record that is there, and changes
-/// nothing.
+/// `update` that expects any other version than the stored one is a `Conflict` with the stored record, and changes nothing.
 pub async fn an_update_of_another_version_is_a_conflict<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = record(id);
@@ -131,7 +133,7 @@ pub async fn an_update_of_another_version_is_a_conflict<B: Backend>(subject: &Su
     }
 }
 
-/// `update` after the end of a record is `Gone`, whatever ended it, and nothing is there afterwards.
+/// `update` of a record that has ended is `Gone`, whatever ended it, and stores nothing.
 pub async fn an_update_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         for end in Ending::of(id) {
@@ -148,7 +150,7 @@ pub async fn an_update_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `update` with a `ttl` of zero ends the record, if its version is the expected one: that is how a session logs out.
+/// `update` with a `ttl` of zero ends the record if its version is the expected one. This is how a session is signed out.
 pub async fn an_update_for_no_time_ends_the_record<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
@@ -176,7 +178,7 @@ pub async fn an_update_for_no_time_ends_the_record<B: Backend>(subject: &Subject
     }
 }
 
-/// `update` gives the record its whole new time to live, counted from then.
+/// `update` gives the record the whole new time to live, counted from that moment.
 pub async fn an_update_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let mut there = record(id);
@@ -217,7 +219,7 @@ pub async fn an_update_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `update` to less time than is left ends the record that much earlier, for every verb.
+/// `update` with less time to live than is left makes the record expire earlier, for every verb.
 pub async fn an_update_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
@@ -232,7 +234,7 @@ pub async fn an_update_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `touch` gives the record its whole time to live, counted from then.
+/// `touch` gives the record the whole time to live, counted from that moment.
 pub async fn a_touch_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
@@ -268,7 +270,7 @@ pub async fn a_touch_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `touch` with less time than is left ends the record that much earlier, for every verb; with none, at once.
+/// `touch` with less time to live than is left makes the record expire earlier, for every verb. Zero ends it at once.
 pub async fn a_touch_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
     for ttl in [subject.short(), Duration::ZERO] {
         for id in both() {
@@ -290,7 +292,7 @@ pub async fn a_touch_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `touch` of any other version than the one that is there does nothing: it neither extends nor shortens.
+/// `touch` of any other version than the stored one does nothing: the time to live gets neither longer nor shorter.
 pub async fn a_touch_needs_the_version_it_saw<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = record(id);
@@ -313,7 +315,7 @@ pub async fn a_touch_needs_the_version_it_saw<B: Backend>(subject: &Subject<B>) 
     }
 }
 
-/// `touch` after the end of a record does nothing, whatever ended it.
+/// `touch` of a record that has ended does nothing, whatever ended it.
 pub async fn a_touch_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         for end in Ending::of(id) {
@@ -328,7 +330,7 @@ pub async fn a_touch_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `touch` leaves version and payload as they are.
+/// `touch` changes neither version nor payload.
 pub async fn a_touch_changes_nothing_but_the_time<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
@@ -348,7 +350,7 @@ pub async fn a_touch_changes_nothing_but_the_time<B: Backend>(subject: &Subject<
     }
 }
 
-/// `delete` ends a record and says `true`; where none is live it says `false`.
+/// `delete` of a live record ends it and is `true`. Otherwise it is `false`.
 pub async fn a_delete_ends_and_says_whether_it_was_live<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         assert!(!subject.delete(id).await, "`delete` says that a record was live that never was there");
@@ -371,7 +373,7 @@ pub(super) enum Ending {
 }
 
 impl Ending {
-    /// Those that a record of that name can come to.
+    /// The ways in which a record of that name can end.
     pub(super) fn of(id: RecordId) -> &'static [Self] {
         let all = &[Self::Delete, Self::UpdateForNoTime, Self::Expiry, Self::Clear];
         if id.owner().is_some() { all } else { &all[..3] }
@@ -379,7 +381,7 @@ impl Ending {
 }
 
 impl<B: Backend> Subject<B> {
-    /// What was there before it ended.
+    /// Creates a record and ends it. Gives what was there last.
     pub(super) async fn made_and_ended(&self, id: RecordId, end: &Ending) -> Record {
         let ttl = if *end == Ending::Expiry { self.short() } else { LONG };
         let there = Record { ttl, ..record(id) };
@@ -404,7 +406,7 @@ impl<B: Backend> Subject<B> {
         there
     }
 
-    /// For a record that may have expired on a slow machine.
+    /// Updates a record that may have expired, on a slow machine.
     async fn updates_or_gone(&self, expected: i64, new: &Record) {
         let outcome = self.update(expected, new).await;
         assert!(!matches!(outcome, Outcome::Conflict(_)), "`update` of the expected version is a `Conflict`");

@@ -1,16 +1,20 @@
-//! Verbs at the same time, verbs that are repeated, and verbs that are given up.
+//! Promises about concurrency: verbs that run at the same time, are repeated, or are dropped.
 
-use std::{pin::pin, task::Poll, time::Duration};
+use std::time::Duration;
 
 use tokio::task::yield_now;
 
-use super::subject::{LONG, Subject, answer, both, is_same, of, owner, record, together};
+use super::{
+    samples::{LONG, both, is_same, of, owner, record},
+    subject::Subject,
+    verbs::{answer, polled, together},
+};
 use crate::{
     backend::{Backend, Outcome},
     record::{Record, id::RecordId},
 };
 
-/// Of parallel `create`s of one name exactly one is `true`, and its record is the one that is there.
+/// If several `create`s of one name run at the same time, exactly one is `true`, and its record is stored.
 pub async fn of_parallel_creates_one_wins<B: Backend>(subject: &Subject<B>) {
     for (round, id) in rounds().enumerate() {
         if round % 8 == 0 {
@@ -35,7 +39,8 @@ pub async fn of_parallel_creates_one_wins<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// Of parallel `update`s that expect the same version exactly one is `Done`; the others are `Conflict`s that show it.
+/// If several `update`s that expect the same version run at the same time, exactly one is `Done`. The others are a
+/// `Conflict` that shows it.
 pub async fn of_parallel_updates_one_is_done<B: Backend>(subject: &Subject<B>) {
     for id in rounds() {
         let first = record(id);
@@ -64,7 +69,7 @@ pub async fn of_parallel_updates_one_is_done<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// Tasks that each count up what is there, and try again on a `Conflict`, lose no count.
+/// Tasks that each increment a count, and retry on a `Conflict`, lose none.
 pub async fn no_count_is_lost_among_parallel_updates<B: Backend>(subject: &Subject<B>) {
     const TASKS: u64 = 6;
     const EACH: u64 = 15;
@@ -108,7 +113,7 @@ pub async fn no_count_is_lost_among_parallel_updates<B: Backend>(subject: &Subje
     }
 }
 
-/// A `create` at the same time as a `clear` is ended by it, or listed; and the `clear` ends all that was there before.
+/// A `create` at the same time as a `clear` is ended by it or listed afterwards. The `clear` ends every older record.
 pub async fn a_create_beside_a_clear_is_ended_or_listed<B: Backend>(subject: &Subject<B>) {
     for round in 0..ROUNDS {
         let owner = owner();
@@ -154,7 +159,7 @@ pub async fn a_create_beside_a_clear_is_ended_or_listed<B: Backend>(subject: &Su
     }
 }
 
-/// What is deleted, logged out or cleared while others update and touch it is gone when all have been answered.
+/// A record that is deleted, logged out or cleared while other calls update and touch it is gone once all have answered.
 pub async fn an_end_beside_updates_and_touches_is_the_end<B: Backend>(subject: &Subject<B>) {
     for (round, id) in rounds().enumerate() {
         let first = record(id);
@@ -195,8 +200,8 @@ pub async fn an_end_beside_updates_and_touches_is_the_end<B: Backend>(subject: &
     }
 }
 
-/// A repeated `update`, as a client sends whose answer was lost, is `Done` or shows its own version as a `Conflict`; it is
-/// never applied again, neither at once nor after somebody else's.
+/// An `update` that a client repeats because its answer was lost is `Done`, or a `Conflict` that shows its own version. It is
+/// never applied again: neither at once nor after another update.
 pub async fn a_repeated_update_is_not_applied_again<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = record(id);
@@ -245,7 +250,7 @@ pub async fn a_repeated_update_is_not_applied_again<B: Backend>(subject: &Subjec
     }
 }
 
-/// A repeated `create` changes nothing: `true` or `false`, what is there is what the first one made, or what came after.
+/// A repeated `create` changes nothing, whether it is `true` or `false`.
 pub async fn a_repeated_create_leaves_its_record_alone<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = Record { ttl: LONG / 2, ..record(id) };
@@ -269,7 +274,7 @@ pub async fn a_repeated_create_leaves_its_record_alone<B: Backend>(subject: &Sub
     }
 }
 
-/// A verb whose future is dropped has happened or has not, for every other verb alike; and the next verb works.
+/// A verb whose future is dropped has happened or has not, and all other verbs agree which. The next verb works.
 pub async fn a_dropped_verb_is_all_or_nothing<B: Backend>(subject: &Subject<B>) {
     for polls in 0..MOST_POLLS {
         let mut all_done = true;
@@ -320,7 +325,7 @@ pub async fn a_dropped_verb_is_all_or_nothing<B: Backend>(subject: &Subject<B>) 
 }
 
 impl<B: Backend> Subject<B> {
-    /// `list` and `clear`, dropped.
+    /// Drops `list` and `clear`.
     async fn drops_clear(&self, polls: usize) -> bool {
         let (owner, other) = (owner(), record(of(owner())));
         let all: Vec<Record> = (0..3).map(|_| record(of(owner))).collect();
@@ -343,7 +348,7 @@ impl<B: Backend> Subject<B> {
         all_done
     }
 
-    /// That `load` and `list` say the same, what was dropped having happened or not: or happening only now.
+    /// Checks that `load` and `list` agree whether a dropped verb has happened. It may happen only now.
     async fn agrees(&self, id: RecordId, verb: &str) -> Option<Record> {
         for _ in 0..100 {
             let before = self.load(id).await;
@@ -366,7 +371,7 @@ impl<B: Backend> Subject<B> {
         panic!("a dropped `{verb}` goes on and on")
     }
 
-    /// An update that sees what is there, be it only now.
+    /// Updates what is there, even if that has only just been written.
     async fn overwrites(&self, mut expected: i64, id: RecordId, verb: &str) -> Record {
         let new = record(id);
         for _ in 0..4 {
@@ -394,7 +399,7 @@ impl<B: Backend> Subject<B> {
         panic!("`update` is a `Conflict` over and over: nobody can log out")
     }
 
-    /// Until then, but not for ever. Gives the last version that it has written.
+    /// Updates the record until it is gone, but not for ever. Gives the last version that it wrote.
     async fn changes_until_gone(&self, first: &Record) -> i64 {
         let mut expected = first.version;
         for _ in 0..CHANGES {
@@ -408,25 +413,6 @@ impl<B: Backend> Subject<B> {
         }
         expected
     }
-}
-
-/// Polls a call so many times, each time when it was woken, then drops it; whether it was ready by then.
-async fn polled<T>(polls: usize, call: impl Future<Output = T>) -> bool {
-    let mut call = pin!(call);
-    for _ in 0..polls {
-        let mut polled = false;
-        let once = std::future::poll_fn(|cx| match std::mem::replace(&mut polled, true) {
-            false => match call.as_mut().poll(cx) {
-                Poll::Ready(_) => Poll::Ready(true),
-                Poll::Pending => Poll::Pending,
-            },
-            true => Poll::Ready(false),
-        });
-        if answer("a verb", async { Ok(once.await) }).await {
-            return true;
-        }
-    }
-    false
 }
 
 fn rounds() -> impl Iterator<Item = RecordId> {
@@ -447,5 +433,5 @@ fn count(record: &Record) -> u64 {
 const ROUNDS: usize = 20;
 const CHANGES: usize = 200;
 
-/// More than any verb takes: a call over a wire takes a handful.
+/// More than any verb takes: a call over a network takes a handful.
 const MOST_POLLS: usize = 50;

@@ -1,16 +1,19 @@
-//! Times, versions and payloads: all of them, as they are.
+//! Promises about values: times to live, versions and payloads.
 
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use super::subject::{LONG, Subject, both, is_same, of, owner, record, version};
+use super::{
+    samples::{LONG, both, is_same, of, owner, record, version},
+    subject::Subject,
+};
 use crate::{
     backend::{Backend, Outcome},
     record::Record,
 };
 
-/// A record past its `ttl` does not exist, in any verb, whichever comes first.
+/// A record past its `ttl` does not exist for any verb, whichever verb comes first.
 pub async fn what_has_expired_is_absent_in_every_verb<B: Backend>(subject: &Subject<B>) {
     let short = subject.short();
     // For each verb one that no other verb has looked at: what expired may not wait for a `load` to be noticed.
@@ -53,7 +56,7 @@ pub async fn what_has_expired_is_absent_in_every_verb<B: Backend>(subject: &Subj
     assert!(subject.clear(owner, None).await == 0, "`clear` counts an expired record");
 }
 
-/// What is left of a time to live is never more than what was given: not rounded up, and shown by every verb.
+/// No verb shows more time to live than was given: it is never rounded up.
 pub async fn a_time_to_live_is_never_lengthened<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         for ttl in [Duration::from_millis(1_500), Duration::from_millis(59_999), Duration::new(3_600, 1)] {
@@ -117,7 +120,7 @@ pub async fn a_time_to_live_is_never_lengthened<B: Backend>(subject: &Subject<B>
     }
 }
 
-/// Looking gives no time: neither `load`, `list`, a `Conflict`, nor a refused `create` or `touch` makes a record live longer.
+/// Reading gives no time: neither `load`, `list`, a `Conflict`, nor a refused `create` or `touch` makes a record live longer.
 pub async fn looking_gives_no_time<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
@@ -142,7 +145,7 @@ pub async fn looking_gives_no_time<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// A time to live may be a millisecond or ten years.
+/// A time to live can be anything from a millisecond to ten years.
 pub async fn times_from_a_millisecond_to_ten_years<B: Backend>(subject: &Subject<B>) {
     const DAY: Duration = Duration::from_secs(86_400);
     for id in both() {
@@ -176,7 +179,8 @@ pub async fn times_from_a_millisecond_to_ten_years<B: Backend>(subject: &Subject
     }
 }
 
-/// A time to live longer than the backend can count is an error, or as long as it can; never a panic, and never short.
+/// A time to live that is longer than the backend can count is an error, or as long as it can count. It is never a panic, and
+/// never short.
 pub async fn a_time_beyond_all_counting_is_long_or_an_error<B: Backend>(subject: &Subject<B>) {
     let times =
         [Duration::from_secs(u64::from(u32::MAX)), Duration::from_secs(1 << 40), Duration::from_millis(1 << 62)];
@@ -212,7 +216,7 @@ pub async fn a_time_beyond_all_counting_is_long_or_an_error<B: Backend>(subject:
     }
 }
 
-/// Versions are any `i64` that is not negative, kept and compared to the last bit.
+/// A version can be any `i64` that is not negative, and is stored and compared to the last bit.
 pub async fn any_version_that_is_not_negative<B: Backend>(subject: &Subject<B>) {
     // Zero, one, what a double or 32 bits cannot tell from its neighbour, and the largest there is.
     let doubles = 1_i64 << 53;
@@ -244,7 +248,7 @@ pub async fn any_version_that_is_not_negative<B: Backend>(subject: &Subject<B>) 
     }
 }
 
-/// Payloads are any bytes, from none to 1 MiB, and come back as they were from `load`, `list` and `Conflict`.
+/// A payload can be any bytes, from none to 1 MiB. `load`, `list` and `Conflict` show it unchanged.
 pub async fn any_bytes_are_a_payload<B: Backend>(subject: &Subject<B>) {
     let every: Vec<u8> = (0..=255).collect();
     let mut x = 1_u32;
@@ -292,7 +296,7 @@ pub async fn any_bytes_are_a_payload<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// Whether that went well. It may fail, but in words.
+/// Says whether a call succeeded. It may fail, but not panic.
 async fn without_panic<B: Backend, F>(
     subject: &Subject<B>,
     verb: &str,

@@ -55,6 +55,11 @@ impl<B: Backend> Engine<B> {
         &self.backend
     }
 
+    #[cfg(feature = "conformance")]
+    pub(crate) fn shared_backend(&self) -> Arc<B> {
+        Arc::clone(&self.backend)
+    }
+
     pub(crate) fn policy(&self) -> &Policy {
         &self.shared.policy
     }

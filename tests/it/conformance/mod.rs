@@ -52,9 +52,11 @@ mod json {
 
 #[cfg(feature = "redis")]
 mod redis {
+    use std::sync::Arc;
+
     use jam_session::{
         RedisBackend,
-        conformance::{Promise, Shared, Subject},
+        conformance::{Promise, Subject},
     };
 
     use crate::redis::harness::{Place, Topology, others};
@@ -83,9 +85,9 @@ mod redis {
     }
 
     /// Two processes that share it, each with connections of its own.
-    async fn subject(topology: Topology) -> Option<Subject<Shared<RedisBackend>>> {
+    async fn subject(topology: Topology) -> Option<Subject<Arc<RedisBackend>>> {
         let place = Place::new(topology)?;
         let (one, other) = (place.sessions().await, place.sessions().await);
-        Some(Subject::of(one).shared_with(Shared::of(other)))
+        Some(Subject::of(one).shared_with_sessions(other))
     }
 }

@@ -1,0 +1,174 @@
+//! The verbs of the backend under examination, and ways to call them: alone, together, and not to the end.
+
+use std::{pin::pin, sync::Arc, task::Poll, time::Duration};
+
+use tokio::{sync::Barrier, time::timeout};
+
+use super::{
+    samples::{LONG, record},
+    subject::Subject,
+};
+use crate::{
+    backend::{Backend, Outcome, Result},
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+};
+
+/// The verbs, which have to answer.
+impl<B: Backend> Subject<B> {
+    pub(super) async fn load(&self, id: RecordId) -> Option<Record> {
+        let record = answer("load", self.backend().load(id)).await;
+        if let Some(record) = &record {
+            assert!(record.id == id, "`load` answered with a record of another name: a user gets another's session");
+        }
+        record
+    }
+
+    pub(super) async fn must_load(&self, id: RecordId) -> Record {
+        let Some(record) = self.load(id).await else {
+            panic!("`load` does not find a record that is live: who is signed in is signed out")
+        };
+        record
+    }
+
+    pub(super) async fn create(&self, record: &Record) -> bool {
+        answer("create", self.backend().create(record.clone())).await
+    }
+
+    /// Creates a record that the exam needs.
+    pub(super) async fn creates(&self, record: &Record) {
+        assert!(self.create(record).await, "`create` refused a name that nothing has: nobody can sign in");
+    }
+
+    pub(super) async fn update(&self, expected: i64, record: &Record) -> Outcome {
+        answer("update", self.backend().update(expected, record.clone())).await
+    }
+
+    /// Does an update that the exam needs.
+    pub(super) async fn updates(&self, expected: i64, record: &Record) {
+        match self.update(expected, record).await {
+            Outcome::Done => {}
+            Outcome::Gone => panic!("`update` found no record, though it is live: what a request changed is lost"),
+            Outcome::Conflict(_) => {
+                panic!(
+                    "`update` found a conflict, though the version was the expected one: every change is answered 503"
+                )
+            }
+        }
+    }
+
+    pub(super) async fn touch(&self, id: RecordId, version: i64, ttl: Duration) {
+        answer("touch", self.backend().touch(id, version, ttl)).await;
+    }
+
+    pub(super) async fn delete(&self, id: RecordId) -> bool {
+        answer("delete", self.backend().delete(id)).await
+    }
+
+    /// Lists the records of an owner by name, each of them once.
+    pub(super) async fn list(&self, owner: Owner) -> Vec<Record> {
+        let mut all = answer("list", self.backend().list(owner)).await;
+        assert!(
+            all.iter().all(|record| record.id.owner() == Some(owner)),
+            "`list` shows a record that is not the owner's: a user sees, and may end, another's session"
+        );
+        all.sort_by_key(|record| record.id);
+        assert!(all.windows(2).all(|two| two[0].id != two[1].id), "`list` shows a record twice");
+        all
+    }
+
+    pub(super) async fn lists(&self, id: RecordId) -> Option<Record> {
+        let all = self.list(id.owner()?).await;
+        all.into_iter().find(|record| record.id == id)
+    }
+
+    pub(super) async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> u64 {
+        answer("clear", self.backend().clear(owner, keep)).await
+    }
+
+    /// Checks that no verb finds the record. `after` says what ended it, and `version` is the one that it had.
+    pub(super) async fn is_absent(&self, id: RecordId, version: i64, after: &str) {
+        assert!(self.load(id).await.is_none(), "`load` finds a record after {after}: who was signed out is signed in");
+        let new = record(id);
+        // To some stores a version of zero means "none yet".
+        for expected in [version, 0] {
+            assert!(
+                matches!(self.update(expected, &new).await, Outcome::Gone),
+                "`update` is not `Gone` after {after}: a slow request takes a session that has ended for a live one"
+            );
+        }
+        self.touch(id, version, LONG).await;
+        self.touch(id, new.version, LONG).await;
+        assert!(
+            self.load(id).await.is_none(),
+            "`update` or `touch` brought back a record after {after}: a logout is undone by a request that was slow"
+        );
+        assert!(!self.delete(id).await, "`delete` says that a record was live after {after}");
+        if id.owner().is_some() {
+            assert!(self.lists(id).await.is_none(), "`list` shows a record after {after}: a session that is over");
+        }
+    }
+}
+
+/// Waits for the answer of a call.
+pub(super) async fn answer<T>(verb: &str, call: impl Future<Output = Result<T>>) -> T {
+    match timeout(PATIENCE, call).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(error)) => panic!("`{verb}` failed: {error}"),
+        Err(_) => panic!("`{verb}` has not answered for {PATIENCE:?}: requests hang"),
+    }
+}
+
+/// Runs the calls in tasks that all begin at the same time.
+pub(super) async fn together<T, F>(calls: impl IntoIterator<Item = F>) -> Vec<T>
+where
+    T: Send + 'static,
+    F: Future<Output = T> + Send + 'static,
+{
+    let calls: Vec<F> = calls.into_iter().collect();
+    let start = Arc::new(Barrier::new(calls.len()));
+    let tasks: Vec<_> = calls
+        .into_iter()
+        .map(|call| {
+            let start = Arc::clone(&start);
+            tokio::spawn(async move {
+                start.wait().await;
+                call.await
+            })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    for task in tasks {
+        match task.await {
+            Ok(answer) => answers.push(answer),
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                Err(error) => panic!("{error}"),
+            },
+        }
+    }
+    answers
+}
+
+/// Polls a call this many times, each time when it was woken, then drops it. Says whether it was ready by then.
+pub(super) async fn polled<T>(polls: usize, call: impl Future<Output = T>) -> bool {
+    let mut call = pin!(call);
+    for _ in 0..polls {
+        let mut polled = false;
+        let once = std::future::poll_fn(|cx| match std::mem::replace(&mut polled, true) {
+            false => match call.as_mut().poll(cx) {
+                Poll::Ready(_) => Poll::Ready(true),
+                Poll::Pending => Poll::Pending,
+            },
+            true => Poll::Ready(false),
+        });
+        if answer("a verb", async { Ok(once.await) }).await {
+            return true;
+        }
+    }
+    false
+}
+
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
