@@ -1,11 +1,9 @@
 //! Randomness: bytes from the operating system, and SplitMix64 for numbers that nobody gains anything by guessing.
 
 use std::{
-    hash::{BuildHasher, RandomState},
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    process,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use crate::error::{Error, ErrorKind};
@@ -25,13 +23,18 @@ pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
     getrandom::fill(bytes).map_err(|_| Error::new(ErrorKind::Unavailable, "the system gave no random bytes"))
 }
 
-/// A version for a write, different each time: SplitMix64 from a random start in each process. A version is not a secret, and
-/// asking the system for random bytes takes longer than all else that a write does in this crate.
+/// A version for a write, different each time, also in copies of this process.
+///
+/// A forked process, or a virtual machine that is started twice from one snapshot, has the same memory. Two versions made from
+/// that alone would be equal, and an update that meets its own version in the store takes itself for done: it would be lost. So
+/// each version has new bytes from the operating system in it (after a fork they differ, and after a snapshot wherever
+/// the kernel learns of it), the time, and the process ID where the system has no random bytes. It is not a secret.
 pub(crate) fn random_version() -> i64 {
-    static START: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(0));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let state = COUNT.fetch_add(STEP, Relaxed).wrapping_add(*START);
-    (mix(state) & i64::MAX as u64).cast_signed()
+    let count = COUNT.fetch_add(STEP, Relaxed);
+    let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    let random = random().map_or_else(|_| mix(process::id().into()), u64::from_ne_bytes);
+    (mix(count ^ mix(time) ^ random) & i64::MAX as u64).cast_signed()
 }
 
 /// SplitMix64: the difference between one state and the next.
