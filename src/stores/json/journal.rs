@@ -3,11 +3,21 @@
 use std::{io, sync::Arc};
 
 use super::{
-    Durability,
-    compact::Beside,
+    beside::Beside,
     disk::{Disk, Handle, write_all},
     line::{Line, Place},
 };
+
+/// When a change is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Durability {
+    /// When it was synced to the disk. It survives a power cut.
+    #[default]
+    Sync,
+    /// When it was handed to the system. It survives the end of the process, and is synced within about a second.
+    Flush,
+}
 
 /// The file in use, which has everything that was acknowledged.
 pub(super) struct Journal {

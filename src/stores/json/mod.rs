@@ -89,6 +89,7 @@
 //! of session IDs.
 
 mod batch;
+mod beside;
 mod compact;
 mod disk;
 mod journal;
@@ -105,18 +106,19 @@ mod writer;
 use std::{
     fmt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use tokio::sync::oneshot;
 
+pub use self::journal::Durability;
 use self::{
     disk::{Disk, Folder},
     queue::{Answer, Op, Queue, Request, closed},
     recovery::{Cut, Recovered},
-    table::Table,
+    table::{Table, read},
     writer::Writer,
 };
 use crate::{
@@ -138,17 +140,6 @@ pub struct JsonBackend {
     table: Arc<RwLock<Table>>,
     queue: Arc<Queue>,
     thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// When a change is acknowledged.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Durability {
-    /// When it was synced to the disk. It survives a power cut.
-    #[default]
-    Sync,
-    /// When it was handed to the system. It survives the end of the process, and is synced within about a second.
-    Flush,
 }
 
 /// The path and options of the file, for a [`Builder`] of [`JsonSessions`].
@@ -334,13 +325,4 @@ fn stopped() -> Error {
         ErrorKind::Unavailable,
         "the file of sessions was released before it answered: what was under way may be in it",
     )
-}
-
-fn read(table: &RwLock<Table>) -> RwLockReadGuard<'_, Table> {
-    // No user code runs under the lock, so nothing can have stopped halfway.
-    table.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
-    table.write().unwrap_or_else(PoisonError::into_inner)
 }

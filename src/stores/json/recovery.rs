@@ -8,12 +8,11 @@ use std::{
 };
 
 use super::{
-    compact::{Beside, write_beside},
+    beside::{Beside, write_beside},
     disk::{Disk, Handle, failed, read_full, write_all},
     journal::{At, Journal},
     line::{Line, LineError, is_ours, says_synced},
-    table::Table,
-    write,
+    table::{Table, write},
 };
 use crate::error::{Error, ErrorKind};
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -186,6 +187,15 @@ impl Kept {
 const COPIED: usize = 4096;
 /// How many places are looked through at a time, so that a change never waits for long.
 const SOME: usize = 1024;
+
+pub(super) fn read(table: &RwLock<Table>) -> RwLockReadGuard<'_, Table> {
+    // No user code runs under the lock, so nothing can have stopped halfway.
+    table.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(super) fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
+    table.write().unwrap_or_else(PoisonError::into_inner)
+}
 
 #[cfg(test)]
 mod tests {

@@ -12,15 +12,14 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    Durability,
-    compact::write_beside,
+    beside::write_beside,
     disk::{Disk, Handle, Identity},
+    journal::Durability,
     line::{Line, Payload, Place},
     queue::{Answer, Incoming, Op, Put, Queue, Request},
-    read,
     recovery::{self, Cut, Recovered},
     sim::{PAGE, Random, SimDisk, World},
-    table::Table,
+    table::{Table, read},
     writer::{Thresholds, Writer},
 };
 use crate::{

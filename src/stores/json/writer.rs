@@ -10,15 +10,13 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Durability,
     batch::{Batch, Changes, RecentVersions},
-    compact::{Beside, Compaction, write_beside},
+    beside::{Beside, write_beside},
+    compact::Compaction,
     disk::Disk,
-    journal::{Journal, LineBuffer, WriteError},
+    journal::{Durability, Journal, LineBuffer, WriteError},
     queue::{Answer, Incoming, Queue, Request},
-    read,
-    table::Table,
-    write,
+    table::{Table, read, write},
 };
 use crate::{
     error::{Error, ErrorKind},

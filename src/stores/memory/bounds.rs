@@ -2,9 +2,6 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-
-use super::shard::OVERHEAD;
 use crate::record::id::RecordId;
 
 /// The most that there may be, and what there is. Room is taken before a record is stored, and given back after it is gone.
@@ -85,11 +82,6 @@ impl Usage {
 }
 
 impl Room {
-    /// What a record takes, with its places in the indexes.
-    pub(super) fn of(payload: &Bytes) -> Self {
-        Self { sessions: 1, bytes: payload.len() + OVERHEAD }
-    }
-
     /// The sum of both.
     pub(super) fn and(self, other: Self) -> Self {
         Self { sessions: self.sessions.saturating_add(other.sessions), bytes: self.bytes.saturating_add(other.bytes) }

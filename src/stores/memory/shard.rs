@@ -285,6 +285,13 @@ pub(super) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+impl Room {
+    /// What a record takes, with its places in the indexes.
+    pub(super) fn of(payload: &Bytes) -> Self {
+        Self { sessions: 1, bytes: payload.len() + OVERHEAD }
+    }
+}
+
 /// What a record takes beside its payload: an entry, its two places in `due`, and two in each of the tables, which are
 /// half empty.
 pub(super) const OVERHEAD: usize = size_of::<Entry>() + 2 * size_of::<(u64, u32)>() + 4 * (size_of::<u32>() + 1);

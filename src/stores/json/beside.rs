@@ -1,0 +1,72 @@
+//! A new file beside the one in use, with all live records, before it takes the other one's place.
+
+use std::{
+    io,
+    sync::{
+        Arc, RwLock,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+};
+
+use super::{
+    disk::{Disk, Handle, read_full, write_all},
+    line::Line,
+    table::{Table, read},
+};
+
+/// A new file that is not in place yet. Everything in it was synced.
+pub(super) struct Beside {
+    pub(super) file: Arc<dyn Handle>,
+    pub(super) len: u64,
+}
+
+/// Writes all live records into a new file, as the state after change `n`.
+///
+/// A change that is made meanwhile may be in it or not, so every change after `n` has to be replayed on it.
+pub(super) fn write_beside(disk: &dyn Disk, table: &RwLock<Table>, n: u64, stop: &AtomicBool) -> io::Result<Beside> {
+    disk.remove_beside()?;
+    let file = disk.beside()?;
+    let mut records = Vec::new();
+    let mut next = Some(0);
+    while let Some(from) = next {
+        next = read(table).some(from, &mut records);
+    }
+    let mut len = 0;
+    let mut bytes = Vec::with_capacity(CHUNK + CHUNK / 4);
+    Line::Head { records: records.len() as u64, n }.write(None, &mut bytes);
+    for (id, kept) in records {
+        Line::Put { id, version: kept.version, time: kept.time, payload: kept.payload }.write(None, &mut bytes);
+        if bytes.len() >= CHUNK {
+            if stop.load(SeqCst) {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            write_all(&*file, &bytes, len)?;
+            len += bytes.len() as u64;
+            bytes.clear();
+        }
+    }
+    write_all(&*file, &bytes, len)?;
+    file.sync()?;
+    Ok(Beside { file, len: len + bytes.len() as u64 })
+}
+
+impl Beside {
+    /// Appends a part of the old file, byte for byte.
+    pub(super) fn copy(&mut self, old: &dyn Handle, mut from: u64, until: u64) -> io::Result<()> {
+        let mut bytes = vec![0; CHUNK];
+        while from < until {
+            let some = usize::try_from(until - from).unwrap_or(usize::MAX).min(bytes.len());
+            let Some(bytes) = bytes.get_mut(..some) else { break };
+            if read_full(old, bytes, from)? < some {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            write_all(&*self.file, bytes, self.len)?;
+            self.len += some as u64;
+            from += some as u64;
+        }
+        Ok(())
+    }
+}
+
+/// How much is written at once.
+pub(super) const CHUNK: usize = 1 << 18;
