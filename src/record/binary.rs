@@ -21,9 +21,9 @@ use bytes::Bytes;
 
 use crate::record::{
     Contents,
-    codec::{Body, Parsed},
     data::{len_len, push_len, take_len},
     id::{Owner, RecordId},
+    parsed::{Body, Parsed},
     token::SecretHash,
     value::Text,
 };

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use serde::{Deserialize, Deserializer};
 
 use crate::{
     error::{Error, ErrorKind},
@@ -12,8 +11,9 @@ use crate::{
         data::Data,
         id::{Owners, RecordId},
         keyring::{self, Keys, Opened},
+        parsed::{Body, Undecoded},
         text,
-        value::{Fields, Text},
+        value::Text,
     },
 };
 
@@ -34,37 +34,6 @@ pub(crate) enum Form {
     #[default]
     Binary,
     Text,
-}
-
-/// What a payload says, before anything of it is checked.
-pub(super) struct Parsed<'a> {
-    pub(super) namespace: &'a str,
-    pub(super) is_of_id: bool,
-    pub(super) contents: Undecoded<'a>,
-}
-
-/// Contents that borrow from the payload.
-pub(crate) type Undecoded<'a> = Contents<Text<'a>, Body<'a>>;
-
-/// The data, as it stands in the payload.
-pub(crate) enum Body<'a> {
-    Text(Fields<'a>),
-    Binary(&'a [u8]),
-    /// A serializer of the application wrote it.
-    Own(&'a [u8]),
-}
-
-/// In text, a record without data has what a serializer wrote behind it.
-impl Default for Body<'_> {
-    fn default() -> Self {
-        Self::Own(&[])
-    }
-}
-
-impl<'de: 'a, 'a> Deserialize<'de> for Body<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Fields::deserialize(deserializer).map(Self::Text)
-    }
 }
 
 impl Codec {

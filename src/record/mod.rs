@@ -24,6 +24,7 @@ pub(crate) mod codec;
 pub(crate) mod data;
 pub(crate) mod id;
 pub mod keyring;
+mod parsed;
 mod text;
 pub(crate) mod token;
 pub(crate) mod value;

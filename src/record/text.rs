@@ -19,8 +19,8 @@ use crate::{
     error::{Error, ErrorKind},
     record::{
         Contents,
-        codec::{Body, Parsed, Undecoded},
         id::RecordId,
+        parsed::{Body, Parsed, Undecoded},
         token::SecretHash,
         value::Text,
     },

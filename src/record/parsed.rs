@@ -1,0 +1,39 @@
+//! What a payload says, before it is checked and decoded.
+
+use serde::{Deserialize, Deserializer};
+
+use crate::record::{
+    Contents,
+    value::{Fields, Text},
+};
+
+/// A payload in either form. It borrows from the bytes that it was read from.
+pub(super) struct Parsed<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) is_of_id: bool,
+    pub(super) contents: Undecoded<'a>,
+}
+
+/// Contents that borrow from the payload.
+pub(crate) type Undecoded<'a> = Contents<Text<'a>, Body<'a>>;
+
+/// The data, as it stands in the payload.
+pub(crate) enum Body<'a> {
+    Text(Fields<'a>),
+    Binary(&'a [u8]),
+    /// A serializer of the application wrote it.
+    Own(&'a [u8]),
+}
+
+/// In text, a record without data has what a serializer wrote behind it.
+impl Default for Body<'_> {
+    fn default() -> Self {
+        Self::Own(&[])
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Body<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Fields::deserialize(deserializer).map(Self::Text)
+    }
+}
