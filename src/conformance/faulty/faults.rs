@@ -6,7 +6,10 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use super::{Answer, Call, Gate, Verb};
+use super::{
+    call::{Answer, Call, Verb},
+    gate::Gate,
+};
 use crate::backend::Result;
 
 /// What a call of a [`Faulty`](super::Faulty) backend meets.

@@ -1,11 +1,14 @@
 //! The faulty backend: one around any other, whose calls fail, wait or change when a test says so.
 
+mod call;
 mod faults;
 mod gate;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+use self::call::Request;
 pub use self::{
+    call::{Answer, Call, Verb},
     faults::{Fault, Faults, Hook},
     gate::Gate,
 };
@@ -64,69 +67,6 @@ use crate::{
 pub struct Faulty<B> {
     backend: Arc<B>,
     faults: Faults,
-}
-
-/// The methods of a [`Backend`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "each is the method of that name")]
-pub enum Verb {
-    Load,
-    Create,
-    Update,
-    Touch,
-    Delete,
-    List,
-    Clear,
-    Close,
-}
-
-/// One call of a [`Faulty`] backend.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Call {
-    /// Which verb is called.
-    pub verb: Verb,
-    /// Which of all calls this is, counted from 1.
-    pub number: u64,
-    /// Which of the calls of that verb this is, counted from 1.
-    pub number_of_verb: u64,
-    /// The record that is meant; `None` for [`List`](Verb::List), [`Clear`](Verb::Clear) and [`Close`](Verb::Close).
-    pub id: Option<RecordId>,
-    /// The owner whose records are meant; `None` for an anonymous one.
-    pub owner: Option<Owner>,
-    /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update).
-    pub record: Option<Record>,
-    /// The record that [`Clear`](Verb::Clear) is to spare.
-    pub keep: Option<RecordId>,
-}
-
-/// What a verb answers, for [`Fault::change`].
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "each is what the method of that name answers")]
-pub enum Answer {
-    Load(Option<Record>),
-    Create(bool),
-    Update(Outcome),
-    Touch,
-    Delete(bool),
-    List(Vec<Record>),
-    Clear(u64),
-    Close,
-}
-
-/// A verb with its arguments.
-#[derive(Clone)]
-enum Request {
-    Load(RecordId),
-    Create(Record),
-    Update(i64, Record),
-    Touch(RecordId, i64, Duration),
-    Delete(RecordId),
-    List(Owner),
-    Clear(Owner, Option<RecordId>),
-    Close,
 }
 
 impl<B: Backend> Faulty<B> {
@@ -192,43 +132,6 @@ impl<B: Backend> Faulty<B> {
             }
             // It ran first, or is still to change the answer.
             Fault::Run(_) => request.act(&*backend).await,
-        }
-    }
-}
-
-impl Request {
-    async fn act(self, backend: &impl Backend) -> Result<Answer> {
-        Ok(match self {
-            Self::Load(id) => Answer::Load(backend.load(id).await?),
-            Self::Create(record) => Answer::Create(backend.create(record).await?),
-            Self::Update(expected, record) => Answer::Update(backend.update(expected, record).await?),
-            Self::Touch(id, version, ttl) => {
-                backend.touch(id, version, ttl).await?;
-                Answer::Touch
-            }
-            Self::Delete(id) => Answer::Delete(backend.delete(id).await?),
-            Self::List(owner) => Answer::List(backend.list(owner).await?),
-            Self::Clear(owner, keep) => Answer::Clear(backend.clear(owner, keep).await?),
-            Self::Close => {
-                backend.close().await?;
-                Answer::Close
-            }
-        })
-    }
-
-    /// What a rule sees of it, not counted yet.
-    fn call(&self) -> Call {
-        let of = |verb, owner| Call { verb, number: 0, number_of_verb: 0, id: None, owner, record: None, keep: None };
-        let on = |verb, id: RecordId| Call { id: Some(id), ..of(verb, id.owner()) };
-        match self {
-            Self::Load(id) => on(Verb::Load, *id),
-            Self::Create(record) => Call { record: Some(record.clone()), ..on(Verb::Create, record.id) },
-            Self::Update(_, record) => Call { record: Some(record.clone()), ..on(Verb::Update, record.id) },
-            Self::Touch(id, ..) => on(Verb::Touch, *id),
-            Self::Delete(id) => on(Verb::Delete, *id),
-            Self::List(owner) => of(Verb::List, Some(*owner)),
-            Self::Clear(owner, keep) => Call { keep: *keep, ..of(Verb::Clear, Some(*owner)) },
-            Self::Close => of(Verb::Close, None),
         }
     }
 }
