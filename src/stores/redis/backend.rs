@@ -10,9 +10,10 @@ use bytes::Bytes;
 use redis::{Pipeline, Value};
 
 use super::{
-    connection::{Link, Operation},
+    connection::Link,
     failure::{Failure, Kind},
     keys::{Keyspace, RecordKeys, slot},
+    operation::Operation,
     scripts::{self, Script, ScriptCall},
     time::{ServerTime, time_of},
 };

@@ -8,7 +8,7 @@ use super::{
     backend::{RedisBackend, RedisSessions},
     connection::Link,
     doctor,
-    failure::{Failure, Kind, OF_CLUSTER},
+    failure::{Failure, Kind},
     keys::Keyspace,
     selftest,
     source::Source,
@@ -160,7 +160,7 @@ impl fmt::Debug for RedisServer {
 async fn greet(backend: &RedisBackend, owner: Owner) -> Result<(), Failure> {
     let link = backend.link();
     link.watch();
-    doctor::admit(link).await?;
+    doctor::admit(backend).await?;
     backend.prepare().await;
     let failures = selftest::run(backend, owner).await.map_err(|_| Failure::garbage())?;
     if let Some(failure) = failures.iter().find(|failure| failure.lasts()) {
@@ -168,7 +168,6 @@ async fn greet(backend: &RedisBackend, owner: Owner) -> Result<(), Failure> {
     }
     for failure in failures {
         match failure.kind {
-            Kind::Moved if matches!(link.source(), Source::Server(_)) => return Err(OF_CLUSTER),
             Kind::Refused | Kind::Demoted | Kind::Moved => {
                 tracing::warn!(%failure, "connected to Redis, but it refuses operations for now");
             }

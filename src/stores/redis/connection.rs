@@ -1,25 +1,29 @@
 //! The connection to Redis: reconnects, retries once, and keeps a deadline for each operation.
 
 use std::{
+    pin::pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
-use redis::{Cmd, Pipeline, RedisResult, Value};
+use redis::{Cmd, Value};
 use tokio::{
+    runtime::Handle,
     sync::watch,
     task::AbortHandle,
     time::{timeout, timeout_at},
 };
 
 use super::{
-    failure::{Failure, Kind},
+    failure::{Failure, Kind, LOST},
+    operation::Operation,
     scripts::{Script, ScriptCall},
+    silences::Silences,
     slots::Slots,
-    source::{Connection, Source},
+    source::{Connection, Established, Source},
 };
 
 /// A connection that recovers, over any [`Source`].
@@ -27,8 +31,9 @@ use super::{
 /// * A connection that was dropped, or whose server became a replica, is replaced, and the operation is sent again, once. Every
 ///   operation is idempotent; a script is told when its answer was lost.
 /// * A connection that only stays silent is kept, because it may answer again. After three silences in a row, another one is
-///   opened beside it. Silences are counted by slot, because in a Cluster the answers of other nodes say nothing about a dead
-///   one.
+///   opened beside it. Silences are counted for each server, because in a Cluster the answers of other nodes say nothing about
+///   a dead one.
+/// * A connection whose runtime nothing drives any more is replaced by one on the caller's runtime.
 /// * The connection of a Cluster reconnects and retries by itself. It is replaced only if that did not help.
 /// * At most one attempt to connect is under way, and callers without a connection wait for it. For 20 ms after a failed
 ///   attempt all callers fail at once; the next caller starts another attempt.
@@ -39,37 +44,33 @@ struct LinkInner {
     state: Mutex<LinkState>,
     /// The number of attempts to connect that have ended.
     attempts: watch::Sender<u64>,
-    strikes: [AtomicU32; PLACES],
+    silences: Silences,
 }
 
 #[derive(Default)]
 struct LinkState {
-    connection: Option<Box<dyn Connection>>,
-    /// The number of that connection.
+    connection: Option<Established>,
+    /// The number of that connection, or of the last one.
     generation: u64,
     since: Option<Instant>,
-    building: bool,
+    building: Option<Attempt>,
+    /// The number of the last attempt.
+    begun: u64,
     failed: Option<(Instant, Failure)>,
     closed: bool,
     watchers: Vec<AbortHandle>,
 }
 
-/// One request to the server, or several that are sent and answered together.
-pub(super) enum Operation<'a> {
-    One(Cmd),
-    Many(Pipeline),
-    ByHash(&'a Script, &'a ScriptCall<'a>),
-    ByText(&'a Script, &'a ScriptCall<'a>),
+/// An attempt to connect that is under way.
+struct Attempt {
+    number: u64,
+    runtime: Handle,
 }
 
 impl Link {
     pub(super) fn new(source: Source) -> Self {
-        Self(Arc::new(LinkInner {
-            source,
-            state: Mutex::default(),
-            attempts: watch::Sender::new(0),
-            strikes: [const { AtomicU32::new(0) }; PLACES],
-        }))
+        let silences = Silences::new(source.heals());
+        Self(Arc::new(LinkInner { source, state: Mutex::default(), attempts: watch::Sender::new(0), silences }))
     }
 
     pub(super) fn source(&self) -> &Source {
@@ -102,43 +103,94 @@ impl Link {
         if !matches!(self.0.source, Source::Cluster(_) | Source::Own(_)) {
             return None;
         }
-        let mut command = redis::cmd("CLUSTER");
-        command.arg("SLOTS");
-        Slots::read(&self.send_one(command, 0, until).await.ok()?)
+        Slots::read(&self.send_one(Slots::question(), 0, until).await.ok()?)
     }
 
     /// Sends an operation and returns its answers. If one of them is an error, the operation fails.
     pub(super) async fn send(
         &self,
-        request: &Operation<'_>,
+        operation: &Operation<'_>,
         slot: usize,
         until: Instant,
     ) -> Result<Vec<Value>, Failure> {
         let mut waiting = Waiting::begin(self, slot, until);
-        let result = timeout_at(until.into(), self.attempt(request)).await.unwrap_or_else(|_| Err(Failure::silent()));
+        let result = self.send_within(operation, until).await.unwrap_or_else(|| Err(Failure::silent()));
         waiting.end(&result);
         result
     }
 
-    async fn attempt(&self, request: &Operation<'_>) -> Result<Vec<Value>, Failure> {
+    /// `None` if the time is up. Most operations are done before the first pulse.
+    async fn send_within(&self, operation: &Operation<'_>, until: Instant) -> Option<Result<Vec<Value>, Failure>> {
+        let used = AtomicU64::new(NONE);
+        let mut attempt = pin!(self.attempt(operation, &used));
+        loop {
+            let pulse = until.min(Instant::now() + PULSE);
+            if let Ok(result) = timeout_at(pulse.into(), attempt.as_mut()).await {
+                return Some(result);
+            }
+            if pulse == until {
+                return None;
+            }
+            if self.waits_in_vain(used.load(Relaxed)).await {
+                break;
+            }
+        }
+        tracing::debug!("an operation waits for a connection to Redis that is no more, and is sent again");
+        if used.load(Relaxed) != NONE {
+            operation.was_lost();
+        }
+        timeout_at(until.into(), self.attempt(operation, &used)).await.ok()
+    }
+
+    /// `used` is set to the number of the connection that is waited for.
+    async fn attempt(&self, operation: &Operation<'_>, used: &AtomicU64) -> Result<Vec<Value>, Failure> {
         let (generation, mut connection) = self.connection().await?;
-        let failure = match request.send(connection.as_mut()).await {
+        used.store(generation, Relaxed);
+        let failure = match operation.send(connection.as_mut()).await {
             Err(failure) if self.replaces(generation, &failure) => failure,
             done => return done,
         };
         tracing::debug!(%failure, "the connection to Redis is replaced");
         // A replica has written nothing.
         if failure.kind != Kind::Demoted {
-            request.was_lost();
+            operation.was_lost();
         }
-        let (_, mut connection) = self.connection().await?;
-        request.send(connection.as_mut()).await
+        used.store(NONE, Relaxed);
+        let (generation, mut connection) = self.connection().await?;
+        used.store(generation, Relaxed);
+        operation.send(connection.as_mut()).await
+    }
+
+    /// Whether a slow operation waits for something that will never come. `used` is the connection that it was sent on, if any.
+    ///
+    /// * The connection was replaced, or its driver has ended. A request that is handed over at that moment is lost, and
+    ///   nothing says so.
+    /// * The runtime that drives the connection, or opens it, exists, but nothing runs it any more.
+    async fn waits_in_vain(&self, used: u64) -> bool {
+        let runtime = {
+            let state = self.0.state();
+            match (&state.connection, &state.building) {
+                _ if state.closed => return false,
+                (Some(there), _) if used == state.generation && !there.has_ended() => there.runtime.clone(),
+                (None, Some(building)) if used == NONE => Some(building.runtime.clone()),
+                _ if used == NONE => return false,
+                _ => None,
+            }
+        };
+        match runtime {
+            Some(runtime) if is_driven(&runtime).await => return false,
+            Some(_) if used == NONE => self.0.abandon(),
+            _ => drop(self.0.forget(used, Duration::ZERO)),
+        }
+        true
     }
 
     /// Whether to send the operation again, on another connection.
     fn replaces(&self, generation: u64, failure: &Failure) -> bool {
         match (failure.kind, self.0.source.heals()) {
             (Kind::Lost | Kind::Garbage, false) => self.0.forget(generation, Duration::ZERO),
+            // It heals itself only for as long as its runtime is there.
+            (Kind::Lost, true) => self.0.has_ended(generation) && self.0.forget(generation, Duration::ZERO),
             // A server that was a replica a moment ago still is one.
             (Kind::Demoted, false) => self.0.forget(generation, LEAST_AGE),
             _ => false,
@@ -147,34 +199,35 @@ impl Link {
 
     /// Returns the connection, and opens one if there is none.
     async fn connection(&self) -> Result<(u64, Box<dyn Connection>), Failure> {
-        let mut attempts = {
+        // An attempt may be abandoned, or end with its runtime. The second one is made here.
+        for _ in 0..2 {
+            let mut attempts = {
+                let state = self.0.state();
+                if state.closed {
+                    return Err(CLOSED);
+                }
+                if let Some(there) = &state.connection {
+                    return Ok((state.generation, there.connection.another()));
+                }
+                if let Some((at, failure)) = &state.failed
+                    && at.elapsed() < PAUSE
+                {
+                    return Err(failure.clone());
+                }
+                // Subscribe before the lock is released: an attempt takes the lock to settle, and ends after that.
+                self.0.attempts.subscribe()
+            };
+            let began = Instant::now();
+            self.0.rebuild(false);
+            let _ = attempts.changed().await;
             let state = self.0.state();
-            if state.closed {
-                return Err(Failure::new(
-                    Kind::Lost,
-                    "the sessions were closed, and the connection to Redis with them",
-                ));
+            match (&state.connection, &state.failed) {
+                (Some(there), _) => return Ok((state.generation, there.connection.another())),
+                (None, Some((at, failure))) if *at >= began => return Err(failure.clone()),
+                (None, _) => {}
             }
-            if let Some(connection) = &state.connection {
-                return Ok((state.generation, connection.another()));
-            }
-            if let Some((at, failure)) = &state.failed
-                && at.elapsed() < PAUSE
-            {
-                return Err(failure.clone());
-            }
-            // Subscribe before the lock is released: an attempt takes the lock to settle, and ends after that.
-            self.0.attempts.subscribe()
-        };
-        self.0.rebuild(false);
-        // An aborted attempt ends, too.
-        let _ = attempts.changed().await;
-        let state = self.0.state();
-        match (&state.connection, &state.failed) {
-            (Some(connection), _) => Ok((state.generation, connection.another())),
-            (None, Some((_, failure))) => Err(failure.clone()),
-            (None, None) => Err(Failure::new(Kind::Lost, "the connection to Redis is gone")),
         }
+        Err(LOST)
     }
 
     /// Follows failovers that the source announces, until [`close`](Self::close) or drop.
@@ -218,6 +271,12 @@ impl LinkInner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a connection was replaced, or will never answer.
+    fn has_ended(&self, generation: u64) -> bool {
+        let state = self.state();
+        state.generation != generation || state.connection.as_ref().is_none_or(Established::has_ended)
+    }
+
     /// Drops a connection unless that was done before, and returns whether to retry.
     fn forget(&self, generation: u64, least_age: Duration) -> bool {
         let mut state = self.state();
@@ -237,41 +296,53 @@ impl LinkInner {
     ///
     /// It runs in a task of its own, because a caller may be dropped and may have less time than an attempt takes.
     fn rebuild(self: &Arc<Self>, beside: bool) {
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        {
+        let Ok(runtime) = Handle::try_current() else { return };
+        let building = {
             let mut state = self.state();
             // Another caller may just have opened one.
-            if state.building || state.closed || (state.connection.is_some() && !beside) {
+            if state.building.is_some() || state.closed || (state.connection.is_some() && !beside) {
                 return;
             }
-            state.building = true;
-        }
-        let building = Building(Arc::clone(self));
+            state.begun += 1;
+            let number = state.begun;
+            state.building = Some(Attempt { number, runtime: runtime.clone() });
+            Building { link: Arc::clone(self), number }
+        };
         runtime.spawn(async move {
-            let source = &building.0.source;
+            let link = Arc::clone(&building.link);
             loop {
-                let generation = building.0.state().generation;
-                let made = timeout(source.time(), source.connect()).await.unwrap_or_else(|_| Err(Failure::silent()));
-                if building.0.settle(generation, made) {
+                let generation = link.state().generation;
+                let made = timeout(link.source.time(), link.source.connect()).await;
+                if link.settle(building.number, generation, made.unwrap_or_else(|_| Err(Failure::silent()))) {
                     break;
                 }
             }
+            drop(building);
+            link.learn_servers().await;
         });
     }
 
+    /// Gives up an attempt whose runtime stands still, so that another one can be made.
+    fn abandon(&self) {
+        self.state().building = None;
+        self.attempts.send_modify(|ended| *ended += 1);
+    }
+
     /// Takes over the outcome of an attempt. `false` if the master has changed meanwhile.
-    fn settle(&self, generation: u64, made: Result<Box<dyn Connection>, Failure>) -> bool {
+    fn settle(&self, number: u64, generation: u64, made: Result<Established, Failure>) -> bool {
         let mut state = self.state();
         let mut old = None;
         match made {
             _ if state.closed => {}
+            // It was abandoned, and another one is made.
+            _ if state.building.as_ref().is_none_or(|building| building.number != number) => {}
             Ok(_) if state.generation != generation => return false,
             Ok(connection) => {
                 old = state.connection.replace(connection);
                 state.generation += 1;
                 state.since = Some(Instant::now());
                 state.failed = None;
-                self.strikes.iter().for_each(|strikes| strikes.store(0, Relaxed));
+                self.silences.forget();
                 tracing::debug!("connected to Redis");
             }
             Err(failure) => {
@@ -284,10 +355,25 @@ impl LinkInner {
         true
     }
 
+    /// Asks a Cluster which server holds which slots.
+    async fn learn_servers(&self) {
+        if !self.source.heals() {
+            return;
+        }
+        let Some(mut connection) = self.state().connection.as_ref().map(|there| there.connection.another()) else {
+            return;
+        };
+        let question = Operation::One(Slots::question());
+        if let Ok(Ok(answer)) = timeout(self.source.time(), question.send(connection.as_mut())).await
+            && let Some(slots) = answer.first().and_then(Slots::read)
+        {
+            self.silences.learn(&slots);
+        }
+    }
+
     /// Counts a silence, and replaces the connection after too many.
     fn strike(self: &Arc<Self>, slot: usize) {
-        let strikes = self.strikes[slot % PLACES].fetch_add(1, Relaxed) + 1;
-        if strikes.is_multiple_of(STRIKES) {
+        if self.silences.are_too_many(slot) {
             tracing::debug!("Redis does not answer: another connection is opened");
             self.rebuild(true);
         }
@@ -295,13 +381,27 @@ impl LinkInner {
 }
 
 /// An attempt to connect. When it ends, even because the runtime shuts down, its drop wakes the callers that wait.
-struct Building(Arc<LinkInner>);
+struct Building {
+    link: Arc<LinkInner>,
+    number: u64,
+}
 
 impl Drop for Building {
     fn drop(&mut self) {
-        self.0.state().building = false;
-        self.0.attempts.send_modify(|ended| *ended += 1);
+        {
+            let mut state = self.link.state();
+            if state.building.as_ref().is_some_and(|building| building.number == self.number) {
+                state.building = None;
+            }
+        }
+        self.link.attempts.send_modify(|ended| *ended += 1);
     }
+}
+
+/// Whether something runs the tasks of a runtime. One that is shut down, or that nothing blocks on any more, does not.
+async fn is_driven(runtime: &Handle) -> bool {
+    Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
+        || matches!(timeout(PULSE, runtime.spawn(async {})).await, Ok(Ok(())))
 }
 
 /// An operation that is under way. If its caller gives up after half of the deadline or more, that counts as a silence, because
@@ -327,7 +427,7 @@ impl<'a> Waiting<'a> {
             Err(failure) if failure.kind == Kind::Silent => self.shared.strike(self.slot),
             // A connection that heals itself gets a few tries.
             Err(failure) if failure.kind == Kind::Lost && self.shared.source.heals() => self.shared.strike(self.slot),
-            _ => self.shared.strikes[self.slot % PLACES].store(0, Relaxed),
+            _ => self.shared.silences.end(self.slot),
         }
     }
 }
@@ -340,41 +440,10 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Operation<'_> {
-    /// Notes that the operation may have been applied although its answer was lost. A script is told.
-    fn was_lost(&self) {
-        if let Self::ByHash(_, call) | Self::ByText(_, call) = self {
-            call.again.store(true, Relaxed);
-        }
-    }
-
-    async fn send(&self, connection: &mut dyn Connection) -> Result<Vec<Value>, Failure> {
-        let one = |answer| vec![answer];
-        let answers: RedisResult<Vec<Value>> = match self {
-            Self::One(command) => connection.req_packed_command(command).await.map(one),
-            Self::Many(pipeline) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await,
-            Self::ByHash(script, call) => connection.req_packed_command(&script.by_hash(call)).await.map(one),
-            Self::ByText(script, call) => connection.req_packed_command(&script.by_text(call)).await.map(one),
-        };
-        let answers = answers?;
-        let expected = match self {
-            Self::Many(pipeline) => pipeline.len(),
-            _ => 1,
-        };
-        if answers.len() != expected {
-            return Err(Failure::garbage());
-        }
-        // `ConnectionLike` may also report a server error as a value.
-        for answer in &answers {
-            if let Value::ServerError(error) = answer {
-                return Err(error.into());
-            }
-        }
-        Ok(answers)
-    }
-}
-
-const PLACES: usize = 64;
-const STRIKES: u32 = 3;
+const CLOSED: Failure = Failure::new(Kind::Lost, "the sessions were closed, and the connection to Redis with them");
+/// After so long, and again after so long, a slow operation asks whether its connection is still there.
+const PULSE: Duration = Duration::from_millis(50);
+/// The number of no connection.
+const NONE: u64 = 0;
 const PAUSE: Duration = Duration::from_millis(20);
 const LEAST_AGE: Duration = Duration::from_millis(250);

@@ -65,10 +65,16 @@ impl RedisSessions {
 }
 
 /// Checks whether the server can hold sessions at all.
-pub(super) async fn admit(link: &Link) -> Result<(), Failure> {
+pub(super) async fn admit(backend: &RedisBackend) -> Result<(), Failure> {
+    let link = backend.link();
     let infos = match infos(link).await {
-        // Without the right to ask, the server is assumed to be suitable.
-        Err(failure) if failure.kind == Kind::Denied && failure.to_string().ends_with("NOPERM") => return Ok(()),
+        // Without the right to ask, it can only be tried.
+        Err(failure) if failure.kind == Kind::Denied && failure.to_string().ends_with("NOPERM") => {
+            return match link.source() {
+                Source::Server(_) => selftest::all_slots(backend).await,
+                _ => Ok(()),
+            };
+        }
         infos => infos?,
     };
     for info in infos {

@@ -239,7 +239,7 @@ const DENIED_IN_SCRIPT: [&str; 2] = ["The user executing the script can't", "ACL
 /// How redis-rs begins its error about `SELECT`.
 const NO_SELECT: &str = "Redis server refused to switch database";
 
-const LOST: Failure = Failure::new(Kind::Lost, "the connection to Redis was lost");
+pub(super) const LOST: Failure = Failure::new(Kind::Lost, "the connection to Redis was lost");
 const CREDENTIALS: Failure = Failure::new(Kind::Denied, "Redis does not accept the credentials in the URI");
 /// Before 7.2, Redis does not say which command a script may not run.
 pub(super) const SOME_RIGHT: Failure =

@@ -1,5 +1,6 @@
 //! The names of the Redis keys.
 
+use super::slots::SLOTS;
 use crate::record::id::{Owner, RecordId};
 
 /// The Redis keys of a namespace.
@@ -50,7 +51,7 @@ pub(super) fn slot(key: &str) -> usize {
     let crc = tag.bytes().fold(0u16, |crc, byte| {
         (0..8).fold(crc ^ (u16::from(byte) << 8), |crc, _| (crc << 1) ^ if crc & 0x8000 != 0 { 0x1021 } else { 0 })
     });
-    usize::from(crc) % 16384
+    usize::from(crc) % SLOTS
 }
 
 #[cfg(test)]

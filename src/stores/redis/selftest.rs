@@ -3,11 +3,13 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use redis::Pipeline;
 
 use super::{
     backend::RedisBackend,
-    failure::{Failure, Kind, SOME_RIGHT},
+    failure::{Failure, Kind, OF_CLUSTER, SOME_RIGHT},
     keys::slot,
+    operation::Operation,
 };
 use crate::{
     backend::{Backend, Result},
@@ -33,6 +35,20 @@ pub(super) async fn owners(backend: &RedisBackend) -> std::result::Result<Vec<Ow
         }
     }
     Ok(owners.into_iter().flatten().collect())
+}
+
+/// Looks for Redis keys of many owners. On a node of a Cluster, some of them are elsewhere.
+pub(super) async fn all_slots(backend: &RedisBackend) -> std::result::Result<(), Failure> {
+    let mut look = Pipeline::with_capacity(64);
+    for _ in 0..64 {
+        let owner = owner().map_err(|_| Failure::garbage())?;
+        look.cmd("EXISTS").arg(backend.keys().index(owner));
+    }
+    match backend.link().send(&Operation::Many(look), 0, Instant::now() + PATIENCE).await {
+        Err(failure) if failure.kind == Kind::Moved => Err(OF_CLUSTER),
+        // The self-test says more about it.
+        _ => Ok(()),
+    }
 }
 
 /// An owner that no session has.

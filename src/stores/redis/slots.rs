@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use redis::Value;
+use redis::{Cmd, Value};
+
+/// How many slots a Cluster has.
+pub(super) const SLOTS: usize = 16384;
 
 /// The server of each slot, as `CLUSTER SLOTS` tells it. Servers are numbered in the order of their slots.
 pub(super) struct Slots {
@@ -12,7 +15,13 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Reads the answer of `CLUSTER SLOTS`. `None` if it is something else.
+    pub(super) fn question() -> Cmd {
+        let mut command = redis::cmd("CLUSTER");
+        command.arg("SLOTS");
+        command
+    }
+
+    /// Reads the answer to the [`question`](Self::question). `None` if it is something else.
     pub(super) fn read(answer: &Value) -> Option<Self> {
         let Value::Array(answers) = answer else { return None };
         let mut numbers = HashMap::new();

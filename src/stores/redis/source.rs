@@ -1,7 +1,11 @@
 //! The source of connections: one server, Sentinel, a Cluster, or the application.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    future::pending,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -12,6 +16,7 @@ use redis::{
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use tokio::{
+    runtime::Handle,
     sync::mpsc,
     task::AbortHandle,
     time::{sleep, timeout},
@@ -19,7 +24,7 @@ use tokio::{
 
 use super::{
     failure::{Failure, Kind, NO_COMMAND, NO_SENTINEL},
-    transport::Node,
+    transport::{Driver, Node},
 };
 
 pub(super) enum Source {
@@ -48,6 +53,23 @@ pub(super) trait Connection: ConnectionLike + Send + Sync {
 impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for C {
     fn another(&self) -> Box<dyn Connection> {
         Box::new(self.clone())
+    }
+}
+
+/// A connection, and what is known of the tasks behind it.
+pub(super) struct Established {
+    pub(super) connection: Box<dyn Connection>,
+    /// The task that reads and writes. For a Cluster, which has several that are out of sight, one that ends with their runtime.
+    /// `None` if they are not ours.
+    driver: Option<Arc<Driver>>,
+    /// Where the tasks run, if they are ours.
+    pub(super) runtime: Option<Handle>,
+}
+
+impl Established {
+    /// Whether nothing will ever be answered on it.
+    pub(super) fn has_ended(&self) -> bool {
+        self.driver.as_ref().is_some_and(|driver| driver.has_ended())
     }
 }
 
@@ -97,12 +119,21 @@ impl Source {
         matches!(self, Self::Cluster(_))
     }
 
-    pub(super) async fn connect(&self) -> Result<Box<dyn Connection>, Failure> {
+    pub(super) async fn connect(&self) -> Result<Established, Failure> {
+        let ours =
+            |connection, driver| Established { connection, driver: Some(driver), runtime: Handle::try_current().ok() };
+        let of_node = |node: Node| {
+            let driver = node.driver();
+            ours(Box::new(node), driver)
+        };
         match self {
-            Self::Server(info) => Ok(Box::new(open(info).await?)),
-            Self::Sentinel(sentinel) => Ok(Box::new(sentinel.connect().await?)),
-            Self::Cluster(client) => Ok(Box::new(client.get_async_generic_connection::<Node>().await?)),
-            Self::Own(connection) => Ok(connection.another()),
+            Self::Server(info) => open(info).await.map(of_node),
+            Self::Sentinel(sentinel) => sentinel.connect().await.map(of_node),
+            Self::Cluster(client) => {
+                let connection = client.get_async_generic_connection::<Node>().await?;
+                Ok(ours(Box::new(connection), Arc::new(Driver::spawn(pending()))))
+            }
+            Self::Own(connection) => Ok(Established { connection: connection.another(), driver: None, runtime: None }),
         }
     }
 

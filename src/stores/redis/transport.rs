@@ -33,11 +33,11 @@ use super::failure::{Failure, INSECURE, NO_COMMON_TLS, NO_NAME, NO_ROOTS, NO_TLS
 pub(super) struct Node {
     connection: MultiplexedConnection,
     /// Ends with the last clone.
-    _driver: Arc<Driver>,
+    driver: Arc<Driver>,
 }
 
-/// The task that reads and writes. By itself it would keep a connection open for as long as an answer is missing.
-struct Driver(AbortHandle);
+/// A task that ends when this is dropped. By itself, the one of a connection would wait for a missing answer.
+pub(super) struct Driver(AbortHandle);
 
 impl Node {
     /// Opens a connection within half a second.
@@ -67,11 +67,27 @@ impl Node {
         };
         let (connection, driver) =
             MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await?;
-        Ok(Self { connection, _driver: Arc::new(Driver(tokio::spawn(driver).abort_handle())) })
+        Ok(Self { connection, driver: Arc::new(Driver::spawn(driver)) })
+    }
+
+    /// The task that reads and writes.
+    pub(super) fn driver(&self) -> Arc<Driver> {
+        Arc::clone(&self.driver)
     }
 
     pub(super) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
         self.connection.subscribe(channel).await
+    }
+}
+
+impl Driver {
+    pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(tokio::spawn(task).abort_handle())
+    }
+
+    /// Also if its runtime was shut down.
+    pub(super) fn has_ended(&self) -> bool {
+        self.0.is_finished()
     }
 }
 

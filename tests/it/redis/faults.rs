@@ -7,14 +7,14 @@ use serde_json::json;
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
-    harness::{Place, Topology, binaries, patient},
+    harness::{OfCluster, Place, Topology, binaries, patient},
     process::{Process, until},
     proxy::Proxy,
     replays::scripts_run,
     wire::{Address, Reply},
 };
 
-crate::on_every_redis!(forgotten_scripts_are_told_again);
+crate::on_every_redis!(forgotten_scripts_are_told_again, a_runtime_that_stands_still_is_left_at_the_first_call);
 
 fn brief(uri: String) -> jam_session::Builder<jam_session::RedisServer> {
     RedisSessions::builder(uri).deadline(Duration::from_millis(200))
@@ -141,6 +141,96 @@ async fn a_connection_that_went_silent_is_replaced() {
         assert_eq!(recovered(sessions.backend(), id).await.as_deref(), Some("x"));
         assert_eq!(proxy.connections(), 2);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_silences_of_a_server_are_enough_whatever_they_are_about() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let proxy = Proxy::before(&server.address).await;
+    let sessions = brief(proxy.uri()).connect().await.unwrap();
+    assert!(sessions.backend().load(anonymous("warm")).await.unwrap().is_none());
+    proxy.freeze();
+    // Each in another slot.
+    for at in 0..3 {
+        assert_eq!(proxy.connections(), 1);
+        assert!(sessions.backend().load(of(owner(&format!("u{at}")), "one")).await.is_err());
+    }
+    until("another connection is made", || proxy.connections() == 2);
+    assert_eq!(recovered(sessions.backend(), anonymous("warm")).await, None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_silences_of_a_node_are_enough_while_the_others_answer() {
+    if binaries().is_empty() {
+        return;
+    }
+    // It will not be replaced.
+    let redis = OfCluster::start(&["--cluster-node-timeout", "60000"]);
+    let sessions = redis.builder().deadline(Duration::from_millis(200)).connect().await.unwrap();
+    let slot = |id: RecordId| {
+        let key = format!("{{{}}}", id.owner().unwrap());
+        usize::try_from(redis.nodes[0].ask(&["CLUSTER", "KEYSLOT", &key]).number()).unwrap()
+    };
+    let on_node = |node: usize| {
+        let ids = (0..).map(|at| of(owner(&format!("u{at}")), "one"));
+        ids.filter(move |id| (16384 * node / 3..16384 * (node + 1) / 3).contains(&slot(*id)))
+    };
+    let connections = || {
+        let list = redis.nodes[0].ask(&["CLIENT", "LIST"]).text();
+        let ours = list.lines().filter(|line| line.contains("user=app"));
+        ours.filter_map(|line| line.strip_prefix("id=")?.split(' ').next()?.parse::<u64>().ok()).max()
+    };
+    let healthy = on_node(0).next().unwrap();
+    assert!(sessions.backend().load(healthy).await.unwrap().is_none());
+    let before = connections();
+    redis.nodes[1].signal("STOP");
+    for id in on_node(1).take(3) {
+        assert!(sessions.backend().load(id).await.is_err());
+        let _ = sessions.backend().load(healthy).await;
+    }
+    until("another connection is made", || connections() > before);
+    redis.nodes[1].signal("CONT");
+    assert_eq!(recovered(sessions.backend(), on_node(1).next().unwrap()).await, None);
+}
+
+/// For as long as it is not blocked on, nothing in it runs, though it is still there.
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+async fn a_runtime_that_stands_still_is_left_at_the_first_call(on: Topology) {
+    let test = move || {
+        let place = Place::new(on).unwrap();
+        let still = runtime();
+        let sessions = still.block_on(place.sessions());
+        let loaded = runtime().block_on(sessions.backend().load(anonymous("one")));
+        assert!(loaded.unwrap().is_none());
+        // The connection is the second one's now, which is gone.
+        let created = runtime().block_on(sessions.backend().create(record(anonymous("one"), 1, "x")));
+        assert!(created.unwrap());
+        drop(still);
+    };
+    tokio::task::spawn_blocking(test).await.unwrap();
+}
+
+#[test]
+fn an_attempt_to_connect_on_a_runtime_that_stands_still_is_made_by_another() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let serving = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let proxy = serving.block_on(Proxy::before(&server.address));
+    let still = runtime();
+    let sessions = still.block_on(patient(RedisSessions::builder(proxy.uri())).connect()).unwrap();
+    server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+    proxy.freeze_all();
+    // It connects, hears nothing, and is given up halfway.
+    still.block_on(async {
+        let load = sessions.backend().load(anonymous("one"));
+        assert!(tokio::time::timeout(Duration::from_millis(100), load).await.is_err());
+    });
+    proxy.thaw();
+    assert!(runtime().block_on(sessions.backend().load(anonymous("one"))).unwrap().is_none());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
