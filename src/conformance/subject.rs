@@ -13,10 +13,7 @@ use std::{
 
 use tokio::time::{sleep, timeout};
 
-use super::{
-    samples::{anonymous, record},
-    verbs::PATIENCE,
-};
+use super::samples::{anonymous, record};
 use crate::{
     backend::Backend,
     clock::Clock,
@@ -282,3 +279,6 @@ const TICK: Duration = Duration::from_millis(5);
 
 const CLOCK: &str = "what is left of a time to live does not fall as time passes: sessions never end. (A backend that does not \
     take the clock it is given by `set_clock` is examined as `Subject::with_own_clock`.)";
+
+/// How long a backend may take to answer, before it is said to hang.
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);

@@ -6,7 +6,7 @@ use tokio::{sync::Barrier, time::timeout};
 
 use super::{
     samples::{LONG, record},
-    subject::Subject,
+    subject::{PATIENCE, Subject},
 };
 use crate::{
     backend::{Backend, Outcome, Result},
@@ -170,5 +170,3 @@ pub(super) async fn polled<T>(polls: usize, call: impl Future<Output = T>) -> bo
     }
     false
 }
-
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
