@@ -19,6 +19,7 @@ mod encryption;
 mod endings;
 mod faults;
 mod fleet;
+mod floors;
 mod histories;
 mod http;
 mod identity;

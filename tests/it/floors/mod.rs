@@ -1,0 +1,348 @@
+//! The architecture: which part of the crate may use which other part.
+//!
+//! A request comes in at the top, and arrows go down:
+//!
+//! ```text
+//! http  →  session  →  sessions  →  backend  →  record  →  error, clock, random, timeout, …
+//!                      ↑            ↑
+//!                      stores       conformance
+//! ```
+//!
+//! The test reads the sources, and follows every path that begins with `crate`, `self`, `super` or the name of a child
+//! module. It fails on an arrow that is not listed here, on a circle between files, and on a path to an item by way of another
+//! module than the one that defines it, because such a path hides where its arrow leads.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fs,
+    path::Path,
+};
+
+use self::paths::{Module, Parsed, module};
+
+mod paths;
+
+/// What each folder may use besides itself and the [`GROUND`].
+const FLOORS: [(&str, &[&str]); 9] = [
+    // Requests, responses and cookies.
+    ("http", &["session", "sessions", "backend", "record"]),
+    // What a handler holds.
+    ("session", &["sessions", "backend", "record"]),
+    // Sessions without HTTP.
+    ("sessions", &["backend", "record"]),
+    // The contract of a store.
+    ("backend", &["record"]),
+    // What is stored.
+    ("record", &[]),
+    // The stores stand beside each other.
+    ("stores/memory", &["sessions", "backend", "record"]),
+    ("stores/json", &["sessions", "backend", "record"]),
+    ("stores/redis", &["sessions", "backend", "record"]),
+    // The contract as tests.
+    ("conformance", &["backend", "record"]),
+];
+
+/// The files that every floor may use.
+const GROUND: [&str; 5] = ["error", "clock", "random", "timeout", "detached"];
+
+/// The files that only declare modules and publish items.
+const INDEXES: [&str; 2] = ["lib", "stores"];
+
+/// The arrows that go elsewhere all the same, as a file and the module that it uses.
+const EXCEPTIONS: [(&str, &str); 2] = [
+    // `ErrorKind::status()`: the one place outside `http` that knows the crate `http`.
+    ("error.rs", "::http"),
+    // `Subject::of(Sessions)`.
+    ("conformance/subject.rs", "sessions"),
+];
+
+/// The circles that are allowed: files that are one thing in two parts, such as a product and its builder.
+const PAIRS: [(&str, &str); 2] = [("backend/mod.rs", "backend/any.rs"), ("sessions/mod.rs", "sessions/builder.rs")];
+
+#[test]
+fn arrows_between_files_go_down_and_not_in_circles() {
+    let mut sources = Vec::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    read(&root, &root, &mut sources);
+    assert!(sources.len() > 40, "only {} files were found", sources.len());
+    let sources: Vec<_> = sources.iter().map(|(file, source)| (&**file, &**source)).collect();
+    let faults = faults(&sources);
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+/// Asserts that exactly these faults are found in these files.
+#[track_caller]
+fn check(sources: &[(&str, &str)], expected: &[&str]) {
+    assert_eq!(faults(sources), expected);
+}
+
+#[test]
+fn arrows_that_go_down_are_no_fault() {
+    check(
+        &[
+            ("lib.rs", "mod http; mod session; pub use self::{http::layer::Layer, session::Session};"),
+            ("http/mod.rs", "pub(crate) mod layer; pub(crate) mod service;"),
+            ("http/layer.rs", "use crate::{http::service::Service, record::{self, Record}, session::Session};"),
+            ("http/service.rs", "use http::Request; use crate::error::Error; pub(in crate::http) struct Service;"),
+            ("session/mod.rs", "mod change; use self::change::Change; use crate::sessions::Sessions;"),
+            ("session/change.rs", "fn f() -> crate::record::Record { super::super::error::f() }"),
+            ("sessions.rs", "use crate::backend::Backend;"),
+            ("backend.rs", "use crate::{error::Error, record::Record};"),
+            ("record.rs", "mod tests { use super::*; use crate::random; }"),
+            ("stores/mod.rs", "mod json; pub use json::JsonSessions;"),
+            ("stores/json/mod.rs", "use crate::{backend::Backend, record::Record, sessions::Sessions};"),
+            ("error.rs", "fn status() -> http::StatusCode { http::StatusCode::OK }"),
+            ("random.rs", "use crate::error::Error;"),
+        ],
+        &[],
+    );
+}
+
+#[test]
+fn an_arrow_that_goes_up_is_found_however_it_is_written() {
+    for source in [
+        "use crate::session::Session;",
+        "use crate::{error::Error, session::{Session}};",
+        "pub(crate) use crate::{error, session::Session as Other};",
+        "use crate::session::*;",
+        "use super::session::Session;",
+        "use {std::fmt, crate::session::Session};",
+        "fn f() { let x = crate::session::Session::new(); }",
+        "fn f<'a>(x: &'a crate::session::Session) {}",
+        "impl From<crate::session::Session> for u8 {}",
+        "mod tests { fn f() { super::super::session::Session::new(); } }",
+        "mod tests { use super::super::session::Session; }",
+        "macro_rules! new { () => { $crate::session::Session::new() } }",
+        "fn f() { assert!(matches!(x, Some(crate::session::Session { .. }))); }",
+        "#[derive(Debug)] #[cfg(test)] pub(super) use crate::session::Session;",
+        "fn f() -> impl Sized + use<'a> { crate::session::Session }",
+    ] {
+        let found = faults(&[("record.rs", source), ("session.rs", ""), ("lib.rs", "")]);
+        let [fault] = &found[..] else { panic!("{source}: {found:?}") };
+        assert!(fault.starts_with("record.rs uses crate::session"), "{source}: {fault}");
+        assert!(fault.ends_with(", of session.rs, which is not below it"), "{source}: {fault}");
+    }
+}
+
+#[test]
+fn what_is_not_code_is_no_arrow() {
+    let source = r##"
+        //! See [`Session`](crate::session::Session).
+        /// As crate::session::Session.
+        // use crate::session::Session;
+        /* /* */ use crate::session::Session; */
+        const TEXT: (&str, &str, char) = ("crate::session::Session", r#"use crate::session::Session;"#, '"');
+    "##;
+    check(&[("record.rs", source), ("session.rs", ""), ("lib.rs", "")], &[]);
+}
+
+#[test]
+fn stores_do_not_use_each_other_nor_does_anybody_use_them() {
+    check(
+        &[
+            ("conformance/mod.rs", "use crate::sessions::Sessions;"),
+            ("record.rs", "use crate::utils::Any;"),
+            ("session.rs", "use crate::stores::redis::RedisSessions;"),
+            ("sessions.rs", ""),
+            ("stores/json/mod.rs", "use super::memory::bounds::Bounds;"),
+            ("stores/memory/bounds.rs", ""),
+            ("stores/redis/mod.rs", "use crate::stores::Store;"),
+            ("stores/mod.rs", ""),
+            ("utils.rs", ""),
+        ],
+        &[
+            "conformance/mod.rs uses crate::sessions::Sessions, of sessions.rs, which is not below it",
+            "record.rs uses crate::utils::Any, of utils.rs, which is not below it",
+            "session.rs uses crate::stores::redis::RedisSessions, of stores/redis/mod.rs, which is not below it",
+            "stores/json/mod.rs uses crate::stores::memory::bounds::Bounds, of stores/memory/bounds.rs, which is not \
+             below it",
+            "stores/redis/mod.rs uses crate::stores::Store, of stores/mod.rs, which is not below it",
+        ],
+    );
+}
+
+#[test]
+fn a_circle_is_found_unless_it_is_of_a_pair() {
+    check(
+        &[
+            ("session/mod.rs", "mod change; mod commit; mod pending; use commit::Commit;"),
+            ("session/change.rs", "use crate::session::commit::Commit;"),
+            ("session/commit.rs", "use super::pending;"),
+            ("session/pending.rs", "fn f() { crate::session::change::f() }"),
+            ("sessions/mod.rs", "use crate::sessions::builder::Builder;"),
+            ("sessions/builder.rs", "use super::{Sessions, policy::Policy};"),
+            ("sessions/policy.rs", "mod tests { use crate::sessions::Sessions; }"),
+        ],
+        &["a circle: session/change.rs → session/commit.rs → session/pending.rs → session/change.rs"],
+    );
+    // Both files of a pair count as one.
+    check(
+        &[
+            ("sessions/mod.rs", "use crate::sessions::builder::Builder;"),
+            ("sessions/builder.rs", "use super::{Sessions, policy::Policy};"),
+            ("sessions/policy.rs", "use super::Sessions;"),
+        ],
+        &["a circle: sessions/mod.rs → sessions/policy.rs → sessions/mod.rs"],
+    );
+}
+
+#[test]
+fn an_item_is_imported_from_where_it_is_defined() {
+    check(
+        &[
+            ("lib.rs", "mod record; mod session; pub use record::{Record, id::RecordId};"),
+            ("record/mod.rs", "mod id; pub use self::id::RecordId as Id; pub struct Record;"),
+            ("record/id.rs", "pub struct RecordId;"),
+            ("session.rs", "use crate::{RecordId, record::{Id, Record}};"),
+        ],
+        &[
+            "session.rs uses crate::RecordId, of lib.rs, which is not below it",
+            "session.rs uses crate::RecordId, which lib.rs imports from elsewhere",
+            "session.rs uses crate::record::Id, which record/mod.rs imports from elsewhere",
+        ],
+    );
+}
+
+#[test]
+fn only_http_knows_the_crate_http() {
+    check(
+        &[
+            ("http/mod.rs", "use http::Request;"),
+            ("session.rs", "use ::http::Request;"),
+            ("sessions.rs", "fn f() -> http::StatusCode { todo!() }"),
+        ],
+        &[
+            "session.rs uses http::Request, of ::http, which is not below it",
+            "sessions.rs uses http::StatusCode, of ::http, which is not below it",
+        ],
+    );
+}
+
+#[test]
+fn an_exception_that_nothing_needs_is_a_fault() {
+    check(
+        &[
+            ("backend/any.rs", "use super::Backend;"),
+            ("backend/mod.rs", "mod any;"),
+            ("conformance/subject.rs", "use crate::backend::Backend;"),
+        ],
+        &[
+            "backend/mod.rs and backend/any.rs need not be a pair any more",
+            "conformance/subject.rs needs no exception for sessions any more",
+        ],
+    );
+}
+
+/// All Rust files below a folder, by their path from the root.
+fn read(root: &Path, folder: &Path, sources: &mut Vec<(String, String)>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read(root, &path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.strip_prefix(root).unwrap().to_str().unwrap().replace('\\', "/");
+            sources.push((name, fs::read_to_string(&path).unwrap()));
+        }
+    }
+}
+
+/// What is wrong with these files, in sentences.
+fn faults(sources: &[(&str, &str)]) -> Vec<String> {
+    let files: BTreeMap<Module, &str> = sources.iter().map(|(file, _)| (module(file), *file)).collect();
+    let parsed: BTreeMap<&str, Parsed> =
+        sources.iter().map(|(file, source)| (*file, Parsed::of(source, &module(file)))).collect();
+    let mut faults = BTreeSet::new();
+    // The exceptions that are in use.
+    let mut exceptions: BTreeSet<&(&str, &str)> = BTreeSet::new();
+    let mut arrows: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+
+    for (&from, Parsed { paths, .. }) in &parsed {
+        for path in paths {
+            let (to, item) = match path.resolve(&files) {
+                Some((to, _)) if to == from => continue,
+                // A macro that is exported is at the root, wherever it is defined.
+                Some(("lib.rs", Some(item))) if !parsed["lib.rs"].imports.contains(item) => continue,
+                Some(found) => found,
+                None if path.is_into("http") && floor(from) != "lib" => ("::http", None),
+                None => continue,
+            };
+            let exception = EXCEPTIONS.iter().find(|exception| **exception == (from, floor(to)));
+            exceptions.extend(exception);
+            if exception.is_none() && !may_use(floor(from), floor(to)) {
+                faults.insert(format!("{from} uses {path}, of {to}, which is not below it"));
+            }
+            // What a published macro uses has to be public. A parent may publish what its child does.
+            let is_public = path.is_of_a_macro || module(to).starts_with(&module(from));
+            if !is_public && item.is_some_and(|item| parsed[to].imports.contains(item)) {
+                faults.insert(format!("{from} uses {path}, which {to} imports from elsewhere"));
+            }
+            // A test beside the code may look at what is made of it.
+            if !path.is_of_a_test && !INDEXES.contains(&floor(from)) {
+                arrows.entry(from).or_default().insert(to);
+            }
+        }
+    }
+
+    for (one, other) in PAIRS.iter().filter(|pair| parsed.contains_key(pair.0)) {
+        let (is_there, is_back) = (take(&mut arrows, one, other), take(&mut arrows, other, one));
+        if !is_there || !is_back {
+            faults.insert(format!("{one} and {other} need not be a pair any more"));
+        }
+        // They count as one file.
+        let further = arrows.remove(other).unwrap_or_default();
+        arrows.entry(one).or_default().extend(further);
+        for to in arrows.values_mut() {
+            if to.remove(other) {
+                to.insert(one);
+            }
+        }
+    }
+    faults.extend(arrows.keys().filter_map(|from| circle(from, &arrows)));
+    for exception in EXCEPTIONS.iter().filter(|exception| parsed.contains_key(exception.0)) {
+        if !exceptions.contains(exception) {
+            faults.insert(format!("{} needs no exception for {} any more", exception.0, exception.1));
+        }
+    }
+    faults.into_iter().collect()
+}
+
+/// The part of a file's path that [`FLOORS`] names, or its name.
+fn floor(file: &str) -> &str {
+    let name = file.strip_suffix(".rs").unwrap_or(file);
+    let name = name.strip_suffix("/mod").unwrap_or(name);
+    let is_on = |floor: &&str| name.strip_prefix(*floor).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    FLOORS.iter().map(|(floor, _)| *floor).find(is_on).unwrap_or(name)
+}
+
+fn may_use(from: &str, to: &str) -> bool {
+    let on_floor = FLOORS.iter().find(|(floor, _)| *floor == from);
+    match (from, to) {
+        ("http", "::http") | ("lib", _) => true,
+        _ if GROUND.contains(&to) => on_floor.is_some() || GROUND.contains(&from),
+        _ if INDEXES.contains(&from) => to.strip_prefix(from).is_some_and(|rest| rest.starts_with('/')),
+        _ => on_floor.is_some_and(|(floor, below)| *floor == to || below.contains(&to)),
+    }
+}
+
+/// Removes an arrow, and tells whether it was there.
+fn take<'a>(arrows: &mut BTreeMap<&'a str, BTreeSet<&'a str>>, from: &str, to: &str) -> bool {
+    arrows.get_mut(from).is_some_and(|arrows| arrows.remove(to))
+}
+
+/// The shortest way from a file back to itself, if it is the first by name of those on it.
+fn circle<'a>(start: &'a str, arrows: &BTreeMap<&'a str, BTreeSet<&'a str>>) -> Option<String> {
+    let mut ways = VecDeque::from([vec![start]]);
+    let mut seen = BTreeSet::new();
+    while let Some(way) = ways.pop_front() {
+        for &next in arrows.get(way[way.len() - 1]).into_iter().flatten() {
+            if next == start {
+                let is_first = way.iter().all(|file| *file >= start);
+                return is_first.then(|| format!("a circle: {} → {start}", way.join(" → ")));
+            }
+            if seen.insert(next) {
+                ways.push_back(way.iter().copied().chain([next]).collect());
+            }
+        }
+    }
+    None
+}
