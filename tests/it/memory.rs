@@ -125,10 +125,16 @@ async fn p19_a_million_anonymous_visits_leave_nothing() {
         sessions.backend().create(Record { id, version: 1, ttl, payload: Bytes::new() }).await.unwrap();
         most = most.max(sessions.backend().sessions());
     }
-    assert!(most <= 1100, "{most}");
+    // How many expired ones there are beside them depends on how chance spreads them over the shards, and on how many
+    // those are: with 512 processors it comes to some two thousand. Of one shard the bound is exact: see its unit test.
+    assert!(most <= 10_000, "{most}");
     clock.advance(Duration::from_secs(60));
-    // A few calls later the rest is gone as well.
-    for i in 0..2000 {
+    // A few calls later the rest is gone as well: as many as chance needs to come by at every shard.
+    for i in 0.. {
+        if sessions.backend().sessions() == 0 {
+            break;
+        }
+        assert!(i < 1_000_000, "{} are left", sessions.backend().sessions());
         sessions.list(format!("user{i}")).await.unwrap();
     }
     assert_eq!((sessions.backend().sessions(), sessions.backend().bytes()), (0, 0));

@@ -264,6 +264,29 @@ fn a_name_that_is_taken_takes_nobodys_place() {
     assert!(!done(backend.create(record(id(None, 1)))).unwrap());
 }
 
+/// With one shard nothing is left to chance: what has expired is gone with the next write.
+#[test]
+fn p19_a_shard_holds_no_more_than_what_is_alive() {
+    let clock = Clock::manual();
+    let mut backend = MemoryBackend::default();
+    backend.shards = std::mem::take(&mut backend.shards).into_iter().take(1).collect();
+    backend.set_clock(clock.clone());
+    for n in 0..100_000 {
+        clock.advance(Duration::from_millis(60));
+        let id = format!("{n:022}").parse().unwrap();
+        let record = Record { id, version: 1, ttl: Duration::from_secs(60), payload: Bytes::new() };
+        assert!(done(backend.create(record)).unwrap());
+        assert_eq!(backend.sessions(), 1000.min(n + 1));
+    }
+    clock.advance(Duration::from_secs(60));
+    for left in (0..1000).rev() {
+        assert!(done(backend.load(id(None, 0))).unwrap().is_none());
+        assert_eq!(backend.sessions(), left);
+    }
+    check(&backend);
+    assert_eq!(backend.bytes(), 0);
+}
+
 #[test]
 fn churn_leaves_nothing_behind() {
     let clock = Clock::manual();
