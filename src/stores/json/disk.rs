@@ -46,14 +46,25 @@ pub(super) trait Handle: Send + Sync {
 /// Device and inode, where there are such.
 pub(super) type Identity = (u64, u64);
 
+/// A locked file. Dropping it unlocks it, which closing alone does not: a process that is being started at that moment has a
+/// copy of every open file, and holds the lock until it executes its own program.
+struct Held(File);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // An error means that it was not locked.
+        let _ = self.0.unlock();
+    }
+}
+
 /// A folder of the file system. Holding it is holding the lock of the file.
 pub(super) struct Folder {
     folder: PathBuf,
     file: PathBuf,
     beside: PathBuf,
-    /// The lock is released when this is closed, also by the end of the process. The lock file stays: if it were removed
-    /// while another process waits for it, that process would lock nothing.
-    _lock: File,
+    /// The lock is released when this is dropped, and when the process ends. The lock file stays: if it were removed while
+    /// another process waits for it, that process would lock nothing.
+    _lock: Held,
 }
 
 impl Folder {
@@ -86,7 +97,7 @@ impl Folder {
             failed(format!("the lock file {} cannot be opened for writing", lock_path.display()), refine(error))
         })?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { beside: with(".compacting"), folder, file, _lock: lock }),
+            Ok(()) => Ok(Self { beside: with(".compacting"), folder, file, _lock: Held(lock) }),
             Err(TryLockError::WouldBlock) => {
                 let message =
                     format!("{} is in use, by another process or by other sessions of this one", file.display());
@@ -109,14 +120,12 @@ impl Disk for Folder {
         if !file.metadata()?.is_file() {
             return Err(io::Error::other("it is not a file"));
         }
-        lock_too(&file)?;
-        Ok(Some(Arc::new(file)))
+        Ok(Some(Arc::new(lock_too(file)?)))
     }
 
     fn beside(&self) -> io::Result<Arc<dyn Handle>> {
         let file = options().create_new(true).open(&self.beside)?;
-        lock_too(&file)?;
-        Ok(Arc::new(file))
+        Ok(Arc::new(lock_too(file)?))
     }
 
     fn remove_beside(&self) -> io::Result<()> {
@@ -154,52 +163,52 @@ impl Disk for Folder {
     }
 }
 
-impl Handle for File {
+impl Handle for Held {
     #[cfg(unix)]
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-        std::os::unix::fs::FileExt::read_at(self, bytes, at)
+        std::os::unix::fs::FileExt::read_at(&self.0, bytes, at)
     }
 
     #[cfg(windows)]
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
-        std::os::windows::fs::FileExt::seek_read(self, bytes, at)
+        std::os::windows::fs::FileExt::seek_read(&self.0, bytes, at)
     }
 
     #[cfg(unix)]
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
-        std::os::unix::fs::FileExt::write_at(self, bytes, at)
+        std::os::unix::fs::FileExt::write_at(&self.0, bytes, at)
     }
 
     #[cfg(windows)]
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
-        std::os::windows::fs::FileExt::seek_write(self, bytes, at)
+        std::os::windows::fs::FileExt::seek_write(&self.0, bytes, at)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        File::set_len(self, len)
+        self.0.set_len(len)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.sync_all()
+        self.0.sync_all()
     }
 
     fn keep_private(&self) -> io::Result<()> {
         #[cfg(unix)]
         {
             use std::os::unix::fs::{MetadataExt, PermissionsExt};
-            if self.metadata()?.mode() & 0o077 != 0 {
-                return self.set_permissions(fs::Permissions::from_mode(0o600));
+            if self.0.metadata()?.mode() & 0o077 != 0 {
+                return self.0.set_permissions(fs::Permissions::from_mode(0o600));
             }
         }
         Ok(())
     }
 
     fn identity(&self) -> io::Result<Identity> {
-        Ok(identity(&self.metadata()?))
+        Ok(identity(&self.0.metadata()?))
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        Ok(self.0.metadata()?.len())
     }
 }
 
@@ -254,7 +263,7 @@ fn options() -> OpenOptions {
 }
 
 /// Locks the file itself too, and the one that will replace it, in case the lock file is removed.
-fn lock_too(file: &File) -> io::Result<()> {
+fn lock_too(file: File) -> io::Result<Held> {
     // Elsewhere a lock keeps other programs from reading, and no copy could be made.
     if cfg!(unix) {
         file.try_lock().map_err(|error| match error {
@@ -262,7 +271,7 @@ fn lock_too(file: &File) -> io::Result<()> {
             TryLockError::Error(error) => error,
         })?;
     }
-    Ok(())
+    Ok(Held(file))
 }
 
 /// Explains an error that the system describes in a way that few understand.
@@ -284,4 +293,30 @@ fn identity(metadata: &fs::Metadata) -> Identity {
 #[cfg(not(unix))]
 fn identity(_: &fs::Metadata) -> Identity {
     (0, 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Here a copy of an open file stands for the process that has it.
+    #[test]
+    #[cfg(unix)]
+    fn a_process_that_is_being_started_does_not_keep_the_lock() {
+        let folder = std::env::temp_dir().join(format!("jam-session-lock-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("sessions.json");
+        let first = Folder::lock(&path).unwrap();
+        let file = options().create(true).truncate(false).open(&path).unwrap();
+        let copies = [first._lock.0.try_clone().unwrap(), file.try_clone().unwrap()];
+        let held = lock_too(file).unwrap();
+        assert_eq!(Folder::lock(&path).err().unwrap().kind(), ErrorKind::Unavailable);
+        assert!(first.open().is_err(), "the file itself is locked, too");
+
+        drop((first, held));
+        let second = Folder::lock(&path).unwrap();
+        assert!(second.open().unwrap().is_some());
+        drop((second, copies));
+        fs::remove_dir_all(&folder).unwrap();
+    }
 }
