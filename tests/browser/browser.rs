@@ -14,7 +14,7 @@ use fantoccini::{
 };
 use serde_json::{Value, json};
 
-use crate::driver::{self, Command, wait};
+use crate::driver::{self, Command, PATIENCE, wait};
 
 /// One Chromium with its own cookies and cache.
 pub struct Browser {
@@ -66,7 +66,7 @@ impl Browser {
         leave();
         let begun = Instant::now();
         while self.document() == old || !self.is_loaded() {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{} stays: {}", self.path(), self.text());
+            assert!(begun.elapsed() < PATIENCE, "{} stays: {}", self.path(), self.text());
             // The browser has better things to do than to answer.
             thread::sleep(Duration::from_millis(5));
         }
@@ -114,7 +114,7 @@ impl Browser {
     pub fn comes_to_show(&self, text: &str) {
         let begun = Instant::now();
         while !self.text().contains(text) {
-            assert!(begun.elapsed() < Duration::from_secs(30), "{text:?} never came:\n{}", self.text());
+            assert!(begun.elapsed() < PATIENCE, "{text:?} never came:\n{}", self.text());
             thread::sleep(Duration::from_millis(5));
         }
     }

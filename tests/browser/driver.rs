@@ -67,11 +67,14 @@ async fn connect() -> Result<Client, NewSessionError> {
     ClientBuilder::new(HttpConnector::new()).capabilities(capabilities).connect(address).await
 }
 
-/// Waits for an answer of the driver, for a minute at most.
+/// What takes a browser longer than this never ends, however busy the machine is.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Waits for an answer of the driver.
 #[track_caller]
 pub fn wait<T>(answer: impl Future<Output = T>) -> T {
-    let answer = RUNTIME.block_on(async { tokio::time::timeout(Duration::from_secs(60), answer).await });
-    answer.expect("the driver answers within a minute")
+    let answer = RUNTIME.block_on(async { tokio::time::timeout(PATIENCE, answer).await });
+    answer.expect("the driver answers")
 }
 
 /// A command that fantoccini has no method for: one of Chromium's, or one whose answer is wanted as it is.

@@ -10,6 +10,8 @@ mod example;
 #[path = "../it/folder.rs"]
 mod folder;
 mod pictures;
+#[path = "../it/ports.rs"]
+mod ports;
 mod proxy;
 mod scene;
 mod service;

@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use crate::ports::ports;
+
 /// A process, and what it starts, until this is dropped.
 pub struct Service {
     shell: Child,
@@ -59,7 +61,7 @@ pub fn redis() -> Option<String> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     static SERVER: LazyLock<Option<(Service, u16)>> = LazyLock::new(|| {
         let program = installed(&["redis-server", "valkey-server"])?;
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = ports(1)[0];
         let port_text = port.to_string();
         let args = ["--port", &port_text, "--bind", "127.0.0.1", "--save", "", "--databases", "256"];
         let mut server = Service::start(&program, &args);

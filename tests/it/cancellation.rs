@@ -23,7 +23,7 @@ use crate::{
     client::Client,
     histories::cut,
     on_every_store,
-    store::{Store, Watched, eventually},
+    store::{PATIENCE, Store, Watched, eventually},
 };
 
 on_every_store! {
@@ -259,25 +259,32 @@ async fn p16_a_request_dropped_anywhere_has_happened_or_has_not(store: Store) {
             assert!(scene.request(&scene.client.thief(), does, &AtomicBool::default(), None).await);
             outcomes.push(scene.ends().await);
         }
+        // How often it came out like that although it was dropped. A store that answers from another thread needs now one poll
+        // more and now one less: what all polls of one walk have missed, another will see.
         let mut seen = vec![0; outcomes.len()];
-        for polls in 0.. {
-            let (scene, recorded) = (Scene::new(&store, *who).await, AtomicBool::default());
-            let answered = scene.request(&scene.client.thief(), does, &recorded, Some(polls)).await;
-            scene.next_request_works().await;
-            let state = scene.ends().await;
-            let Some(outcome) = outcomes.iter().position(|outcome| *outcome == state) else {
-                panic!("{who:?} {does:?} dropped at poll {polls} left {state:?}, which is none of {outcomes:?}");
-            };
-            seen[outcome] += 1;
-            if recorded.into_inner() {
-                assert!(outcome > 0, "{who:?} {does:?} dropped at poll {polls} has lost its sign-out");
+        for _ in 0..100 {
+            for polls in 0.. {
+                let (scene, recorded) = (Scene::new(&store, *who).await, AtomicBool::default());
+                let answered = scene.request(&scene.client.thief(), does, &recorded, Some(polls)).await;
+                scene.next_request_works().await;
+                let state = scene.ends().await;
+                let Some(outcome) = outcomes.iter().position(|outcome| *outcome == state) else {
+                    panic!("{who:?} {does:?} dropped at poll {polls} left {state:?}, which is none of {outcomes:?}");
+                };
+                if recorded.into_inner() {
+                    assert!(outcome > 0, "{who:?} {does:?} dropped at poll {polls} has lost its sign-out");
+                }
+                if answered {
+                    assert_eq!(outcome, 1, "{who:?} {does:?} was answered, and left {state:?}");
+                    break;
+                }
+                seen[outcome] += 1;
             }
-            if answered {
-                assert_eq!(outcome, 1, "{who:?} {does:?} was answered, and left {state:?}");
+            if seen[1] > 0 {
                 break;
             }
         }
-        assert!(seen[0] > 0 && seen[1] > 1, "{who:?} {does:?} has come out {seen:?}");
+        assert!(seen[0] > 0 && seen[1] > 0, "{who:?} {does:?} has come out {seen:?}");
     }
     eventually(async || tasks(&store).await <= base).await;
     store.assert_tidy();
@@ -397,4 +404,3 @@ async fn tasks(store: &Store) -> usize {
 
 /// So often a request is polled until it writes, where each verb waits twice.
 const ON_ITS_WAY: usize = 6;
-const PATIENCE: Duration = Duration::from_secs(60);

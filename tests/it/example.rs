@@ -7,6 +7,8 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
+use crate::ports::ports;
+
 /// The example, serving until it is dropped.
 pub struct App {
     pub child: Child,
@@ -16,9 +18,9 @@ pub struct App {
 }
 
 impl App {
-    /// On a port of its own.
+    /// On a port of its own, which stays its own while it is stopped and started again.
     pub fn start_on(store: &str) -> Self {
-        Self::start_at("127.0.0.1:0", store)
+        Self::start_at(&format!("127.0.0.1:{}", ports(1)[0]), store)
     }
 
     pub fn start_at(address: &str, store: &str) -> Self {

@@ -20,7 +20,11 @@ use jam_session::{
 };
 use serde_json::{Value, json};
 
-use crate::{events::Events, folder::Folder};
+use crate::{
+    events::Events,
+    folder::Folder,
+    store::{PATIENCE, eventually},
+};
 
 /// The same numbers each time.
 struct Random(u64);
@@ -34,7 +38,7 @@ impl Random {
 
 /// With more time than any machine needs.
 fn builder(path: impl AsRef<Path>) -> Builder<JsonFile> {
-    JsonSessions::builder(path).request_time(Duration::from_secs(60))
+    JsonSessions::builder(path).request_time(PATIENCE)
 }
 
 async fn open(path: &Path) -> JsonSessions {
@@ -283,15 +287,22 @@ async fn of_updates_that_expect_the_same_version_one_is_done() {
 async fn a_change_that_is_given_up_has_happened_or_not() {
     let folder = Folder::new();
     let sessions = open(&folder.file()).await;
-    for n in 0..100 {
+    let (mut asked, mut given_up) = (0, 0);
+    while given_up < 100 {
+        let n = asked;
+        asked += 1;
         let mut create = pin!(sessions.backend().create(record(n, 5, HOUR, "{}")));
         let first = poll_fn(|cx| Poll::Ready(create.as_mut().poll(cx))).await;
-        assert!(first.is_pending());
+        // The thread that writes may be so quick that there is nothing to give up.
+        match first {
+            Poll::Ready(created) => assert!(created.unwrap()),
+            Poll::Pending => given_up += 1,
+        }
     }
     // Later than all of them.
-    assert!(sessions.backend().create(record(1_000, 1, HOUR, "{}")).await.unwrap());
+    assert!(sessions.backend().create(record(1 << 32, 1, HOUR, "{}")).await.unwrap());
     let mut there = Vec::new();
-    for n in 0..100 {
+    for n in 0..asked {
         there.push(sessions.backend().load(record(n, 0, HOUR, "").id).await.unwrap().map(|record| record.version));
     }
     sessions.close().await.unwrap();
@@ -314,7 +325,7 @@ async fn closing_during_writes_loses_nothing_that_was_answered() {
                 tokio::spawn(async move {
                     let mut done = Vec::new();
                     for n in 0.. {
-                        let n = (round * 8 + task) * 10_000 + n;
+                        let n = (round * 8 + task) << 32 | n;
                         match sessions.backend().create(record(n, 1, HOUR, "{}")).await {
                             Ok(created) => assert!(created),
                             Err(_) => break,
@@ -381,10 +392,10 @@ async fn the_file_stays_small_while_requests_go_on() {
     for task in tasks {
         ids.push(task.await.unwrap());
     }
+    // 10 MB were written, and it is compacted when 1 MiB of it is dead. A compaction may be late on a busy machine; it needs no
+    // other request to come.
+    eventually(async || fs::metadata(folder.file()).unwrap().len() < 2 << 20).await;
     sessions.close().await.unwrap();
-    // 10 MB were written; how much of it is there depends on when the last compaction was done.
-    let written = fs::metadata(folder.file()).unwrap().len();
-    assert!(written < 8 << 20, "{written}");
     assert!(!folder.path("sessions.json.compacting").exists());
     assert!(lines(&folder.file())[0]["after"].as_u64().unwrap() > 0);
     let sessions = open(&folder.file()).await;
@@ -514,20 +525,25 @@ impl Wake for Holder {
 
 #[tokio::test]
 async fn the_last_handle_may_be_dropped_by_the_thread_that_writes() {
-    let folder = Folder::new();
-    let sessions = open(&folder.file()).await;
     let (told, done) = mpsc::channel();
-    let holder = Arc::new(Holder(Mutex::new(None), told));
-    let mut task: Task =
-        Box::pin(async move { sessions.backend().create(record(1, 1, HOUR, "{}")).await.map(drop).unwrap() });
-    let waker = Waker::from(Arc::clone(&holder));
-    {
+    let (mut folders, mut is_pending) = (Vec::new(), false);
+    // The thread that writes may be so quick that nobody has to be woken.
+    while !is_pending {
+        let folder = Folder::new();
+        let sessions = open(&folder.file()).await;
+        folders.push(folder);
+        let holder = Arc::new(Holder(Mutex::new(None), told.clone()));
+        let mut task: Task =
+            Box::pin(async move { sessions.backend().create(record(1, 1, HOUR, "{}")).await.map(drop).unwrap() });
+        let waker = Waker::from(Arc::clone(&holder));
         let mut place = holder.0.lock().unwrap();
-        assert!(task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
-        *place = Some(task);
+        is_pending = task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
+        if is_pending {
+            *place = Some(task);
+        }
     }
     // It would wait for itself otherwise.
-    done.recv_timeout(Duration::from_secs(60)).unwrap();
+    done.recv_timeout(PATIENCE).unwrap();
 }
 
 struct Panics;
@@ -544,8 +560,15 @@ async fn nothing_is_read_once_the_file_was_let_go_of() {
     let sessions = open(&folder.file()).await;
     let id = sessions.create("ada", json!({})).await.unwrap();
     let waker = Waker::from(Arc::new(Panics));
-    let mut create = pin!(sessions.backend().create(record(1, 1, HOUR, "{}")));
-    assert!(create.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    // Until there is one that the thread that writes has to wake.
+    let mut waits = None;
+    for n in 0.. {
+        let mut create = Box::pin(sessions.backend().create(record(n, 1, HOUR, "{}")));
+        if create.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            waits = Some(create);
+            break;
+        }
+    }
     // The thread that writes stops halfway, and with it the lock is gone.
     let second = async {
         loop {
@@ -555,7 +578,8 @@ async fn nothing_is_read_once_the_file_was_let_go_of() {
             }
         }
     };
-    let second = tokio::time::timeout(Duration::from_secs(60), second).await.unwrap();
+    let second = tokio::time::timeout(PATIENCE, second).await.unwrap();
+    drop(waits);
     second.delete(&id).await.unwrap();
     assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(sessions.list("ada").await.unwrap_err().kind(), ErrorKind::Unavailable);
@@ -565,20 +589,21 @@ async fn nothing_is_read_once_the_file_was_let_go_of() {
 async fn damage_is_an_error_that_names_file_and_line() {
     let folder = Folder::new();
     let sessions = open(&folder.file()).await;
-    for key in ["ada", "bob"] {
+    // So long that no random name in the file spells it.
+    for key in ["ada-of-the-tests", "bob-of-the-tests"] {
         sessions.create(key, json!({})).await.unwrap();
     }
     sessions.close().await.unwrap();
     let whole = fs::read_to_string(folder.file()).unwrap();
-    let damaged = whole.replacen("bob", "eve", 1);
+    let damaged = whole.replacen("bob-of-the-tests", "eve-of-the-tests", 1);
     fs::write(folder.file(), &damaged).unwrap();
-    let line = 1 + damaged.lines().position(|line| line.contains("eve")).unwrap();
+    let line = 1 + damaged.lines().position(|line| line.contains("eve-of-the-tests")).unwrap();
     let (kind, message) = refused(&folder.file()).await;
     assert_eq!(kind, ErrorKind::Unreadable);
     assert!(message.starts_with(&format!("line {line} of {}", folder.file().display())), "{message}");
     assert_eq!(fs::read_to_string(folder.file()).unwrap(), damaged);
     fs::write(folder.file(), whole).unwrap();
-    assert_eq!(open(&folder.file()).await.list("bob").await.unwrap().len(), 1);
+    assert_eq!(open(&folder.file()).await.list("bob-of-the-tests").await.unwrap().len(), 1);
 }
 
 #[tokio::test(flavor = "current_thread")]
@@ -622,16 +647,16 @@ async fn nothing_of_it_prints_what_it_holds() {
     let builder = builder(folder.file());
     let printed = format!("{builder:?}");
     let sessions = builder.open().await.unwrap();
-    sessions.create("ada", json!({"secret": "lovelace"})).await.unwrap();
+    sessions.create("ada-of-the-tests", json!({"secret": "lovelace"})).await.unwrap();
     let printed = format!("{printed} {sessions:?} {:?}", sessions.backend());
-    assert!(!printed.contains("ada") && !printed.contains("lovelace"), "{printed}");
+    assert!(!printed.contains("ada-of") && !printed.contains("lovelace"), "{printed}");
     // Nor do errors quote the file.
     sessions.close().await.unwrap();
     let broken = fs::read_to_string(folder.file()).unwrap().replacen("lovelace", "byron...", 1);
     fs::write(folder.file(), broken).unwrap();
     let error = JsonSessions::open(folder.file()).await.unwrap_err();
     let printed = format!("{error} {error:?}");
-    assert!(!printed.contains("ada\"") && !printed.contains("byron"), "{printed}");
+    assert!(!printed.contains("ada-of") && !printed.contains("byron"), "{printed}");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ mod client;
 mod events;
 mod example;
 mod folder;
+mod ports;
 mod random;
 mod store;
 

@@ -22,6 +22,9 @@ use jam_session::{
 use tokio::runtime::Runtime;
 use tower::{Layer, ServiceExt, service_fn};
 
+/// However slow the machine is.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Without a keyring, with one, and with one that is about to be turned on.
 static KEYRINGS: LazyLock<[Option<Keyring>; 3]> = LazyLock::new(|| {
     let keyring = || Keyring::new("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8").unwrap();
@@ -103,14 +106,15 @@ pub fn json_lines(bytes: &[u8]) {
     let path = folder.join("sessions.json");
     std::fs::write(&path, bytes).unwrap();
     RUNTIME.block_on(async {
-        match JsonSessions::builder(&path).durability(Durability::Flush).open().await {
+        let patient = || JsonSessions::builder(&path).durability(Durability::Flush).request_time(PATIENCE);
+        match patient().open().await {
             Ok(sessions) => {
                 sessions.list("ada").await.unwrap();
                 let id = sessions.create("ada", serde_json::json!({"n": 1})).await.unwrap();
                 assert!(sessions.get(&id).await.unwrap().is_some());
                 sessions.close().await.unwrap();
                 // What was written behind it is found again.
-                let sessions = JsonSessions::open(&path).await.unwrap();
+                let sessions = patient().open().await.unwrap();
                 assert!(sessions.get(&id).await.unwrap().is_some());
                 sessions.close().await.unwrap();
             }

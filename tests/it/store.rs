@@ -86,8 +86,7 @@ pub struct Options {
 
 impl Options {
     pub fn apply<T>(&self, mut builder: Builder<T>) -> Builder<T> {
-        // A test may be slow; nothing in it waits for this to pass.
-        builder = builder.request_time(self.request_time.unwrap_or(Duration::from_secs(60)));
+        builder = builder.request_time(self.request_time.unwrap_or(PATIENCE));
         if let Some(ttl) = self.default_ttl {
             builder = builder.default_ttl(ttl);
         }
@@ -139,7 +138,7 @@ impl Store {
     #[cfg(feature = "redis")]
     pub async fn redis(place: crate::redis::harness::Place) -> Self {
         let inner = place.sessions().await.erase();
-        let moment = Duration::from_secs(20);
+        let moment = Duration::from_secs(90);
         Self { moment, place: Some(Arc::new(place)), ..Self::over(inner, Clock::manual()) }
     }
 
@@ -240,6 +239,12 @@ impl Store {
     }
 }
 
+/// A machine may be slow, and a test with it: what takes longer than this never ends.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
+/// So little time that a test can wait until it is over; what has to be answered may not be given so little.
+pub const BRIEF: Duration = Duration::from_millis(50);
+
 /// Waits until that is so, and not for ever.
 pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
@@ -247,7 +252,19 @@ pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it is not so after a minute");
+    tokio::time::timeout(PATIENCE, wait).await.expect("it never is");
+}
+
+/// Tries again what a busy machine may be too slow for, as everything that has to be done in [`BRIEF`] time, until it was in
+/// time.
+pub async fn in_time<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
+    let mut done = None;
+    eventually(async || {
+        done = attempt().await;
+        done.is_some()
+    })
+    .await;
+    done.unwrap()
 }
 
 /// Lets a store know an update again that it has done already, as one has to whose answers a test takes away.

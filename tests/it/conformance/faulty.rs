@@ -14,13 +14,13 @@ use serde_json::json;
 
 use crate::{
     client::{Client, bind_ada, delete},
-    store::eventually,
+    store::{PATIENCE, eventually},
 };
 
 fn faulty() -> (Sessions<Faulty<MemoryBackend>>, Faults) {
     let backend = Faulty::new(MemoryBackend::default());
     let faults = backend.faults();
-    (Sessions::over(backend).request_time(Duration::from_secs(60)).build().unwrap(), faults)
+    (Sessions::over(backend).request_time(PATIENCE).build().unwrap(), faults)
 }
 
 async fn value(sessions: &Sessions<Faulty<MemoryBackend>>, id: &str) -> Option<u8> {

@@ -24,12 +24,9 @@ use super::{
     oracle::Oracle,
     walk::{Site, Size, Walk},
 };
+use crate::ports::ports;
 use crate::random::Random;
-use crate::redis::{
-    harness::binary,
-    process::{Process, ports},
-    proxy::Proxy,
-};
+use crate::redis::{harness::binary, process::Process, proxy::Proxy};
 
 pub struct Processes {
     servers: [RefCell<Option<Server>>; 2],
@@ -259,6 +256,6 @@ async fn request(port: u16, path: &str, headers: Vec<(&'static str, String)>, bo
 }
 
 const GRACE: Duration = Duration::from_millis(500);
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 const PORT: &str = "SESSION_TEST_FLEET_PORT";
 const REDIS: &str = "SESSION_TEST_FLEET_REDIS";

@@ -23,8 +23,7 @@ use super::{
     ask::{Ask, Reply},
     walk::Site,
 };
-use crate::folder::Folder;
-use crate::random::Random;
+use crate::{folder::Folder, random::Random, store::PATIENCE};
 
 pub struct Sim {
     options: Options,
@@ -109,7 +108,7 @@ impl Sim {
                 .max_size(MAX_SIZE)
                 .rework_grace(grace)
                 .touch_interval(Duration::from_secs(1))
-                .request_time(Duration::from_secs(60));
+                .request_time(PATIENCE);
             if let Some(keyring) = &self.options.keyring {
                 builder = builder.encrypt(keyring.clone());
             }

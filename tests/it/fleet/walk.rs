@@ -4,6 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     pin::pin,
     rc::Rc,
+    time::Instant,
 };
 
 use futures_util::future::{Either, select};
@@ -13,7 +14,7 @@ use super::{
     ask::{Ask, COUNTERS, End, Moment, Reply, What, Write},
     oracle::{Cookie, Jar, Oracle},
 };
-use crate::random::Random;
+use crate::{random::Random, store::PATIENCE};
 
 /// Where the application is: two servers of it, on one store.
 pub trait Site: 'static {
@@ -379,7 +380,8 @@ impl<S: Site> Walk<S> {
 
     /// Asks until there is an answer.
     async fn insist(self: &Rc<Self>, what: What, cookie: Cookie, random: &mut Random) {
-        for _ in 0..1000 {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
             if self.is_over() {
                 return;
             }

@@ -8,10 +8,10 @@ use serde_json::json;
 use super::{
     contract::{anonymous, of, owner, record},
     harness::{Place, Topology, binaries, binary, cluster, grant, patient, rights, sentinel, server},
-    process::{Process, ports, until},
+    process::{Process, until},
     wire::{Address, Reply, Wire},
 };
-use crate::events::Events;
+use crate::{events::Events, ports::ports};
 
 crate::on_every_redis!(
     the_doctor_knows_the_server,
@@ -60,11 +60,11 @@ async fn a_password_that_is_wrong_is_said_at_once() {
     for binary in binaries() {
         let server = Process::start_on(&binary, ports(1)[0], &["--requirepass", "sesame"]);
         let at = |who: &str| format!("redis://{who}127.0.0.1:{}", server.address.port());
-        let message = config(RedisSessions::connect(at(":wrong@")).await);
+        let message = config(patient(RedisSessions::builder(at(":wrong@"))).connect().await);
         assert!(message.contains("credentials") && !message.contains("wrong"), "{message}");
-        config(RedisSessions::builder(at(":wrong@")).lazy(true).connect().await);
-        config(RedisSessions::connect(at("")).await);
-        config(RedisSessions::connect(at("nobody:sesame@")).await);
+        config(patient(RedisSessions::builder(at(":wrong@"))).lazy(true).connect().await);
+        config(patient(RedisSessions::builder(at(""))).connect().await);
+        config(patient(RedisSessions::builder(at("nobody:sesame@"))).connect().await);
 
         let sessions = patient(RedisSessions::builder(at(":sesame@") + "/3")).connect().await.unwrap();
         sessions.create("ada", json!({})).await.unwrap();
@@ -93,7 +93,8 @@ async fn a_password_of_a_cluster_that_is_wrong_is_said_too() {
     let Some(binary) = binary() else { return };
     let node = Process::start_on(&binary, ports(1)[0], &["--cluster-enabled", "yes", "--requirepass", "sesame"]);
     let uri = format!("redis://:wrong@127.0.0.1:{}", node.address.port());
-    assert!(config(RedisSessions::builder(uri).cluster(Vec::<String>::new()).connect().await).contains("credentials"));
+    let builder = patient(RedisSessions::builder(uri)).cluster(Vec::<String>::new());
+    assert!(config(builder.connect().await).contains("credentials"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -122,9 +123,10 @@ async fn each_topology_has_its_own_way() {
         return;
     }
     let node = cluster().nodes[0].uri();
-    assert!(config(RedisSessions::connect(node).await).contains("cluster"));
+    assert!(config(patient(RedisSessions::builder(node)).connect().await).contains("cluster"));
     let sentinels = [sentinel().sentinels[0].uri()];
-    let message = config(RedisSessions::builder("redis://master").sentinel(sentinels, "nobody").connect().await);
+    let builder = patient(RedisSessions::builder("redis://master")).sentinel(sentinels, "nobody");
+    let message = config(builder.connect().await);
     assert!(message.contains("sentinel"), "{message}");
     // One node of it is enough to find the others, and one sentinel of two.
     let nodes = [nobody(), cluster().nodes[4].uri()];
@@ -416,9 +418,9 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
     let server = with_tls(&binary, plain, port, &certificate, &key, &[]);
 
     // Neither of these is a panic, and each names its cause.
-    let message = config(RedisSessions::connect(format!("rediss://localhost:{port}")).await);
+    let message = config(patient(RedisSessions::builder(format!("rediss://localhost:{port}"))).connect().await);
     assert!(message.contains("not trusted"), "{message}");
-    let message = config(RedisSessions::connect(format!("rediss://localhost:{plain}")).await);
+    let message = config(patient(RedisSessions::builder(format!("rediss://localhost:{plain}"))).connect().await);
     assert!(message.contains("use redis://"), "{message}");
     let wrong = format!("redis://127.0.0.1:{port}");
     for builder in [
@@ -427,11 +429,11 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
         RedisSessions::builder(&wrong).cluster(Vec::<String>::new()),
         RedisSessions::builder("redis://master").sentinel([&wrong], "mymaster"),
     ] {
-        let message = config(builder.connect().await);
+        let message = config(patient(builder).connect().await);
         assert!(message.contains("use rediss://"), "{message}");
     }
     let insecure = format!("rediss://localhost:{port}/#insecure");
-    config(RedisSessions::connect(insecure).await);
+    config(patient(RedisSessions::builder(insecure)).connect().await);
 
     // A Cluster names its nodes by their addresses.
     let Some((other, key)) = self::certificate(&files.folder, "node", "DNS:localhost,IP:127.0.0.1") else { return };
@@ -443,7 +445,7 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
     assert!(!node.ask(&command).is_error());
     until("the cluster is up", || node.address.info_of_cluster("cluster_state") == "ok");
     let cluster = format!("rediss://localhost:{node_port}");
-    let message = config(RedisSessions::builder(&cluster).cluster(Vec::<String>::new()).connect().await);
+    let message = config(patient(RedisSessions::builder(&cluster)).cluster(Vec::<String>::new()).connect().await);
     assert!(message.contains("not trusted"), "{message}");
 
     // Trust comes from the environment, and belongs to a process.
@@ -465,7 +467,7 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn speaks_tls() {
     let (Ok(port), Ok(cluster)) = (std::env::var("TLS_PORT"), std::env::var("TLS_CLUSTER")) else { return };
-    let message = config(RedisSessions::connect(format!("rediss://127.0.0.1:{port}")).await);
+    let message = config(patient(RedisSessions::builder(format!("rediss://127.0.0.1:{port}"))).connect().await);
     assert!(message.contains("another host"), "{message}");
     let server = || RedisSessions::builder(format!("rediss://localhost:{port}"));
     let cluster = || RedisSessions::builder(&cluster).cluster(Vec::<String>::new());

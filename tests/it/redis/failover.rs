@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jam_session::{Backend, Outcome, RecordId, RedisBackend, RedisSessions};
+use jam_session::{Backend, Builder, Outcome, RecordId, RedisBackend, RedisServer, RedisSessions};
 use tokio::{task::JoinSet, time::sleep};
 
 use super::{
@@ -19,6 +19,12 @@ use super::{
     process::until,
     wire::{Address, Reply},
 };
+use crate::store::{PATIENCE, in_time};
+
+/// With as much time for an operation as there is by default: a failover is longer.
+async fn connect(builder: impl Fn() -> Builder<RedisServer>) -> RedisSessions {
+    in_time(async || builder().deadline(Duration::from_millis(750)).connect().await.ok()).await
+}
 
 /// Writers, each to a record of its own, that note what was acknowledged.
 struct Load {
@@ -36,7 +42,8 @@ impl Load {
         let mut load =
             Self { sessions, ids, acknowledged: Arc::default(), enough: Arc::default(), writers: JoinSet::new() };
         for id in load.ids.clone() {
-            assert!(load.sessions.backend().create(record(id, 0, "0")).await.unwrap());
+            // Whether it was the first or a later try that is there.
+            in_time(async || load.sessions.backend().create(record(id, 0, "0")).await.ok()).await;
             load.acknowledged.lock().unwrap().insert(id, 0);
             let (sessions, enough) = (load.sessions.clone(), Arc::clone(&load.enough));
             let acknowledged = Arc::clone(&load.acknowledged);
@@ -83,7 +90,7 @@ async fn write(backend: &RedisBackend, id: RecordId, last: i64) -> i64 {
     let begun = Instant::now();
     let (mut expected, next) = (last, last + 1);
     loop {
-        assert!(begun.elapsed() < Duration::from_secs(60), "it did not recover");
+        assert!(begun.elapsed() < PATIENCE, "it did not recover");
         match backend.update(expected, record(id, next, &next.to_string())).await {
             Ok(Outcome::Done) => return next,
             Ok(Outcome::Conflict(there)) => expected = there.version,
@@ -101,7 +108,7 @@ async fn a_failover_by_hand_is_followed_under_load() {
         return;
     }
     let redis = WithSentinels::start(3);
-    let sessions = redis.builder().deadline(Duration::from_millis(750)).connect().await.unwrap();
+    let sessions = connect(|| redis.builder()).await;
     let patient = redis.builder().connect().await.unwrap();
     killed_connections_are_replaced(vec![redis.master()], patient.backend()).await;
     let load = Load::on(sessions).await;
@@ -133,11 +140,12 @@ async fn a_master_that_dies_is_followed_by_its_replica() {
         return;
     }
     let redis = WithSentinels::start(3);
-    let sessions = redis.builder().deadline(Duration::from_millis(750)).connect().await.unwrap();
+    let sessions = connect(|| redis.builder()).await;
     let load = Load::on(sessions.clone()).await;
     let old = redis.master();
     until("all is replicated", || redis.servers[1].address.info("keyspace", "db0").contains("keys=25"));
     redis.process(&old).signal("KILL");
+    redis.lose_patience();
     until("there is another master", || redis.master().port() != old.port());
     load.goes_on();
     // The sentinel that answered so far dies too.
@@ -155,7 +163,7 @@ async fn a_dead_and_then_a_frozen_master_of_a_cluster_are_replaced_under_load() 
         return;
     }
     let redis = OfCluster::start(&["--cluster-require-full-coverage", "no"]);
-    let sessions = redis.builder().deadline(Duration::from_millis(750)).connect().await.unwrap();
+    let sessions = connect(|| redis.builder()).await;
     let load = Load::on(sessions.clone()).await;
     let patient = redis.builder().connect().await.unwrap();
     killed_connections_are_replaced(redis.masters(), patient.backend()).await;
@@ -164,12 +172,16 @@ async fn a_dead_and_then_a_frozen_master_of_a_cluster_are_replaced_under_load() 
 
     redis.nodes[0].signal("KILL");
     let took_over = |at: usize| redis.nodes[at].address.info("replication", "role") == "master";
+    redis.take_over(&[1, 2, 3, 4, 5]);
     until("its replica took over", || took_over(3));
+    redis.be_patient(&[1, 2, 3, 4, 5]);
     load.goes_on();
 
     // It stands still rather than being gone: nothing is refused, nothing answered.
     redis.nodes[1].signal("STOP");
+    redis.take_over(&[2, 3, 4, 5]);
     until("its replica took over", || took_over(4));
+    redis.be_patient(&[2, 3, 4, 5]);
     load.goes_on();
     redis.nodes[1].signal("CONT");
     until("it is a replica now", || redis.nodes[1].address.info("replication", "role") == "slave");
@@ -191,14 +203,15 @@ async fn a_cluster_that_is_down_is_an_error_and_no_answer() {
         return;
     }
     let redis = OfCluster::start(&["--cluster-require-full-coverage", "yes"]);
-    let sessions = redis.builder().deadline(Duration::from_millis(750)).connect().await.unwrap();
+    let sessions = connect(|| redis.builder()).await;
     let ids: Vec<RecordId> = (0..20).map(|at| of(owner(&format!("u{at}")), "one")).collect();
     for id in &ids {
-        assert!(sessions.backend().create(record(*id, 1, "x")).await.unwrap());
+        in_time(async || sessions.backend().create(record(*id, 1, "x")).await.ok()).await;
     }
     // A master and its replica: a third of the slots is gone for good.
     redis.nodes[2].signal("STOP");
     redis.nodes[5].signal("STOP");
+    redis.lose_patience(&[0, 1, 3, 4]);
     until("the cluster is down", || redis.nodes[0].address.info_of_cluster("cluster_state") == "fail");
     for id in &ids {
         if let Ok(record) = sessions.backend().load(*id).await {

@@ -13,9 +13,10 @@ use std::{
 use jam_session::{Builder, RedisServer, RedisSessions};
 
 use super::{
-    process::{Process, ports, until},
+    process::{Process, until},
     wire::{Address, Reply},
 };
+use crate::{ports::ports, store::PATIENCE};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Topology {
@@ -177,7 +178,7 @@ fn make_users(server: &Address, mode: &[String]) {
 
 /// Two cores and many tests: nothing here waits for a deadline to pass, unless it says so.
 pub fn patient(builder: Builder<RedisServer>) -> Builder<RedisServer> {
-    builder.deadline(Duration::from_secs(4)).request_time(Duration::from_secs(60))
+    builder.deadline(Duration::from_secs(4)).request_time(PATIENCE)
 }
 
 impl WithSentinels {
@@ -226,6 +227,14 @@ impl WithSentinels {
         Address::Port(answer[1].text().parse().unwrap())
     }
 
+    /// A master that does not answer is dead from now on, and not only slow.
+    pub fn lose_patience(&self) {
+        for sentinel in &self.sentinels {
+            let told = sentinel.ask(&["SENTINEL", "SET", "mymaster", "down-after-milliseconds", "500"]);
+            assert!(!told.is_error(), "{told:?}");
+        }
+    }
+
     pub fn process(&self, address: &Address) -> &Process {
         self.servers.iter().find(|server| server.address.port() == address.port()).unwrap()
     }
@@ -235,6 +244,8 @@ impl OfCluster {
     pub fn start(options: &[&str]) -> Self {
         let binary = binary().unwrap();
         let mut args = vec!["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"];
+        // No node takes over before it may: that another one is slow, on a busy machine, does not mean that it is dead.
+        args.extend(["--cluster-replica-no-failover", "yes"]);
         args.extend(["--cluster-replica-validity-factor", "0"]);
         args.extend(options);
         let ports = ports(6);
@@ -272,7 +283,33 @@ impl OfCluster {
                 _ => false,
             });
         }
-        Self { nodes }
+        let cluster = Self { nodes };
+        cluster.be_patient(&[0, 1, 2, 3, 4, 5]);
+        cluster
+    }
+
+    /// For these nodes one that does not answer is slow, and not dead.
+    pub fn be_patient(&self, nodes: &[usize]) {
+        self.set(nodes, "cluster-replica-no-failover", "yes");
+        self.set(nodes, "cluster-node-timeout", "600000");
+    }
+
+    /// For these nodes one that does not answer is dead from now on.
+    pub fn lose_patience(&self, nodes: &[usize]) {
+        self.set(nodes, "cluster-node-timeout", "1000");
+    }
+
+    /// And they take its place.
+    pub fn take_over(&self, nodes: &[usize]) {
+        self.set(nodes, "cluster-replica-no-failover", "no");
+        self.lose_patience(nodes);
+    }
+
+    fn set(&self, nodes: &[usize], name: &str, value: &str) {
+        for at in nodes {
+            let set = self.nodes[*at].ask(&["CONFIG", "SET", name, value]);
+            assert!(!set.is_error(), "{set:?}");
+        }
     }
 
     pub fn builder(&self) -> Builder<RedisServer> {

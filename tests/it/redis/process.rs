@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
-    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -15,6 +14,7 @@ use std::{
 };
 
 use super::wire::{Address, Reply};
+use crate::store::PATIENCE;
 
 pub struct Process {
     binary: PathBuf,
@@ -45,13 +45,13 @@ impl Process {
         Self::start_at(binary, folder(), Address::Port(port), &all)
     }
 
-    /// A sentinel of a master called `mymaster`.
+    /// A sentinel of a master called `mymaster`, which it does not hold for dead before it is told to.
     pub fn start_sentinel(binary: &Path, port: u16, master: u16, quorum: usize) -> Self {
         let folder = folder();
         let config = folder.join("sentinel.conf");
         let text = format!(
             "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {master} {quorum}\n\
-             sentinel down-after-milliseconds mymaster 500\nsentinel failover-timeout mymaster 2000\n"
+             sentinel down-after-milliseconds mymaster 600000\nsentinel failover-timeout mymaster 2000\n"
         );
         fs::write(&config, text).unwrap();
         let config = config.display().to_string();
@@ -130,29 +130,6 @@ impl Drop for Process {
     }
 }
 
-/// Free ports of loopback, below those whose Cluster bus, 10 000 above, would not fit.
-pub fn ports(count: usize) -> Vec<u16> {
-    static GIVEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
-    let mut given = GIVEN.lock().unwrap();
-    let mut held = Vec::new();
-    let mut ports = Vec::new();
-    while ports.len() < count {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        if port < 55_000 && !given.contains(&port) {
-            let bus = TcpListener::bind((Ipv4Addr::LOCALHOST, port + 10_000));
-            if let Ok(bus) = bus {
-                ports.push(port);
-                given.push(port);
-                held.push(bus);
-            }
-        }
-        // Held until all are chosen, so that no other one is the same.
-        held.push(listener);
-    }
-    ports
-}
-
 fn folder() -> PathBuf {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("jam-session-redis-{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst));
@@ -161,11 +138,11 @@ fn folder() -> PathBuf {
     folder
 }
 
-/// Looks again and again, for a minute at most.
+/// Looks again and again, and not for ever.
 pub fn until(what: &str, done: impl Fn() -> bool) {
     let begun = Instant::now();
     while !done() {
-        assert!(begun.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        assert!(begun.elapsed() < PATIENCE, "waited in vain until {what}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -198,5 +175,5 @@ fn starts_a_server_and_waits() {
     }
     let server = Process::start(&super::harness::binary().unwrap(), &[]);
     println!("\nstarted {}", server.folder.join("redis.sock").display());
-    thread::sleep(Duration::from_secs(60));
+    thread::sleep(PATIENCE);
 }

@@ -3,15 +3,17 @@
 use std::{sync::Arc, time::Duration};
 
 use jam_session::{Backend, ErrorKind, Outcome, Record, RecordId, RedisBackend, RedisSessions, Sessions};
-use tokio::task::JoinSet;
+use tokio::{sync::Barrier, task::JoinSet};
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
+    faults::brief,
     harness::{binaries, patient},
     process::{Process, until},
     proxy::Proxy,
     wire::{Reply, Wire},
 };
+use crate::store::in_time;
 
 /// A server, and a proxy before it.
 struct Road {
@@ -196,19 +198,24 @@ async fn what_arrives_late_does_nothing() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
-        let brief = |uri: String| RedisSessions::builder(uri).deadline(Duration::from_millis(200));
         let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
         for id in both() {
             for verb in ["create", "update", "logout", "touch", "delete", "clear"] {
                 // A connection of its own each time: what is late is then all that it says.
-                let late = brief(proxy.uri()).connect().await.unwrap();
+                let late = brief(proxy.uri()).await;
                 if verb != "create" {
                     assert!(direct.backend().create(record(id, 1, "x")).await.unwrap());
                 }
                 let before = scripts_run(&server);
                 proxy.freeze_all();
-                let said = say(late.backend(), verb, id).await;
-                assert_eq!(unavailable(said), ErrorKind::Unavailable, "{verb}");
+                // What a busy machine has not even sent by the time that it is given up cannot arrive.
+                in_time(async || {
+                    let trips = proxy.trips();
+                    let said = say(late.backend(), verb, id).await;
+                    assert_eq!(unavailable(said), ErrorKind::Unavailable, "{verb}");
+                    (proxy.trips() > trips).then_some(())
+                })
+                .await;
                 proxy.thaw();
                 until("it has arrived", || scripts_run(&server) > before);
                 let there = direct.backend().load(id).await.unwrap();
@@ -264,12 +271,13 @@ async fn clocks_that_lost_each_other_write_nothing() {
             include_str!("../../../src/stores/redis/create.lua")
         );
         let now: i64 = server.ask(&["TIME"]).list()[0].text().parse::<i64>().unwrap() * 1000;
-        for (not_after, code) in [(0, -1), (now - 60_000, -1), (now + 3_600_000, -1), (now + 5_000, 1)] {
+        let window = "600000";
+        for (not_after, code) in [(0, -1), (now - 60_000, -1), (now + 3_600_000, -1), (now + 300_000, 1)] {
             let not_after = not_after.to_string();
-            let answer = server.ask(&["EVAL", script, "1", "k", &not_after, "10000", "12345678", "sid", "1000", "x"]);
+            let answer = server.ask(&["EVAL", script, "1", "k", &not_after, window, "12345678", "sid", "1000000", "x"]);
             let Reply::List(answer) = answer else { panic!("{answer:?}") };
             assert_eq!(answer[0].number(), code);
-            assert!((answer[1].number() - now).abs() < 60_000);
+            assert!((answer[1].number() - now).abs() < 300_000);
             assert_eq!(server.ask(&["EXISTS", "k"]).number(), i64::from(code == 1));
         }
     }
@@ -409,19 +417,32 @@ fn count_of(there: &Record) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_increment_counts_once_although_answers_are_lost() {
     let Some(binary) = binaries().into_iter().next() else { return };
-    for (writers, steps, most) in [(3, 200, 20), (10, 100, 500)] {
+    for (writers, steps, pace) in [(8, 75, Pace::InRounds), (10, 100, Pace::Free)] {
         let server = Process::start(&binary, &[]);
-        let (done, unknown) = increment(&server, writers, steps).await;
-        assert_eq!(done + unknown, writers * steps);
+        let (done, unknown) = increment(&server, writers, steps, pace).await;
         let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
         let count = count_of(&direct.backend().load(of(owner("ada"), "one")).await.unwrap().unwrap());
         assert!((done..=done + unknown).contains(&count), "{count}: {done} were done, of {unknown} nobody knows");
-        assert!(unknown <= most, "{unknown} of {} are not known", writers * steps);
+        if pace == Pace::InRounds {
+            assert_eq!(
+                (done, unknown),
+                (writers * steps, 0),
+                "no more than seven others write before it is asked again"
+            );
+        }
     }
 }
 
+#[derive(Clone, Copy, PartialEq)]
+enum Pace {
+    /// Each writer has added one before any adds another. In every third round an answer is lost.
+    InRounds,
+    /// Nobody waits for anybody, until enough answers were lost.
+    Free,
+}
+
 /// Many writers, whose answers are lost now and then. Gives how many increments were done, and of how many that is not known.
-async fn increment(server: &Process, writers: i64, steps: i64) -> (i64, i64) {
+async fn increment(server: &Process, writers: i64, steps: i64, pace: Pace) -> (i64, i64) {
     let proxy = Arc::new(Proxy::before(&server.address).await);
     let id = of(owner("ada"), "one");
     // Two processes, as it were: each with a connection of its own.
@@ -431,29 +452,40 @@ async fn increment(server: &Process, writers: i64, steps: i64) -> (i64, i64) {
     }
     assert!(processes[0].backend().create(record(id, 0, "0")).await.unwrap());
     let loser = Arc::clone(&proxy);
-    let losing = tokio::spawn(async move {
-        loop {
-            loser.swallow_next_answer();
-            // Not so soon that it is the repeat whose answer is lost.
-            let lost = loser.trips();
-            while loser.trips() < lost + 20 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+    let losing = (pace == Pace::Free).then(|| {
+        tokio::spawn(async move {
+            loop {
+                loser.swallow_next_answer();
+                // Not so soon that it is the repeat whose answer is lost.
+                let lost = loser.trips();
+                while loser.trips() < lost + 20 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
             }
-        }
+        })
     });
+    let round = Arc::new(Barrier::new(usize::try_from(writers).unwrap()));
     let mut writing = JoinSet::new();
     for writer in 0..writers {
         let sessions = processes[usize::from(writer % 2 == 0)].clone();
+        let (proxy, round) = (Arc::clone(&proxy), Arc::clone(&round));
         writing.spawn(async move {
-            let mut done = 0;
-            for step in 1..=steps {
+            let (mut done, mut unknown) = (0, 0);
+            for step in 1.. {
+                let is_enough = pace == Pace::InRounds || proxy.connections() > 20;
+                if step > steps && is_enough {
+                    break;
+                }
+                if pace == Pace::InRounds && round.wait().await.is_leader() && step % 3 == 0 {
+                    proxy.swallow_next_answer();
+                }
                 let mut there = loop {
                     if let Ok(there) = sessions.backend().load(id).await {
                         break there.expect("it is there");
                     }
                 };
                 loop {
-                    let next = record(id, 1000 * (writer + 1) + step, &(count_of(&there) + 1).to_string());
+                    let next = record(id, 1_000_000 * (writer + 1) + step, &(count_of(&there) + 1).to_string());
                     match sessions.backend().update(there.version, next).await {
                         Ok(Outcome::Done) => done += 1,
                         Ok(Outcome::Conflict(current)) => {
@@ -462,16 +494,18 @@ async fn increment(server: &Process, writers: i64, steps: i64) -> (i64, i64) {
                         }
                         Ok(other) => panic!("it is {other:?}"),
                         // It may be in. Whoever added it again would not know how often it is.
-                        Err(_) => {}
+                        Err(_) => unknown += 1,
                     }
                     break;
                 }
             }
-            done
+            (done, unknown)
         });
     }
-    let done = writing.join_all().await.into_iter().sum();
-    losing.abort();
+    let all = writing.join_all().await;
+    if let Some(losing) = losing {
+        losing.abort();
+    }
     assert!(proxy.connections() > 20, "few answers were lost");
-    (done, writers * steps - done)
+    (all.iter().map(|(done, _)| done).sum(), all.iter().map(|(_, unknown)| unknown).sum())
 }

@@ -67,7 +67,7 @@ impl Address {
 
 impl Wire {
     pub fn connect(address: &Address) -> io::Result<Self> {
-        let patience = Some(Duration::from_secs(5));
+        let patience = Some(Duration::from_secs(60));
         let stream: Box<dyn Stream> = match address {
             Address::Unix(path) => {
                 let stream = UnixStream::connect(path)?;
