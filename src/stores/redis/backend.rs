@@ -240,6 +240,7 @@ impl Backend for RedisBackend {
                 let there = read_record(record.id, there, left)?;
                 Ok(there.map_or(Outcome::Gone, Outcome::Conflict))
             }
+            (LARGE_CONFLICT, _) => Ok(self.load(record.id).await?.map_or(Outcome::Gone, Outcome::Conflict)),
             (UNREADABLE, _) => Err(unreadable().into()),
             (UNKNOWN, _) => {
                 let unknown = "the answer of Redis was lost, so it is not known whether the change was applied";
@@ -378,6 +379,7 @@ fn ttl(ttl: Duration) -> String {
 const DONE: i64 = 1;
 const NOT_THERE: i64 = 0;
 const CONFLICT: i64 = 2;
+const LARGE_CONFLICT: i64 = 3;
 const LATE: i64 = -1;
 const UNREADABLE: i64 = -2;
 const UNKNOWN: i64 = -3;

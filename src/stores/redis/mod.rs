@@ -43,6 +43,7 @@
 //! |---|---|---|
 //! | `load` | `ZSCORE`, `GET`, `PTTL`; no `ZSCORE` if anonymous | 1 |
 //! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
+//! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
 //! | `list` | `ZRANGE`; then `MGET` and `PTTL` for each hundred records | 2 or more |
 //!
 //! A script is called by its hash. A server that does not know the hash, for example after a failover or `SCRIPT FLUSH`, is
@@ -52,7 +53,7 @@
 //!
 //! An ACL user needs, with the [`namespace`](crate::Builder::namespace) in place of `sessions`:
 //!
-//! * always: `~sessions:* +evalsha +eval +get +set +mget +pttl +pexpire +unlink +zadd +zrem +zscore +zrange +zrangebyscore +zcount +getrange +exists +time`
+//! * always: `~sessions:* +evalsha +eval +get +set +mget +pttl +pexpire +unlink +zadd +zrem +zscore +zrange +zrangebyscore +zcount +getrange +strlen +exists +time`
 //! * for a database other than 0: `+select`
 //! * behind Sentinel: `+role`; and on the sentinels, if these have users: `+sentinel|get-master-addr-by-name +subscribe &+switch-master`
 //! * in a Cluster: `+cluster|slots +asking`

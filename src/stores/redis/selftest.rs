@@ -121,7 +121,7 @@ impl Failures {
 }
 
 /// All commands of the scripts, in a form that changes nothing.
-const COMMANDS: [&str; 15] = [
+const COMMANDS: [&str; 16] = [
     "EXISTS KEY",
     "GET KEY",
     "GETRANGE KEY 0 0",
@@ -137,6 +137,7 @@ const COMMANDS: [&str; 15] = [
     "ZREM KEY x",
     "ZSCORE KEY x",
     "MGET KEY",
+    "STRLEN KEY",
 ];
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Short, for the case that the process dies before it removes the keys.

@@ -24,7 +24,7 @@ use tokio::{
 
 use super::{
     failure::{Failure, Kind, NO_COMMAND, NO_SENTINEL},
-    transport::{Driver, Node},
+    transport::{CONNECT, Driver, Node},
 };
 
 pub(super) enum Source {
@@ -109,8 +109,8 @@ impl Source {
     /// How long an attempt to connect may take.
     pub(super) fn time(&self) -> Duration {
         match self {
-            Self::Server(_) | Self::Own(_) => Duration::from_secs(1),
-            Self::Sentinel(_) | Self::Cluster(_) => Duration::from_millis(1500),
+            Self::Server(_) | Self::Own(_) => Duration::from_secs(2),
+            Self::Sentinel(_) | Self::Cluster(_) => Duration::from_secs(3),
         }
     }
 
@@ -127,7 +127,7 @@ impl Source {
             ours(Box::new(node), driver)
         };
         match self {
-            Self::Server(info) => open(info).await.map(of_node),
+            Self::Server(info) => open(info, CONNECT).await.map(of_node),
             Self::Sentinel(sentinel) => sentinel.connect().await.map(of_node),
             Self::Cluster(client) => {
                 let connection = client.get_async_generic_connection::<Node>().await?;
@@ -153,8 +153,7 @@ impl Sentinel {
         let mut failure: Option<Failure> = None;
         let first = self.first.load(Relaxed);
         for at in (0..self.sentinels.len()).map(|at| (first + at) % self.sentinels.len()) {
-            let asked = timeout(ASK, self.ask(&self.sentinels[at])).await.unwrap_or_else(|_| Err(Failure::silent()));
-            let connected = match asked {
+            let connected = match self.ask(&self.sentinels[at]).await {
                 Ok(Some(master)) => connect_to_master(&master).await,
                 Ok(None) => continue,
                 Err(failure) => Err(failure),
@@ -175,14 +174,14 @@ impl Sentinel {
     }
 
     async fn ask(&self, sentinel: &ConnectionInfo) -> Result<Option<ConnectionInfo>, Failure> {
-        let mut connection = open(sentinel).await?;
+        let mut connection = open(sentinel, ASK).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("get-master-addr-by-name").arg(&self.name);
-        let answer = question.query_async(&mut connection).await.map_err(|error| match Failure::from(error) {
+        let answer = timeout(ASK, question.query_async(&mut connection)).await.map_err(|_| Failure::silent())?;
+        let answer: Option<(String, u16)> = answer.map_err(|error| match Failure::from(error) {
             failure if failure == NO_COMMAND => NO_SENTINEL,
             failure => failure,
-        });
-        let answer: Option<(String, u16)> = answer?;
+        })?;
         let Some((host, port)) = answer else { return Ok(None) };
         let addr = match self.master.addr() {
             ConnectionAddr::TcpTls { insecure, tls_params, .. } => {
@@ -196,8 +195,10 @@ impl Sentinel {
 
 /// Connects, and checks the role: during a failover, a sentinel may still name the old master.
 async fn connect_to_master(master: &ConnectionInfo) -> Result<Node, Failure> {
-    let mut connection = open(master).await?;
-    let role: Value = redis::cmd("ROLE").query_async(&mut connection).await?;
+    let mut connection = open(master, CONNECT).await?;
+    let question = redis::cmd("ROLE");
+    let answer = timeout(CONNECT, question.query_async(&mut connection)).await.map_err(|_| Failure::silent())?;
+    let role: Value = answer?;
     let is_master = match &role {
         Value::Array(role) => matches!(role.first(), Some(Value::BulkString(role)) if role == b"master"),
         _ => false,
@@ -209,12 +210,12 @@ async fn connect_to_master(master: &ConnectionInfo) -> Result<Node, Failure> {
     }
 }
 
-async fn open(info: &ConnectionInfo) -> Result<Node, Failure> {
+async fn open(info: &ConnectionInfo, limit: Duration) -> Result<Node, Failure> {
     let config = AsyncConnectionConfig::new()
         // Each operation has its own deadline.
         .set_response_timeout(None)
         .set_pipeline_buffer_size(1024);
-    Ok(Node::open(info, config).await?)
+    Ok(Node::open(info, config, limit).await?)
 }
 
 /// Listens to one sentinel until the task is aborted.
@@ -232,7 +233,7 @@ async fn listen(sentinel: &ConnectionInfo, name: &str, missed: &mut bool, switch
     let settings = sentinel.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
     let (sender, mut pushes) = mpsc::unbounded_channel();
     let config = AsyncConnectionConfig::new().set_push_sender(sender);
-    let mut connection = Node::open(&sentinel.clone().set_redis_settings(settings), config).await?;
+    let mut connection = Node::open(&sentinel.clone().set_redis_settings(settings), config, CONNECT).await?;
     connection.subscribe("+switch-master").await?;
     // A failover may have been announced between two subscriptions, so the next operation asks for the master again.
     if std::mem::replace(missed, true) {

@@ -1,6 +1,14 @@
 //! The connection to one server: TCP, TLS or a unix socket, and the Redis handshake over it.
 
-use std::{io, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind as Redis, IntoConnectionInfo, Pipeline,
@@ -40,27 +48,47 @@ pub(super) struct Node {
 pub(super) struct Driver(AbortHandle);
 
 impl Node {
-    /// Opens a connection within half a second.
-    pub(super) async fn open(info: &ConnectionInfo, config: AsyncConnectionConfig) -> RedisResult<Self> {
-        let opened = timeout(CONNECT, Self::handshake(info, config)).await;
-        match opened.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
-            // A protocol that the server does not speak looks like a lost connection, silence or garbage.
-            Err(error) if matches!(error.kind(), Redis::Io | Redis::Parse) => {
-                let cause = timeout(PROBE, wrong_protocol(info.addr())).await.ok().flatten();
-                Err(cause.map_or(error, RedisError::from))
-            }
-            opened => opened,
-        }
+    /// Opens a connection within `limit`. If the server is there, but does not speak as expected, it takes up to a second more to
+    /// find out why.
+    pub(super) async fn open(
+        info: &ConnectionInfo,
+        config: AsyncConnectionConfig,
+        limit: Duration,
+    ) -> RedisResult<Self> {
+        let reached = AtomicBool::new(false);
+        let opened = timeout(limit, Self::handshake(info, config, &reached)).await;
+        let error = match opened.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
+            Err(error) if reached.load(Relaxed) => error,
+            opened => return opened,
+        };
+        let is_suspicious = match info.addr() {
+            // A server that expects TLS closes the connection, or answers with a TLS alert.
+            ConnectionAddr::Tcp(..) => matches!(error.kind(), Redis::Io | Redis::Parse) && !error.is_timeout(),
+            // One that does not may wait for the end of a line.
+            ConnectionAddr::TcpTls { .. } => error.kind() == Redis::Io,
+            _ => false,
+        };
+        let cause = match is_suspicious {
+            true => timeout(PROBE, wrong_protocol(info.addr())).await.ok().flatten(),
+            false => None,
+        };
+        Err(cause.map_or(error, RedisError::from))
     }
 
-    async fn handshake(info: &ConnectionInfo, config: AsyncConnectionConfig) -> RedisResult<Self> {
+    async fn handshake(
+        info: &ConnectionInfo,
+        config: AsyncConnectionConfig,
+        reached: &AtomicBool,
+    ) -> RedisResult<Self> {
+        let tcp = async |host, port| {
+            let stream = tcp(host, port, info.tcp_settings()).await?;
+            reached.store(true, Relaxed);
+            RedisResult::Ok(stream)
+        };
         let stream: Pin<Box<dyn AsyncStream + Send>> = match info.addr() {
-            ConnectionAddr::Tcp(host, port) => Box::pin(tcp(host, *port, info.tcp_settings()).await?),
+            ConnectionAddr::Tcp(host, port) => Box::pin(tcp(host, *port).await?),
             ConnectionAddr::TcpTls { insecure: true, .. } => return Err(INSECURE.into()),
-            ConnectionAddr::TcpTls { host, port, .. } => {
-                let stream = tcp(host, *port, info.tcp_settings()).await?;
-                Box::pin(tls(host, stream).await?)
-            }
+            ConnectionAddr::TcpTls { host, port, .. } => Box::pin(tls(host, tcp(host, *port).await?).await?),
             #[cfg(unix)]
             ConnectionAddr::Unix(path) => Box::pin(tokio::net::UnixStream::connect(path).await?),
             _ => return Err((Redis::InvalidClientConfig, "unsupported address").into()),
@@ -122,7 +150,7 @@ impl Connect for Node {
     where
         T: IntoConnectionInfo + Send + 'a,
     {
-        Box::pin(async move { Self::open(&info.into_connection_info()?, config).await })
+        Box::pin(async move { Self::open(&info.into_connection_info()?, config, CONNECT).await })
     }
 }
 
@@ -183,5 +211,6 @@ async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
     }
 }
 
-const CONNECT: Duration = Duration::from_millis(500);
-const PROBE: Duration = Duration::from_millis(250);
+/// How long opening a connection may take.
+pub(super) const CONNECT: Duration = Duration::from_millis(500);
+const PROBE: Duration = Duration::from_secs(1);

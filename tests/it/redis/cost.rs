@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jam_session::{Backend, Record, RedisSessions};
+use jam_session::{Backend, Outcome, Record, RedisSessions};
 use serde_json::json;
 
 use super::{
@@ -62,6 +62,29 @@ async fn every_verb_is_one_trip() {
         let before = proxy.trips();
         assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 3);
         until("it is tidy", || proxy.trips() == before + 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_about_a_large_record_is_read_past_the_script() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let backend = sessions.backend();
+        for (id, size) in [(of(owner("ada"), "small"), 32_000), (of(owner("ada"), "large"), 33_000)] {
+            let payload = "x".repeat(size);
+            assert!(backend.create(record(id, 1, &payload)).await.unwrap());
+            assert_eq!(update(backend, 1, record(id, 2, &payload)).await, "done");
+            server.ask(&["CONFIG", "RESETSTAT"]);
+            let Ok(Outcome::Conflict(there)) = backend.update(1, record(id, 3, "mine")).await else { panic!("{size}") };
+            assert_eq!((there.id, there.version, &there.payload[..]), (id, 2, payload.as_bytes()));
+            assert!(there.ttl > HOUR / 2 && there.ttl <= HOUR);
+            // Once in the script, and once more to read it.
+            let looked = server.address.info("commandstats", "cmdstat_zscore");
+            assert!(looked.starts_with(if size > 32_768 { "calls=2," } else { "calls=1," }), "{looked}");
+            // What was written is recognized all the same.
+            assert_eq!(update(backend, 1, record(id, 2, &payload)).await, "done");
+        }
     }
 }
 
