@@ -70,6 +70,11 @@ impl Client {
         self.visit(async |session: Session| handler(&session)).await
     }
 
+    /// What the session holds as `n`.
+    pub async fn n(&self) -> String {
+        self.does(|session| Ok(format!("{:?}", session.get::<u64>("n")?))).await.body
+    }
+
     /// A request to a handler that gets the session as the layer made it.
     pub async fn request<F, T>(&self, mut request: Request<Body>, handler: impl FnOnce(Session) -> F) -> Answer
     where
@@ -158,6 +163,10 @@ impl Answer {
 }
 
 // What handlers often do.
+
+pub fn increment(session: &Session) -> Result<(), Error> {
+    session.modify("n", |n: Option<u64>| n.unwrap_or(0) + 1)
+}
 
 pub fn rework(session: &Session) -> Result<(), Error> {
     session.rework();

@@ -1,18 +1,24 @@
 //! Parallel requests, in one process and in two: nothing is lost, and nothing is applied twice.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use jam_session::{
-    ErrorKind, Session,
-    conformance::{Fault, Verb},
+    Backend, ErrorKind, Outcome, Session,
+    conformance::{Answer, Fault, Verb},
 };
 use serde_json::json;
 use tokio::sync::{Barrier, Semaphore};
 
 use crate::{
-    client::Client,
+    client::{Client, increment},
     on_every_store,
-    store::{BRIEF, Options, Store},
+    store::{BRIEF, Options, PATIENCE, Store},
 };
 
 on_every_store! {
@@ -26,7 +32,12 @@ on_every_store! {
     p05_a_write_whose_answer_was_lost_is_not_applied_twice,
     p05_what_cannot_be_committed_in_time_is_503,
     p06_touch_beside_rework_and_set_ttl,
-    first_requests_in_parallel_get_a_session_each,
+    p02_first_requests_in_parallel_get_a_session_each,
+    p05_a_save_whose_answer_was_lost_then_the_response_is_applied_once,
+    p05_a_modify_recorded_while_a_conflicting_save_runs_is_not_lost,
+    load_after_a_modify_of_another_type_fails_only_that_modify,
+    p05_what_was_answered_503_is_not_applied_later_by_a_clone,
+    p05_save_says_so_when_an_insert_on_a_replaced_id_is_dropped,
 }
 
 /// 500 requests each at two processes: all at once where that is one machine's matter, 50 at a time over a network.
@@ -230,7 +241,7 @@ async fn p06_touch_beside_rework_and_set_ttl(store: Store) {
     assert_eq!(client.does(|session| Ok(session.key().is_none().to_string())).await.body, "true");
 }
 
-async fn first_requests_in_parallel_get_a_session_each(store: Store) {
+async fn p02_first_requests_in_parallel_get_a_session_each(store: Store) {
     let layer = store.layer();
     let barrier = Arc::new(Barrier::new(50));
     let tasks = (0..50).map(|i| {
@@ -256,4 +267,234 @@ async fn first_requests_in_parallel_get_a_session_each(store: Store) {
 
 async fn names(client: &Client) -> String {
     client.does(|session| Ok(session.data()?.names().collect::<Vec<_>>().join(","))).await.ok().body
+}
+
+async fn p05_a_save_whose_answer_was_lost_then_the_response_is_applied_once(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 0)).await.ok();
+    let answer = client.visit(async |session: Session| {
+        increment(&session)?;
+        store.faults.next(Verb::Update, Fault::After);
+        assert!(session.save().await.is_err());
+        Ok(())
+    });
+    answer.await.ok();
+    assert_eq!(client.n().await, "Some(1)");
+}
+
+async fn p05_a_modify_recorded_while_a_conflicting_save_runs_is_not_lost(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 0)).await.ok();
+    let other = client.thief().at(&store.layer());
+    let answer = client.visit(async |session: Session| {
+        increment(&session)?;
+        let clone = session.clone();
+        let once = Arc::new(AtomicUsize::new(0));
+        store.first(Verb::Update, move || {
+            let (other, clone, once) = (other.clone(), clone.clone(), once.clone());
+            async move {
+                assert_eq!(once.fetch_add(1, SeqCst), 0);
+                other.does(increment).await.ok();
+                increment(&clone).unwrap();
+            }
+        });
+        session.save().await?;
+        Ok(())
+    });
+    answer.await.ok();
+    assert_eq!(client.n().await, "Some(3)");
+}
+
+#[tokio::test]
+async fn p05_commits_of_one_session_queue_within_a_process() {
+    const N: usize = 50;
+    let store = Store::memory().await;
+    let layer = store.layer();
+    let client = Client::new(&layer);
+    client.does(|session| session.insert("n", 0)).await.ok();
+    store.faults.calls();
+    for _ in 0..20 * N {
+        store.first(Verb::Update, tokio::task::yield_now);
+    }
+    let barrier = Arc::new(Barrier::new(N));
+    let tasks = (0..N).map(|_| {
+        let (tab, barrier) = (client.thief(), barrier.clone());
+        tokio::spawn(async move {
+            let answer = tab.visit(async |session: Session| {
+                barrier.wait().await;
+                increment(&session)
+            });
+            drop(answer.await.ok());
+        })
+    });
+    for task in tasks.collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let updates = store.faults.calls().iter().filter(|call| **call == Verb::Update).count();
+    assert_eq!(client.n().await, format!("Some({N})"));
+    // One conflict each at most, because each had loaded before it queued.
+    assert!(updates <= 2 * N, "{updates} updates for {N} requests of one session: they get in each other's way");
+}
+
+async fn load_after_a_modify_of_another_type_fails_only_that_modify(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({"n": "text"}))).await.ok();
+    let answer = client.request(http::Request::default(), async |session: Session| {
+        session.modify("n", |n: Option<u64>| n.unwrap_or(0) + 1).unwrap();
+        session.load().await.unwrap();
+        assert_eq!(session.key().as_deref(), Some("ada"));
+    });
+    // The mistake is the request's, and the session is as it was.
+    assert_eq!(answer.await.status, 500);
+    assert_eq!(client.does(|session| Ok(session.get::<String>("n")?.unwrap())).await.body, "text");
+}
+
+async fn p05_what_was_answered_503_is_not_applied_later_by_a_clone(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({"n": 0}))).await.ok();
+    let mut kept = None;
+    let keep = &mut kept;
+    store.faults.next(Verb::Update, Fault::Before);
+    let answer = client.visit(async |session: Session| {
+        session.insert("n", 1)?;
+        *keep = Some(session);
+        Ok(())
+    });
+    assert_eq!(answer.await.status, 503);
+    let late = kept.unwrap();
+    late.insert("progress", 1).unwrap();
+    late.save().await.unwrap();
+    assert_eq!(client.n().await, "Some(0)");
+}
+
+async fn p05_save_says_so_when_an_insert_on_a_replaced_id_is_dropped(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 1)).await.ok();
+    let old = client.thief();
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let answer = old.visit(async |session: Session| {
+        session.delete();
+        session.insert("m", 1)?;
+        let saved = session.save().await.map_err(|error| error.kind());
+        Ok(format!("{saved:?} {:?}", session.get::<u8>("m")?))
+    });
+    let body = answer.await.ok().body;
+    assert!(body.starts_with("Err(NotFound)"), "{body}");
+}
+
+#[tokio::test]
+async fn a_closure_that_holds_its_session_is_freed_after_a_503() {
+    struct Freed(Arc<AtomicUsize>);
+    impl Drop for Freed {
+        fn drop(&mut self) {
+            self.0.fetch_add(1, SeqCst);
+        }
+    }
+    let freed = Arc::new(AtomicUsize::new(0));
+    let store = Store::memory().await;
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("price", 1)).await.ok();
+    store.faults.next(Verb::Update, Fault::Before);
+    let answer = client.does(|session| {
+        let (clone, guard) = (session.clone(), Freed(freed.clone()));
+        session.modify("n", move |n: Option<u64>| {
+            let _guard = &guard;
+            n.unwrap_or(0) + clone.get::<u64>("price").unwrap().unwrap()
+        })
+    });
+    assert_eq!(answer.await.status, 503);
+    assert_eq!(freed.load(SeqCst), 1, "the closure is never freed: each 503 leaks a session");
+}
+
+/// Runs it on a thread of its own, which may never come back.
+fn comes_back(work: impl FnOnce() + Send + 'static) -> bool {
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        let _ = done.send(());
+    });
+    is_done.recv_timeout(PATIENCE).is_ok()
+}
+
+fn block_on(work: impl Future<Output = ()>) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(work);
+}
+
+#[test]
+fn p16_a_closure_that_writes_to_its_session_does_not_run_for_ever() {
+    let stop = Arc::new(AtomicUsize::new(0));
+    let runs = stop.clone();
+    let back = comes_back(move || {
+        block_on(async move {
+            let store = Store::memory().await;
+            let client = Client::new(&store.layer());
+            client.does(|session| session.insert("n", 1)).await.ok();
+            let answer = client.does(|session| {
+                let clone = session.clone();
+                session.modify("n", move |n: Option<u64>| {
+                    // Ends the proof, not the defect.
+                    if runs.fetch_add(1, SeqCst) < 10_000 {
+                        clone.insert("last", "modify").unwrap();
+                    }
+                    n.unwrap_or(0) + 1
+                })
+            });
+            answer.await.ok();
+        });
+    });
+    let runs = stop.load(SeqCst);
+    assert!(back && runs < 10, "the request hangs: its closure ran {runs} times");
+}
+
+#[test]
+fn p16_a_closure_may_own_something_that_looks_at_the_session_when_dropped() {
+    struct Guard(Session);
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            let _ = self.0.key();
+        }
+    }
+    let back = comes_back(|| {
+        block_on(async {
+            let store = Store::memory().await;
+            let client = Client::new(&store.layer());
+            client.does(|session| session.insert("n", 1)).await.ok();
+            let answer = client.does(|session| {
+                let guard = Guard(session.clone());
+                session.modify("n", move |n: Option<u64>| {
+                    let _guard = &guard;
+                    n.unwrap_or(0) + 1
+                })?;
+                Ok(http::StatusCode::INTERNAL_SERVER_ERROR)
+            });
+            drop(answer.await);
+        });
+    });
+    assert!(back, "the request hangs: its closure is dropped while the session is locked");
+}
+
+#[test]
+fn p05_a_backend_that_always_conflicts_is_503_in_time_and_not_a_spin() {
+    let back = comes_back(|| {
+        block_on(async {
+            let store = Store::memory().await;
+            let options = Options { request_time: Some(Duration::from_millis(100)), ..Options::default() };
+            let sessions = store.sessions_with(options);
+            let inner = store.inner();
+            store.faults.always(Verb::Update, Fault::Before);
+            store.faults.always(
+                Verb::Update,
+                Fault::change(move |call, _| {
+                    let inner = inner.clone();
+                    async move {
+                        let there = inner.backend().load(call.id.unwrap()).await?;
+                        Ok(Answer::Update(there.map_or(Outcome::Gone, Outcome::Conflict)))
+                    }
+                }),
+            );
+            let id = sessions.create("ada", json!({})).await.unwrap();
+            let _ = sessions.update(&id, json!({"n": 1})).await;
+        });
+    });
+    assert!(back, "a call whose store always conflicts is not answered in its 100 ms");
 }

@@ -18,8 +18,8 @@ on_every_store! {
     p15_two_live_ones_of_different_owners_are_none,
     p15_at_most_three_are_tried,
     p15_of_two_of_one_owner_the_first_counts,
-    cookies_of_others_are_kept_and_ours_is_set_once,
-    an_unchanged_cookie_is_not_sent_again,
+    p15_cookies_of_others_are_kept_and_ours_is_set_once,
+    p10_an_unchanged_cookie_is_not_sent_again,
 }
 
 /// Over sessions for which time stands still.
@@ -44,7 +44,7 @@ async fn texts(layer: SessionLayer) -> (String, String, String) {
 }
 
 #[tokio::test]
-async fn the_text_of_the_cookie_is_exact() {
+async fn p15_the_text_of_the_cookie_is_exact() {
     const GONE: &str = "Max-Age=0; Expires=Thu, 01 Jan 1970 00:00:00 GMT";
     const MONTH: &str = "Max-Age=2592000";
     for (layer, name, attributes) in [
@@ -76,7 +76,7 @@ async fn the_text_of_the_cookie_is_exact() {
 }
 
 #[tokio::test]
-async fn max_age_is_the_time_to_the_deadline_and_400_days_at_most() {
+async fn p18_max_age_is_the_time_to_the_deadline_and_400_days_at_most() {
     for (days, seconds) in [(1, 86_400_u64), (400, 400 * 86_400), (4000, 400 * 86_400)] {
         let sessions = MemorySessions::builder().max_lifetime(Duration::from_secs(days * 86_400));
         let sessions = sessions.clock(Clock::manual()).build().unwrap();
@@ -226,7 +226,7 @@ async fn p15_of_two_of_one_owner_the_first_counts(store: Store) {
     assert_eq!(answer.await.body, "desk");
 }
 
-async fn cookies_of_others_are_kept_and_ours_is_set_once(store: Store) {
+async fn p15_cookies_of_others_are_kept_and_ours_is_set_once(store: Store) {
     let client = Client::new(&store.layer());
     let answer = client.visit(async |session: Session| {
         session.insert("n", 1)?;
@@ -245,7 +245,7 @@ async fn cookies_of_others_are_kept_and_ours_is_set_once(store: Store) {
     assert_eq!(client.does(|session| Ok(session.key().unwrap())).await.body, "ada");
 }
 
-async fn an_unchanged_cookie_is_not_sent_again(store: Store) {
+async fn p10_an_unchanged_cookie_is_not_sent_again(store: Store) {
     let client = Client::new(&store.layer_with(Options::default()));
     client.does(|session| session.create("ada", json!({}))).await.ok();
     for _ in 0..3 {

@@ -73,7 +73,7 @@ where
 }
 
 #[tokio::test]
-async fn an_unused_session_allocates_one_arc_and_asks_nobody() {
+async fn p01_an_unused_session_allocates_one_arc_and_asks_nobody() {
     let store = Store::memory().await;
     let layer = store.layer();
     let client = Client::new(&layer);

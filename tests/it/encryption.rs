@@ -27,8 +27,8 @@ on_every_store! {
     p13_a_dump_of_a_sealed_store_shows_nothing,
     p15_of_several_cookies_those_that_open_are_tried,
     p08_clear_finds_all_whatever_sealed_them,
-    a_serializer_does_not_weaken_the_seal,
-    sealing_does_not_count_against_the_size,
+    p13_a_serializer_does_not_weaken_the_seal,
+    p17_sealing_does_not_count_against_the_size,
     a_session_that_is_only_read_is_sealed_anew_with_its_cookie,
     the_module_seals_anew_what_it_reads,
     p07_a_cookie_sealed_anew_does_not_undo_a_login,
@@ -398,7 +398,7 @@ impl Serializer for Lax {
     }
 }
 
-async fn a_serializer_does_not_weaken_the_seal(store: Store) {
+async fn p13_a_serializer_does_not_weaken_the_seal(store: Store) {
     let sessions = |keyring: Option<Keyring>| {
         let mut builder = Sessions::over(store.watched()).clock(store.clock.clone()).serializer(Lax);
         builder = builder.request_time(PATIENCE);
@@ -423,7 +423,7 @@ async fn a_serializer_does_not_weaken_the_seal(store: Store) {
     assert!(sealed.get(&id).await.unwrap().is_some());
 }
 
-async fn sealing_does_not_count_against_the_size(store: Store) {
+async fn p17_sealing_does_not_count_against_the_size(store: Store) {
     // Else what fits today would not be written any more when a keyring comes.
     let plain = store.sessions();
     let id = plain.create("ada", json!({"n": "x".repeat(100)})).await.unwrap();

@@ -1,8 +1,19 @@
 //! What was ended stays ended, and everything that was to end has.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    future::{pending, poll_fn},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    task::Poll,
+    time::Duration,
+};
 
-use jam_session::{Backend, ErrorKind, Session, SessionId, conformance::Verb};
+use jam_session::{
+    Backend, BoxError, Data, ErrorKind, MemorySessions, Serializer, Session, SessionId, SessionLayer,
+    conformance::{Fault, Verb},
+};
 use serde_json::json;
 use tokio::sync::Barrier;
 
@@ -39,6 +50,8 @@ on_every_store! {
     p16_nor_does_it_lose_a_sign_out_everywhere_else,
     p16_a_client_that_leaves_takes_back_what_was_not_saved,
     p16_a_save_that_was_begun_runs_to_its_end,
+    p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out,
+    p08_clear_does_not_depend_on_a_listing,
 }
 
 async fn p04_a_slow_request_does_not_revive_what_was_signed_out(store: Store) {
@@ -651,4 +664,143 @@ async fn assert_dead(store: &Store, client: &Client) {
     answer.await.ok();
     let record = id.rsplit_once('.').unwrap().0.parse().unwrap();
     assert!(store.backend().load(record).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn p16_close_waits_for_the_sign_out_of_a_request_that_was_dropped() {
+    let store = Store::memory().await;
+    let sessions = store.sessions();
+    let client = Client::new(&SessionLayer::new(sessions.clone()));
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    {
+        let mut request = Box::pin(client.visit(async |session: Session| {
+            session.delete();
+            pending::<()>().await;
+            Ok(())
+        }));
+        for _ in 0..5 {
+            poll_fn(|cx| {
+                assert!(request.as_mut().poll(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+        }
+    }
+    sessions.close().await.unwrap();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(store.sessions().list("ada").await.unwrap().is_empty());
+}
+
+async fn sign_out_happens(name: &str, record: fn(&Session)) {
+    let store = Store::memory().await;
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({"n": "text"}))).await.ok();
+    let answer = client.request(http::Request::default(), async |session: Session| record(&session)).await;
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let left = store.sessions().list("ada").await.unwrap().len();
+    assert_eq!(left, 0, "{name}: answered {}, and the session lives", answer.status);
+}
+
+#[tokio::test]
+async fn p16_a_modify_of_another_type_before_the_load_does_not_lose_a_sign_out() {
+    sign_out_happens("modify", |session| {
+        session.modify("n", |n: Option<u64>| n.unwrap_or(0) + 1).unwrap();
+        session.delete();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p16_a_ttl_of_zero_does_not_lose_a_sign_out() {
+    sign_out_happens("ttl", |session| {
+        session.set_ttl(Duration::ZERO);
+        session.delete();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn p16_an_impossible_key_after_clear_does_not_lose_the_clear() {
+    sign_out_happens("clear+bind", |session| {
+        session.clear();
+        session.bind("");
+    })
+    .await;
+}
+
+async fn p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let panicking = client.clone();
+    let task = tokio::spawn(async move {
+        let answer = panicking.request(http::Request::default(), async |session: Session| {
+            session.bind("grace");
+            session.modify("n", |_: Option<u64>| -> u64 { panic!("on purpose") }).unwrap();
+            session.clear();
+        });
+        drop(answer.await);
+    });
+    assert!(task.await.is_err());
+    eventually(async || store.sessions().list("ada").await.unwrap().is_empty()).await;
+}
+
+async fn p08_clear_does_not_depend_on_a_listing(store: Store) {
+    let sessions = store.sessions();
+    sessions.create("ada", json!({})).await.unwrap();
+    store.faults.next(Verb::List, Fault::Before);
+    let _ = sessions.clear("ada").await;
+    assert!(sessions.list("ada").await.unwrap().is_empty());
+}
+
+/// A session that was revoked while a request held it, and what `clear` does then: the answer should not depend on
+/// whether something was saved in between.
+#[tokio::test]
+async fn p08_clear_by_a_revoked_session_does_the_same_with_and_without_a_save() {
+    let mut left = Vec::new();
+    for save_first in [false, true] {
+        let store = Store::memory().await;
+        let sessions = store.sessions();
+        let client = Client::new(&store.layer());
+        client.does(|session| session.create("ada", json!({}))).await.ok();
+        sessions.create("ada", json!({})).await.unwrap();
+        let answer = client.visit(async |session: Session| {
+            sessions.revoke("ada", session.handle().unwrap()).await?;
+            if save_first {
+                session.insert("n", 1)?;
+                let _ = session.save().await;
+            }
+            session.clear();
+            Ok(())
+        });
+        let status = answer.await.status;
+        left.push((status.as_u16(), sessions.list("ada").await.unwrap().len()));
+    }
+    assert_eq!(left[0], left[1], "a save before it changes what `clear` answers and ends");
+}
+
+#[tokio::test]
+async fn p04_a_session_ends_even_if_the_serializer_cannot_write() {
+    #[derive(Clone, Default)]
+    struct Fails(Arc<AtomicUsize>);
+    impl Serializer for Fails {
+        fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError> {
+            if self.0.load(SeqCst) > 0 {
+                return Err("the key service is away".into());
+            }
+            Ok(serde_json::to_vec(data)?)
+        }
+        fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+            Ok(serde_json::from_slice(bytes)?)
+        }
+    }
+    let fails = Fails::default();
+    let sessions = MemorySessions::builder().serializer(fails.clone()).build().unwrap();
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    fails.0.store(1, SeqCst);
+    let deleted = sessions.delete(&id).await.map_err(|error| error.kind());
+    assert_eq!(deleted, Ok(()));
 }

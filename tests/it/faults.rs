@@ -6,7 +6,7 @@ use std::{
 };
 
 use jam_session::{
-    Backend, ErrorKind, Record, RecordId, Session,
+    Backend, ErrorKind, Record, RecordId, Session, SessionLayer,
     conformance::{Fault, Faulty, Verb},
 };
 use serde_json::json;
@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     client::Client,
     on_every_store,
-    store::{BRIEF, Options, PATIENCE, Store, Watched, eventually},
+    store::{BRIEF, Options, PATIENCE, Store, Watched, eventually, record_id},
 };
 
 on_every_store! {
@@ -31,6 +31,9 @@ on_every_store! {
     p16_nothing_is_blocked_by_a_request_that_hangs,
     p16_dropped_at_any_point_a_commit_is_whole,
     closing_waits_and_refuses_further_use,
+    p11_a_payload_that_names_another_owner_is_unreadable,
+    p10_a_login_whose_create_got_no_answer_leaves_no_session_behind,
+    nothing_is_called_after_close,
 }
 
 async fn p09_a_backend_error_is_never_an_empty_session(store: Store) {
@@ -429,4 +432,95 @@ async fn closing_waits_and_refuses_further_use(store: Store) {
     assert_eq!(clone.list("ada").await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(clone.close().await.unwrap_err().kind(), ErrorKind::Unavailable);
     assert_eq!(client.does(|session| session.insert("n", 3)).await.sets_no_cookie().status, 503);
+}
+
+async fn p11_a_payload_that_names_another_owner_is_unreadable(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("malory-of-the-tests", json!({}))).await.ok();
+    let record = store.backend().load(record_id(&client.id().unwrap())).await.unwrap().unwrap();
+    let mut payload = record.payload.to_vec();
+    let (own, other) = (b"malory-of-the-tests", b"root-who-may-do-all");
+    let at = payload.windows(own.len()).position(|bytes| bytes == own).unwrap();
+    payload[at..at + own.len()].copy_from_slice(other);
+    let forged = Record { version: 1, payload: payload.into(), ..record.clone() };
+    let _ = store.backend().update(record.version, forged).await.unwrap();
+    let body = client.does(|session| Ok(format!("{:?}", session.key()))).await.body;
+    assert_eq!(body, "None", "malory is signed in as root, in a session that a clear of root's does not end");
+}
+
+#[tokio::test]
+async fn p11_changes_to_an_unreadable_session_never_answer_200() {
+    for (name, change) in [
+        ("remove", (|session| session.remove("n")) as fn(&Session)),
+        ("set_ttl", |session| session.set_ttl(Duration::from_secs(5))),
+        ("rework", |session| session.rework()),
+    ] {
+        let store = Store::memory().await;
+        let client = Client::new(&store.layer());
+        client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
+        let record = store.backend().load(record_id(&client.id().unwrap())).await.unwrap().unwrap();
+        let spoilt = Record { version: 1, payload: "{".into(), ..record.clone() };
+        let _ = store.backend().update(record.version, spoilt).await.unwrap();
+        let answer = client.does(|session| {
+            change(session);
+            Ok(())
+        });
+        assert_eq!(answer.await.status, 500, "{name}");
+        let update = client.does(|session| session.update(json!({})));
+        assert_eq!(update.await.status, 500);
+    }
+}
+
+#[tokio::test]
+async fn p11_a_record_that_became_unreadable_meanwhile_does_not_keep_its_owner_from_signing_in() {
+    for key in ["ada", "grace"] {
+        let store = Store::memory().await;
+        let client = Client::new(&store.layer());
+        client.does(|session| session.create("ada", json!({}))).await.ok();
+        let id = record_id(&client.id().unwrap());
+        let spoiling = store.clone();
+        store.first(Verb::Update, move || {
+            let store = spoiling.clone();
+            async move {
+                let record = store.backend().load(id).await.unwrap().unwrap();
+                let spoilt = Record { version: 1, payload: "{\"v\":2}".into(), ..record.clone() };
+                let _ = store.backend().update(record.version, spoilt).await.unwrap();
+            }
+        });
+        let answer = client.does(|session| {
+            session.bind(key);
+            Ok(())
+        });
+        assert_eq!(answer.await.status, 200, "bind({key})");
+    }
+}
+
+async fn p10_a_login_whose_create_got_no_answer_leaves_no_session_behind(store: Store) {
+    let client = Client::new(&store.layer());
+    store.faults.next(Verb::Create, Fault::After);
+    let answer = client.does(|session| {
+        session.bind("ada");
+        Ok(())
+    });
+    assert_eq!(answer.await.status, 503);
+    eventually(async || store.sessions().list("ada").await.unwrap().is_empty()).await;
+}
+
+async fn nothing_is_called_after_close(store: Store) {
+    let sessions = store.sessions();
+    let client = Client::new(&SessionLayer::new(sessions.clone()));
+    client.does(|session| session.insert("n", 1)).await.ok();
+    // A login that fails halfway removes the new session in a task without a permit.
+    store.faults.next(Verb::Update, Fault::Before);
+    let answer = client.does(|session| {
+        session.bind("ada");
+        Ok(())
+    });
+    assert_eq!(answer.await.status, 503);
+    sessions.close().await.unwrap();
+    store.faults.calls();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(store.faults.calls().is_empty(), "the store is called after it was closed");
 }

@@ -261,3 +261,18 @@ async fn the_routes_of_the_readme_of_axum_compile() {
     assert!(body.contains("session") && !body.contains("text") && !body.contains("u64"), "{body}");
     assert!(!headers.contains_key("set-cookie"));
 }
+
+#[tokio::test]
+async fn the_innermost_layers_session_is_the_one_that_handlers_get() {
+    let (a, b) = (Store::memory().await, Store::memory().await);
+    let (a, b) = (a.layer().cookie_name("__Host-a"), b.layer().cookie_name("__Host-b"));
+    let app = axum::Router::new()
+        .route("/", axum::routing::get(async |session: Session| session.insert("n", 1)))
+        .layer(a.clone())
+        .layer(b)
+        .layer(a);
+    let request = http::Request::new(axum::body::Body::empty());
+    let response = tower::ServiceExt::oneshot(app, request).await.unwrap();
+    let cookie = response.headers()["set-cookie"].to_str().unwrap();
+    assert!(cookie.starts_with("__Host-a="), "{cookie}");
+}

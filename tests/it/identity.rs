@@ -1,10 +1,16 @@
 //! Who gets a session and which ID: first writes, rotation, login.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use http::Request;
 use jam_session::{
-    ErrorKind, Session,
+    BoxError, Data, ErrorKind, MemorySessions, Serializer, Session,
     conformance::{Fault, Verb},
 };
 use serde_json::json;
@@ -50,6 +56,12 @@ on_every_store! {
     p07_a_login_that_fails_halfway_leaves_the_old_session_as_it_was,
     p07_a_login_with_an_impossible_key_changes_nothing,
     p10_a_saved_login_is_carried_by_a_response_that_fails,
+    p06_a_rework_whose_answer_was_lost_and_is_repeated_gives_the_browser_the_new_id,
+    p06_a_rework_that_lost_without_grace_gives_no_dead_id,
+    p07_what_a_handler_reads_after_bind_and_clear_is_what_is_written,
+    p07_a_ttl_recorded_before_a_login_as_another_user_is_dropped,
+    p07_a_login_after_a_save_that_said_not_found_does_not_take_the_dead_sessions_data_along,
+    p07_what_was_recorded_before_bind_to_another_user_is_dropped_also_with_clear,
 }
 
 async fn p01_without_a_cookie_and_a_write_there_is_no_call_and_no_cookie(store: Store) {
@@ -740,4 +752,155 @@ async fn assert_nowhere(client: &Client) {
         Ok(())
     });
     answer.await.ok().sets_no_cookie();
+}
+
+async fn p06_a_rework_whose_answer_was_lost_and_is_repeated_gives_the_browser_the_new_id(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let answer = client.visit(async |session: Session| {
+        session.rework();
+        store.faults.next(Verb::Update, Fault::After);
+        assert!(session.save().await.is_err());
+        Ok(())
+    });
+    answer.await.ok();
+    store.pass(Duration::from_secs(11));
+    assert_eq!(client.does(|session| Ok(format!("{:?}", session.key()))).await.body, "Some(\"ada\")");
+}
+
+async fn p06_a_rework_that_lost_without_grace_gives_no_dead_id(store: Store) {
+    let sessions = store.sessions_with(Options { rework_grace: Some(Duration::ZERO), ..Options::default() });
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    let grace = Some(Duration::ZERO);
+    let (other, same) = (store.sessions_with(Options { rework_grace: grace, ..Options::default() }), id.clone());
+    store.first(Verb::Update, move || {
+        let (other, same) = (other.clone(), same.clone());
+        async move { drop(other.rework(&same).await.unwrap()) }
+    });
+    match sessions.rework(&id).await {
+        Ok(id) => assert!(sessions.get(&id).await.unwrap().is_some(), "the new ID is dead: the user is signed out"),
+        Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound),
+    }
+}
+
+#[derive(Clone)]
+struct Counting(Arc<AtomicUsize>);
+
+impl Serializer for Counting {
+    fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError> {
+        Ok(serde_json::to_vec(data)?)
+    }
+    fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+        self.0.fetch_add(1, SeqCst);
+        Ok(serde_json::from_slice(bytes)?)
+    }
+}
+
+#[tokio::test]
+async fn p03_a_wrong_secret_is_refused_before_any_data_is_read() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    let sessions = MemorySessions::builder().serializer(Counting(reads.clone())).build().unwrap();
+    let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    let wrong = format!("{}.{}", id.as_str().rsplit_once('.').unwrap().0, "A".repeat(43));
+    assert!(sessions.get(&wrong).await.unwrap().is_none());
+    assert_eq!(reads.load(SeqCst), 0, "a stranger's request reads the data of a session");
+}
+
+#[tokio::test]
+async fn p03_a_wrong_secret_is_unknown_even_if_the_data_is_unreadable() {
+    struct Broken;
+    impl Serializer for Broken {
+        fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError> {
+            Ok(serde_json::to_vec(data)?)
+        }
+        fn read(&self, _: &[u8]) -> Result<Data, BoxError> {
+            Err("broken".into())
+        }
+    }
+    let sessions = MemorySessions::builder().serializer(Broken).build().unwrap();
+    let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    let wrong = format!("{}.{}", id.as_str().rsplit_once('.').unwrap().0, "A".repeat(43));
+    let got = sessions.get(&wrong).await.map(|data| data.is_some()).map_err(|error| error.kind());
+    assert_eq!(got, Ok(false));
+}
+
+async fn p07_what_a_handler_reads_after_bind_and_clear_is_what_is_written(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({"n": 7}))).await.ok();
+    let seen = client.does(|session| {
+        session.bind("ada");
+        session.clear();
+        Ok(format!("{:?}", session.get::<u64>("n")?))
+    });
+    let seen = seen.await.ok().body;
+    assert_eq!(client.n().await, seen);
+}
+
+async fn p07_a_ttl_recorded_before_a_login_as_another_user_is_dropped(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let login = client.does(|session| {
+        session.set_ttl(Duration::from_secs(20 * 3600));
+        session.bind("grace");
+        Ok(())
+    });
+    login.await.ok();
+    store.pass(Duration::from_secs(3600));
+    let key = client.does(|session| Ok(format!("{:?}", session.key()))).await.body;
+    assert_eq!(key, "None", "an hour idle, and the user is still signed in");
+}
+
+#[tokio::test]
+async fn p07_a_logout_with_a_flash_beside_bind_does_not_overwrite_the_logins_cookie() {
+    for clear in [false, true] {
+        let store = Store::memory().await;
+        let client = Client::new(&store.layer());
+        client.does(|session| session.insert("cart", 1)).await.ok();
+        let slow = client.thief();
+        let answer = slow.visit(async |session: Session| {
+            let login = client.does(|session| {
+                session.bind("ada");
+                Ok(())
+            });
+            login.await.ok().new_id().unwrap();
+            if clear {
+                session.clear()
+            } else {
+                session.delete()
+            }
+            session.insert("flash", "bye")
+        });
+        answer.await.ok().sets_no_cookie();
+    }
+}
+
+async fn p07_a_login_after_a_save_that_said_not_found_does_not_take_the_dead_sessions_data_along(store: Store) {
+    let sessions = store.sessions();
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({"card": 4111}))).await.ok();
+    let answer = client.visit(async |session: Session| {
+        sessions.clear("ada").await?;
+        session.insert("n", 1)?;
+        assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::NotFound);
+        session.bind("grace");
+        Ok(())
+    });
+    answer.await.ok().new_id().unwrap();
+    let names = client.does(|session| Ok(session.data()?.names().collect::<Vec<_>>().join(",")));
+    assert_eq!(names.await.body, "", "grace sees what ada had in her session");
+}
+
+async fn p07_what_was_recorded_before_bind_to_another_user_is_dropped_also_with_clear(store: Store) {
+    let client = Client::new(&store.layer());
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let answer = client.does(|session| {
+        session.insert("card", 4111)?;
+        session.bind("grace");
+        session.clear();
+        assert!(session.data()?.is_empty());
+        Ok(())
+    });
+    answer.await.ok().new_id().unwrap();
+    let names = client.does(|session| Ok(session.data()?.names().collect::<Vec<_>>().join(",")));
+    assert_eq!(names.await.body, "");
 }

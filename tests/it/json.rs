@@ -87,7 +87,7 @@ async fn a_session_outlives_a_restart_with_everything_it_has() {
 }
 
 #[tokio::test]
-async fn time_goes_on_while_nothing_runs() {
+async fn p18_time_goes_on_while_nothing_runs() {
     let folder = Folder::new();
     let clock = Clock::manual();
     let start = || builder(folder.file()).clock(clock.clone()).open();

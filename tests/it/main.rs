@@ -30,9 +30,9 @@ mod manifest;
 mod memory;
 mod module;
 mod parsers;
+mod promises;
 #[cfg(feature = "redis")]
 mod redis;
-mod regressions;
 mod secrets;
 mod streams;
 mod time;

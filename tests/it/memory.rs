@@ -1,6 +1,12 @@
 //! The bounds of the memory backend.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 
 use axum::body::Bytes;
 use jam_session::{Backend, Clock, ErrorKind, MemorySessions, Outcome, Record, SessionLayer};
@@ -63,7 +69,7 @@ async fn p19_bytes_are_bounded_too() {
 }
 
 #[tokio::test]
-async fn what_it_holds_is_counted_whatever_happens() {
+async fn p19_what_it_holds_is_counted_whatever_happens() {
     let sessions = MemorySessions::new();
     let backend = sessions.backend();
     let record = |version, size| Record {
@@ -138,4 +144,97 @@ async fn p19_a_million_anonymous_visits_leave_nothing() {
         sessions.list(format!("user{i}")).await.unwrap();
     }
     assert_eq!((sessions.backend().sessions(), sessions.backend().bytes()), (0, 0));
+}
+
+#[tokio::test]
+async fn p19_a_full_memory_still_signs_out_and_rewrites() {
+    let sessions = MemorySessions::builder().max_bytes(64 * 1024).build().unwrap();
+    let mut ids = Vec::new();
+    let mut i = 0;
+    while let Ok(id) = sessions.create(format!("user{i}"), json!({"n": 1000})).await {
+        ids.push(id);
+        i += 1;
+    }
+    let smaller = sessions.update(&ids[0], json!({"n": 1})).await.map_err(|error| error.kind());
+    let revoked = sessions.revoke("user2", ids[2].as_str().split('.').nth(1).unwrap()).await.map_err(|e| e.kind());
+    let deleted = sessions.delete(&ids[1]).await.map_err(|error| error.kind());
+    assert_eq!((smaller, revoked, deleted), (Ok(()), Ok(true), Ok(())));
+}
+
+#[tokio::test]
+async fn p19_a_write_that_does_not_grow_evicts_nobody() {
+    let sessions = MemorySessions::builder().max_bytes(64 * 1024).build().unwrap();
+    let layer = SessionLayer::new(sessions.clone());
+    let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    let mut before = 0;
+    loop {
+        Client::new(&layer).does(|session| session.insert("n", 1)).await.ok();
+        let now = sessions.backend().sessions();
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    for n in 2..9 {
+        sessions.update(&id, json!({"n": n})).await.unwrap();
+    }
+    assert_eq!(sessions.backend().sessions(), before);
+}
+
+#[tokio::test]
+async fn p19_an_anonymous_session_does_not_evict_itself_by_a_write() {
+    let sessions = MemorySessions::builder().max_bytes(8 * 1024).build().unwrap();
+    let client = Client::new(&SessionLayer::new(sessions.clone()));
+    client.does(|session| session.insert("x", "x".repeat(4000))).await.ok();
+    client.does(|session| session.insert("x", "y".repeat(4000))).await.ok();
+    let x = client.does(|session| Ok(format!("{:?}", session.get::<String>("x")?.map(|x| x.len())))).await.body;
+    assert_eq!(x, "Some(4000)");
+}
+
+#[tokio::test]
+async fn p19_what_cannot_fit_beside_the_keyed_ones_evicts_nobody() {
+    let sessions = MemorySessions::builder().max_bytes(256 * 1024).build().unwrap();
+    let layer = SessionLayer::new(sessions.clone());
+    sessions.create("ada", json!({"x": "x".repeat(150_000)})).await.unwrap();
+    let visitors: Vec<_> = (0..20).map(|_| Client::new(&layer)).collect();
+    for visitor in &visitors {
+        visitor.does(|session| session.insert("n", 1)).await.ok();
+    }
+    let before = sessions.backend().sessions();
+    // 150 KB can never fit beside the first 150 KB, which never give way.
+    assert!(sessions.create("grace", json!({"x": "x".repeat(150_000)})).await.is_err());
+    assert_eq!(sessions.backend().sessions(), before);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn p19_a_keyed_session_gets_in_while_anonymous_ones_come_and_go() {
+    let sessions = MemorySessions::builder().max_sessions(3).build().unwrap();
+    let stop = Arc::new(AtomicUsize::new(0));
+    let visitors: Vec<_> = (0..4)
+        .map(|t| {
+            let (sessions, stop) = (sessions.clone(), stop.clone());
+            tokio::task::spawn_blocking(move || {
+                let mut i = 0_u64;
+                while stop.load(SeqCst) == 0 {
+                    i += 1;
+                    let id = format!("{t}-{i:020}").parse().unwrap();
+                    let record = Record { id, version: 1, ttl: Duration::from_secs(9), payload: Vec::new().into() };
+                    let _ = futures_util::FutureExt::now_or_never(sessions.backend().create(record)).unwrap();
+                }
+            })
+        })
+        .collect();
+    let (tries, mut refused) = (1000, 0);
+    for _ in 0..tries {
+        match sessions.create("ada", json!({})).await {
+            Ok(id) => sessions.delete(&id).await.unwrap_or_default(),
+            Err(_) => refused += 1,
+        }
+        sessions.clear("ada").await.unwrap();
+    }
+    stop.store(1, SeqCst);
+    for visitor in visitors {
+        visitor.await.unwrap();
+    }
+    assert_eq!(refused, 0, "of {tries} logins, with at most one keyed session of three");
 }

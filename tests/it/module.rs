@@ -8,7 +8,7 @@ use serde_json::json;
 use crate::{
     client::Client,
     on_every_store,
-    store::{Options, Store},
+    store::{Options, Store, record_id},
 };
 
 on_every_store! {
@@ -281,7 +281,7 @@ async fn a_serializer_that_fails_loses_nothing_and_tells_nothing() {
 }
 
 #[tokio::test]
-async fn a_record_of_another_serializer_is_unreadable() {
+async fn p11_a_record_of_another_serializer_is_unreadable() {
     // Accepting the other format would be a way around a serializer that encrypts or signs.
     let store = Store::memory().await;
     let plain = store.sessions();
@@ -291,4 +291,18 @@ async fn a_record_of_another_serializer_is_unreadable() {
     assert_eq!(own.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);
     let id = own.create("ada", json!({})).await.unwrap();
     assert_eq!(plain.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);
+}
+
+#[tokio::test]
+async fn p17_a_session_of_the_largest_size_can_be_ended_and_rotated() {
+    let size = {
+        let sessions = MemorySessions::new();
+        let id = sessions.create("ada", json!({})).await.unwrap();
+        sessions.backend().load(record_id(id.as_str())).await.unwrap().unwrap().payload.len()
+    };
+    let sessions = MemorySessions::builder().max_size(size).build().unwrap();
+    let id = sessions.create("ada", json!({})).await.unwrap();
+    let rotated = sessions.rework(&id).await.map(drop).map_err(|error| error.kind());
+    let deleted = sessions.delete(&id).await.map_err(|error| error.kind());
+    assert_eq!((rotated, deleted), (Ok(()), Ok(())));
 }

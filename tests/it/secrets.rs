@@ -167,7 +167,7 @@ async fn p13_a_keyring_adds_nothing_to_logs_and_errors() {
 }
 
 #[tokio::test]
-async fn a_stolen_store_signs_nobody_in() {
+async fn p13_a_stolen_store_signs_nobody_in() {
     let store = Store::memory().await;
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();

@@ -8,7 +8,8 @@ use std::{
 };
 
 use jam_session::{
-    AnyBackend, Backend, Builder, Clock, JsonSessions, Keyring, MemorySessions, Outcome, SessionLayer, Sessions,
+    AnyBackend, Backend, Builder, Clock, JsonSessions, Keyring, MemorySessions, Outcome, RecordId, SessionLayer,
+    Sessions,
     conformance::{Answer, Fault, Faults, Faulty, Verb},
 };
 
@@ -286,4 +287,9 @@ pub fn knows_updates(faults: &Faults) {
 pub fn stays_open(faults: &Faults) {
     faults.always(Verb::Close, Fault::Before);
     faults.always(Verb::Close, Fault::change(|_, _| ready(Ok(Answer::Close))));
+}
+
+/// The name in the store of the session with that ID.
+pub fn record_id(id: &str) -> RecordId {
+    id.rsplit_once('.').unwrap().0.parse().unwrap()
 }

@@ -1,6 +1,6 @@
 //! Responses that go on after they have left: streams, server-sent events, WebSockets.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
     Router,
@@ -11,7 +11,10 @@ use axum::{
 };
 use http::Request;
 use http_body_util::BodyExt;
-use jam_session::{ErrorKind, Session, SessionLayer};
+use jam_session::{
+    ErrorKind, Session, SessionLayer,
+    conformance::{Fault, Verb},
+};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,12 +22,16 @@ use tokio::{
 };
 use tower::{Layer, ServiceExt, service_fn};
 
-use crate::{client::Client, on_every_store, store::Store};
+use crate::{
+    client::{Client, increment},
+    on_every_store,
+    store::{Options, Store},
+};
 
 on_every_store! {
     a_stream_commits_when_it_begins_and_saves_later,
     what_would_need_a_cookie_is_an_error_once_the_response_has_left,
-    a_session_may_end_in_a_stream,
+    p04_a_session_may_end_in_a_stream,
     who_first_looks_after_the_response_finds_the_session_and_no_cookie,
     a_websocket_saves,
 }
@@ -166,7 +173,7 @@ async fn who_first_looks_after_the_response_finds_the_session_and_no_cookie(stor
     }
 }
 
-async fn a_session_may_end_in_a_stream(store: Store) {
+async fn p04_a_session_may_end_in_a_stream(store: Store) {
     let (layer, sessions) = (store.layer(), store.sessions());
     let client = Client::new(&layer);
     client.does(|session| session.create("ada", json!({}))).await.ok();
@@ -219,4 +226,27 @@ async fn a_websocket_saves(store: Store) {
     assert_eq!(Bytes::from(answer), "Ok(()) Err(ResponseSent)");
     assert_eq!(client.does(|session| Ok(session.get::<String>("said")?.unwrap())).await.body, "hi");
     server.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn p09_a_stream_saves_again_once_the_store_is_back() {
+    let store = Store::memory().await;
+    let options = Options { request_time: Some(Duration::from_secs(1)), ..Options::default() };
+    let client = Client::new(&store.layer_with(options));
+    client.does(|session| session.insert("n", 0)).await.ok();
+    let mut kept = None;
+    let keep = &mut kept;
+    let answer = client.visit(async |session: Session| {
+        *keep = Some(session);
+        Ok(())
+    });
+    answer.await.ok();
+    let stream = kept.unwrap();
+    increment(&stream).unwrap();
+    store.faults.next(Verb::Update, Fault::Hang);
+    assert_eq!(stream.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
+    // The backend is back, and answers when it is asked a second time, as a network does.
+    store.first(Verb::Update, tokio::task::yield_now);
+    let last = stream.save().await;
+    assert!(last.is_ok(), "{last:?}");
 }

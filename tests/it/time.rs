@@ -1,10 +1,10 @@
 //! Idle time, deadline, and how often the backend hears of use.
 
-use std::time::Duration;
+use std::{future::ready, time::Duration};
 
 use jam_session::{
-    Backend, ErrorKind, Session, SessionLayer,
-    conformance::{Fault, Verb},
+    Backend, ErrorKind, Record, Session, SessionLayer,
+    conformance::{Answer, Fault, Verb},
 };
 use serde_json::json;
 
@@ -28,6 +28,9 @@ on_every_store! {
     p18_a_touch_that_fails_is_nobodys_problem,
     p18_clocks_that_differ_do_not_touch_idle_times,
     last_seen_is_told_as_far_as_it_is_known,
+    p18_an_endless_time_to_live_does_not_break_the_list,
+    p18_max_age_is_counted_when_the_response_leaves,
+    p18_a_login_does_not_inherit_the_idle_time_of_the_visitor,
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -294,4 +297,49 @@ async fn read(store: &Store, id: &jam_session::SessionId) {
     client.set_id(id.as_str());
     client.visit(async |session: Session| Ok(session.key().unwrap())).await.ok();
     sessions.close().await.unwrap();
+}
+
+async fn p18_an_endless_time_to_live_does_not_break_the_list(store: Store) {
+    let sessions = store.sessions();
+    let endless = |record| Record { ttl: Duration::MAX, ..record };
+    store.faults.always(
+        None,
+        Fault::change(move |_, answer| {
+            ready(answer.map(|answer| match answer {
+                Answer::Load(record) => Answer::Load(record.map(endless)),
+                Answer::List(records) => Answer::List(records.into_iter().map(endless).collect()),
+                other => other,
+            }))
+        }),
+    );
+    sessions.create("ada", json!({})).await.unwrap();
+    let task = tokio::spawn(async move { sessions.list("ada").await.map(|list| list.len()) });
+    assert!(task.await.is_ok(), "the page that lists the sessions panics");
+}
+
+async fn p18_max_age_is_counted_when_the_response_leaves(store: Store) {
+    let options = Options { anonymous_lifetime: Some(Duration::from_secs(1000)), ..Options::default() };
+    let client = Client::new(&store.layer_with(options));
+    let answer = client.visit(async |session: Session| {
+        session.insert("n", 1)?;
+        session.save().await?;
+        store.pass(Duration::from_secs(600));
+        Ok(())
+    });
+    let answer = answer.await.ok();
+    assert!(answer.set_cookies()[0].contains("Max-Age=400"), "{:?}", answer.set_cookies());
+}
+
+async fn p18_a_login_does_not_inherit_the_idle_time_of_the_visitor(store: Store) {
+    let client = Client::new(&store.layer());
+    let cart = client.does(|session| {
+        session.insert("cart", 1)?;
+        session.set_ttl(Duration::from_secs(20 * 3600));
+        Ok(())
+    });
+    cart.await.ok();
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    store.pass(Duration::from_secs(3600));
+    let key = client.does(|session| Ok(format!("{:?}", session.key()))).await.body;
+    assert_eq!(key, "None", "an hour idle, and the user is still signed in");
 }

@@ -39,7 +39,7 @@ async fn count(client: &Client) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_increments_at_two_processes_are_a_thousand() {
+async fn p05_a_thousand_increments_at_two_processes_are_a_thousand() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
     let layer = async || SessionLayer::new(patient(RedisSessions::builder(server.uri())).connect().await.unwrap());
@@ -51,7 +51,7 @@ async fn a_thousand_increments_at_two_processes_are_a_thousand() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_was_answered_with_success_counts_once_also_when_answers_are_lost() {
+async fn p05_what_was_answered_with_success_counts_once_also_when_answers_are_lost() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
     let proxy = Arc::new(Proxy::before(&server.address).await);
@@ -81,7 +81,7 @@ async fn what_was_answered_with_success_counts_once_also_when_answers_are_lost()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_redis_is_away_only_those_are_refused_who_need_it_and_nobody_is_signed_out() {
+async fn p09_while_redis_is_away_only_those_are_refused_who_need_it_and_nobody_is_signed_out() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
     let brief = || RedisSessions::builder(server.uri()).deadline(Duration::from_millis(200));
@@ -114,7 +114,7 @@ async fn while_redis_is_away_only_those_are_refused_who_need_it_and_nobody_is_si
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_request_at_one_process_revives_nothing_that_another_has_ended() {
+async fn p04_a_slow_request_at_one_process_revives_nothing_that_another_has_ended() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
     let connect = async || patient(RedisSessions::builder(server.uri())).connect().await.unwrap();

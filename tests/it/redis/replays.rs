@@ -415,7 +415,7 @@ fn count_of(there: &Record) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_increment_counts_once_although_answers_are_lost() {
+async fn p05_each_increment_counts_once_although_answers_are_lost() {
     let Some(binary) = binaries().into_iter().next() else { return };
     for (writers, steps, pace) in [(8, 75, Pace::InRounds), (10, 100, Pace::Free)] {
         let server = Process::start(&binary, &[]);
