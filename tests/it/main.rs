@@ -26,6 +26,7 @@ mod http;
 mod identity;
 mod json;
 mod login;
+mod logins;
 mod manifest;
 mod memory;
 mod module;
@@ -33,6 +34,7 @@ mod parsers;
 mod promises;
 #[cfg(feature = "redis")]
 mod redis;
+mod rotation;
 mod secrets;
 mod streams;
 mod time;

@@ -1,4 +1,4 @@
-//! The stores that tests run on, spied upon; and the options that tests set.
+//! The stores that tests run on, each behind a `Faulty`; and the options that tests set.
 
 use std::{
     collections::HashSet,
