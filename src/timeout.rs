@@ -1,9 +1,8 @@
-//! Waiting, but not for ever.
+//! Timeouts: waiting for a future, but not for ever.
 
 use std::{
-    future::poll_fn,
     pin::{Pin, pin},
-    task::Poll,
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -12,37 +11,44 @@ use tokio::{
     time::{Sleep, sleep},
 };
 
-/// Waits for that work, and no longer than `limit` says; `None` if that was too short.
+/// Waits for `work` for no longer than `limit` says, and returns `None` if that was too short.
 ///
-/// What is ready at once needs no clock, and a store in this process mostly is. The limit begins when the work is first
-/// found to take time.
-pub(crate) async fn within<T>(
-    limit: impl FnOnce() -> Duration,
-    mut work: Pin<&mut impl Future<Output = T>>,
-) -> Option<T> {
-    let mut limit = Some(limit);
-    let mut alarm = pin!(None::<Sleep>);
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = work.as_mut().poll(cx) {
+/// A future that is already ready needs no clock, and a store in this process mostly is. The limit begins when the work is
+/// first found to take time.
+pub(crate) fn within<F: Future, L: FnOnce() -> Duration + Unpin>(limit: L, work: Pin<&mut F>) -> Within<'_, F, L> {
+    Within { work, limit: Some(limit), alarm: None }
+}
+
+/// The future of [`within`]. It is small, because it is a part of every future that waits for a backend.
+pub(crate) struct Within<'a, F, L> {
+    work: Pin<&'a mut F>,
+    limit: Option<L>,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl<F: Future, L: FnOnce() -> Duration + Unpin> Future for Within<'_, F, L> {
+    type Output = Option<F::Output>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(output) = self.work.as_mut().poll(cx) {
             return Poll::Ready(Some(output));
         }
-        if let Some(limit) = limit.take() {
-            alarm.set(Some(sleep(limit())));
+        if let Some(limit) = self.limit.take() {
+            self.alarm = Some(Box::pin(sleep(limit())));
         }
-        match alarm.as_mut().as_pin_mut() {
+        match &mut self.alarm {
             // Also when the work has used up what tokio gives a task at a time.
-            Some(alarm) => pin!(unconstrained(alarm)).poll(cx).map(|()| None),
+            Some(alarm) => pin!(unconstrained(alarm.as_mut())).poll(cx).map(|()| None),
             None => Poll::Pending,
         }
-    })
-    .await
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::{
         future::{pending, ready},
-        task::{Context, Waker},
+        task::Waker,
     };
 
     use super::*;

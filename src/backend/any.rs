@@ -76,40 +76,41 @@ impl AnyBackend {
     }
 }
 
+// No `async fn`s: what the box has is not to be in a future around it, too, which is moved from call to call.
 impl Backend for AnyBackend {
-    async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        self.0.load(id).await
+    fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send {
+        self.0.load(id)
     }
 
-    async fn create(&self, record: Record) -> Result<bool> {
-        self.0.create(record).await
+    fn create(&self, record: Record) -> impl Future<Output = Result<bool>> + Send {
+        self.0.create(record)
     }
 
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        self.0.update(expected, record).await
+    fn update(&self, expected: i64, record: Record) -> impl Future<Output = Result<Outcome>> + Send {
+        self.0.update(expected, record)
     }
 
-    async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
-        self.0.touch(id, version, ttl).await
+    fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> impl Future<Output = Result<()>> + Send {
+        self.0.touch(id, version, ttl)
     }
 
-    async fn delete(&self, id: RecordId) -> Result<bool> {
-        self.0.delete(id).await
+    fn delete(&self, id: RecordId) -> impl Future<Output = Result<bool>> + Send {
+        self.0.delete(id)
     }
 
-    async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        self.0.list(owner).await
+    fn list(&self, owner: Owner) -> impl Future<Output = Result<Vec<Record>>> + Send {
+        self.0.list(owner)
     }
 
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        self.0.clear(owner, keep).await
+    fn clear(&self, owner: Owner, keep: Option<RecordId>) -> impl Future<Output = Result<u64>> + Send {
+        self.0.clear(owner, keep)
     }
 
     fn set_clock(&self, clock: Clock) {
         self.0.set_clock(clock);
     }
 
-    async fn close(&self) -> Result<()> {
-        self.0.close().await
+    fn close(&self) -> impl Future<Output = Result<()>> + Send {
+        self.0.close()
     }
 }

@@ -10,7 +10,9 @@ use crate::record::token::SessionId;
 /// What the cookie is called and where it goes. What is set is checked against all that was set before.
 #[derive(Clone, Debug)]
 pub(crate) struct CookieConfig {
-    name: Option<String>,
+    /// The name that was set, or else the strictest that the other options allow.
+    name: String,
+    chosen_name: Option<String>,
     path: String,
     domain: Option<String>,
     same_site: SameSite,
@@ -70,14 +72,8 @@ impl CookieConfig {
         sensitive(cookie.to_string())
     }
 
-    /// The one that was set, or else the strictest that the other options allow.
     pub(crate) fn name(&self) -> &str {
-        match &self.name {
-            Some(name) => name,
-            None if self.secure() && self.domain.is_none() && self.path == "/" => "__Host-id",
-            None if self.secure() => "__Secure-id",
-            None => "id",
-        }
+        &self.name
     }
 
     #[track_caller]
@@ -85,7 +81,7 @@ impl CookieConfig {
         let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         assert!(!name.is_empty() && name.len() <= MAX_NAME, "a cookie name must have 1 to {MAX_NAME} characters");
         assert!(name.bytes().all(is_token), "a cookie name must be a token of RFC 9110: no spaces, no separators");
-        self.name = Some(name.into_owned());
+        self.chosen_name = Some(name.into_owned());
         self.check();
     }
 
@@ -139,6 +135,12 @@ impl CookieConfig {
     /// The combinations that browsers refuse, which would be a session that nobody gets.
     #[track_caller]
     fn check(&mut self) {
+        self.name = match &self.chosen_name {
+            Some(name) => name.clone(),
+            None if self.secure() && self.domain.is_none() && self.path == "/" => "__Host-id".to_owned(),
+            None if self.secure() => "__Secure-id".to_owned(),
+            None => "id".to_owned(),
+        };
         let line = self.cookie("").to_string();
         self.attributes = line[self.name().len() + 1..].to_owned();
         if !self.secure() {
@@ -148,7 +150,7 @@ impl CookieConfig {
             );
             assert!(!self.partitioned, "a partitioned cookie needs secure(true): browsers drop the cookie otherwise");
         }
-        let name = self.name.as_deref().unwrap_or_default();
+        let name = self.chosen_name.as_deref().unwrap_or_default();
         // Browsers compare these prefixes without regard to case.
         let has_prefix =
             |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
@@ -179,7 +181,8 @@ impl CookieConfig {
 impl Default for CookieConfig {
     fn default() -> Self {
         let mut config = Self {
-            name: None,
+            name: String::new(),
+            chosen_name: None,
             path: "/".to_owned(),
             domain: None,
             same_site: SameSite::Lax,

@@ -11,7 +11,7 @@ use crate::{
         data::Data,
         id::{Owners, RecordId},
         keyring::{self, Keys, Opened},
-        parsed::{Body, Undecoded},
+        parsed::{Body, Parsed, Undecoded},
         text,
         value::Text,
     },
@@ -97,25 +97,29 @@ impl Codec {
             Some(keys) if keys.takes_plain(now) => (payload, keys.encrypts()),
             Some(_) => return Err(unreadable("a record is plain, and there is a keyring")),
         };
-        let contents = self.read_plain(id, plain, is_right)?;
-        Ok(contents.map(|contents| (contents, stale)))
+        // Each form is decoded where it was parsed: what they have in common is large to move.
+        match plain.first() {
+            Some(&binary::FORMAT) => match binary::read(id, plain) {
+                Some(mut parsed) => self.decode(id, plain, &mut parsed, stale, is_right),
+                None => Err(unreadable(UNKNOWN_FORMAT)),
+            },
+            Some(&text::FORMAT) => match text::read(id, plain) {
+                Some(mut parsed) => self.decode(id, plain, &mut parsed, stale, is_right),
+                None => Err(unreadable(UNKNOWN_FORMAT)),
+            },
+            _ => Err(unreadable(UNKNOWN_FORMAT)),
+        }
     }
 
-    fn read_plain(
+    fn decode(
         &self,
         id: RecordId,
         payload: &Bytes,
+        parsed: &mut Parsed<'_>,
+        stale: bool,
         is_right: impl FnOnce(&Undecoded<'_>) -> bool,
-    ) -> Result<Option<Contents>, Error> {
-        let parsed = match payload.first() {
-            Some(&binary::FORMAT) => binary::read(id, payload),
-            Some(&text::FORMAT) => text::read(id, payload),
-            _ => None,
-        };
-        let Some(parsed) = parsed else {
-            return Err(unreadable("a record is not in a format that this version reads"));
-        };
-        let contents = &parsed.contents;
+    ) -> Result<Option<(Contents, bool)>, Error> {
+        let contents = &mut parsed.contents;
         if parsed.namespace != self.owners.namespace() {
             return Err(unreadable("a record was written under another namespace or pepper"));
         }
@@ -142,9 +146,11 @@ impl Codec {
             }
             _ => return Err(unreadable("a record was written by another serializer")),
         };
-        Ok(Some(parsed.contents.with(key, data)))
+        Ok(Some((contents.take_with(key, data), stale)))
     }
 }
+
+const UNKNOWN_FORMAT: &str = "a record is not in a format that this version reads";
 
 fn unreadable(message: &'static str) -> Error {
     Error::new(ErrorKind::Unreadable, message)

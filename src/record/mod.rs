@@ -29,7 +29,7 @@ mod text;
 pub(crate) mod token;
 pub(crate) mod value;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::Deserialize;
@@ -126,12 +126,12 @@ impl<K, D> Contents<K, D> {
             .fold(self.hash.matches(secret), |opens, (hash, until)| opens | (hash.matches(secret) & (*until > now)))
     }
 
-    /// The same with another session key and other data.
-    fn with<L, E>(self, key: Option<L>, data: E) -> Contents<L, E> {
+    /// The same with another session key and other data. The previous secrets are moved there.
+    fn take_with<L, E>(&mut self, key: Option<L>, data: E) -> Contents<L, E> {
         Contents {
             key,
             hash: self.hash,
-            previous: self.previous,
+            previous: mem::take(&mut self.previous),
             created: self.created,
             signed_in: self.signed_in,
             written: self.written,

@@ -18,12 +18,12 @@ use crate::{
         change::Change,
         commit::{CookieChange, WriteId},
         origin::Origin,
-        pending::{Adopted, Pending, Rebase, Trigger},
+        pending::{Adopted, Pending, Trigger},
     },
     sessions::{
         background::{OnDrop, Permit},
         engine::Engine,
-        loaded::{Base, Loaded},
+        loaded::Base,
     },
     timeout::within,
 };
@@ -130,6 +130,7 @@ impl Driver {
         }
     }
 
+    #[inline]
     pub(crate) fn pending<T>(&self, run: impl FnOnce(&mut Pending) -> T) -> T {
         self.shared().pending(run)
     }
@@ -167,31 +168,49 @@ impl Driver {
     /// What the cookies lead to, and the ID that did if its cookie has to be encrypted again.
     async fn fetch(&self) -> Result<(Base, Option<Box<Credentials>>), Error> {
         let engine = self.engine();
-        let cookies = self.cookies.as_deref().unwrap_or_default();
-        let ids = cookies.split(';').filter_map(|text| engine.credentials(text)).take(MAX_COOKIES);
-        let mut found: Option<(Arc<Loaded>, _, _)> = None;
-        let mut otherwise = Base::Nothing;
-        for id in ids {
-            let hash = id.secret.hash();
-            match (engine.find(id.record, &hash).await?, &found) {
-                (Base::Live(loaded, _), None) => found = Some((loaded, id, hash)),
-                (Base::Live(loaded, _), Some((first, ..))) if loaded.id.owner() != first.id.owner() => {
+        // No iterator over them: it would be a part of the future, which is moved.
+        let (mut cookies, mut tried) = (self.cookies.as_deref(), 0);
+        let (mut best, mut stale) = (Base::Nothing, None);
+        while tried < MAX_COOKIES
+            && let Some(id) = self.next_credentials(&mut cookies)
+        {
+            tried += 1;
+            match (engine.find(&id).await?, &best) {
+                (Base::Live(loaded, _), Base::Live(first, _)) if loaded.id.owner() != first.id.owner() => {
                     // One of them was planted, and nothing tells which.
                     tracing::warn!("a request came with live sessions of different owners, and got none");
                     return Ok((Base::Nothing, None));
                 }
-                (Base::Replaced, _) => otherwise = Base::Replaced,
-                (Base::Unreadable(error), _) if matches!(otherwise, Base::Nothing) => {
-                    otherwise = Base::Unreadable(error)
+                // Of several sessions of one user the first counts.
+                (_, Base::Live(..)) => {}
+                (Base::Live(loaded, hash), _) => {
+                    // A client that came with a previous secret has the newest one on its way.
+                    stale = (id.stale && loaded.contents.hash.matches(&hash)).then(|| Box::new(id));
+                    best = Base::Live(loaded, hash);
                 }
-                (Base::Live(..) | Base::Unreadable(_) | Base::Nothing | Base::Gone(..), _) => {}
+                (Base::Replaced, _) => best = Base::Replaced,
+                (Base::Unreadable(error), Base::Nothing) => best = Base::Unreadable(error),
+                (Base::Unreadable(_) | Base::Nothing | Base::Gone(..), _) => {}
             }
         }
-        let Some((loaded, id, hash)) = found else { return Ok((otherwise, None)) };
-        engine.touch(&loaded);
-        // A client that came with a previous secret has the newest one on its way.
-        let stale = (id.stale && loaded.contents.hash.matches(&hash)).then(|| Box::new(id));
-        Ok((Base::Live(loaded, hash), stale))
+        if let Base::Live(loaded, _) = &best {
+            engine.touch(loaded);
+        }
+        Ok((best, stale))
+    }
+
+    /// The next ID in the cookies that are left.
+    fn next_credentials(&self, cookies: &mut Option<&str>) -> Option<Credentials> {
+        loop {
+            let (text, rest) = match (*cookies)?.split_once(';') {
+                Some((text, rest)) => (text, Some(rest)),
+                None => ((*cookies)?, None),
+            };
+            *cookies = rest;
+            if let Some(credentials) = self.engine().credentials(text) {
+                return Some(credentials);
+            }
+        }
     }
 
     /// A commit that, once begun, runs to its end.
@@ -252,24 +271,18 @@ impl Driver {
             if result.is_ok() {
                 *waited = Duration::ZERO;
             }
-            let (result, rebase) = self.pending(|pending| pending.finish(result));
-            if let Some(rebase) = rebase {
-                self.rebase(rebase);
-            }
+            let (result, adopted) = self.pending(|pending| pending.finish(result));
+            self.rebase(adopted);
             result?;
         }
         self.pending(|pending| pending.outcome(trigger))
     }
 
-    /// Runs a rebase, and takes its result for what there is. Closures of the application run here.
-    fn rebase(&self, mut rebase: Rebase) {
-        loop {
+    /// Applies the changes to another base, if there are any. Closures of the application run here, and are dropped here.
+    fn rebase(&self, mut adopted: Adopted) {
+        while let Adopted::After(mut rebase) = adopted {
             rebase.run();
-            match self.pending(|pending| pending.adopt(rebase)) {
-                // Dropped outside the lock: there is code of the application in it.
-                Adopted::Done(discarded) => return drop(discarded),
-                Adopted::More(more) => rebase = *more,
-            }
+            adopted = self.pending(|pending| pending.adopt(rebase));
         }
     }
 
@@ -278,9 +291,9 @@ impl Driver {
     /// The session is loaded once more, because the cookie of a login or a rotation that has answered since must stay.
     async fn renew_cookie(&self, waited: &mut Duration) {
         let Some(stale) = self.pending(Pending::stale) else { return };
-        let (engine, hash) = (self.engine(), stale.secret.hash());
-        match self.within_budget(waited, pin!(engine.find(stale.record, &hash))).await {
-            Ok(Base::Live(loaded, _)) if loaded.contents.hash.matches(&hash) => {
+        let engine = self.engine();
+        match self.within_budget(waited, pin!(engine.find(&stale))).await {
+            Ok(Base::Live(loaded, hash)) if loaded.contents.hash.matches(&hash) => {
                 let id = engine.id(stale.record, &stale.secret).ok();
                 let cookie = id.map(|id| CookieChange::Set(id, loaded.contents.deadline));
                 self.pending(|pending| pending.set_cookie(cookie));
@@ -316,6 +329,7 @@ impl Driver {
 }
 
 impl Shared {
+    #[inline]
     fn pending<T>(&self, run: impl FnOnce(&mut Pending) -> T) -> T {
         // No code of the application runs under the lock, so nothing can have stopped halfway.
         run(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))

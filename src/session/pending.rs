@@ -91,14 +91,15 @@ pub(crate) struct Rebase {
     discarded: Discarded,
 }
 
-/// What became of a [`Rebase`].
+/// Whether the base has become another one.
 pub(crate) enum Adopted {
-    Done(Discarded),
-    /// More was recorded while it ran, perhaps by a closure.
-    More(Box<Rebase>),
+    Done(#[allow(dead_code, reason = "it is there to be dropped outside the lock")] Discarded),
+    /// Not before this has run, because there are changes to apply to it.
+    After(Box<Rebase>),
 }
 
 impl Pending {
+    #[inline]
     pub(crate) fn new(cross_site: bool, response_sent: bool) -> Self {
         Self {
             authority: Authority::Visitor,
@@ -180,7 +181,7 @@ impl Pending {
     }
 
     /// Takes what the cookies of the request lead to. What was recorded before is applied to it.
-    pub(crate) fn load(&mut self, base: Base, stale: Option<Box<Credentials>>) -> Rebase {
+    pub(crate) fn load(&mut self, base: Base, stale: Option<Box<Credentials>>) -> Adopted {
         self.authority = match &base {
             Base::Live(_, secret) => Authority::Session(*secret),
             Base::Replaced => Authority::Superseded,
@@ -189,16 +190,15 @@ impl Pending {
         if stale.is_some() {
             self.stale = stale;
         }
-        self.rebase_on(base, false, Vec::new())
+        self.take_base(base, false, Vec::new())
     }
 
     /// Begins a commit: after a failure only the sign-outs are left. Returns whether there is anything to write.
     pub(crate) fn begin(&mut self, trigger: Trigger) -> (bool, Discarded) {
         // A commit that was interrupted by a panic may have written.
-        self.writing = match mem::replace(&mut self.writing, Writing::Nothing) {
-            Writing::InFlight(count, id, _) => Writing::Unknown(count, id),
-            writing => writing,
-        };
+        if let Writing::InFlight(count, id, _) = &self.writing {
+            self.writing = Writing::Unknown(*count, id.clone());
+        }
         let discarded = match trigger {
             Trigger::Failure => self.discard_all_but(Change::is_ending),
             Trigger::Save | Trigger::Response => Vec::new(),
@@ -230,42 +230,45 @@ impl Pending {
         Ok(Some(Commit { base: base.clone(), changes, staged, write_id, cross_site, response_sent }))
     }
 
-    /// Takes what became of the commit: written, perhaps written, or refused. A rebase has to follow if the base is another.
-    pub(crate) fn finish(&mut self, result: Result<Committed, Error>) -> (Result<(), Error>, Option<Rebase>) {
-        let writing = mem::replace(&mut self.writing, Writing::Nothing);
+    /// Takes what became of the commit: written, perhaps written, or refused.
+    pub(crate) fn finish(&mut self, result: Result<Committed, Error>) -> (Result<(), Error>, Adopted) {
+        let (count, is_retry) = (self.writing.count(), matches!(self.writing, Writing::InFlight(_, _, true)));
         match result {
             Ok(committed) => {
                 self.dropped |= committed.dropped;
                 self.cookie = committed.cookie.or(self.cookie.take());
-                let written = self.forget(writing.count());
+                let written = self.forget(count);
                 // What the first try has stored may be based on data that the handler never saw.
-                let rebased = committed.rebased || matches!(writing, Writing::InFlight(_, _, true));
-                (Ok(()), Some(self.rebase_on(committed.base, rebased, written)))
+                let rebased = committed.rebased || is_retry;
+                (Ok(()), self.take_base(committed.base, rebased, written))
             }
             Err(error) if error.kind() == ErrorKind::ResponseSent => {
-                let refused = self.forget(writing.count());
+                let refused = self.forget(count);
                 let base = self.base.clone().unwrap_or(Base::Nothing);
-                (Err(error), Some(self.rebase_on(base, true, refused)))
+                (Err(error), self.take_base(base, true, refused))
             }
             Err(error) => {
-                if let (Writing::InFlight(count, id, _), ErrorKind::Unavailable) = (writing, error.kind()) {
-                    self.writing = Writing::Unknown(count, id);
-                }
-                (Err(error), None)
+                self.writing = match mem::replace(&mut self.writing, Writing::Nothing) {
+                    Writing::InFlight(count, id, _) if error.kind() == ErrorKind::Unavailable => {
+                        Writing::Unknown(count, id)
+                    }
+                    _ => Writing::Nothing,
+                };
+                (Err(error), Adopted::Done(Vec::new()))
             }
         }
     }
 
-    /// Takes the result of a rebase, or gives it back if there is more to do.
-    pub(crate) fn adopt(&mut self, mut rebase: Rebase) -> Adopted {
+    /// Takes the result of a rebase, or gives it back if more was recorded while it ran, perhaps by a closure.
+    pub(crate) fn adopt(&mut self, mut rebase: Box<Rebase>) -> Adopted {
         if rebase.revision != self.revision {
             let mut discarded = rebase.discarded;
             discarded.append(&mut rebase.resolved);
-            return Adopted::More(Box::new(self.rebase_on(rebase.base, rebase.again, discarded)));
+            return self.take_base(rebase.base, rebase.again, discarded);
         }
         if rebase.seen < self.changes.len() {
             rebase.todo = self.changes[rebase.seen..].to_vec();
-            return Adopted::More(Box::new(rebase));
+            return Adopted::After(rebase);
         }
         self.base = Some(rebase.base);
         self.staged = rebase.staged;
@@ -318,10 +321,16 @@ impl Pending {
         self.stale.take().filter(|_| self.cookie.is_none())
     }
 
-    fn rebase_on(&self, base: Base, again: bool, discarded: Discarded) -> Rebase {
+    /// Another base: at once if there is nothing to apply to it.
+    fn take_base(&mut self, base: Base, again: bool, discarded: Discarded) -> Adopted {
         let staged = Staged::on_base(&base);
+        if self.changes.is_empty() {
+            (self.base, self.staged) = (Some(base), staged);
+            return Adopted::Done(discarded);
+        }
         let (resolved, todo) = (Vec::new(), self.changes.clone());
-        Rebase { base, staged, resolved, seen: 0, todo, again, revision: self.revision, discarded }
+        let revision = self.revision;
+        Adopted::After(Box::new(Rebase { base, staged, resolved, seen: 0, todo, again, revision, discarded }))
     }
 
     /// Takes out what the change will leave nothing of, so that a closure that fails is not in the way of a sign-out. What
@@ -358,7 +367,11 @@ impl Pending {
     /// Takes out the first changes: nothing more will be done with them.
     fn forget(&mut self, count: usize) -> Discarded {
         self.revision += 1;
-        self.changes.drain(..count.min(self.changes.len())).collect()
+        self.writing = Writing::Nothing;
+        if count >= self.changes.len() {
+            return mem::take(&mut self.changes);
+        }
+        self.changes.drain(..count).collect()
     }
 }
 
@@ -458,20 +471,17 @@ mod tests {
         }
     }
 
-    fn run(pending: &mut Pending, mut rebase: Rebase) {
-        loop {
+    fn run(pending: &mut Pending, mut adopted: Adopted) {
+        while let Adopted::After(mut rebase) = adopted {
             rebase.run();
-            match pending.adopt(rebase) {
-                Adopted::Done(_) => return,
-                Adopted::More(more) => rebase = *more,
-            }
+            adopted = pending.adopt(rebase);
         }
     }
 
     fn load(base: Base) -> Pending {
         let mut pending = Pending::new(false, false);
-        let rebase = pending.load(base, None);
-        run(&mut pending, rebase);
+        let adopted = pending.load(base, None);
+        run(&mut pending, adopted);
         pending
     }
 
@@ -480,10 +490,8 @@ mod tests {
     }
 
     fn finish(pending: &mut Pending, result: Result<Committed, Error>) -> Result<(), Error> {
-        let (result, rebase) = pending.finish(result);
-        if let Some(rebase) = rebase {
-            run(pending, rebase);
-        }
+        let (result, adopted) = pending.finish(result);
+        run(pending, adopted);
         result
     }
 
@@ -510,8 +518,8 @@ mod tests {
         stage(&mut pending, add("n", 2));
         stage(&mut pending, set("a", 1));
         assert_eq!(pending.data().err().unwrap().kind(), ErrorKind::NotLoaded);
-        let rebase = pending.load(loaded(1, data(json!({"n": 40}))), None);
-        run(&mut pending, rebase);
+        let adopted = pending.load(loaded(1, data(json!({"n": 40}))), None);
+        run(&mut pending, adopted);
         assert_eq!((seen(&pending, "n"), seen(&pending, "a")), (Some(42), Some(1)));
     }
 
@@ -644,13 +652,12 @@ mod tests {
         stage(&mut pending, add("n", 10));
         // Another request has written meanwhile.
         let committed = Committed { rebased: true, ..done(loaded(3, data(json!({"n": 6})))) };
-        let (_, rebase) = pending.finish(Ok(committed));
-        let mut rebase = rebase.unwrap();
+        let (_, Adopted::After(mut rebase)) = pending.finish(Ok(committed)) else { panic!("nothing is left to apply") };
         rebase.run();
         // A closure, or another clone, records more while the rebase runs.
         stage(&mut pending, set("late", 1));
-        let Adopted::More(rebase) = pending.adopt(rebase) else { panic!("it was not heard") };
-        run(&mut pending, *rebase);
+        let adopted = pending.adopt(rebase);
+        run(&mut pending, adopted);
         assert_eq!((seen(&pending, "n"), seen(&pending, "late")), (Some(16), Some(1)));
     }
 
@@ -658,11 +665,13 @@ mod tests {
     fn a_rebase_starts_again_when_a_sign_out_took_changes_out() {
         let mut pending = Pending::new(false, false);
         stage(&mut pending, set("a", 1));
-        let mut rebase = pending.load(loaded(1, data(json!({}))), None);
+        let Adopted::After(mut rebase) = pending.load(loaded(1, data(json!({}))), None) else {
+            panic!("it was not applied")
+        };
         rebase.run();
         stage(&mut pending, Change::Delete);
-        let Adopted::More(rebase) = pending.adopt(rebase) else { panic!("an undone change came back") };
-        run(&mut pending, *rebase);
+        let adopted = pending.adopt(rebase);
+        run(&mut pending, adopted);
         assert!(matches!(pending.changes[..], [Change::Delete]) && pending.staged().data.is_empty());
     }
 

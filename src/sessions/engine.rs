@@ -9,7 +9,7 @@ use tokio::{runtime::Handle, task::yield_now, time::timeout};
 use crate::{
     backend::{Backend, Outcome, any::AnyBackend},
     clock::millis,
-    error::{Error, ErrorKind},
+    error::{BoxError, Error, ErrorKind},
     random::random_version,
     record::{
         Contents, Record,
@@ -101,10 +101,13 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Loads the record of an ID. The secret is compared before anything else is done with it.
-    pub(crate) async fn find(&self, id: RecordId, secret: &SecretHash) -> Result<Base, Error> {
-        let Some(record) = self.load(id).await? else { return Ok(Base::Nothing) };
-        let now = self.now();
-        let opened = self.codec().read_if(id, &record.payload, now, |head| head.opens_with(secret, now));
+    pub(crate) async fn find(&self, credentials: &Credentials) -> Result<Base, Error> {
+        // Not by way of `load`: each future around another one is moved with it.
+        let Some(record) = self.backend.load(credentials.record).await.map_err(on_load)? else {
+            return Ok(Base::Nothing);
+        };
+        let (id, now, secret) = (credentials.record, self.now(), credentials.secret.hash());
+        let opened = self.codec().read_if(id, &record.payload, now, |head| head.opens_with(&secret, now));
         let (contents, stale) = match opened {
             Ok(Some(opened)) => opened,
             Ok(None) => {
@@ -119,13 +122,13 @@ impl<B: Backend> Engine<B> {
         let loaded = Loaded { id, version: record.version, ttl: record.ttl, contents, stale };
         Ok(match loaded {
             loaded if loaded.contents.ended => Base::Replaced,
-            loaded if loaded.is_live_at(now) => Base::Live(Arc::new(loaded), *secret),
+            loaded if loaded.is_live_at(now) => Base::Live(Arc::new(loaded), secret),
             _ => Base::Nothing,
         })
     }
 
     pub(crate) async fn load(&self, id: RecordId) -> Result<Option<Record>, Error> {
-        self.backend.load(id).await.map_err(|error| Error::backend("a session could not be loaded", error))
+        self.backend.load(id).await.map_err(on_load)
     }
 
     pub(crate) async fn list(&self, owner: Owner) -> Result<Vec<Record>, Error> {
@@ -204,12 +207,16 @@ impl<B: Backend> Engine<B> {
             if turn.is_none() {
                 turn = Some(self.shared.turns.take(loaded.id).await);
             }
-            let mut new = Loaded { version, ..Loaded::clone(&loaded) };
-            if !change(&mut new.contents)? {
-                return Ok(WriteOutcome::Done(loaded));
-            }
             let outcome = {
-                let mut write = pin!(self.write(&loaded, new));
+                // A block of its own: what is in it is not part of the future, which is moved.
+                let write = {
+                    let mut new = Loaded { version, ..Loaded::clone(&loaded) };
+                    if !change(&mut new.contents)? {
+                        return Ok(WriteOutcome::Done(loaded));
+                    }
+                    self.write(&loaded, new)
+                };
+                let mut write = pin!(write);
                 match within(|| MAX_TURN, write.as_mut()).await {
                     Some(outcome) => outcome?,
                     // Turns save conflicts, and nothing depends on them. A write that hangs does not keep the others waiting.
@@ -410,6 +417,10 @@ impl<B: Backend> Engine<B> {
         let left = contents.deadline.saturating_sub(now);
         Duration::from_millis(self.idle(contents).unwrap_or(u64::MAX).min(left).max(1))
     }
+}
+
+fn on_load(error: BoxError) -> Error {
+    Error::backend("a session could not be loaded", error)
 }
 
 /// Whether this text can be a session key.

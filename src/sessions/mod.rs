@@ -302,7 +302,7 @@ impl<B: Backend> Sessions<B> {
     }
 
     async fn find_by(&self, id: &Credentials) -> Result<Option<Arc<Loaded>>, Error> {
-        match self.0.find(id.record, &id.secret.hash()).await? {
+        match self.0.find(id).await? {
             Base::Live(loaded, _) => Ok(Some(loaded)),
             Base::Unreadable(error) => Err(error),
             Base::Nothing | Base::Replaced | Base::Gone(..) => Ok(None),
