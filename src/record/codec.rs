@@ -13,7 +13,7 @@ use crate::{
         keyring::{self, Keys, Opened},
         parsed::{Body, Parsed, Undecoded},
         text,
-        value::Text,
+        value::{Raw, Text},
     },
 };
 
@@ -37,18 +37,36 @@ pub(crate) enum Form {
 }
 
 impl Codec {
+    /// Checks that the serializer of the application, if there is one, writes a value.
+    ///
+    /// # Errors
+    /// `Data` if it does not.
+    pub(crate) fn check_value(&self, name: &Arc<str>, value: &Raw) -> Result<(), Error> {
+        if self.serializer.is_none() {
+            return Ok(());
+        }
+        let mut data = Data::default();
+        data.set(name, Arc::clone(value));
+        self.check_data(&data)
+    }
+
+    /// The same for all of the data.
+    pub(crate) fn check_data(&self, data: &Data) -> Result<(), Error> {
+        self.serialize(data).map(drop)
+    }
+
+    /// What the serializer of the application writes, if there is one.
+    fn serialize(&self, data: &Data) -> Result<Option<Vec<u8>>, Error> {
+        let written = self.serializer.as_ref().map(|serializer| serializer.write(data)).transpose();
+        written.map_err(|_| Error::new(ErrorKind::Data, "the serializer did not write a session"))
+    }
+
     /// # Errors
     /// `Data` if the serializer fails, `TooLarge` if the payload is too large, `Unavailable` if it is to be encrypted and the
     /// system has no random bytes.
     pub(crate) fn write(&self, id: RecordId, contents: &Contents) -> Result<Bytes, Error> {
-        let own = match &self.serializer {
-            // A tombstone has no data, and ending a session must not depend on a serializer.
-            Some(serializer) if !contents.ended => {
-                let own = serializer.write(&contents.data);
-                Some(own.map_err(|_| Error::new(ErrorKind::Data, "the serializer did not write a session"))?)
-            }
-            _ => None,
-        };
+        // A tombstone has no data, and ending a session must not depend on a serializer.
+        let own = if contents.ended { None } else { self.serialize(&contents.data)? };
         let (namespace, previous) = (self.owners.namespace(), &contents.previous);
         let (out, passing) = match self.form {
             Form::Binary => (binary::write(namespace, id, contents, own.as_deref()), binary::previous_len(previous)),

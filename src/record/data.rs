@@ -12,13 +12,17 @@ use std::{
 use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
-    de::DeserializeOwned,
-    ser::{Error as _, SerializeMap},
+    de::{DeserializeOwned, MapAccess, Visitor},
+    ser::SerializeMap,
 };
 
 use crate::{
     error::{Error, ErrorKind},
-    record::value::{Fields, Raw, Value, does_not_serialize, from_raw, to_raw},
+    record::{
+        strict,
+        transcode::{Json, ToJson},
+        value::{Fields, Raw, Value, from_raw, to_raw},
+    },
 };
 
 /// The data of a session: names and values, as in a JSON object.
@@ -70,12 +74,13 @@ impl Data {
 
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
-        self.fields().next().is_none()
+        Stored(&self.stored).all(|(name, _)| self.change(name) == Some(&None)) && self.added().next().is_none()
     }
 
-    /// Anything that serializes to a JSON object.
+    /// From anything that serializes to a JSON object.
     pub(crate) fn from_serialize(value: impl Serialize) -> Result<Self, Error> {
-        let json = serde_json::to_vec(&value).map_err(|_| does_not_serialize())?;
+        let mut json = Vec::new();
+        strict::write(&mut json, value)?;
         serde_json::from_slice::<Fields<'_>>(&json)
             .map(|fields| Self::from(&fields))
             .map_err(|_| Error::new(ErrorKind::Data, "the data of a session must serialize to a JSON object"))
@@ -134,7 +139,7 @@ impl Data {
 
     /// Names and values as they are now, in the order in which they were first written.
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        let stored = Stored(&self.stored).filter_map(|(name, stored)| {
+        let stored = self.last_stored().filter_map(|(name, stored)| {
             let value = match self.change(name) {
                 Some(value) => value.as_ref()?.as_bytes(),
                 None => stored,
@@ -166,6 +171,26 @@ impl Data {
             .iter()
             .filter_map(|(name, value)| Some((&**name, value.as_ref()?)))
             .filter(move |(name, _)| !is_stored(name))
+    }
+
+    /// The fields that were read, each name once. Of a name that is there twice, the last counts, as for JSON readers.
+    fn last_stored(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let many = Stored(&self.stored).nth(FEW).is_some();
+        let last: HashMap<_, _> =
+            Stored(&self.stored).take_while(|_| many).map(|(name, value)| (name, value.as_ptr())).collect();
+        let mut rest = Stored(&self.stored);
+        std::iter::from_fn(move || {
+            loop {
+                let (name, value) = rest.next()?;
+                let is_last = match many {
+                    true => last.get(name) == Some(&value.as_ptr()),
+                    false => Stored(rest.0).all(|(other, _)| other != name),
+                };
+                if is_last {
+                    return Some((name, value));
+                }
+            }
+        })
     }
 
     /// The value that was read.
@@ -331,8 +356,7 @@ impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.fields().count()))?;
         for (name, value) in self.fields() {
-            let value: serde_json::Value = serde_json::from_slice(value).map_err(S::Error::custom)?;
-            map.serialize_entry(name, &value)?;
+            map.serialize_entry(name, &Json(value))?;
         }
         map.end()
     }
@@ -340,12 +364,27 @@ impl Serialize for Data {
 
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let map = serde_json::Map::<String, serde_json::Value>::deserialize(deserializer)?;
-        let mut stored = Vec::new();
-        for (name, value) in &map {
-            push_field(&mut stored, name.as_bytes(), value.to_string().as_bytes());
+        struct Object;
+
+        impl<'de> Visitor<'de> for Object {
+            type Value = Data;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the data of a session, a map with names")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Data, A::Error> {
+                let (mut stored, mut value) = (Vec::new(), Vec::new());
+                while let Some(name) = map.next_key::<String>()? {
+                    value.clear();
+                    map.next_value_seed(ToJson(&mut value))?;
+                    push_field(&mut stored, name.as_bytes(), &value);
+                }
+                Ok(Data { stored: stored.into(), changed: None })
+            }
         }
-        Ok(Self { stored: stored.into(), changed: None })
+
+        deserializer.deserialize_map(Object)
     }
 }
 

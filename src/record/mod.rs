@@ -25,8 +25,10 @@ pub(crate) mod data;
 pub(crate) mod id;
 pub mod keyring;
 mod parsed;
+mod strict;
 mod text;
 pub(crate) mod token;
+mod transcode;
 pub(crate) mod value;
 
 use std::{fmt, mem, sync::Arc, time::Duration};
@@ -60,7 +62,8 @@ impl fmt::Debug for Record {
 
 /// Turns the data of a session into bytes and back. Default: `serde_json`.
 ///
-/// [`Data`] implements serde's traits, so that most formats take two lines:
+/// It must give back what it was given. [`Data`] implements serde's traits, so that most formats take two lines. To them, integers
+/// are `i64` or `u64`, and all other numbers are `f64`; a value with others is refused when it is written to the session.
 ///
 /// ```
 /// use jam_session::{BoxError, Data, Serializer};

@@ -14,7 +14,10 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    record::strict,
+};
 
 /// One value, as JSON.
 pub(crate) type Raw = Arc<str>;
@@ -37,8 +40,9 @@ impl Value {
 /// A value, as JSON.
 pub(crate) fn json(value: impl Serialize) -> Result<Raw, Error> {
     let mut out = Short::default();
-    serde_json::to_writer(&mut out, &value).map_err(|_| does_not_serialize())?;
-    std::str::from_utf8(out.bytes()).map(Raw::from).map_err(|_| does_not_serialize())
+    strict::write(&mut out, value)?;
+    let text = std::str::from_utf8(out.bytes());
+    text.map(Raw::from).map_err(|_| Error::new(ErrorKind::Data, "a value for the session is not written as text"))
 }
 
 /// A buffer that most values fit in.
@@ -94,10 +98,6 @@ pub(crate) fn from_raw<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Error> {
 
 pub(super) fn to_raw(json: &[u8]) -> Raw {
     Raw::from(std::str::from_utf8(json).unwrap_or("null"))
-}
-
-pub(super) fn does_not_serialize() -> Error {
-    Error::new(ErrorKind::Data, "a value for the session does not serialize to JSON")
 }
 
 /// A JSON object, one level deep, borrowed from the text it was read from.

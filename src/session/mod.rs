@@ -146,10 +146,17 @@ impl Session {
 
     /// Writes one value. A visitor without a session gets one. Writing a value that is already there does nothing.
     ///
+    /// A value that is accepted is read back equal: numbers to the last bit, integers up to 128 bits, strings, bytes, sequences
+    /// and maps. As in serde_json, a `Some` of something that is written as `null` is read back as `None`: `Some(None)`,
+    /// `Some(())`. A [`Serializer`](crate::Serializer) of the application takes integers that fit in an `i64` or a `u64`.
+    ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the value does not serialize.
+    /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is `NaN`
+    /// or infinite, more than 127 levels of nesting, or what the `Serializer` of the application does not write.
     pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
-        self.0.stage(Change::Set(name.into(), json(value)?))
+        let (name, value) = (name.into(), json(value)?);
+        self.0.engine().check_value(&name, &value)?;
+        self.0.stage(Change::Set(name, value))
     }
 
     /// Computes the new value from the old one. Concurrent `modify` calls never lose an update.
@@ -158,7 +165,9 @@ impl Session {
     /// `|n: Option<u64>| n.unwrap_or(0) + 1`.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if a value does not serialize, or the old one does not deserialize as a `T`.
+    /// [`Data`](crate::ErrorKind::Data) if the new value would be refused by [`insert`](Self::insert), or the old one does not
+    /// deserialize as a `T`. Before the session is [loaded](Self::load), the closure has not run yet, and such a value fails the
+    /// commit.
     pub fn modify<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
@@ -176,6 +185,9 @@ impl Session {
             let resolved = change.clone().resolve(&before);
             if let [Change::Failed(error)] = &resolved[..] {
                 return Err(error.clone());
+            }
+            if let [Change::Modify(name, _, Some(value))] = &resolved[..] {
+                self.0.engine().check_value(name, value)?;
             }
             let may_retry = tries.next().is_some();
             let staged = self.0.pending(|pending| {
@@ -233,9 +245,11 @@ impl Session {
     /// Names that this does not change keep what other requests write to them meanwhile.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if it does not serialize to an object, [`Unreadable`](crate::ErrorKind::Unreadable) if the record cannot be read.
+    /// [`Data`](crate::ErrorKind::Data) if it does not serialize to an object, or a value in it would be refused by
+    /// [`insert`](Self::insert); [`Unreadable`](crate::ErrorKind::Unreadable) if the record cannot be read.
     pub fn update(&self, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data)?;
+        self.0.engine().check_data(&data)?;
         self.0.pending(|pending| pending.replace(data)).map(drop)
     }
 
@@ -251,10 +265,13 @@ impl Session {
     /// Signs in with a new session that has only this data. The old ID ends.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the data does not serialize to an object.
+    /// [`Data`](crate::ErrorKind::Data) if the data does not serialize to an object, or a value in it would be refused by
+    /// [`insert`](Self::insert).
     #[doc(alias = "login", alias = "sign_in")]
     pub fn create(&self, key: impl Into<String>, data: impl Serialize) -> Result<(), Error> {
-        self.0.stage(Change::Create(key.into(), Data::from_serialize(data)?))
+        let data = Data::from_serialize(data)?;
+        self.0.engine().check_data(&data)?;
+        self.0.stage(Change::Create(key.into(), data))
     }
 
     /// Gives the session a new ID and keeps its data.

@@ -1,0 +1,283 @@
+//! The serializer of values: serde_json's, which also refuses what would not be read back equal.
+//!
+//! serde_json writes `NaN` and infinities as `null`, and nests as deep as it is told to, but reads no more than 127 levels.
+
+use std::{cell::Cell, io::Write};
+
+use serde::{
+    Serialize, Serializer,
+    ser::{
+        Error as _, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
+        SerializeTupleStruct, SerializeTupleVariant,
+    },
+};
+
+use crate::error::{Error, ErrorKind};
+
+/// Writes a value as JSON.
+///
+/// # Errors
+/// `Data`, with an explanation that shows nothing of the value.
+pub(super) fn write(out: impl Write, value: impl Serialize) -> Result<(), Error> {
+    let refused = Cell::new("a value for the session does not serialize to JSON");
+    let mut json = serde_json::Serializer::new(out);
+    // serde's own message can quote the value, and a value is not for logs.
+    value
+        .serialize(Strict { inner: &mut json, depth: 0, refused: &refused })
+        .map(drop)
+        .map_err(|_| Error::new(ErrorKind::Data, refused.get()))
+}
+
+/// A serializer, or one of its compounds, with the rules in front.
+struct Strict<'r, S> {
+    inner: S,
+    /// How many arrays and objects are around.
+    depth: u8,
+    /// Why, if a rule is broken.
+    refused: &'r Cell<&'static str>,
+}
+
+/// A value inside a compound, which is serialized under the same rules.
+struct Inside<'r, 'v, T: ?Sized> {
+    value: &'v T,
+    depth: u8,
+    refused: &'r Cell<&'static str>,
+}
+
+impl<T: Serialize + ?Sized> Serialize for Inside<'_, '_, T> {
+    fn serialize<S: Serializer>(&self, inner: S) -> Result<S::Ok, S::Error> {
+        self.value.serialize(Strict { inner, depth: self.depth, refused: self.refused })
+    }
+}
+
+impl<'r, S> Strict<'r, S> {
+    fn inside<'v, T: ?Sized>(&self, value: &'v T) -> Inside<'r, 'v, T> {
+        Inside { value, depth: self.depth, refused: self.refused }
+    }
+}
+
+impl<'r, S: Serializer> Strict<'r, S> {
+    fn refuse<T>(&self, why: &'static str) -> Result<T, S::Error> {
+        self.refused.set(why);
+        Err(S::Error::custom(why))
+    }
+
+    fn finite(&self, is_finite: bool) -> Result<(), S::Error> {
+        if is_finite {
+            return Ok(());
+        }
+        self.refuse("a value for the session has a number that is NaN or infinite, which JSON cannot hold")
+    }
+
+    /// Goes in by so many levels.
+    fn deeper(mut self, levels: u8) -> Result<Self, S::Error> {
+        self.depth += levels;
+        if self.depth > MAX_DEPTH {
+            return self
+                .refuse("a value for the session is nested deeper than 127 levels, which is too deep to be read");
+        }
+        Ok(self)
+    }
+
+    /// A compound of the inner serializer.
+    fn compound<C>(self, begin: impl FnOnce(S) -> Result<C, S::Error>) -> Result<Strict<'r, C>, S::Error> {
+        let Self { inner, depth, refused } = self;
+        Ok(Strict { inner: begin(inner)?, depth, refused })
+    }
+}
+
+/// Passes calls on as they are.
+macro_rules! pass {
+    ($($name:ident($($argument:ident: $type:ty),*))*) => {$(
+        fn $name(self, $($argument: $type),*) -> Result<S::Ok, S::Error> {
+            self.inner.$name($($argument),*)
+        }
+    )*};
+}
+
+impl<'r, S: Serializer> Serializer for Strict<'r, S> {
+    type Ok = S::Ok;
+    type Error = S::Error;
+    type SerializeSeq = Strict<'r, S::SerializeSeq>;
+    type SerializeTuple = Strict<'r, S::SerializeTuple>;
+    type SerializeTupleStruct = Strict<'r, S::SerializeTupleStruct>;
+    type SerializeTupleVariant = Strict<'r, S::SerializeTupleVariant>;
+    type SerializeMap = Strict<'r, S::SerializeMap>;
+    type SerializeStruct = Strict<'r, S::SerializeStruct>;
+    type SerializeStructVariant = Strict<'r, S::SerializeStructVariant>;
+
+    pass! {
+        serialize_bool(value: bool)
+        serialize_i8(value: i8)
+        serialize_i16(value: i16)
+        serialize_i32(value: i32)
+        serialize_i64(value: i64)
+        serialize_i128(value: i128)
+        serialize_u8(value: u8)
+        serialize_u16(value: u16)
+        serialize_u32(value: u32)
+        serialize_u64(value: u64)
+        serialize_u128(value: u128)
+        serialize_char(value: char)
+        serialize_str(value: &str)
+        serialize_none()
+        serialize_unit()
+        serialize_unit_struct(name: &'static str)
+        serialize_unit_variant(name: &'static str, index: u32, variant: &'static str)
+    }
+
+    fn serialize_f32(self, value: f32) -> Result<S::Ok, S::Error> {
+        self.finite(value.is_finite())?;
+        self.inner.serialize_f32(value)
+    }
+
+    fn serialize_f64(self, value: f64) -> Result<S::Ok, S::Error> {
+        self.finite(value.is_finite())?;
+        self.inner.serialize_f64(value)
+    }
+
+    fn serialize_bytes(self, value: &[u8]) -> Result<S::Ok, S::Error> {
+        self.deeper(1)?.inner.serialize_bytes(value)
+    }
+
+    fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
+        let value = self.inside(value);
+        self.inner.serialize_some(&value)
+    }
+
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, name: &'static str, value: &T) -> Result<S::Ok, S::Error> {
+        let value = self.inside(value);
+        self.inner.serialize_newtype_struct(name, &value)
+    }
+
+    fn serialize_newtype_variant<T: Serialize + ?Sized>(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+        value: &T,
+    ) -> Result<S::Ok, S::Error> {
+        let deeper = self.deeper(1)?;
+        let value = deeper.inside(value);
+        deeper.inner.serialize_newtype_variant(name, index, variant, &value)
+    }
+
+    fn serialize_seq(self, len: Option<usize>) -> Result<Self::SerializeSeq, S::Error> {
+        self.deeper(1)?.compound(|inner| inner.serialize_seq(len))
+    }
+
+    fn serialize_tuple(self, len: usize) -> Result<Self::SerializeTuple, S::Error> {
+        self.deeper(1)?.compound(|inner| inner.serialize_tuple(len))
+    }
+
+    fn serialize_tuple_struct(self, name: &'static str, len: usize) -> Result<Self::SerializeTupleStruct, S::Error> {
+        self.deeper(1)?.compound(|inner| inner.serialize_tuple_struct(name, len))
+    }
+
+    fn serialize_tuple_variant(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<Self::SerializeTupleVariant, S::Error> {
+        self.deeper(2)?.compound(|inner| inner.serialize_tuple_variant(name, index, variant, len))
+    }
+
+    fn serialize_map(self, len: Option<usize>) -> Result<Self::SerializeMap, S::Error> {
+        self.deeper(1)?.compound(|inner| inner.serialize_map(len))
+    }
+
+    fn serialize_struct(self, name: &'static str, len: usize) -> Result<Self::SerializeStruct, S::Error> {
+        self.deeper(1)?.compound(|inner| inner.serialize_struct(name, len))
+    }
+
+    fn serialize_struct_variant(
+        self,
+        name: &'static str,
+        index: u32,
+        variant: &'static str,
+        len: usize,
+    ) -> Result<Self::SerializeStructVariant, S::Error> {
+        self.deeper(2)?.compound(|inner| inner.serialize_struct_variant(name, index, variant, len))
+    }
+
+    fn collect_str<T: std::fmt::Display + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
+        self.inner.collect_str(value)
+    }
+
+    fn is_human_readable(&self) -> bool {
+        self.inner.is_human_readable()
+    }
+}
+
+macro_rules! elements {
+    ($($compound:ident: $element:ident)*) => {$(
+        impl<S: $compound> $compound for Strict<'_, S> {
+            type Ok = S::Ok;
+            type Error = S::Error;
+
+            fn $element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
+                let value = self.inside(value);
+                self.inner.$element(&value)
+            }
+
+            fn end(self) -> Result<S::Ok, S::Error> {
+                self.inner.end()
+            }
+        }
+    )*};
+}
+
+elements! {
+    SerializeSeq: serialize_element
+    SerializeTuple: serialize_element
+    SerializeTupleStruct: serialize_field
+    SerializeTupleVariant: serialize_field
+}
+
+macro_rules! fields {
+    ($($compound:ident)*) => {$(
+        impl<S: $compound> $compound for Strict<'_, S> {
+            type Ok = S::Ok;
+            type Error = S::Error;
+
+            fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), S::Error> {
+                let value = self.inside(value);
+                self.inner.serialize_field(name, &value)
+            }
+
+            fn skip_field(&mut self, name: &'static str) -> Result<(), S::Error> {
+                self.inner.skip_field(name)
+            }
+
+            fn end(self) -> Result<S::Ok, S::Error> {
+                self.inner.end()
+            }
+        }
+    )*};
+}
+
+fields! { SerializeStruct SerializeStructVariant }
+
+impl<S: SerializeMap> SerializeMap for Strict<'_, S> {
+    type Ok = S::Ok;
+    type Error = S::Error;
+
+    /// serde_json refuses what cannot be a key by itself, numbers that are not finite among it.
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), S::Error> {
+        self.inner.serialize_key(key)
+    }
+
+    fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
+        let value = self.inside(value);
+        self.inner.serialize_value(&value)
+    }
+
+    fn end(self) -> Result<S::Ok, S::Error> {
+        self.inner.end()
+    }
+}
+
+/// serde_json reads no deeper.
+const MAX_DEPTH: u8 = 127;

@@ -1,0 +1,256 @@
+//! JSON text in other formats and back, for a [`Serializer`](crate::Serializer) of the application.
+//!
+//! Not by way of `serde_json::Value`: it rounds large numbers, and with the feature `arbitrary_precision`, which any dependency
+//! can turn on, it makes every number a struct that only serde_json understands.
+
+use std::{fmt, str::from_utf8};
+
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor},
+    ser::{Error as _, SerializeMap},
+};
+use serde_json::value::RawValue;
+
+use crate::record::value::{Fields, Text};
+
+/// A value's JSON, which serializes as the value.
+///
+/// Integers are `i64` or `u64`, and other numbers `f64`: what does not fit is an error.
+pub(super) struct Json<'a>(pub(super) &'a [u8]);
+
+impl Serialize for Json<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        fn parsed<'a, T: Deserialize<'a>, E: serde::ser::Error>(json: &'a [u8]) -> Result<T, E> {
+            serde_json::from_slice(json).map_err(E::custom)
+        }
+
+        match self.0.first() {
+            Some(b'n') => serializer.serialize_unit(),
+            Some(b't') => serializer.serialize_bool(true),
+            Some(b'f') => serializer.serialize_bool(false),
+            Some(b'"') => serializer.serialize_str(&parsed::<Text<'_>, S::Error>(self.0)?.0),
+            Some(b'[') => {
+                let items: Vec<&RawValue> = parsed(self.0)?;
+                serializer.collect_seq(items.into_iter().map(|item| Json(item.get().as_bytes())))
+            }
+            Some(b'{') => {
+                let Fields(fields) = parsed(self.0)?;
+                if fields.iter().any(|(name, _)| name == NUMBER) {
+                    return Err(S::Error::custom("a name in an object is one that serde_json keeps for itself"));
+                }
+                let mut map = serializer.serialize_map(Some(fields.len()))?;
+                for (name, value) in fields {
+                    map.serialize_entry(&name, &Json(value.get().as_bytes()))?;
+                }
+                map.end()
+            }
+            _ => match from_utf8(self.0).ok().and_then(Number::parse) {
+                Some(Number::U64(number)) => serializer.serialize_u64(number),
+                Some(Number::I64(number)) => serializer.serialize_i64(number),
+                Some(Number::F64(number)) => serializer.serialize_f64(number),
+                None => Err(S::Error::custom("a number is neither an i64 nor a u64 nor exactly an f64")),
+            },
+        }
+    }
+}
+
+/// Writes the value that is deserialized behind what is there, as JSON.
+pub(super) struct ToJson<'a>(pub(super) &'a mut Vec<u8>);
+
+impl<'de> DeserializeSeed<'de> for ToJson<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl ToJson<'_> {
+    fn write<E: de::Error>(self, value: impl Serialize) -> Result<(), E> {
+        serde_json::to_writer(self.0, &value).map_err(E::custom)
+    }
+}
+
+impl<'de> Visitor<'de> for ToJson<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value that JSON can hold")
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
+        self.write(value)
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
+        self.write(value)
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
+        self.write(value)
+    }
+
+    fn visit_i128<E: de::Error>(self, value: i128) -> Result<(), E> {
+        self.write(value)
+    }
+
+    fn visit_u128<E: de::Error>(self, value: u128) -> Result<(), E> {
+        self.write(value)
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
+        if !value.is_finite() {
+            return Err(E::custom("a number is NaN or infinite"));
+        }
+        self.write(value)
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
+        self.write(value)
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.write(())
+    }
+
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
+        self.write(())
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.deserialize(deserializer)
+    }
+
+    fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        self.deserialize(deserializer)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
+        self.0.push(b'[');
+        let start = self.0.len();
+        loop {
+            let end = self.0.len();
+            if end > start {
+                self.0.push(b',');
+            }
+            if items.next_element_seed(ToJson(self.0))?.is_none() {
+                // There was no other one after the comma.
+                self.0.truncate(end);
+                self.0.push(b']');
+                return Ok(());
+            }
+        }
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let start = self.0.len();
+        while let Some(name) = map.next_key::<String>()? {
+            let is_first = self.0.len() == start;
+            if is_first && name == NUMBER {
+                let number: String = map.next_value()?;
+                let number: &RawValue = serde_json::from_str(&number).map_err(de::Error::custom)?;
+                self.0.extend_from_slice(number.get().as_bytes());
+                return Ok(());
+            }
+            self.0.push(if is_first { b'{' } else { b',' });
+            serde_json::to_writer(&mut *self.0, &name).map_err(de::Error::custom)?;
+            self.0.push(b':');
+            map.next_value_seed(ToJson(self.0))?;
+        }
+        self.0.extend_from_slice(if self.0.len() == start { b"{}" } else { b"}" });
+        Ok(())
+    }
+}
+
+/// A number, exactly.
+#[derive(Debug, PartialEq)]
+enum Number {
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+impl Number {
+    fn parse(text: &str) -> Option<Self> {
+        // serde_json takes a negative zero for a float, too.
+        if !text.contains(['.', 'e', 'E']) && text != "-0" {
+            return text.parse().map(Self::U64).or_else(|_| text.parse().map(Self::I64)).ok();
+        }
+        let number: f64 = text.parse().ok()?;
+        // As it would be written again: of two texts that are as short and as near, std takes another one.
+        let again = serde_json::to_string(&number).ok().filter(|_| number.is_finite())?;
+        (Decimal::parse(text)? == Decimal::parse(&again)?).then_some(Self::F64(number))
+    }
+}
+
+/// A number as its digits say it, without zeros in front and behind, and the power of ten of the last one.
+#[derive(PartialEq)]
+struct Decimal {
+    digits: String,
+    exponent: i64,
+}
+
+impl Decimal {
+    fn parse(text: &str) -> Option<Self> {
+        let (digits, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
+        let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
+        let all = [whole.trim_start_matches('-'), fraction].concat();
+        let digits = all.trim_end_matches('0');
+        let exponent: i64 = exponent.parse().ok()?;
+        let exponent = exponent.checked_sub(fraction.len() as i64)?.checked_add((all.len() - digits.len()) as i64)?;
+        let digits = digits.trim_start_matches('0').to_owned();
+        Some(Self { exponent: if digits.is_empty() { 0 } else { exponent }, digits })
+    }
+}
+
+/// As what serde_json gives numbers to others, with its feature `arbitrary_precision`: a map of this name and their text.
+const NUMBER: &str = "$serde_json::private::Number";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::{STEP, mix};
+
+    #[test]
+    fn every_float_is_exactly_what_serde_json_writes() {
+        let mut state = 1_u64;
+        for _ in 0..20_000 {
+            state = state.wrapping_add(STEP);
+            let bits = mix(state);
+            let (float, single) = (f64::from_bits(bits), f32::from_bits(bits as u32));
+            let json = |float: &dyn Fn() -> String, value: f64| {
+                if value.is_finite() {
+                    assert!(matches!(Number::parse(&float()), Some(Number::F64(_))), "{}", float());
+                }
+            };
+            json(&|| serde_json::to_string(&float).unwrap(), float);
+            json(&|| serde_json::to_string(&single).unwrap(), single.into());
+        }
+    }
+
+    #[test]
+    fn a_number_is_exact_or_none() {
+        for (text, number) in [
+            ("0", Some(Number::U64(0))),
+            ("-0", Some(Number::F64(-0.0))),
+            ("-1", Some(Number::I64(-1))),
+            ("18446744073709551615", Some(Number::U64(u64::MAX))),
+            ("-9223372036854775808", Some(Number::I64(i64::MIN))),
+            ("18446744073709551616", None),
+            ("-9223372036854775809", None),
+            ("0.09144338512092887", Some(Number::F64(0.09144338512092887))),
+            ("1.00e+2", Some(Number::F64(100.0))),
+            ("0.000E-5", Some(Number::F64(0.0))),
+            ("5e-324", Some(Number::F64(5e-324))),
+            ("1.7976931348623157e308", Some(Number::F64(f64::MAX))),
+            ("1e400", None),
+            ("1e-400", None),
+            ("0.1000000000000000055511151231257827", None),
+            ("9007199254740993.0", None),
+            ("1e99999999999999999999", None),
+        ] {
+            assert_eq!(Number::parse(text), number, "{text}");
+        }
+    }
+}
