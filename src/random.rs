@@ -1,4 +1,4 @@
-//! Randomness: bytes from the operating system, and SplitMix64 for numbers that nobody gains anything by guessing.
+//! Randomness: bytes from the operating system, and SplitMix64 for numbers that need not be secret.
 
 use std::{
     process,

@@ -61,6 +61,8 @@ impl Codec {
         written.map_err(|_| Error::new(ErrorKind::Data, "the serializer did not write a session"))
     }
 
+    /// Writes contents as a payload.
+    ///
     /// # Errors
     /// `Data` if the serializer fails, `TooLarge` if the payload is too large, `Unavailable` if it is to be encrypted and the
     /// system has no random bytes.
@@ -148,7 +150,7 @@ impl Codec {
         if !is_right(contents) {
             return Ok(None);
         }
-        // A session that its owner could not clear is nobody's.
+        // `clear` would not find a session under another owner.
         let (key, owner) = contents.key.as_ref().map(|Text(key)| self.owners.known(key)).unzip();
         if owner != id.owner() {
             return Err(unreadable("a record belongs to another session key"));

@@ -1,7 +1,7 @@
-//! What a session holds: a JSON object, parsed one level deep.
+//! The data of a session: a JSON object, parsed one level deep.
 //!
-//! A record keeps each value as JSON, and in front of it its name and the length of both. So nothing is parsed when a session
-//! is loaded; reading one value deserializes that value alone, and writing one copies the others as they are.
+//! A record keeps each value as JSON, behind its name and the lengths of both. So loading a session parses nothing, reading a value
+//! deserializes that value alone, and writing a value copies the others as they are.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,8 +27,8 @@ use crate::{
 
 /// The data of a session: names and values, as in a JSON object.
 ///
-/// It is read with [`get`](Self::get), and it serializes and deserializes like a map, for a
-/// [`Serializer`](crate::Serializer) of one's own. Its `Debug` shows no names and no values.
+/// [`get`](Self::get) reads a value. For a [`Serializer`](crate::Serializer) of the application, it serializes and deserializes
+/// like a map. Its `Debug` output shows no names and no values.
 ///
 /// ```
 /// # use jam_session::Data;
@@ -59,20 +59,20 @@ struct Changes {
 type Changed = (Arc<str>, Option<Raw>);
 
 impl Data {
-    /// The value of that name, or `None`.
+    /// Returns the value of that name, or `None`.
     ///
     /// # Errors
-    /// [`ErrorKind::Data`] if it does not deserialize as a `T`.
+    /// [`ErrorKind::Data`] if the value does not deserialize as a `T`.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         self.raw(name).map(from_raw).transpose()
     }
 
-    /// The names, in the order in which they were first written.
+    /// Returns each name once, in the order in which they were first written.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.fields().map(|(name, _)| name)
     }
 
-    /// Whether there is nothing in it.
+    /// Returns whether it has no values.
     pub fn is_empty(&self) -> bool {
         Stored(&self.stored).all(|(name, _)| self.change(name) == Some(&None)) && self.added().next().is_none()
     }
@@ -86,7 +86,7 @@ impl Data {
             .map_err(|_| Error::new(ErrorKind::Data, "the data of a session must serialize to a JSON object"))
     }
 
-    /// What [`write`](Self::write) wrote; `None` if that is not it.
+    /// Reads what [`write`](Self::write) wrote. `None` for anything else.
     pub(crate) fn read(stored: Bytes) -> Option<Self> {
         let mut rest = &stored[..];
         while !rest.is_empty() {
@@ -104,7 +104,7 @@ impl Data {
         if self.changed().is_empty() {
             return out.extend_from_slice(&self.stored);
         }
-        // What lies between two changes is copied at once.
+        // The bytes between two changes are copied at once.
         let (mut from, mut rest) = (&self.stored[..], &self.stored[..]);
         while let Some((name, _, after)) = take_field(rest) {
             if let Some(value) = self.change(name) {
@@ -122,7 +122,7 @@ impl Data {
         }
     }
 
-    /// How much [`write`](Self::write) appends.
+    /// How many bytes [`write`](Self::write) appends.
     pub(crate) fn len(&self) -> usize {
         let mut len = self.stored.len();
         if self.changed().is_empty() {
@@ -153,13 +153,13 @@ impl Data {
         self.changed.as_ref().map_or(&[], |changes| &changes.list)
     }
 
-    /// What was written to that name since, if anything was.
+    /// What was written to that name since it was read, if anything was.
     fn change(&self, name: &[u8]) -> Option<&Option<Raw>> {
         let changes = self.changed.as_ref()?;
         changes.place(name).map(|at| &changes.list[at].1)
     }
 
-    /// What was written since under new names.
+    /// What was written under new names since it was read.
     fn added(&self) -> impl Iterator<Item = (&str, &Raw)> {
         let many = self.changed().len() > FEW;
         let stored: HashSet<_> = Stored(&self.stored).take_while(|_| many).map(|(name, _)| name).collect();
@@ -195,7 +195,7 @@ impl Data {
 
     /// The value that was read.
     fn stored(&self, name: &str) -> Option<&[u8]> {
-        // The last: of a name written twice, that is what JSON readers take.
+        // Of a name that is there twice, the last counts, as for JSON readers.
         let named = |(stored, value): (_, _)| (stored == name.as_bytes()).then_some(value);
         Stored(&self.stored).filter_map(named).last()
     }
@@ -207,7 +207,7 @@ impl Data {
         }
     }
 
-    /// The value of that name, to be read whatever is written meanwhile.
+    /// The value of that name, which stays as it is when the name is written to.
     pub(crate) fn value(&self, name: &str) -> Option<Value> {
         match self.change(name.as_bytes()) {
             Some(value) => value.clone().map(Value::Changed),
@@ -227,17 +227,17 @@ impl Data {
         Arc::make_mut(self.changed.get_or_insert_default()).put(name, value);
     }
 
-    /// Whether both hold the same names with the same values, in whatever order.
+    /// Whether both hold the same names with the same values, in any order.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         if self.changed().len().max(other.changed().len()) <= FEW && self.stored == other.stored {
-            // Nearly always one was made from the other.
+            // The usual case: one was made from the other.
             let mut changed = self.changed().iter().chain(other.changed());
             return changed.all(|(name, _)| self.raw(name) == other.raw(name));
         }
         self.by_name() == other.by_name()
     }
 
-    /// Every name of this with its value, or with `None` where `other` alone has it: what turns `other` into this.
+    /// The changes that turn `other` into this: names with their new values, and `None` for those that are removed.
     pub(crate) fn difference_from(&self, other: &Self) -> Vec<(Arc<str>, Option<Raw>)> {
         let (mine, theirs) = (self.by_name(), other.by_name());
         let set = self.names().filter(|name| mine.get(name) != theirs.get(name));
@@ -259,7 +259,7 @@ impl Changes {
         }
         self.list.push((Arc::clone(name), value));
         if self.list.len() > FEW {
-            // All of them the first time, and one from then on.
+            // All of them the first time, and one each time after.
             let from = self.places.len();
             let new = self.list.iter().enumerate().skip(from).map(|(at, (name, _))| (Arc::clone(name), at));
             self.places.extend(new);
@@ -308,12 +308,12 @@ fn field_len(name: usize, value: usize) -> usize {
     len_len(name) + len_len(value) + name + value
 }
 
-/// How long a [length](push_len) gets.
+/// The number of bytes of a [length](push_len).
 pub(crate) fn len_len(len: usize) -> usize {
     (usize::BITS - (len | 1).leading_zeros()).div_ceil(7) as usize
 }
 
-/// A length: seven bits a byte, the lowest first, and the eighth for those that another one follows (LEB128).
+/// A length in LEB128: seven bits per byte, the lowest first. The eighth bit is set if another byte follows.
 pub(crate) fn push_len(out: &mut Vec<u8>, mut len: usize) {
     while len >= 0x80 {
         out.push(len as u8 | 0x80);
@@ -331,7 +331,7 @@ pub(crate) fn take_len(bytes: &[u8]) -> Option<(usize, &[u8])> {
     for (i, byte) in bytes.iter().take(MAX_LEN_BYTES).enumerate() {
         len |= u64::from(byte & 0x7f) << (7 * i);
         if byte & 0x80 == 0 {
-            // One length has one spelling, and can be written again in no more room than it was read from.
+            // A length has one encoding, so that it never grows when it is written again.
             if *byte == 0 {
                 return None;
             }

@@ -1,4 +1,4 @@
-//! What a backend stores, and what is inside.
+//! Records: what a backend stores, and what is inside.
 //!
 //! A backend sees a [`Record`]: a name, a version, a time to live, and a payload that it never looks into. The payload holds
 //! the `Contents`, and the `codec` writes and reads it, for every backend alike:

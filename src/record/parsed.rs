@@ -1,4 +1,4 @@
-//! What a payload says, before it is checked and decoded.
+//! A parsed payload, before it is checked and decoded.
 
 use serde::{Deserialize, Deserializer};
 

@@ -69,7 +69,7 @@ impl<'r, S: Serializer> Strict<'r, S> {
         self.refuse("a value for the session has a number that is NaN or infinite, which JSON cannot hold")
     }
 
-    /// Goes in by so many levels.
+    /// Goes in by this many levels.
     fn deeper(mut self, levels: u8) -> Result<Self, S::Error> {
         self.depth += levels;
         if self.depth > MAX_DEPTH {

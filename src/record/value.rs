@@ -37,7 +37,7 @@ impl Value {
     }
 }
 
-/// A value, as JSON.
+/// Writes a value as JSON.
 pub(crate) fn json(value: impl Serialize) -> Result<Raw, Error> {
     let mut out = Short::default();
     strict::write(&mut out, value)?;
@@ -49,7 +49,7 @@ pub(crate) fn json(value: impl Serialize) -> Result<Raw, Error> {
 struct Short {
     short: [u8; 64],
     len: usize,
-    /// All of it, once it does not fit.
+    /// All bytes, once there are too many for `short`.
     long: Vec<u8>,
 }
 
@@ -87,7 +87,7 @@ impl Write for Short {
     }
 }
 
-/// The type behind a value's JSON.
+/// Reads a value from its JSON.
 pub(crate) fn from_raw<T: DeserializeOwned>(raw: &[u8]) -> Result<T, Error> {
     // serde's own message can quote the value, and a value is not for logs.
     serde_json::from_slice(raw).map_err(|_| {

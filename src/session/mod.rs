@@ -155,7 +155,7 @@ impl Session {
     /// or infinite, more than 127 levels of nesting, or what the `Serializer` of the application does not write.
     pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
         let (name, value) = (name.into(), json(value)?);
-        self.0.engine().check_value(&name, &value)?;
+        self.0.engine().codec().check_value(&name, &value)?;
         self.0.stage(Change::Set(name, value))
     }
 
@@ -187,7 +187,7 @@ impl Session {
                 return Err(error.clone());
             }
             if let [Change::Modify(name, _, Some(value))] = &resolved[..] {
-                self.0.engine().check_value(name, value)?;
+                self.0.engine().codec().check_value(name, value)?;
             }
             let may_retry = tries.next().is_some();
             let staged = self.0.pending(|pending| {
@@ -249,7 +249,7 @@ impl Session {
     /// [`insert`](Self::insert); [`Unreadable`](crate::ErrorKind::Unreadable) if the record cannot be read.
     pub fn update(&self, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data)?;
-        self.0.engine().check_data(&data)?;
+        self.0.engine().codec().check_data(&data)?;
         self.0.pending(|pending| pending.replace(data)).map(drop)
     }
 
@@ -270,7 +270,7 @@ impl Session {
     #[doc(alias = "login", alias = "sign_in")]
     pub fn create(&self, key: impl Into<String>, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data)?;
-        self.0.engine().check_data(&data)?;
+        self.0.engine().codec().check_data(&data)?;
         self.0.stage(Change::Create(key.into(), data))
     }
 

@@ -17,7 +17,6 @@ use crate::{
         data::Data,
         id::{Owner, RecordId, Sid},
         token::{Credentials, Secret, SecretHash, SessionId},
-        value::Raw,
     },
     sessions::{
         background::{Background, OnDrop, Permit},
@@ -65,7 +64,7 @@ impl<B: Backend> Engine<B> {
         &self.shared.policy
     }
 
-    fn codec(&self) -> &Codec {
+    pub(crate) fn codec(&self) -> &Codec {
         &self.shared.codec
     }
 
@@ -99,19 +98,6 @@ impl<B: Backend> Engine<B> {
 
     pub(crate) fn id(&self, record: RecordId, secret: &Secret) -> Result<SessionId, Error> {
         SessionId::new(self.codec().keys.as_deref(), record, secret)
-    }
-
-    /// Checks that a value can be written.
-    ///
-    /// # Errors
-    /// `Data` if the serializer of the application does not write it.
-    pub(crate) fn check_value(&self, name: &Arc<str>, value: &Raw) -> Result<(), Error> {
-        self.codec().check_value(name, value)
-    }
-
-    /// The same for all of the data.
-    pub(crate) fn check_data(&self, data: &Data) -> Result<(), Error> {
-        self.codec().check_data(data)
     }
 
     /// Loads the record of an ID. The secret is compared before anything else is done with it.
