@@ -11,7 +11,7 @@ use redis::{Pipeline, Value};
 
 use super::{
     connection::Link,
-    failure::{Failure, Kind},
+    failure::{Failure, FailureKind},
     keys::{Keyspace, RecordKeys, slot},
     operation::Operation,
     scripts::{self, Script, ScriptCall},
@@ -244,7 +244,7 @@ impl Backend for RedisBackend {
             (UNREADABLE, _) => Err(unreadable().into()),
             (UNKNOWN, _) => {
                 let unknown = "the answer of Redis was lost, so it is not known whether the change was applied";
-                Err(Failure::new(Kind::Lost, unknown).into())
+                Err(Failure::new(FailureKind::Lost, unknown).into())
             }
             _ => Err(Failure::garbage().into()),
         }

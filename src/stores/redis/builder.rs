@@ -8,7 +8,7 @@ use super::{
     backend::{RedisBackend, RedisSessions},
     connection::Link,
     doctor,
-    failure::{Failure, Kind},
+    failure::{Failure, FailureKind},
     keys::Keyspace,
     selftest,
     source::Source,
@@ -116,6 +116,8 @@ impl Builder<RedisServer> {
 
     /// Limits the time of one operation, including reconnecting and a retry. Default: 750 ms; allowed: 50 ms to 4 s.
     ///
+    /// Connecting to a server, or to the master behind Sentinel, may take two thirds of it, and always half a second.
+    ///
     /// The server refuses a write that reaches it after the deadline. For this, its clock is compared with ours at every
     /// answer.
     pub fn deadline(mut self, deadline: Duration) -> Self {
@@ -139,7 +141,8 @@ impl Builder<RedisServer> {
             return Err(Error::new(ErrorKind::Config, "`deadline` must be between 50 ms and 4 s"));
         }
         let source = server.source.map_err(refuse)?;
-        let backend = RedisBackend::new(Link::new(source), Keyspace::new(&policy.namespace), server.deadline);
+        let backend =
+            RedisBackend::new(Link::new(source, server.deadline), Keyspace::new(&policy.namespace), server.deadline);
         match greet(&backend, selftest::owner()?).await {
             Ok(()) => {}
             Err(failure) if failure.lasts() => return Err(refuse(failure)),
@@ -168,7 +171,7 @@ async fn greet(backend: &RedisBackend, owner: Owner) -> Result<(), Failure> {
     }
     for failure in failures {
         match failure.kind {
-            Kind::Refused | Kind::Demoted | Kind::Moved => {
+            FailureKind::Refused | FailureKind::Demoted | FailureKind::Moved => {
                 tracing::warn!(%failure, "connected to Redis, but it refuses operations for now");
             }
             _ => return Err(failure),

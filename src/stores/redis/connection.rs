@@ -18,12 +18,13 @@ use tokio::{
 };
 
 use super::{
-    failure::{Failure, Kind, LOST},
+    failure::{Failure, FailureKind, LOST},
     operation::Operation,
     scripts::{Script, ScriptCall},
     silences::Silences,
     slots::Slots,
     source::{Connection, Established, Source},
+    transport::CONNECT,
 };
 
 /// A connection that recovers, over any [`Source`].
@@ -41,6 +42,7 @@ pub(super) struct Link(Arc<LinkInner>);
 
 struct LinkInner {
     source: Source,
+    deadline: Duration,
     state: Mutex<LinkState>,
     /// The number of attempts to connect that have ended.
     attempts: watch::Sender<u64>,
@@ -68,13 +70,19 @@ struct Attempt {
 }
 
 impl Link {
-    pub(super) fn new(source: Source) -> Self {
+    pub(super) fn new(source: Source, deadline: Duration) -> Self {
         let silences = Silences::new(source.heals());
-        Self(Arc::new(LinkInner { source, state: Mutex::default(), attempts: watch::Sender::new(0), silences }))
+        let attempts = watch::Sender::new(0);
+        Self(Arc::new(LinkInner { source, deadline, state: Mutex::default(), attempts, silences }))
     }
 
     pub(super) fn source(&self) -> &Source {
         &self.0.source
+    }
+
+    /// When to give up on a question that no request waits for.
+    pub(super) fn patience(&self) -> Instant {
+        Instant::now() + self.0.deadline.max(Duration::from_secs(2))
     }
 
     /// Runs a script by its hash, or by its text if the server does not know the hash.
@@ -86,7 +94,7 @@ impl Link {
         until: Instant,
     ) -> Result<Value, Failure> {
         let answers = match self.send(&Operation::ByHash(script, call), slot, until).await {
-            Err(failure) if failure.kind == Kind::NoScript => {
+            Err(failure) if failure.kind == FailureKind::NoScript => {
                 self.send(&Operation::ByText(script, call), slot, until).await
             }
             done => done,
@@ -99,11 +107,11 @@ impl Link {
     }
 
     /// Asks which server holds which slots. `None` if it is not a Cluster, or does not tell.
-    pub(super) async fn slots(&self, until: Instant) -> Option<Slots> {
+    pub(super) async fn slots(&self) -> Option<Slots> {
         if !matches!(self.0.source, Source::Cluster(_) | Source::Own(_)) {
             return None;
         }
-        Slots::read(&self.send_one(Slots::question(), 0, until).await.ok()?)
+        Slots::read(&self.send_one(Slots::question(), 0, self.patience()).await.ok()?)
     }
 
     /// Sends an operation and returns its answers. If one of them is an error, the operation fails.
@@ -152,7 +160,7 @@ impl Link {
         };
         tracing::debug!(%failure, "the connection to Redis is replaced");
         // A replica has written nothing.
-        if failure.kind != Kind::Demoted {
+        if failure.kind != FailureKind::Demoted {
             operation.was_lost();
         }
         used.store(NONE, Relaxed);
@@ -163,7 +171,7 @@ impl Link {
 
     /// Whether a slow operation waits for something that will never come. `used` is the connection that it was sent on, if any.
     ///
-    /// * The connection was replaced, or its driver has ended. A request that is handed over at that moment is lost, and
+    /// * The connection was replaced, or its task has ended. A request that is handed over at that moment is lost, and
     ///   nothing says so.
     /// * The runtime that drives the connection, or opens it, exists, but nothing runs it any more.
     async fn waits_in_vain(&self, used: u64) -> bool {
@@ -188,11 +196,11 @@ impl Link {
     /// Whether to send the operation again, on another connection.
     fn replaces(&self, generation: u64, failure: &Failure) -> bool {
         match (failure.kind, self.0.source.heals()) {
-            (Kind::Lost | Kind::Garbage, false) => self.0.forget(generation, Duration::ZERO),
+            (FailureKind::Lost | FailureKind::Garbage, false) => self.0.forget(generation, Duration::ZERO),
             // It heals itself only for as long as its runtime is there.
-            (Kind::Lost, true) => self.0.has_ended(generation) && self.0.forget(generation, Duration::ZERO),
+            (FailureKind::Lost, true) => self.0.has_ended(generation) && self.0.forget(generation, Duration::ZERO),
             // A server that was a replica a moment ago still is one.
-            (Kind::Demoted, false) => self.0.forget(generation, LEAST_AGE),
+            (FailureKind::Demoted, false) => self.0.forget(generation, LEAST_AGE),
             _ => false,
         }
     }
@@ -312,7 +320,8 @@ impl LinkInner {
             let link = Arc::clone(&building.link);
             loop {
                 let generation = link.state().generation;
-                let made = timeout(link.source.time(), link.source.connect()).await;
+                let limit = (link.deadline * 2 / 3).max(CONNECT);
+                let made = timeout(link.source.time(limit), link.source.connect(limit)).await;
                 if link.settle(building.number, generation, made.unwrap_or_else(|_| Err(Failure::silent()))) {
                     break;
                 }
@@ -364,7 +373,7 @@ impl LinkInner {
             return;
         };
         let question = Operation::One(Slots::question());
-        if let Ok(Ok(answer)) = timeout(self.source.time(), question.send(connection.as_mut())).await
+        if let Ok(Ok(answer)) = timeout(self.deadline, question.send(connection.as_mut())).await
             && let Some(slots) = answer.first().and_then(Slots::read)
         {
             self.silences.learn(&slots);
@@ -424,9 +433,11 @@ impl<'a> Waiting<'a> {
     fn end(&mut self, result: &Result<Vec<Value>, Failure>) {
         self.ended = true;
         match result {
-            Err(failure) if failure.kind == Kind::Silent => self.shared.strike(self.slot),
+            Err(failure) if failure.kind == FailureKind::Silent => self.shared.strike(self.slot),
             // A connection that heals itself gets a few tries.
-            Err(failure) if failure.kind == Kind::Lost && self.shared.source.heals() => self.shared.strike(self.slot),
+            Err(failure) if failure.kind == FailureKind::Lost && self.shared.source.heals() => {
+                self.shared.strike(self.slot)
+            }
             _ => self.shared.silences.end(self.slot),
         }
     }
@@ -440,7 +451,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-const CLOSED: Failure = Failure::new(Kind::Lost, "the sessions were closed, and the connection to Redis with them");
+const CLOSED: Failure =
+    Failure::new(FailureKind::Lost, "the sessions were closed, and the connection to Redis with them");
 /// After so long, and again after so long, a slow operation asks whether its connection is still there.
 const PULSE: Duration = Duration::from_millis(50);
 /// The number of no connection.

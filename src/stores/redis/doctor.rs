@@ -11,7 +11,7 @@ use redis::Value;
 use super::{
     backend::{RedisBackend, RedisSessions},
     connection::Link,
-    failure::{Failure, Kind, OF_CLUSTER, SENTINEL},
+    failure::{Failure, FailureKind, OF_CLUSTER, SENTINEL},
     selftest,
     source::Source,
     time::time_of,
@@ -69,7 +69,7 @@ pub(super) async fn admit(backend: &RedisBackend) -> Result<(), Failure> {
     let link = backend.link();
     let infos = match infos(link).await {
         // Without the right to ask, it can only be tried.
-        Err(failure) if failure.kind == Kind::Denied && failure.to_string().ends_with("NOPERM") => {
+        Err(failure) if failure.kind == FailureKind::Denied && failure.to_string().ends_with("NOPERM") => {
             return match link.source() {
                 Source::Server(_) => selftest::all_slots(backend).await,
                 _ => Ok(()),
@@ -83,7 +83,7 @@ pub(super) async fn admit(backend: &RedisBackend) -> Result<(), Failure> {
         }
         if info.version().is_some_and(|version| version < OLDEST) {
             return Err(Failure::new(
-                Kind::Config,
+                FailureKind::Config,
                 "the Redis server is older than 6.2, the oldest version that is supported",
             ));
         }
@@ -100,7 +100,7 @@ async fn examine(backend: &RedisBackend) -> Vec<Finding> {
     match infos(link).await {
         Ok(infos) if infos.is_empty() => findings.push(fine("server", "it does not tell its version")),
         Ok(infos) => infos.iter().for_each(|info| look_at(info, &mut findings)),
-        Err(failure) if failure.kind == Kind::Denied => {
+        Err(failure) if failure.kind == FailureKind::Denied => {
             findings.push(fine("server", "no right to run INFO, so version, memory and persistence are unknown"));
         }
         Err(failure) => return vec![finding(Level::Problem, "server", failure.to_string())],
@@ -123,7 +123,7 @@ async fn try_all(backend: &RedisBackend, findings: &mut Vec<Finding>) {
     let before = findings.len();
     for owner in owners {
         for failure in selftest::run(backend, owner).await.unwrap_or_default() {
-            let subject = if failure.kind == Kind::Denied { "rights" } else { "self-test" };
+            let subject = if failure.kind == FailureKind::Denied { "rights" } else { "self-test" };
             findings.push(finding(Level::Problem, subject, failure.to_string()));
         }
     }
@@ -235,7 +235,7 @@ async fn look_at_time(link: &Link, findings: &mut Vec<Finding>) {
     let mut ahead = None;
     for _ in 0..TRIPS {
         let sent = Instant::now();
-        let Ok(answer) = link.send_one(redis::cmd("TIME"), 0, sent + PATIENCE).await else { return };
+        let Ok(answer) = link.send_one(redis::cmd("TIME"), 0, link.patience()).await else { return };
         trips.push(sent.elapsed());
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map(millis).unwrap_or_default();
         ahead = time_of(&answer).map(|there| there.saturating_sub_unsigned(now));
@@ -288,7 +288,7 @@ impl Info {
 
 /// Asks for `INFO`: of every server, in a Cluster.
 async fn infos(link: &Link) -> Result<Vec<Info>, Failure> {
-    let answer = link.send_one(redis::cmd("INFO"), 0, Instant::now() + PATIENCE).await?;
+    let answer = link.send_one(redis::cmd("INFO"), 0, link.patience()).await?;
     let mut texts = Vec::new();
     collect_texts(&answer, &mut texts);
     Ok(texts.iter().map(|text| Info::parse(text)).filter(|info| info.version().is_some()).collect())
@@ -297,7 +297,7 @@ async fn infos(link: &Link) -> Result<Vec<Info>, Failure> {
 async fn config(link: &Link, name: &str) -> Result<String, Failure> {
     let mut command = redis::cmd("CONFIG");
     command.arg("GET").arg(name);
-    let answer = link.send_one(command, 0, Instant::now() + PATIENCE).await?;
+    let answer = link.send_one(command, 0, link.patience()).await?;
     let mut texts = Vec::new();
     collect_texts(&answer, &mut texts);
     let value = texts.iter().skip_while(|text| *text != name).nth(1);
@@ -345,5 +345,4 @@ impl fmt::Display for Level {
 }
 
 const OLDEST: (u32, u32) = (6, 2);
-const PATIENCE: Duration = Duration::from_secs(2);
 const TRIPS: usize = 5;

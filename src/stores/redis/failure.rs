@@ -10,12 +10,12 @@ use rustls::{CertificateError, Error as TlsError};
 /// The errors of redis-rs may quote commands, keys and URIs, so only their kind is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
-    pub(super) kind: Kind,
+    pub(super) kind: FailureKind,
     detail: Cow<'static, str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FailureKind {
     /// The connection was lost, or could not be opened.
     Lost,
     /// No answer in time.
@@ -37,21 +37,21 @@ pub(super) enum Kind {
 }
 
 impl Failure {
-    pub(super) const fn new(kind: Kind, detail: &'static str) -> Self {
+    pub(super) const fn new(kind: FailureKind, detail: &'static str) -> Self {
         Self { kind, detail: Cow::Borrowed(detail) }
     }
 
     pub(super) fn silent() -> Self {
-        Self::new(Kind::Silent, "Redis did not answer in time")
+        Self::new(FailureKind::Silent, "Redis did not answer in time")
     }
 
     pub(super) fn garbage() -> Self {
-        Self::new(Kind::Garbage, "Redis sent an answer that does not fit the question")
+        Self::new(FailureKind::Garbage, "Redis sent an answer that does not fit the question")
     }
 
     /// A failure that no retry mends.
     pub(super) fn lasts(&self) -> bool {
-        matches!(self.kind, Kind::Denied | Kind::Config)
+        matches!(self.kind, FailureKind::Denied | FailureKind::Config)
     }
 
     /// Reads an error that the server sent. Redis 6.2 wraps the error of a command in a script.
@@ -69,11 +69,11 @@ impl Failure {
             return NO_CLUSTER;
         }
         let kind = match code {
-            "NOSCRIPT" => Kind::NoScript,
-            "READONLY" | "MASTERDOWN" | "NOREPLICAS" => Kind::Demoted,
-            "NOAUTH" | "WRONGPASS" => Kind::Denied,
-            "MOVED" | "ASK" | "TRYAGAIN" => Kind::Moved,
-            _ => Kind::Refused,
+            "NOSCRIPT" => FailureKind::NoScript,
+            "READONLY" | "MASTERDOWN" | "NOREPLICAS" => FailureKind::Demoted,
+            "NOAUTH" | "WRONGPASS" => FailureKind::Denied,
+            "MOVED" | "ASK" | "TRYAGAIN" => FailureKind::Moved,
+            _ => FailureKind::Refused,
         };
         // A code is one word in capitals. Anything else may quote data.
         let is_code = code.len() <= 20 && code.bytes().all(|byte| byte.is_ascii_uppercase());
@@ -98,7 +98,7 @@ impl Failure {
             }
             None => return SOME_RIGHT,
         };
-        Self { kind: Kind::Denied, detail: detail.into() }
+        Self { kind: FailureKind::Denied, detail: detail.into() }
     }
 
     /// Reads why a database could not be selected.
@@ -108,8 +108,8 @@ impl Failure {
             () if is("permission") => Self::no_right(details),
             () if is("Authentication required") => CREDENTIALS,
             () if is("unknown command") => NO_COMMAND,
-            () if is("cluster mode") => Self::new(Kind::Config, "a Redis Cluster has only database 0"),
-            () => Self::new(Kind::Config, "the Redis server has no database with the number in the URI"),
+            () if is("cluster mode") => Self::new(FailureKind::Config, "a Redis Cluster has only database 0"),
+            () => Self::new(FailureKind::Config, "the Redis server has no database with the number in the URI"),
         }
     }
 }
@@ -123,7 +123,7 @@ impl From<RedisError> for Failure {
             Redis::Parse | Redis::UnexpectedReturnType => Self::garbage(),
             Redis::AuthenticationFailed => CREDENTIALS,
             Redis::InvalidClientConfig | Redis::EmptySentinelList | Redis::RESP3NotSupported => {
-                known(&error).unwrap_or(Self::new(Kind::Config, "Redis cannot be reached with these options"))
+                known(&error).unwrap_or(Self::new(FailureKind::Config, "Redis cannot be reached with these options"))
             }
             Redis::Server(ServerErrorKind::ResponseError) if error.to_string().starts_with(NO_SELECT) => {
                 Self::no_database(error.detail().unwrap_or_default())
@@ -143,7 +143,7 @@ impl Failure {
         match known(error).or_else(|| tls_failure(io?)) {
             Some(failure) => failure,
             None if says(error, &["AuthenticationFailed", "WRONGPASS", "NOAUTH"]) => CREDENTIALS,
-            None if error.is_connection_refusal() => Self::new(Kind::Lost, "Redis refused the connection"),
+            None if error.is_connection_refusal() => Self::new(FailureKind::Lost, "Redis refused the connection"),
             None => LOST,
         }
     }
@@ -239,56 +239,63 @@ const DENIED_IN_SCRIPT: [&str; 2] = ["The user executing the script can't", "ACL
 /// How redis-rs begins its error about `SELECT`.
 const NO_SELECT: &str = "Redis server refused to switch database";
 
-pub(super) const LOST: Failure = Failure::new(Kind::Lost, "the connection to Redis was lost");
-const CREDENTIALS: Failure = Failure::new(Kind::Denied, "Redis does not accept the credentials in the URI");
+pub(super) const LOST: Failure = Failure::new(FailureKind::Lost, "the connection to Redis was lost");
+const CREDENTIALS: Failure = Failure::new(FailureKind::Denied, "Redis does not accept the credentials in the URI");
 /// Before 7.2, Redis does not say which command a script may not run.
-pub(super) const SOME_RIGHT: Failure =
-    Failure::new(Kind::Denied, "the ACL of the Redis user lacks a command that sessions need: Redis answered NOPERM");
+pub(super) const SOME_RIGHT: Failure = Failure::new(
+    FailureKind::Denied,
+    "the ACL of the Redis user lacks a command that sessions need: Redis answered NOPERM",
+);
 pub(super) const NO_COMMAND: Failure = Failure::new(
-    Kind::Config,
+    FailureKind::Config,
     "the server does not know a command that sessions need; is it a sentinel, or a server that is only compatible in part?",
 );
 pub(super) const SENTINEL: Failure = Failure::new(
-    Kind::Config,
+    FailureKind::Config,
     "the server is a sentinel and holds no data: give its URI to `.sentinel(…)` on the builder",
 );
 pub(super) const NO_SENTINEL: Failure =
-    Failure::new(Kind::Config, "a server that was given to `.sentinel(…)` is not a sentinel");
+    Failure::new(FailureKind::Config, "a server that was given to `.sentinel(…)` is not a sentinel");
 pub(super) const OF_CLUSTER: Failure =
-    Failure::new(Kind::Config, "the Redis server is a node of a Cluster: call `.cluster([…])` on the builder");
-const NO_CLUSTER: Failure =
-    Failure::new(Kind::Config, "the Redis server is not a node of a Cluster: leave out `.cluster(…)` on the builder");
-pub(super) const INSECURE: Failure =
-    Failure::new(Kind::Config, "`#insecure` in a Redis URI is not supported: make the server's certificate trusted");
+    Failure::new(FailureKind::Config, "the Redis server is a node of a Cluster: call `.cluster([…])` on the builder");
+const NO_CLUSTER: Failure = Failure::new(
+    FailureKind::Config,
+    "the Redis server is not a node of a Cluster: leave out `.cluster(…)` on the builder",
+);
+pub(super) const INSECURE: Failure = Failure::new(
+    FailureKind::Config,
+    "`#insecure` in a Redis URI is not supported: make the server's certificate trusted",
+);
 pub(super) const NO_NAME: Failure =
-    Failure::new(Kind::Config, "TLS needs a host name or an IP address in the Redis URI");
+    Failure::new(FailureKind::Config, "TLS needs a host name or an IP address in the Redis URI");
 pub(super) const NO_ROOTS: Failure = Failure::new(
-    Kind::Config,
+    FailureKind::Config,
     "the system has no TLS certificate authorities: install them (ca-certificates), or set SSL_CERT_FILE",
 );
 pub(super) const NO_TLS: Failure =
-    Failure::new(Kind::Config, "the Redis server does not speak TLS on this port: use redis://");
+    Failure::new(FailureKind::Config, "the Redis server does not speak TLS on this port: use redis://");
 pub(super) const ONLY_TLS: Failure =
-    Failure::new(Kind::Config, "the Redis server speaks TLS on this port: use rediss://");
+    Failure::new(FailureKind::Config, "the Redis server speaks TLS on this port: use rediss://");
 const UNTRUSTED: Failure = Failure::new(
-    Kind::Config,
+    FailureKind::Config,
     "the TLS certificate of the Redis server is not trusted: add its authority to the system's, or set SSL_CERT_FILE",
 );
 const OTHER_HOST: Failure = Failure::new(
-    Kind::Config,
+    FailureKind::Config,
     "the TLS certificate of the Redis server is for another host: use a host name in the URI that it is for",
 );
-const EXPIRED: Failure = Failure::new(Kind::Config, "the TLS certificate of the Redis server has expired: renew it");
+const EXPIRED: Failure =
+    Failure::new(FailureKind::Config, "the TLS certificate of the Redis server has expired: renew it");
 const NOT_YET: Failure =
-    Failure::new(Kind::Config, "the TLS certificate of the Redis server is not valid yet: check the clocks");
+    Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not valid yet: check the clocks");
 const BAD_CERTIFICATE: Failure =
-    Failure::new(Kind::Config, "the TLS certificate of the Redis server is not one for a server");
+    Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not one for a server");
 const TLS_ENDED: Failure = Failure::new(
-    Kind::Config,
+    FailureKind::Config,
     "the Redis server ended the TLS handshake; if it wants a client certificate, set tls-auth-clients no",
 );
 pub(super) const NO_COMMON_TLS: Failure =
-    Failure::new(Kind::Config, "the Redis server and this process have no TLS version and cipher in common");
+    Failure::new(FailureKind::Config, "the Redis server and this process have no TLS version and cipher in common");
 /// What may have to be found in a text.
 const KNOWN: [Failure; 13] = [
     CREDENTIALS,
@@ -340,7 +347,7 @@ mod tests {
             ("ERR", "The user executing the script can't access at least one of the keys mentioned", "keys of this"),
         ] {
             let failure = Failure::answer(code, Some(details));
-            assert!(failure.kind == Kind::Denied && failure.to_string().contains(said), "{failure}");
+            assert!(failure.kind == FailureKind::Denied && failure.to_string().contains(said), "{failure}");
             assert!(failure.to_string().ends_with("NOPERM"));
         }
     }
@@ -348,14 +355,14 @@ mod tests {
     #[test]
     fn each_answer_has_an_outcome() {
         for (code, kind) in [
-            ("READONLY", Kind::Demoted),
-            ("NOREPLICAS", Kind::Demoted),
-            ("LOADING", Kind::Refused),
-            ("CLUSTERDOWN", Kind::Refused),
-            ("OOM", Kind::Refused),
-            ("NOSCRIPT", Kind::NoScript),
-            ("WRONGPASS", Kind::Denied),
-            ("BUSY", Kind::Refused),
+            ("READONLY", FailureKind::Demoted),
+            ("NOREPLICAS", FailureKind::Demoted),
+            ("LOADING", FailureKind::Refused),
+            ("CLUSTERDOWN", FailureKind::Refused),
+            ("OOM", FailureKind::Refused),
+            ("NOSCRIPT", FailureKind::NoScript),
+            ("WRONGPASS", FailureKind::Denied),
+            ("BUSY", FailureKind::Refused),
         ] {
             assert_eq!(Failure::answer(code, None).kind, kind, "{code}");
         }
@@ -372,7 +379,7 @@ mod tests {
             (CertificateError::BadSignature, "not one for a server"),
         ] {
             let failure = Failure::from(RedisError::from(invalid(cause)));
-            assert!(failure.kind == Kind::Config && failure.to_string().contains(said), "{failure}");
+            assert!(failure.kind == FailureKind::Config && failure.to_string().contains(said), "{failure}");
             // What a Cluster's connection makes of it.
             let text = RedisError::from(failure.clone()).to_string();
             let failed = RedisError::from((Redis::Io, "Failed to create initial connections", text));

@@ -1,13 +1,13 @@
 //! The self-test: every verb once, on Redis keys of its own.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use redis::Pipeline;
 
 use super::{
     backend::RedisBackend,
-    failure::{Failure, Kind, OF_CLUSTER, SOME_RIGHT},
+    failure::{Failure, FailureKind, OF_CLUSTER, SOME_RIGHT},
     keys::slot,
     operation::Operation,
 };
@@ -23,7 +23,7 @@ use crate::{
 
 /// An owner on each server that holds sessions: one, or the masters of a Cluster.
 pub(super) async fn owners(backend: &RedisBackend) -> std::result::Result<Vec<Owner>, Error> {
-    let Some(slots) = backend.link().slots(Instant::now() + PATIENCE).await else {
+    let Some(slots) = backend.link().slots().await else {
         return Ok(vec![owner()?]);
     };
     let mut owners = vec![None; slots.servers()];
@@ -44,8 +44,8 @@ pub(super) async fn all_slots(backend: &RedisBackend) -> std::result::Result<(),
         let owner = owner().map_err(|_| Failure::garbage())?;
         look.cmd("EXISTS").arg(backend.keys().index(owner));
     }
-    match backend.link().send(&Operation::Many(look), 0, Instant::now() + PATIENCE).await {
-        Err(failure) if failure.kind == Kind::Moved => Err(OF_CLUSTER),
+    match backend.link().send(&Operation::Many(look), 0, backend.link().patience()).await {
+        Err(failure) if failure.kind == FailureKind::Moved => Err(OF_CLUSTER),
         // The self-test says more about it.
         _ => Ok(()),
     }
@@ -100,10 +100,10 @@ impl Failures {
             for word in words {
                 command.arg(if word == "KEY" { &key } else { word });
             }
-            let answer = backend.link().send_one(command, slot(&key), Instant::now() + PATIENCE).await;
+            let answer = backend.link().send_one(command, slot(&key), backend.link().patience()).await;
             self.note(answer.map_err(Into::into))?;
         }
-        if self.0.iter().any(|failure| failure.kind == Kind::Denied && *failure != SOME_RIGHT) {
+        if self.0.iter().any(|failure| failure.kind == FailureKind::Denied && *failure != SOME_RIGHT) {
             self.0.retain(|failure| *failure != SOME_RIGHT);
         }
         Some(())
@@ -112,7 +112,7 @@ impl Failures {
     fn note<T>(&mut self, result: Result<T>) -> Option<()> {
         let Err(error) = result else { return Some(()) };
         let failure = error.downcast::<Failure>().map_or_else(|_| Failure::garbage(), |failure| *failure);
-        let goes_on = !matches!(failure.kind, Kind::Lost | Kind::Silent);
+        let goes_on = !matches!(failure.kind, FailureKind::Lost | FailureKind::Silent);
         if !self.0.contains(&failure) {
             self.0.push(failure);
         }
@@ -139,6 +139,5 @@ const COMMANDS: [&str; 16] = [
     "MGET KEY",
     "STRLEN KEY",
 ];
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Short, for the case that the process dies before it removes the keys.
 const TTL: Duration = Duration::from_secs(5);

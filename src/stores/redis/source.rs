@@ -23,8 +23,8 @@ use tokio::{
 };
 
 use super::{
-    failure::{Failure, Kind, NO_COMMAND, NO_SENTINEL},
-    transport::{CONNECT, Driver, Node},
+    failure::{Failure, FailureKind, NO_COMMAND, NO_SENTINEL},
+    transport::{CONNECT, IoTask, Node},
 };
 
 pub(super) enum Source {
@@ -61,7 +61,7 @@ pub(super) struct Established {
     pub(super) connection: Box<dyn Connection>,
     /// The task that reads and writes. For a Cluster, which has several that are out of sight, one that ends with their runtime.
     /// `None` if they are not ours.
-    driver: Option<Arc<Driver>>,
+    task: Option<Arc<IoTask>>,
     /// Where the tasks run, if they are ours.
     pub(super) runtime: Option<Handle>,
 }
@@ -69,7 +69,7 @@ pub(super) struct Established {
 impl Established {
     /// Whether nothing will ever be answered on it.
     pub(super) fn has_ended(&self) -> bool {
-        self.driver.as_ref().is_some_and(|driver| driver.has_ended())
+        self.task.as_ref().is_some_and(|task| task.has_ended())
     }
 }
 
@@ -81,7 +81,7 @@ impl Source {
     pub(super) fn sentinel(uri: &str, sentinels: &[String], name: String) -> Result<Self, Failure> {
         let sentinels = sentinels.iter().map(|uri| parse(uri)).collect::<Result<Vec<_>, _>>()?;
         if sentinels.is_empty() {
-            return Err(Failure::new(Kind::Config, "`.sentinel(…)` needs the URI of at least one sentinel"));
+            return Err(Failure::new(FailureKind::Config, "`.sentinel(…)` needs the URI of at least one sentinel"));
         }
         Ok(Self::Sentinel(Sentinel { sentinels, name, master: parse(uri)?, first: AtomicUsize::new(0) }))
     }
@@ -89,10 +89,10 @@ impl Source {
     pub(super) fn cluster(uris: &[String]) -> Result<Self, Failure> {
         let nodes = uris.iter().map(|uri| parse(uri)).collect::<Result<Vec<_>, _>>()?;
         if nodes.iter().any(|node| node.redis_settings().db() != 0) {
-            return Err(Failure::new(Kind::Config, "a Redis Cluster has only database 0"));
+            return Err(Failure::new(FailureKind::Config, "a Redis Cluster has only database 0"));
         }
         if nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::Unix(_))) {
-            return Err(Failure::new(Kind::Config, "a Redis Cluster cannot be reached through unix sockets"));
+            return Err(Failure::new(FailureKind::Config, "a Redis Cluster cannot be reached through unix sockets"));
         }
         let builder = ClusterClientBuilder::new(nodes)
             .tcp_settings(tcp())
@@ -106,11 +106,11 @@ impl Source {
         Ok(Self::Cluster(Box::new(builder.build()?)))
     }
 
-    /// How long an attempt to connect may take.
-    pub(super) fn time(&self) -> Duration {
+    /// How long an attempt to connect may take, if a connection to a server may take `limit`.
+    pub(super) fn time(&self, limit: Duration) -> Duration {
         match self {
-            Self::Server(_) | Self::Own(_) => Duration::from_secs(2),
-            Self::Sentinel(_) | Self::Cluster(_) => Duration::from_secs(3),
+            Self::Server(_) | Self::Own(_) => limit + Duration::from_millis(1500),
+            Self::Sentinel(_) | Self::Cluster(_) => limit + Duration::from_millis(2500),
         }
     }
 
@@ -119,21 +119,20 @@ impl Source {
         matches!(self, Self::Cluster(_))
     }
 
-    pub(super) async fn connect(&self) -> Result<Established, Failure> {
-        let ours =
-            |connection, driver| Established { connection, driver: Some(driver), runtime: Handle::try_current().ok() };
+    pub(super) async fn connect(&self, limit: Duration) -> Result<Established, Failure> {
+        let ours = |connection, task| Established { connection, task: Some(task), runtime: Handle::try_current().ok() };
         let of_node = |node: Node| {
-            let driver = node.driver();
-            ours(Box::new(node), driver)
+            let task = node.task();
+            ours(Box::new(node), task)
         };
         match self {
-            Self::Server(info) => open(info, CONNECT).await.map(of_node),
-            Self::Sentinel(sentinel) => sentinel.connect().await.map(of_node),
+            Self::Server(info) => open(info, limit).await.map(of_node),
+            Self::Sentinel(sentinel) => sentinel.connect(limit).await.map(of_node),
             Self::Cluster(client) => {
                 let connection = client.get_async_generic_connection::<Node>().await?;
-                Ok(ours(Box::new(connection), Arc::new(Driver::spawn(pending()))))
+                Ok(ours(Box::new(connection), Arc::new(IoTask::spawn(pending()))))
             }
-            Self::Own(connection) => Ok(Established { connection: connection.another(), driver: None, runtime: None }),
+            Self::Own(connection) => Ok(Established { connection: connection.another(), task: None, runtime: None }),
         }
     }
 
@@ -149,12 +148,12 @@ impl Source {
 }
 
 impl Sentinel {
-    async fn connect(&self) -> Result<Node, Failure> {
+    async fn connect(&self, limit: Duration) -> Result<Node, Failure> {
         let mut failure: Option<Failure> = None;
         let first = self.first.load(Relaxed);
         for at in (0..self.sentinels.len()).map(|at| (first + at) % self.sentinels.len()) {
-            let connected = match self.ask(&self.sentinels[at]).await {
-                Ok(Some(master)) => connect_to_master(&master).await,
+            let connected = match self.ask(&self.sentinels[at], limit / 2).await {
+                Ok(Some(master)) => connect_to_master(&master, limit).await,
                 Ok(None) => continue,
                 Err(failure) => Err(failure),
             };
@@ -170,14 +169,14 @@ impl Sentinel {
                 Err(_) => {}
             }
         }
-        Err(failure.unwrap_or(Failure::new(Kind::Config, "no sentinel knows a master of that name")))
+        Err(failure.unwrap_or(Failure::new(FailureKind::Config, "no sentinel knows a master of that name")))
     }
 
-    async fn ask(&self, sentinel: &ConnectionInfo) -> Result<Option<ConnectionInfo>, Failure> {
-        let mut connection = open(sentinel, ASK).await?;
+    async fn ask(&self, sentinel: &ConnectionInfo, limit: Duration) -> Result<Option<ConnectionInfo>, Failure> {
+        let mut connection = open(sentinel, limit).await?;
         let mut question = redis::cmd("SENTINEL");
         question.arg("get-master-addr-by-name").arg(&self.name);
-        let answer = timeout(ASK, question.query_async(&mut connection)).await.map_err(|_| Failure::silent())?;
+        let answer = timeout(limit, question.query_async(&mut connection)).await.map_err(|_| Failure::silent())?;
         let answer: Option<(String, u16)> = answer.map_err(|error| match Failure::from(error) {
             failure if failure == NO_COMMAND => NO_SENTINEL,
             failure => failure,
@@ -194,10 +193,10 @@ impl Sentinel {
 }
 
 /// Connects, and checks the role: during a failover, a sentinel may still name the old master.
-async fn connect_to_master(master: &ConnectionInfo) -> Result<Node, Failure> {
-    let mut connection = open(master, CONNECT).await?;
+async fn connect_to_master(master: &ConnectionInfo, limit: Duration) -> Result<Node, Failure> {
+    let mut connection = open(master, limit).await?;
     let question = redis::cmd("ROLE");
-    let answer = timeout(CONNECT, question.query_async(&mut connection)).await.map_err(|_| Failure::silent())?;
+    let answer = timeout(limit, question.query_async(&mut connection)).await.map_err(|_| Failure::silent())?;
     let role: Value = answer?;
     let is_master = match &role {
         Value::Array(role) => matches!(role.first(), Some(Value::BulkString(role)) if role == b"master"),
@@ -206,7 +205,7 @@ async fn connect_to_master(master: &ConnectionInfo) -> Result<Node, Failure> {
     if is_master {
         Ok(connection)
     } else {
-        Err(Failure::new(Kind::Demoted, "the server that a sentinel named as the master is not a master"))
+        Err(Failure::new(FailureKind::Demoted, "the server that a sentinel named as the master is not a master"))
     }
 }
 
@@ -263,7 +262,7 @@ fn is_about(message: &Value, name: &str) -> bool {
 fn parse(uri: &str) -> Result<ConnectionInfo, Failure> {
     let wrong = |_| {
         Failure::new(
-            Kind::Config,
+            FailureKind::Config,
             "a Redis URI is redis://, rediss:// or unix://, such as redis://:password@host:6379/0",
         )
     };
@@ -281,5 +280,4 @@ fn tcp() -> TcpSettings {
     settings
 }
 
-const ASK: Duration = Duration::from_millis(250);
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);

@@ -41,11 +41,11 @@ use super::failure::{Failure, INSECURE, NO_COMMON_TLS, NO_NAME, NO_ROOTS, NO_TLS
 pub(super) struct Node {
     connection: MultiplexedConnection,
     /// Ends with the last clone.
-    driver: Arc<Driver>,
+    task: Arc<IoTask>,
 }
 
 /// A task that ends when this is dropped. By itself, the one of a connection would wait for a missing answer.
-pub(super) struct Driver(AbortHandle);
+pub(super) struct IoTask(AbortHandle);
 
 impl Node {
     /// Opens a connection within `limit`. If the server is there, but does not speak as expected, it takes up to a second more to
@@ -93,14 +93,13 @@ impl Node {
             ConnectionAddr::Unix(path) => Box::pin(tokio::net::UnixStream::connect(path).await?),
             _ => return Err((Redis::InvalidClientConfig, "unsupported address").into()),
         };
-        let (connection, driver) =
-            MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await?;
-        Ok(Self { connection, driver: Arc::new(Driver::spawn(driver)) })
+        let (connection, task) = MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await?;
+        Ok(Self { connection, task: Arc::new(IoTask::spawn(task)) })
     }
 
     /// The task that reads and writes.
-    pub(super) fn driver(&self) -> Arc<Driver> {
-        Arc::clone(&self.driver)
+    pub(super) fn task(&self) -> Arc<IoTask> {
+        Arc::clone(&self.task)
     }
 
     pub(super) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
@@ -108,7 +107,7 @@ impl Node {
     }
 }
 
-impl Driver {
+impl IoTask {
     pub(super) fn spawn(task: impl Future<Output = ()> + Send + 'static) -> Self {
         Self(tokio::spawn(task).abort_handle())
     }
@@ -119,7 +118,7 @@ impl Driver {
     }
 }
 
-impl Drop for Driver {
+impl Drop for IoTask {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -211,6 +210,6 @@ async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
     }
 }
 
-/// How long opening a connection may take.
+/// How long opening a connection may take at least.
 pub(super) const CONNECT: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(1);

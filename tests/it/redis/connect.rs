@@ -1,4 +1,4 @@
-//! Finding the way to Redis, and saying why there is none.
+//! Connecting: every mode, access rights, TLS, and the message for each mistake.
 
 use std::{
     fs,
@@ -31,16 +31,27 @@ fn config(result: Result<RedisSessions, Error>) -> String {
     error.to_string()
 }
 
-/// A busy machine may be too slow to find the cause the first time.
+/// Says why it cannot connect. A busy machine may be too slow to find that out the first time.
 async fn config_soon(builder: impl Fn() -> Builder<RedisServer>) -> String {
     config(soon(builder).await)
+}
+
+/// The same for a server that may come later: whatever is not refused for good connects.
+async fn config_soon_though_lazy(builder: impl Fn() -> Builder<RedisServer>) -> String {
+    let begun = Instant::now();
+    loop {
+        match patient(builder()).lazy(true).connect().await {
+            Ok(_) => assert!(begun.elapsed() < Duration::from_secs(300), "it connects"),
+            refused => return config(refused),
+        }
+    }
 }
 
 async fn soon(builder: impl Fn() -> Builder<RedisServer>) -> Result<RedisSessions, Error> {
     let begun = Instant::now();
     loop {
-        match builder().connect().await {
-            Err(error) if error.kind() == ErrorKind::Unavailable && begun.elapsed() < Duration::from_secs(60) => {}
+        match patient(builder()).connect().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && begun.elapsed() < Duration::from_secs(300) => {}
             result => return result,
         }
     }
@@ -162,23 +173,22 @@ async fn a_server_of_another_kind_is_refused_and_named() {
     }
     let none = Vec::<String>::new;
     let (server, sentinel) = (Process::start_on(&binary().unwrap(), ports(1)[0], &[]), sentinel().sentinels[0].uri());
-    for builder in [
-        RedisSessions::builder(&sentinel),
-        RedisSessions::builder(&sentinel).lazy(true),
-        RedisSessions::builder(sentinel.clone() + "/3"),
-        RedisSessions::builder(&sentinel).cluster(none()),
+    for message in [
+        config_soon(|| RedisSessions::builder(&sentinel)).await,
+        config_soon_though_lazy(|| RedisSessions::builder(&sentinel)).await,
+        config_soon(|| RedisSessions::builder(sentinel.clone() + "/3")).await,
+        config_soon(|| RedisSessions::builder(&sentinel).cluster(none())).await,
     ] {
-        let message = config(builder.connect().await);
         assert!(message.contains("sentinel"), "{message}");
     }
-    let message = config(RedisSessions::builder("redis://master").sentinel([server.uri()], "mymaster").connect().await);
+    let message = config_soon(|| RedisSessions::builder("redis://master").sentinel([server.uri()], "mymaster")).await;
     assert!(message.contains("is not a sentinel"), "{message}");
-    let message = config(RedisSessions::builder(server.uri()).cluster(none()).connect().await);
+    let message = config_soon(|| RedisSessions::builder(server.uri()).cluster(none())).await;
     assert!(message.contains("not a node of a Cluster"), "{message}");
     // Also if it does not say what it is.
     let there = &cluster().nodes[0];
     grant(&there.address, "mute", &rights("always", 0));
-    let message = config(RedisSessions::connect(there.address.uri_as("mute")).await);
+    let message = config_soon(|| RedisSessions::builder(there.address.uri_as("mute"))).await;
     assert!(message.contains("`.cluster("), "{message}");
 }
 
@@ -186,20 +196,21 @@ async fn a_server_of_another_kind_is_refused_and_named() {
 async fn a_database_that_does_not_exist_is_refused_and_named() {
     for binary in binaries() {
         let server = Process::start_on(&binary, ports(1)[0], &[]);
-        for lazy in [false, true] {
-            let message = config(RedisSessions::builder(server.uri() + "/99").lazy(lazy).connect().await);
+        let builder = || RedisSessions::builder(server.uri() + "/99");
+        for message in [config_soon(builder).await, config_soon_though_lazy(builder).await] {
             assert!(message.contains("database"), "{message}");
         }
         // Nor is one that the user may not choose.
         grant(&server.address, "app", &rights("always", 0));
-        let message = config(RedisSessions::connect(server.address.uri_as("app") + "/3").await);
+        let builder = || RedisSessions::builder(server.address.uri_as("app") + "/3");
+        let message = config_soon(builder).await;
         assert!(message.contains("+select"), "{message}");
         grant(&server.address, "app", &[rights("always", 0), rights("for a database", 0)].concat());
-        RedisSessions::connect(server.address.uri_as("app") + "/3").await.unwrap();
+        soon(builder).await.unwrap();
     }
     if binary().is_some() {
         let node = cluster().nodes[0].uri() + "/3";
-        let message = config(RedisSessions::connect(node).await);
+        let message = config_soon(|| RedisSessions::builder(&node)).await;
         assert!(message.contains("Cluster"), "{message}");
     }
 }
@@ -212,18 +223,19 @@ async fn a_right_that_is_missing_is_named() {
         for missing in all.iter().filter(|right| right.starts_with('+')) {
             let less: Vec<String> = all.iter().filter(|right| *right != missing).cloned().collect();
             grant(&server.address, "app", &less);
-            let connected = RedisSessions::connect(server.address.uri_as("app")).await;
+            let builder = || RedisSessions::builder(server.address.uri_as("app"));
+            let connected = soon(builder).await;
             assert!(connected.is_err(), "without {missing} at {}", binary.display());
             let message = config(connected);
             assert!(message.contains(&format!("lacks {missing}:")), "{missing}: {message}");
             // One that is not there yet is not waited for: it would not help.
-            config(RedisSessions::builder(server.address.uri_as("app")).lazy(true).connect().await);
+            config_soon_though_lazy(builder).await;
         }
         grant(&server.address, "app", &all);
-        let builder = RedisSessions::builder(server.address.uri_as("app"));
-        let message = config(builder.namespace("not-mine").connect().await);
+        let builder = || RedisSessions::builder(server.address.uri_as("app"));
+        let message = config_soon(|| builder().namespace("not-mine")).await;
         assert!(message.contains("keys of this namespace"), "{message}");
-        RedisSessions::connect(server.address.uri_as("app")).await.unwrap();
+        soon(builder).await.unwrap();
     }
     if binary().is_none() {
         return;
@@ -233,14 +245,14 @@ async fn a_right_that_is_missing_is_named() {
         grant(&server.address, "less", &rights("always", 0));
     }
     let sentinels = [sentinel().sentinels[0].uri()];
-    let builder = RedisSessions::builder("redis://less:pw@master").sentinel(sentinels, "mymaster");
-    let message = config(builder.connect().await);
+    let builder = || RedisSessions::builder("redis://less:pw@master").sentinel(sentinels.clone(), "mymaster");
+    let message = config_soon(builder).await;
     assert!(message.contains("+role"), "{message}");
     for node in &cluster().nodes {
         grant(&node.address, "less", &rights("always", 0));
     }
-    let builder = RedisSessions::builder(cluster().nodes[0].address.uri_as("less")).cluster(Vec::<String>::new());
-    let message = config(builder.connect().await);
+    let less = cluster().nodes[0].address.uri_as("less");
+    let message = config_soon(|| RedisSessions::builder(&less).cluster(Vec::<String>::new())).await;
     assert!(message.contains("+cluster|slots"), "{message}");
 }
 
@@ -271,7 +283,7 @@ async fn a_server_that_refuses_writes_for_now_connects_with_a_warning() {
             }
             let events = Events::default();
             let guard = tracing::subscriber::set_default(events.clone());
-            let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+            let sessions = soon(|| RedisSessions::builder(server.uri())).await.unwrap();
             drop(guard);
             let warned = events.text();
             let warned = warned.lines().find(|line| line.starts_with("WARN")).expect(code);

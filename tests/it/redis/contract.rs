@@ -1,5 +1,4 @@
-//! What Redis does beyond the promises of every backend, which are examined in `conformance`: on every topology and every
-//! server at hand.
+//! The layout in Redis: what holds beyond the contract of every backend, on every topology and every server at hand.
 
 use std::time::Duration;
 

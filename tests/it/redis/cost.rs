@@ -1,4 +1,4 @@
-//! What a call costs: commands, as the server counts them, and round trips, as a proxy sees them.
+//! The cost of a call: commands as the server counts them, and round trips as a proxy sees them.
 
 use std::{collections::BTreeMap, time::Duration};
 

@@ -1,4 +1,4 @@
-//! Another server takes over: who is asked follows, and tells nothing wrong meanwhile.
+//! Failovers, with Sentinel and in a Cluster, under load.
 
 use std::{
     collections::BTreeMap,

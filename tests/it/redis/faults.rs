@@ -1,4 +1,4 @@
-//! A server that is away, slow, full, or says no: each an error or nothing at all, and never "no session".
+//! Outages, slow and full servers, dead connections: each is an error at most, and never "no session".
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Redis, on servers that these tests start themselves, and that end with them whatever happens.
+//! Tests of the Redis store, against servers that the tests start and stop themselves.
 
 mod connect;
 mod contract;

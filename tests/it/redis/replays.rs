@@ -1,4 +1,4 @@
-//! Clients, proxies and networks say things twice, late, or lose the answer.
+//! Messages that are duplicated, late or lost between client and server.
 
 use std::{sync::Arc, time::Duration};
 

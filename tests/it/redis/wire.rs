@@ -1,4 +1,4 @@
-//! The simplest of clients: for looking at a server behind the back of what is tested.
+//! A minimal client, for looking at a server behind the back of what is tested.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},
