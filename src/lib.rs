@@ -126,7 +126,10 @@ pub use ::redis;
 #[cfg(feature = "axum")]
 pub use self::http::extract::SessionKey;
 #[cfg(feature = "redis")]
+#[doc(inline)]
 pub use self::stores::redis::{RedisBackend, RedisServer, RedisSessions};
+// Inline: the list of items on the front page has those of the public modules too.
+#[doc(inline)]
 pub use self::{
     backend::{Backend, Outcome, any::AnyBackend},
     clock::Clock,
