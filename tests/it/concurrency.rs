@@ -40,12 +40,12 @@ on_every_store! {
     p05_save_says_so_when_an_insert_on_a_replaced_id_is_dropped,
 }
 
-/// 500 requests each at two processes: all at once where that is one machine's matter, 50 at a time over a network.
+/// 500 requests each at two processes: all at once where that is one machine's matter, 16 at a time over a network.
 async fn parallel(store: &Store, change: fn(usize, &Session) -> Result<(), jam_session::Error>) -> Client {
     let layers = [store.layer(), store.layer()];
     let client = Client::new(&layers[0]);
     client.does(|session| session.create("ada", json!({}))).await.ok();
-    let places = Arc::new(Semaphore::new(if store.is_remote() { 50 } else { 1000 }));
+    let places = Arc::new(Semaphore::new(if store.is_remote() { 16 } else { 1000 }));
     let tasks = (0..1000).map(|i| {
         let (tab, places) = (client.thief().at(&layers[i % 2]), places.clone());
         tokio::spawn(async move {

@@ -6,7 +6,7 @@ use std::{
     convert::Infallible,
     future::ready,
     sync::{
-        LazyLock,
+        LazyLock, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -37,7 +37,7 @@ static RUNTIME: LazyLock<Runtime> =
 /// A `Cookie` header: whatever is in it, the visitor is nobody, and no cookie is set.
 pub fn cookie_header(bytes: &[u8]) {
     static LAYERS: LazyLock<[SessionLayer; 3]> =
-        LazyLock::new(|| [0, 1, 2].map(|i| SessionLayer::new(sessions(i, None))));
+        LazyLock::new(|| [0, 1, 2].map(|i| SessionLayer::new(sessions(i, || None))));
     let Ok(value) = HeaderValue::from_bytes(bytes) else { return };
     for layer in &*LAYERS {
         let mut request = Request::new(());
@@ -55,7 +55,7 @@ pub fn cookie_header(bytes: &[u8]) {
 
 /// The text of an ID, or of a part of one: what is read is written again as it was.
 pub fn id_text(bytes: &[u8]) {
-    static SESSIONS: LazyLock<[Sessions<Holds>; 3]> = LazyLock::new(|| [0, 1, 2].map(|i| sessions(i, None)));
+    static SESSIONS: LazyLock<[Sessions<Holds>; 3]> = LazyLock::new(|| [0, 1, 2].map(|i| sessions(i, || None)));
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(id) = text.parse::<RecordId>() {
         assert_eq!(id.to_string(), text);
@@ -76,8 +76,12 @@ pub fn record_bytes(bytes: &[u8]) {
     const PLAIN: &str = "Rii4kzINEgUu4Shaqdfvmg.AAAAAAAAQACAAAAAAAAAAA.AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8";
     const SEALED: &str = "Auta208AAQIDBAUGBwgJCgsMDQ4PEBESExQVFheEQTh4BePcW918Uu2fT9JHk4lKUwPRySKLhIQvwgnIekulJCY1v3Ukb3YP1yBX\
         ahk1oRI7jFlJfs3UYCkJHpElI9cB0y-5kEnpVBcDaSkNRwIa4n6fBZQ7dfxjUoIvxWcdR3Dh4uoKpX8";
-    for i in 0..3 {
-        let sessions = sessions(i, Some(bytes.to_vec().into()));
+    // Made once: deriving keys takes longer than all that is tried here.
+    static HELD: Mutex<Option<Bytes>> = Mutex::new(None);
+    static SESSIONS: LazyLock<[Sessions<Holds>; 3]> =
+        LazyLock::new(|| [0, 1, 2].map(|i| sessions(i, || HELD.lock().unwrap().clone())));
+    *HELD.lock().unwrap() = Some(bytes.to_vec().into());
+    for (i, sessions) in SESSIONS.iter().enumerate() {
         let id = if i == 1 { SEALED } else { PLAIN };
         RUNTIME.block_on(async {
             if let Ok(Some(data)) = sessions.get(id).await {
@@ -102,6 +106,8 @@ pub fn json_lines(bytes: &[u8]) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("jam-session-lines-{}-{}", std::process::id(), NEXT.fetch_add(1, Relaxed));
     let folder = std::env::temp_dir().join(name);
+    // Another process may have had the same number, and been killed.
+    let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir(&folder).unwrap();
     let path = folder.join("sessions.json");
     std::fs::write(&path, bytes).unwrap();
@@ -124,7 +130,7 @@ pub fn json_lines(bytes: &[u8]) {
     std::fs::remove_dir_all(folder).unwrap();
 }
 
-fn sessions(keyring: usize, holds: Option<Bytes>) -> Sessions<Holds> {
+fn sessions(keyring: usize, holds: fn() -> Option<Bytes>) -> Sessions<Holds> {
     let builder = Sessions::over(holding(holds));
     match &KEYRINGS[keyring] {
         None => builder.build().unwrap(),
@@ -135,12 +141,11 @@ fn sessions(keyring: usize, holds: Option<Bytes>) -> Sessions<Holds> {
 /// A store that holds the same under every name, or nothing.
 type Holds = Faulty<MemoryBackend>;
 
-fn holding(payload: Option<Bytes>) -> Holds {
+fn holding(payload: fn() -> Option<Bytes>) -> Holds {
     let backend = Faulty::new(MemoryBackend::default());
     // The store in it is never asked.
     backend.faults().always(None, Fault::Before);
-    let record =
-        move |id| payload.clone().map(|payload| Record { id, version: 1, ttl: Duration::from_secs(60), payload });
+    let record = move |id| payload().map(|payload| Record { id, version: 1, ttl: Duration::from_secs(60), payload });
     let answer = move |call: &Call| {
         let name = call.id.or_else(|| format!("{}.AAAAAAAAQACAAAAAAAAAAA", call.owner?).parse().ok());
         let record = name.and_then(&record);

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::future::join_all;
 use jam_session::{Backend, Builder, Outcome, RecordId, RedisBackend, RedisServer, RedisSessions};
 use tokio::{task::JoinSet, time::sleep};
 
@@ -213,10 +214,8 @@ async fn a_cluster_that_is_down_is_an_error_and_no_answer() {
     redis.nodes[5].signal("STOP");
     redis.lose_patience(&[0, 1, 3, 4]);
     until("the cluster is down", || redis.nodes[0].address.info_of_cluster("cluster_state") == "fail");
-    for id in &ids {
-        if let Ok(record) = sessions.backend().load(*id).await {
-            assert!(record.is_some(), "an outage is not the end of a session");
-        }
+    for record in join_all(ids.iter().map(|id| sessions.backend().load(*id))).await.into_iter().flatten() {
+        assert!(record.is_some(), "an outage is not the end of a session");
     }
     redis.nodes[2].signal("CONT");
     redis.nodes[5].signal("CONT");

@@ -134,6 +134,8 @@ fn folder() -> PathBuf {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let name = format!("jam-session-redis-{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst));
     let folder = std::env::temp_dir().join(name);
+    // Another process may have had the same number, and been killed.
+    let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
     folder
 }
