@@ -247,6 +247,8 @@ impl OfCluster {
         // No node takes over before it may: that another one is slow, on a busy machine, does not mean that it is dead.
         args.extend(["--cluster-replica-no-failover", "yes"]);
         args.extend(["--cluster-replica-validity-factor", "0"]);
+        // A replica is shown to clients once it has heard from its master, which has nothing to tell but this.
+        args.extend(["--repl-ping-replica-period", "1"]);
         args.extend(options);
         let ports = ports(6);
         let nodes: Vec<Process> = ports.iter().map(|port| Process::start_on(&binary, *port, &args)).collect();
