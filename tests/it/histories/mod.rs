@@ -19,7 +19,7 @@ pub use self::record::cut;
 use self::{
     module::Module,
     record::{Schedule, Seeds, alone},
-    rough::{Edges, Wrong, common, forgetful, rough},
+    rough::{Edges, Wrong, common, rough},
     verbs::Verbs,
 };
 use crate::random::Random;
@@ -158,7 +158,7 @@ async fn lost_connections_to_redis_change_no_order() {
         let model = Module { timed: false, lists_at_once: false, ..SHARP };
         let options = Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() };
         let process = |on: &Sessions| {
-            let rough = rough(&forgetful(on), Random(seed), Edges::default());
+            let rough = rough(&rough::forgetful(on), Random(seed), Edges::default());
             options.apply(Sessions::over(rough)).build().unwrap()
         };
         let stage = module::Stage::new(model, vec![process(&one), process(&two)], Clock::manual(), seed);

@@ -541,6 +541,7 @@ impl<B: Backend> Stage<B> {
     }
 
     /// Something that happens at times before a call.
+    #[cfg(feature = "redis")]
     pub fn trouble(self, trouble: Option<Trouble>) -> Self {
         Self { trouble, ..self }
     }

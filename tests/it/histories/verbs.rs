@@ -391,6 +391,7 @@ impl Stage {
     }
 
     /// Something that happens at times before a call.
+    #[cfg(feature = "redis")]
     pub fn trouble(self, trouble: Option<Trouble>) -> Self {
         Self { trouble, ..self }
     }
