@@ -2,13 +2,13 @@
 
 use std::{
     sync::{
-        Arc, LazyLock,
+        Arc,
         atomic::{AtomicU64, Ordering::SeqCst},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// Tells the time: the machine's, or one that a test moves by hand.
+/// Tells the time: the machine's clocks, or a clock that a test moves by hand.
 ///
 /// ```
 /// # use jam_session::{Clock, MemorySessions};
@@ -24,6 +24,17 @@ use std::{
 /// # Ok(())
 /// # }
 /// ```
+///
+/// # Which clock counts what
+///
+/// * Idle time in memory and in the JSON file is counted by a clock that setting the time does not affect, and that goes on
+///   while the machine is suspended (`CLOCK_BOOTTIME` on Linux): a laptop that slept for eight hours has no session left that
+///   was to be idle for one. Where there is no such clock, time that the wall clock is ahead counts as time asleep once it
+///   has been ahead for ten seconds, so that a wall clock that is wrong for a moment ends nothing.
+/// * Redis counts idle time by its own clock.
+/// * The deadline of a session and the times in [`SessionInfo`](crate::SessionInfo) are by the wall clock of the application,
+///   because they have to mean the same on every node. If the clocks of two nodes differ, a deadline comes earlier or later
+///   by that much, depending on the node that handles the request, and nothing else changes.
 #[derive(Clone, Debug, Default)]
 pub struct Clock(Source);
 
@@ -35,23 +46,23 @@ enum Source {
 }
 
 impl Clock {
-    /// The machine's clock; what every builder has unless told otherwise.
+    /// Returns the machine's clock. Every builder has it by default.
     pub fn system() -> Self {
         Self(Source::System)
     }
 
-    /// A clock that stands still until [`advance`](Self::advance) moves it. It begins at the machine's time.
+    /// Returns a clock that stands still until [`advance`](Self::advance) moves it. It begins at the machine's time.
     pub fn manual() -> Self {
         Self(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
     }
 
-    /// The same, beginning at that time: for what is to have been there before.
+    /// Returns a clock that stands still and begins at that time, for sessions that are to be older.
     pub fn manual_at(time: SystemTime) -> Self {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
     }
 
-    /// Moves a manual clock on, and every clone of it. The system's clock does not listen.
+    /// Moves a manual clock forward, and every clone of it. The machine's clock is not affected.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual(now) = &self.0 {
             // It never goes back, however far it is moved.
@@ -64,15 +75,16 @@ impl Clock {
         matches!(self.0, Source::Manual(_))
     }
 
-    /// The time of day: for what must mean the same in another process.
+    /// Returns the time of day, for what must mean the same in another process.
     pub fn now(&self) -> SystemTime {
         time(self.now_ms())
     }
 
-    /// Time that only goes forward, from an arbitrary start: for durations within a process.
+    /// Returns a time that only goes forward, from an arbitrary start, for durations within a process. It counts the time
+    /// during which the machine is suspended.
     pub fn elapsed(&self) -> Duration {
         match &self.0 {
-            Source::System => START.elapsed(),
+            Source::System => machine::elapsed(),
             Source::Manual(now) => Duration::from_millis(now.load(SeqCst)),
         }
     }
@@ -85,7 +97,7 @@ impl Clock {
     }
 }
 
-/// Whole milliseconds, as many as fit.
+/// Whole milliseconds, at most `u64::MAX`.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -100,11 +112,86 @@ fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// The machine has a clock that goes on while it is suspended.
+#[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
+mod machine {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    pub(super) fn elapsed() -> Duration {
+        #[cfg(not(target_vendor = "apple"))]
+        let clock = ClockId::Boottime;
+        // Here it goes on while the machine is asleep; `Instant` reads another one.
+        #[cfg(target_vendor = "apple")]
+        let clock = ClockId::Monotonic;
+        // Since the machine was started, so it is not negative.
+        clock_gettime(clock).try_into().unwrap_or_default()
+    }
+}
+
+/// The machine's clock stands still while it is suspended, and the wall clock tells how long that was.
+#[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
+mod machine {
+    use std::{
+        sync::{LazyLock, Mutex, PoisonError},
+        time::{Duration, Instant},
+    };
+
+    use super::{asleep::Asleep, since_epoch};
+
+    pub(super) fn elapsed() -> Duration {
+        static START: LazyLock<(Instant, Mutex<Asleep>)> =
+            LazyLock::new(|| (Instant::now(), Mutex::new(Asleep::new(since_epoch()))));
+        let (start, asleep) = &*START;
+        asleep.lock().unwrap_or_else(PoisonError::into_inner).elapsed(start.elapsed(), since_epoch())
+    }
+}
+
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android", target_vendor = "apple"))))]
+mod asleep {
+    use std::time::Duration;
+
+    /// Counts the time asleep, by how much the wall clock is ahead of a clock that stands still meanwhile.
+    pub(super) struct Asleep {
+        /// The wall clock when the other one was at zero.
+        start: Duration,
+        /// How long it slept so far.
+        slept: Duration,
+        /// Since when the wall clock has been ahead, and by how much at least.
+        ahead: Option<(Duration, Duration)>,
+    }
+
+    impl Asleep {
+        pub(super) fn new(wall: Duration) -> Self {
+            Self { start: wall, slept: Duration::ZERO, ahead: None }
+        }
+
+        /// The time since the start, given the time awake since then and the wall clock.
+        pub(super) fn elapsed(&mut self, awake: Duration, wall: Duration) -> Duration {
+            let ahead = wall.saturating_sub(self.start).saturating_sub(awake).saturating_sub(self.slept);
+            self.ahead = match self.ahead {
+                _ if ahead < TOLERATED => None,
+                None => Some((awake, ahead)),
+                Some((since, least)) => Some((since, least.min(ahead))),
+            };
+            if let Some((_, least)) = self.ahead.filter(|(since, _)| awake.saturating_sub(*since) >= BELIEVED_AFTER) {
+                self.slept = self.slept.saturating_add(least);
+                self.ahead = None;
+            }
+            awake.saturating_add(self.slept)
+        }
+    }
+
+    /// Clocks that are adjusted in small steps drift by less.
+    const TOLERATED: Duration = Duration::from_secs(1);
+    /// A wall clock that is wrong for a moment is not believed.
+    const BELIEVED_AFTER: Duration = Duration::from_secs(10);
+}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{asleep::Asleep, *};
 
     #[test]
     fn a_manual_clock_never_goes_back() {
@@ -114,5 +201,64 @@ mod tests {
         assert!(clock.elapsed() > before);
         clock.advance(Duration::from_secs(1));
         assert!(clock.elapsed() > before);
+    }
+
+    /// In a namespace whose `CLOCK_BOOTTIME` is eight hours ahead of every other clock, as after eight hours asleep.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn p18_the_time_that_a_machine_sleeps_counts() {
+        const CHILD: &str = "JAM_SESSION_ASLEEP";
+        let uptime = || {
+            let text = std::fs::read_to_string("/proc/uptime").unwrap();
+            Duration::from_secs_f64(text.split(' ').next().unwrap().parse().unwrap())
+        };
+        let (before, elapsed, after) = (uptime(), Clock::system().elapsed(), uptime());
+        // It tells hundredths of a second.
+        let hundredth = Duration::from_millis(10);
+        assert!(before <= elapsed + hundredth && elapsed <= after + hundredth, "{before:?} {elapsed:?} {after:?}");
+        if std::env::var_os(CHILD).is_some() {
+            return;
+        }
+        let child = std::process::Command::new("unshare")
+            .args(["--user", "--map-root-user", "--time", "--boottime", "28800"])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "clock::tests::p18_the_time_that_a_machine_sleeps_counts"])
+            .env(CHILD, "")
+            .output();
+        match child {
+            Ok(child) if child.status.success() => eprintln!("compared after eight hours asleep"),
+            Ok(child) if String::from_utf8_lossy(&child.stderr).starts_with("unshare:") => {
+                eprintln!("compared without sleep: a time namespace is forbidden here");
+            }
+            Err(error) => eprintln!("compared without sleep: {error}"),
+            Ok(child) => panic!("{}", String::from_utf8_lossy(&child.stdout)),
+        }
+    }
+
+    #[test]
+    fn p18_where_no_clock_runs_during_sleep_the_wall_clock_tells_how_long_it_was() {
+        let s = Duration::from_secs;
+        let wall = s(1_000_000);
+        let mut asleep = Asleep::new(wall);
+        assert_eq!(asleep.elapsed(s(60), wall + s(60)), s(60));
+        // Eight hours asleep.
+        let night = s(8 * 3600);
+        assert_eq!(asleep.elapsed(s(61), wall + s(61) + night), s(61));
+        assert_eq!(asleep.elapsed(s(71), wall + s(71) + night), s(71) + night);
+        // And only once.
+        assert_eq!(asleep.elapsed(s(200), wall + s(200) + night), s(200) + night);
+    }
+
+    #[test]
+    fn p18_a_wall_clock_that_is_wrong_for_a_second_ends_no_session() {
+        let s = Duration::from_secs;
+        let wall = s(1_000_000);
+        let mut asleep = Asleep::new(wall);
+        for turn in 0..100 {
+            let awake = s(20 * turn);
+            assert_eq!(asleep.elapsed(awake, wall + awake + s(1 << 40)), awake);
+            assert_eq!(asleep.elapsed(awake + s(1), s(0)), awake + s(1));
+            assert_eq!(asleep.elapsed(awake + s(2), wall + awake + s(2)), awake + s(2));
+        }
     }
 }
