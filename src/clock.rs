@@ -36,7 +36,11 @@ use std::{
 ///   because they have to mean the same on every node. If the clocks of two nodes differ, a deadline comes earlier or later
 ///   by that much, depending on the node that handles the request, and nothing else changes.
 #[derive(Clone, Debug, Default)]
-pub struct Clock(Source);
+pub struct Clock {
+    source: Source,
+    /// The time of day is no earlier than this, which is as much more as has elapsed since then.
+    floor: Option<(u64, Duration)>,
+}
 
 #[derive(Clone, Debug, Default)]
 enum Source {
@@ -48,23 +52,23 @@ enum Source {
 impl Clock {
     /// Returns the machine's clock. Every builder has it by default.
     pub fn system() -> Self {
-        Self(Source::System)
+        Self::from(Source::System)
     }
 
     /// Returns a clock that stands still until [`advance`](Self::advance) moves it. It begins at the machine's time.
     pub fn manual() -> Self {
-        Self(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
+        Self::from(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
     }
 
     /// Returns a clock that stands still and begins at that time, for sessions that are to be older.
     pub fn manual_at(time: SystemTime) -> Self {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
+        Self::from(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
     }
 
     /// Moves a manual clock forward, and every clone of it. The machine's clock is not affected.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(now) = &self.0 {
+        if let Source::Manual(now) = &self.source {
             // It never goes back, however far it is moved.
             let _ = now.fetch_update(SeqCst, SeqCst, |now| Some(now.saturating_add(millis(by))));
         }
@@ -72,7 +76,7 @@ impl Clock {
 
     #[cfg(feature = "conformance")]
     pub(crate) fn is_manual(&self) -> bool {
-        matches!(self.0, Source::Manual(_))
+        matches!(self.source, Source::Manual(_))
     }
 
     /// Returns the time of day, for what must mean the same in another process.
@@ -83,17 +87,35 @@ impl Clock {
     /// Returns a time that only goes forward, from an arbitrary start, for durations within a process. It counts the time
     /// during which the machine is suspended.
     pub fn elapsed(&self) -> Duration {
-        match &self.0 {
+        match &self.source {
             Source::System => machine::elapsed(),
             Source::Manual(now) => Duration::from_millis(now.load(SeqCst)),
         }
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
-        match &self.0 {
+        let now = match &self.source {
             Source::System => millis(since_epoch()),
             Source::Manual(now) => now.load(SeqCst),
+        };
+        match self.floor {
+            Some((floor, since)) => now.max(floor.saturating_add(millis(self.elapsed().saturating_sub(since)))),
+            None => now,
         }
+    }
+
+    /// Returns the same clock, with a time of day that is `now` at least and goes on from there, if the wall clock was set back
+    /// behind that.
+    pub(crate) fn not_before(&self, now: u64) -> Self {
+        // Clocks that are adjusted in small steps differ by less.
+        let is_behind = self.now_ms().saturating_add(1_000) < now;
+        Self { source: self.source.clone(), floor: is_behind.then(|| (now, self.elapsed())) }
+    }
+}
+
+impl From<Source> for Clock {
+    fn from(source: Source) -> Self {
+        Self { source, floor: None }
     }
 }
 
@@ -201,6 +223,18 @@ mod tests {
         assert!(clock.elapsed() > before);
         clock.advance(Duration::from_secs(1));
         assert!(clock.elapsed() > before);
+    }
+
+    #[test]
+    fn p18_a_clock_that_is_not_to_go_back_follows_the_wall_clock_once_that_has_caught_up() {
+        let wall = Clock::manual();
+        let start = wall.now_ms();
+        let clock = wall.not_before(start + 5_000);
+        assert_eq!(clock.now_ms(), start + 5_000);
+        wall.advance(Duration::from_secs(60));
+        // Here the clock that only goes forward is the wall clock too.
+        assert_eq!((clock.now_ms(), wall.now_ms()), (start + 65_000, start + 60_000));
+        assert_eq!(wall.not_before(start).now_ms(), start + 60_000);
     }
 
     /// In a namespace whose `CLOCK_BOOTTIME` is eight hours ahead of every other clock, as after eight hours asleep.

@@ -17,6 +17,7 @@ mod concurrency;
 mod conformance;
 mod cookies;
 mod cost;
+mod disks;
 mod encryption;
 mod endings;
 mod faults;

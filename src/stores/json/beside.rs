@@ -1,6 +1,7 @@
 //! A new file beside the one in use, with all live records, before it takes the other one's place.
 
 use std::{
+    collections::HashSet,
     io,
     sync::{
         Arc, RwLock,
@@ -10,30 +11,52 @@ use std::{
 
 use super::{
     disk::{Disk, Handle, read_full, write_all},
-    line::Line,
+    line::{Line, Moment},
     table::{Table, read},
 };
+use crate::record::id::RecordId;
 
 /// A new file that is not in place yet. Everything in it was synced.
 pub(super) struct Beside {
     pub(super) file: Arc<dyn Handle>,
     pub(super) len: u64,
+    /// What had expired by then is not in it.
+    pub(super) moment: Moment,
 }
 
 /// Writes all live records into a new file, as the state after change `n`.
 ///
 /// A change that is made meanwhile may be in it or not, so every change after `n` has to be replayed on it.
 pub(super) fn write_beside(disk: &dyn Disk, table: &RwLock<Table>, n: u64, stop: &AtomicBool) -> io::Result<Beside> {
+    write_to(new_file(disk)?, table, n, stop, &HashSet::new())
+}
+
+pub(super) fn new_file(disk: &dyn Disk) -> io::Result<Arc<dyn Handle>> {
     disk.remove_beside()?;
-    let file = disk.beside()?;
+    disk.beside()
+}
+
+/// As [`write_beside`], into a file that was allocated before, and without some of the records.
+pub(super) fn write_to(
+    file: Arc<dyn Handle>,
+    table: &RwLock<Table>,
+    n: u64,
+    stop: &AtomicBool,
+    without: &HashSet<RecordId>,
+) -> io::Result<Beside> {
+    // Before it looks at the records: what expires meanwhile is not in the file, and has not ended by then.
+    let moment = read(table).moment();
     let mut records = Vec::new();
     let mut next = Some(0);
     while let Some(from) = next {
         next = read(table).some(from, &mut records);
     }
+    if !without.is_empty() {
+        records.retain(|(id, _)| !without.contains(id));
+    }
     let mut len = 0;
     let mut bytes = Vec::with_capacity(CHUNK + CHUNK / 4);
-    Line::Head { records: records.len() as u64, n }.write(None, &mut bytes);
+    Line::Head { records: records.len() as u64, n, moment: Some(moment) }.write(None, &mut bytes);
     for (id, kept) in records {
         Line::Put { id, version: kept.version, time: kept.time, payload: kept.payload }.write(None, &mut bytes);
         if bytes.len() >= CHUNK {
@@ -47,7 +70,7 @@ pub(super) fn write_beside(disk: &dyn Disk, table: &RwLock<Table>, n: u64, stop:
     }
     write_all(&*file, &bytes, len)?;
     file.sync()?;
-    Ok(Beside { file, len: len + bytes.len() as u64 })
+    Ok(Beside { file, len: len + bytes.len() as u64, moment })
 }
 
 impl Beside {

@@ -1,6 +1,7 @@
 //! Compaction: writes the live records to a new file beside the one in use, while changes go on.
 
 use std::{
+    collections::HashSet,
     io,
     sync::{
         Arc, RwLock,
@@ -11,7 +12,7 @@ use std::{
 };
 
 use super::{
-    beside::{Beside, CHUNK, write_beside},
+    beside::{Beside, CHUNK, new_file, write_to},
     disk::{Disk, Handle},
     journal::At,
     queue::Queue,
@@ -27,6 +28,8 @@ pub(super) struct Compaction {
     stop: Arc<AtomicBool>,
     done: Receiver<io::Result<Copied>>,
     thread: Option<JoinHandle<()>>,
+    /// How much of the new file was allocated ahead.
+    pub(super) allocated: u64,
 }
 
 /// The new file, and up to where the old one was copied.
@@ -43,25 +46,34 @@ impl Compaction {
         queue: Arc<Queue>,
         old: Arc<dyn Handle>,
         from: At,
+        new: Option<(Arc<dyn Handle>, u64)>,
     ) -> io::Result<Self> {
+        let (new, allocated) = new.unzip();
         let (good, stop) = (Arc::new(AtomicU64::new(from.offset)), Arc::new(AtomicBool::new(false)));
         let (send, done) = mpsc::sync_channel(1);
         let work = {
             let (good, stop) = (Arc::clone(&good), Arc::clone(&stop));
             move || {
                 // If it was stopped, the receiver is gone.
-                let _ = send.send(copy_all(&*disk, &table, &*old, from, &good, &stop));
+                let _ = send.send(copy_all(&*disk, &table, &*old, from, new, &good, &stop));
                 drop((disk, old));
                 queue.wake();
             }
         };
         let thread = thread::Builder::new().name("jam-session-compact".to_owned()).spawn(work)?;
-        Ok(Self { from, good, stop, done, thread: Some(thread) })
+        Ok(Self { from, good, stop, done, thread: Some(thread), allocated: allocated.unwrap_or_default() })
     }
 
     /// Tells it where the old file ends now. What is before that is never cut off.
     pub(super) fn goes_on(&self, good: At) {
         self.good.store(good.offset, SeqCst);
+    }
+
+    /// Waits until it is done.
+    pub(super) fn wait(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 
     /// Returns its result, once it is done.
@@ -90,10 +102,12 @@ fn copy_all(
     table: &RwLock<Table>,
     old: &dyn Handle,
     from: At,
+    new: Option<Arc<dyn Handle>>,
     good: &AtomicU64,
     stop: &AtomicBool,
 ) -> io::Result<Copied> {
-    let mut beside = write_beside(disk, table, from.n, stop)?;
+    let new = new.map_or_else(|| new_file(disk), Ok)?;
+    let mut beside = write_to(new, table, from.n, stop, &HashSet::new())?;
     let mut until = from.offset;
     for _ in 0..ROUNDS {
         let end = good.load(SeqCst);

@@ -5,7 +5,7 @@ use std::{io, sync::Arc};
 use super::{
     beside::Beside,
     disk::{Disk, Handle, write_all},
-    line::{Line, Place},
+    line::{Line, Moment, Place},
 };
 
 /// When a change is acknowledged.
@@ -88,6 +88,11 @@ impl Journal {
         self.good.n > self.synced.n
     }
 
+    /// Whether some line says how far the file was synced.
+    pub(super) fn is_marked(&self) -> bool {
+        self.said >= self.synced.n
+    }
+
     pub(super) fn lines(&self) -> LineBuffer {
         LineBuffer { bytes: Vec::new(), n: self.end.n, synced: self.synced.n }
     }
@@ -114,12 +119,12 @@ impl Journal {
     }
 
     /// Appends a line that says how far the file was synced, unless some line says so. That line itself is not synced.
-    pub(super) fn mark(&mut self) -> Result<(), WriteError> {
-        if self.said >= self.synced.n {
+    pub(super) fn mark(&mut self, moment: Moment) -> Result<(), WriteError> {
+        if self.is_marked() {
             return Ok(());
         }
         let mut lines = self.lines();
-        lines.push(&Line::Synced);
+        lines.push(&Line::Synced { moment: Some(moment) });
         match write_all(&*self.file, &lines.bytes, self.end.offset) {
             Ok(()) => {
                 self.said = self.synced.n;
@@ -128,6 +133,20 @@ impl Journal {
             }
             Err(error) => Err(self.cut_back(error)),
         }
+    }
+
+    /// Makes the file empty but for its first line, in place: for a disk that has no room for another file. What was in it
+    /// is lost if the machine stops meanwhile, so it is for a file without live records.
+    pub(super) fn start_over(&mut self, moment: Moment) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        Line::Head { records: 0, n: self.end.n, moment: Some(moment) }.write(None, &mut bytes);
+        self.file.set_len(0)?;
+        self.file.sync()?;
+        write_all(&*self.file, &bytes, 0)?;
+        self.file.sync()?;
+        let end = At { offset: bytes.len() as u64, n: self.end.n };
+        *self = Self::new(Arc::clone(&self.file), end, end.n);
+        Ok(())
     }
 
     /// Syncs the file. After an error, what was not synced before may be lost, and a later sync that succeeds does not mean

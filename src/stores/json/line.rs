@@ -17,7 +17,7 @@ use crate::record::id::{Owner, RecordId};
 #[derive(Debug)]
 pub(super) enum Line {
     /// The first line: `records` lines follow that were written with it, and then the changes after change `n`.
-    Head { records: u64, n: u64 },
+    Head { records: u64, n: u64, moment: Option<Moment> },
     /// A record was created or replaced.
     Put { id: RecordId, version: i64, time: Expiry, payload: Payload },
     /// A record, if it still has that version, got a new expiry.
@@ -26,8 +26,8 @@ pub(super) enum Line {
     End { id: RecordId },
     /// All records of an owner ended, except `keep`.
     Clear { owner: Owner, keep: Option<RecordId> },
-    /// Nothing changed. The line only says how far the file was synced.
-    Synced,
+    /// Nothing changed. The line says how far the file was synced and, by the file's clock, what had expired.
+    Synced { moment: Option<Moment> },
 }
 
 /// The number of a change, and the last change that had been synced when the line was written.
@@ -37,7 +37,17 @@ pub(super) struct Place {
     pub(super) synced: u64,
 }
 
-/// When a record expires, by the wall clock, and how long that was when it was written. In milliseconds.
+/// What the file's clock said, and the wall clock at the same time. In milliseconds since 1970.
+///
+/// The file's clock begins as the wall clock does, and never goes back, because everything that expired by then has ended
+/// for good. While no process uses the file it goes on by as much as the wall clock does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) at: u64,
+    pub(super) wall: u64,
+}
+
+/// When a record expires, by the file's clock, and how long that was when it was written. In milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Expiry {
     pub(super) until: u64,
@@ -60,6 +70,22 @@ pub(super) enum LineError {
     Unknown,
 }
 
+impl Moment {
+    /// The later time of each clock. A wall clock that was wrong for a while, as without a battery, then does not count as
+    /// time in which nothing ran.
+    pub(super) fn later(self, other: Option<Self>) -> Self {
+        let other = other.unwrap_or(self);
+        Self { at: self.at.max(other.at), wall: self.wall.max(other.wall) }
+    }
+
+    fn write(moment: &Option<Self>, out: &mut Vec<u8>) -> std::io::Result<()> {
+        match moment {
+            Some(Self { at, wall }) => write!(out, r#","at":{at},"wall":{wall}"#),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Payload {
     pub(super) fn new(bytes: Bytes) -> Self {
         // What is read back must be the same to the byte, so there is no form in between.
@@ -80,6 +106,9 @@ impl Payload {
 }
 
 impl Line {
+    /// How many bytes a line without a payload takes, at most.
+    pub(super) const SHORT: u64 = PUT_WITHOUT_PAYLOAD as u64;
+
     /// Appends the line and its newline.
     pub(super) fn write(&self, place: Option<Place>, out: &mut Vec<u8>) {
         let start = out.len();
@@ -100,7 +129,10 @@ impl Line {
             write!(out, r#""n":{n},"synced":{synced},"#)?;
         }
         match self {
-            Self::Head { records, n } => write!(out, r#""op":"file","format":1,"records":{records},"after":{n}"#)?,
+            Self::Head { records, n, moment } => {
+                write!(out, r#""op":"file","format":1,"records":{records},"after":{n}"#)?;
+                Moment::write(moment, out)?;
+            }
             Self::Put { id, version, time: Expiry { until, ttl }, payload } => {
                 write!(out, r#""op":"put","id":"{id}","version":{version},"until":{until},"ttl":{ttl},"#)?;
                 if payload.plain {
@@ -118,7 +150,10 @@ impl Line {
             Self::Clear { owner, keep: Some(keep) } => {
                 write!(out, r#""op":"clear","owner":"{owner}","keep":"{keep}""#)?;
             }
-            Self::Synced => out.extend_from_slice(br#""op":"synced""#),
+            Self::Synced { moment } => {
+                out.extend_from_slice(br#""op":"synced""#);
+                Moment::write(moment, out)?;
+            }
         }
         out.push(b'}');
         Ok(())
@@ -133,7 +168,7 @@ impl Line {
         fields.line().ok_or(LineError::Unknown)
     }
 
-    /// About how many bytes a record takes in the file.
+    /// How many bytes a record takes in the file, at most.
     pub(super) fn cost(payload: &Payload) -> u64 {
         (payload.len() + PUT_WITHOUT_PAYLOAD) as u64
     }
@@ -200,6 +235,8 @@ struct Fields<'a> {
     n: Option<u64>,
     synced: Option<u64>,
     op: &'a str,
+    at: Option<u64>,
+    wall: Option<u64>,
     format: Option<u32>,
     records: Option<u64>,
     after: Option<u64>,
@@ -221,17 +258,22 @@ impl Fields<'_> {
             (None, None) => None,
             _ => return None,
         };
+        // No file of ours counts that far, and counting on from there would overflow.
+        if [self.n, self.synced, self.after].into_iter().flatten().any(|n| n > MAX_CHANGES) {
+            return None;
+        }
+        let moment = self.at.zip(self.wall).map(|(at, wall)| Moment { at, wall });
         let id = || self.id?.parse().ok();
         let time = || Some(Expiry { until: self.until?, ttl: self.ttl? });
         let line = match self.op {
-            "file" if self.format == Some(1) => Line::Head { records: self.records?, n: self.after? },
+            "file" if self.format == Some(1) => Line::Head { records: self.records?, n: self.after?, moment },
             "put" => Line::Put { id: id()?, version: self.version?, time: time()?, payload: self.payload()? },
             "touch" => Line::Touch { id: id()?, version: self.version?, time: time()? },
             "end" => Line::End { id: id()? },
             "clear" => {
                 Line::Clear { owner: self.owner?.parse().ok()?, keep: self.keep.map(str::parse).transpose().ok()? }
             }
-            "synced" => Line::Synced,
+            "synced" => Line::Synced { moment },
             _ => return None,
         };
         Some((place, line))
@@ -250,8 +292,9 @@ const SUM_BEFORE: &[u8] = br#"{"sum":""#;
 const SUM_AFTER: &[u8] = br#"","#;
 const SUM: Range<usize> = SUM_BEFORE.len()..SUM_BEFORE.len() + 8;
 const REST: usize = SUM.end + SUM_AFTER.len();
-const PUT_WITHOUT_PAYLOAD: usize = 220;
+const PUT_WITHOUT_PAYLOAD: usize = 260;
 const MAX_STARTS: usize = 16;
+const MAX_CHANGES: u64 = u64::MAX / 2;
 
 #[cfg(test)]
 mod tests {
@@ -277,14 +320,16 @@ mod tests {
         let owner = id.owner().unwrap();
         let time = Expiry { until: u64::MAX, ttl: 0 };
         let lines = [
-            Line::Head { records: 3, n: 4 },
+            Line::Head { records: 3, n: 4, moment: None },
+            Line::Head { records: 3, n: 4, moment: Some(Moment { at: 1, wall: u64::MAX }) },
             put(br#"{"a":1}"#),
             put(b"\0\xff"),
             Line::Touch { id, version: 0, time },
             Line::End { id },
             Line::Clear { owner, keep: None },
             Line::Clear { owner, keep: Some(id) },
-            Line::Synced,
+            Line::Synced { moment: None },
+            Line::Synced { moment: Some(Moment { at: 5, wall: 6 }) },
         ];
         for line in lines {
             for place in [None, Some(Place { n: 7, synced: 6 })] {
@@ -324,7 +369,7 @@ mod tests {
 
     #[test]
     fn data_that_looks_like_a_line_is_not_taken_for_one() {
-        let inner = text(&Line::Synced, Some(Place { n: 9, synced: 8 }));
+        let inner = text(&Line::Synced { moment: None }, Some(Place { n: 9, synced: 8 }));
         let payload = [br#"{"x":"#.as_slice(), &inner, b"}"].concat();
         let line = text(&put(payload.leak()), Some(Place { n: 1, synced: 0 }));
         assert!(!says_synced(&line, true, 8));
@@ -344,6 +389,18 @@ mod tests {
             line.clear();
             line.extend_from_slice(format!(r#"{{"sum":"{:08x}",{rest}"#, crc32fast::hash(rest.as_bytes())).as_bytes());
             assert_eq!(Line::read(&line).err(), Some(LineError::Unknown));
+        }
+    }
+
+    #[test]
+    fn a_line_is_never_longer_than_what_it_is_counted_as() {
+        let id = format!("{}.{}", "A".repeat(22), "A".repeat(43)).parse().unwrap();
+        for payload in [&b"{}"[..], b"\0"] {
+            let payload = Payload::new(Bytes::from_static(payload));
+            let cost = Line::cost(&payload);
+            let time = Expiry { until: u64::MAX, ttl: u64::MAX };
+            let line = Line::Put { id, version: i64::MIN, time, payload };
+            assert!(text(&line, Some(Place { n: 1 << 50, synced: 1 << 50 })).len() < cost as usize);
         }
     }
 }

@@ -44,28 +44,63 @@
 //! [`close`](Sessions::close) waits for what is under way and releases the file. Dropping the last handle does so too, and
 //! blocks the thread that drops it for a moment.
 //!
+//! # A full disk
+//!
+//! The sessions are bounded by [`max_bytes`](Builder::<JsonFile>::max_bytes) and
+//! [`max_sessions`](Builder::<JsonFile>::max_sessions). At a bound, visitors' sessions (those without a session key) give
+//! way, the least recently used first; after a restart, the ones written least recently. Expired sessions do not count. A file
+//! without a live session starts over.
+//!
+//! On Linux the store also keeps a reserve on the disk, so that sign-outs and one compaction fit even if other programs fill
+//! the disk to the last byte: space behind the end of the file, for some hundred sign-outs, and the file
+//! `sessions.json.compacting`, for the next compaction. While the disk is full, visitors' sessions give way for new sessions;
+//! if none are left, changes fail with [`ErrorKind::Unavailable`], and signing out works. When there is room again, so does
+//! everything else.
+//!
+//! * What it costs: as much disk space as the live sessions take and an eighth of that, and 1.5 MiB at most. With what is dead
+//!   in the file, that is three and a quarter times the live sessions, and 3 MiB at most.
+//! * Where it holds: on file systems that honour `fallocate`, such as ext4, XFS and tmpfs. Btrfs may still need space for its
+//!   own trees. ZFS, NFS before 4.2, and other systems than Linux allocate nothing ahead: there a disk that is filled by other
+//!   programs refuses sign-outs too, with an error.
+//! * [`close`](Sessions::close) releases the file beside the one in use, and opening takes it again.
+//!
+//! # Time
+//!
+//! The file has a clock of its own, which begins as the wall clock and never goes back, however the wall clock is set. Idle
+//! time counts on while no process uses the file, by as much as the wall clock goes on. A wall clock that is set back, in use
+//! or in between, thus revives no session that was seen to have expired, and lengthens no session by more than the time in
+//! which nothing ran.
+//!
 //! # The file
 //!
 //! The file has one JSON object per line: first the sessions that there were when it was written, then each change since.
 //!
 //! ```text
-//! {"sum":"8c5a1f0e","op":"file","format":1,"records":1,"after":41}
+//! {"sum":"8c5a1f0e","op":"file","format":1,"records":1,"after":41,"at":…,"wall":…}
 //! {"sum":"…","op":"put","id":"<owner>.<sid>","version":…,"until":…,"ttl":…,"json":{"v":1,…,"data":{"role":"admin"}}}
 //! {"sum":"…","n":42,"synced":41,"op":"touch","id":"…","version":…,"until":…,"ttl":…}
 //! {"sum":"…","n":43,"synced":42,"op":"end","id":"…"}
 //! {"sum":"…","n":44,"synced":43,"op":"clear","owner":"…","keep":"…"}
-//! {"sum":"…","n":45,"synced":44,"op":"synced"}
+//! {"sum":"…","n":45,"synced":44,"op":"synced","at":…,"wall":…}
 //! ```
 //!
 //! * `sum` is the CRC-32 of everything after its comma.
 //! * `n` counts the changes. `synced` is the last change that was on the disk before this line was written: damage after it
 //!   is a torn write, damage before it is an error.
-//! * `until` is in milliseconds since 1970, `ttl` is what it was on writing.
+//! * `until` is in milliseconds since 1970 by the file's clock, `ttl` is what it was on writing.
+//! * `at` is what the file's clock said, and `wall` the wall clock at the same time. What had expired by `at` has ended.
 //! * A payload that is not JSON is written as `base64`.
 //!
 //! When more than half of the file, and more than 1 MiB, is dead, the file is compacted: the live sessions are written to
-//! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. `sessions.json.lock` is
-//! locked while the file is in use, because only one process may use it, and may stay behind empty.
+//! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If a folder is in that
+//! place, `sessions.json.compacting.1` to `.3` are tried. `sessions.json.lock` is locked while the file is in use, because only
+//! one process may use it, and may stay behind empty.
+//!
+//! The file must be a plain file in a folder where it can be replaced. A single file that is mounted (`docker run -v
+//! file:file`) cannot be, so it is refused: mount its folder. A file of another user is refused too, also when root opens it.
+//! If the folder is reached through a symbolic link that is switched to another one, as deployments do with `current`, the
+//! process goes on with the file that it opened, sign-outs included, and logs a warning. The next process finds the file in
+//! the new folder, or none. Keep the file outside of folders that are switched.
 //!
 //! On Unix all three files are for their owner alone (mode 0600), and a symbolic link in the place of one is refused. On
 //! other systems the folder decides who may read them, and links are followed. The folder should belong to the application:
@@ -92,12 +127,18 @@ mod batch;
 mod beside;
 mod compact;
 mod disk;
+mod folder;
+#[cfg(test)]
+mod full;
 mod journal;
 mod line;
+mod outage;
 mod queue;
 mod recovery;
+mod reserve;
 #[cfg(test)]
 mod sim;
+mod storage;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -115,15 +156,17 @@ use tokio::sync::oneshot;
 
 pub use self::journal::Durability;
 use self::{
-    disk::{Disk, Folder},
+    batch::FileBounds,
+    disk::Disk,
+    folder::Folder,
     queue::{Answer, Op, Queue, Request, closed},
     recovery::{Cut, Recovered},
-    table::{Table, read},
+    table::{Lookup, Table, read},
     writer::Writer,
 };
 use crate::{
     backend::{Backend, Outcome, Result},
-    clock::Clock,
+    clock::{Clock, millis},
     error::{Error, ErrorKind},
     record::{
         Record,
@@ -147,6 +190,7 @@ pub struct JsonBackend {
 pub struct JsonFile {
     path: PathBuf,
     durability: Durability,
+    bounds: FileBounds,
 }
 
 impl JsonSessions {
@@ -160,7 +204,8 @@ impl JsonSessions {
 
     /// Returns a builder for sessions in that file.
     pub fn builder(path: impl AsRef<Path>) -> Builder<JsonFile> {
-        Builder::new(JsonFile { path: path.as_ref().to_owned(), durability: Durability::default() }).in_text()
+        let (path, durability, bounds) = (path.as_ref().to_owned(), Durability::default(), FileBounds::default());
+        Builder::new(JsonFile { path, durability, bounds }).in_text()
     }
 }
 
@@ -168,6 +213,25 @@ impl Builder<JsonFile> {
     /// Sets when a change is acknowledged. Default: [`Durability::Sync`].
     pub fn durability(mut self, durability: Durability) -> Self {
         self.from.durability = durability;
+        self
+    }
+
+    /// FileBounds the number of sessions. Default: no bound.
+    ///
+    /// At the bound, visitors' sessions (those without a session key) give way, the least recently used first. A session with a
+    /// session key never does: if nothing else is left, creating fails with [`ErrorKind::Unavailable`]. Expired sessions do
+    /// not count.
+    pub fn max_sessions(mut self, sessions: usize) -> Self {
+        self.from.bounds.max_sessions = sessions;
+        self
+    }
+
+    /// FileBounds the bytes that the sessions take in the file, not counting what is dead in it. Default: 1 GiB.
+    ///
+    /// See [`max_sessions`](Self::max_sessions) for what happens at the bound, and the
+    /// [module docs](crate::stores::json#a-full-disk) for how much space the file takes in all.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.from.bounds.max_bytes = bytes;
         self
     }
 
@@ -180,16 +244,31 @@ impl Builder<JsonFile> {
     /// * [`ErrorKind::Unavailable`] for what may be over later: the file is in use, or the disk fails.
     /// * [`ErrorKind::Unreadable`] if a line that had been synced is damaged or missing, or was written by a later version.
     pub async fn open(self) -> std::result::Result<JsonSessions, Error> {
-        let (file, policy, codec) = self.check()?;
-        let backend = JsonBackend::open(file, policy.clock.clone()).await?;
+        let (file, mut policy, codec) = self.check()?;
+        let slack = policy.rework_grace.max(SUPERSEDED);
+        let backend = JsonBackend::open(file, policy.clock.clone(), slack).await?;
+        // A wall clock that was set back while nothing ran must not make a replaced ID valid again, nor extend a deadline.
+        policy.clock = policy.clock.not_before(millis(read(&backend.table).now()));
         Ok(Sessions::with(backend, policy, codec))
     }
 }
 
 impl JsonBackend {
-    async fn open(file: JsonFile, clock: Clock) -> std::result::Result<Self, Error> {
+    /// Returns how many sessions it holds, including expired ones that were not removed yet.
+    pub fn sessions(&self) -> usize {
+        read(&self.table).usage().records()
+    }
+
+    /// Returns how many bytes they take in a file without anything dead, at most.
+    pub fn bytes(&self) -> u64 {
+        read(&self.table).usage().bytes()
+    }
+
+    async fn open(file: JsonFile, clock: Clock, slack: Duration) -> std::result::Result<Self, Error> {
         let path = file.path.clone();
-        let table = Arc::new(RwLock::new(Table::new(clock)));
+        let mut table = Table::new(clock);
+        table.slack = slack;
+        let table = Arc::new(RwLock::new(table));
         let (queue, incoming) = Queue::new();
         let queue = Arc::new(queue);
         let (tell, told) = oneshot::channel();
@@ -231,6 +310,13 @@ impl JsonBackend {
         Ok(answered.await.map_err(|_| stopped())??)
     }
 
+    /// Has the file say that a record has expired before a reader learns of it: it must not come back after a crash with a
+    /// clock that was set back.
+    async fn tell_of_expiry(&self) {
+        // It has expired even if this cannot be written.
+        let _ = self.ask(Op::Expire).await;
+    }
+
     fn read(&self) -> Result<RwLockReadGuard<'_, Table>> {
         if self.queue.is_over() {
             return Err(closed().into());
@@ -247,13 +333,22 @@ fn start(
 ) -> std::result::Result<(Writer, Option<Cut>), Error> {
     let disk: Arc<dyn Disk> = Arc::new(Folder::lock(&file.path)?);
     let Recovered { journal, cut } = recovery::open(&*disk, table)?;
-    Ok((Writer::new(disk, Arc::clone(table), Arc::clone(queue), journal, file.durability), cut))
+    let mut writer = Writer::new(disk, Arc::clone(table), Arc::clone(queue), journal, file.durability);
+    writer.bounds = file.bounds;
+    Ok((writer, cut))
 }
 
 impl Backend for JsonBackend {
     async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        let table = self.read()?;
-        Ok(table.load(id, table.now()))
+        let found = self.read()?.load(id);
+        Ok(match found {
+            Lookup::Live(record) => Some(record),
+            Lookup::Nothing => None,
+            Lookup::Expired => {
+                self.tell_of_expiry().await;
+                None
+            }
+        })
     }
 
     async fn create(&self, record: Record) -> Result<bool> {
@@ -277,9 +372,11 @@ impl Backend for JsonBackend {
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        let table = self.read()?;
-        let now = table.now();
-        Ok(table.of(owner).filter_map(|id| table.load(id, now)).collect())
+        let (live, has_expired) = self.read()?.list(owner);
+        if has_expired {
+            self.tell_of_expiry().await;
+        }
+        Ok(live)
     }
 
     async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
@@ -326,3 +423,6 @@ fn stopped() -> Error {
         "the file of sessions was released before it answered: what was under way may be in it",
     )
 }
+
+/// For how long a superseded secret may still sign out.
+const SUPERSEDED: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::line::Payload;
+use super::line::{Line, Payload};
 use crate::{
     error::{Error, ErrorKind},
     record::{
@@ -52,10 +52,24 @@ pub(super) struct Request {
 /// What a [`Backend`](crate::Backend) is asked to change.
 pub(super) enum Op {
     Create(Put),
-    Update { expected: i64, new: Put },
-    Touch { id: RecordId, version: i64, ttl: Duration },
-    Delete { id: RecordId },
-    Clear { owner: Owner, keep: Option<RecordId> },
+    Update {
+        expected: i64,
+        new: Put,
+    },
+    Touch {
+        id: RecordId,
+        version: i64,
+        ttl: Duration,
+    },
+    Delete {
+        id: RecordId,
+    },
+    Clear {
+        owner: Owner,
+        keep: Option<RecordId>,
+    },
+    /// Have the file say that what has expired has ended: a reader has found it so.
+    Expire,
 }
 
 /// A [`Record`] whose payload was examined for the form that it takes in the file.
@@ -180,7 +194,17 @@ impl Op {
         match self {
             Self::Delete { .. } | Self::Clear { .. } => true,
             Self::Update { new, .. } => new.ttl.is_zero(),
-            Self::Create(_) | Self::Touch { .. } => false,
+            Self::Create(_) | Self::Touch { .. } | Self::Expire => false,
+        }
+    }
+
+    /// How many bytes it may add to the file, unless it ends something.
+    pub(super) fn growth(&self) -> u64 {
+        match self {
+            _ if self.ends() => 0,
+            Self::Create(new) | Self::Update { new, .. } => Line::cost(&new.payload),
+            Self::Touch { .. } => Line::SHORT,
+            Self::Delete { .. } | Self::Clear { .. } | Self::Expire => 0,
         }
     }
 
@@ -189,7 +213,7 @@ impl Op {
         match self {
             Self::Update { new, .. } => Some(new.id),
             Self::Touch { id, .. } => Some(*id),
-            Self::Create(_) | Self::Delete { .. } | Self::Clear { .. } => None,
+            Self::Create(_) | Self::Delete { .. } | Self::Clear { .. } | Self::Expire => None,
         }
     }
 

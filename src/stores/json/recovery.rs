@@ -9,10 +9,11 @@ use std::{
 
 use super::{
     beside::{Beside, write_beside},
-    disk::{Disk, Handle, failed, read_full, write_all},
-    journal::{At, Journal},
-    line::{Line, LineError, is_ours, says_synced},
-    table::{Table, write},
+    disk::{Disk, Handle, is_full, read_full, write_all},
+    folder::failed,
+    journal::{At, Durability, Journal, WriteError},
+    line::{Line, LineError, Moment, is_ours, says_synced},
+    table::{Table, read, write},
 };
 use crate::error::{Error, ErrorKind};
 
@@ -54,14 +55,47 @@ pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Recovered, 
     // This fails if the file belongs to another user, who could read and write all sessions from now on.
     file.keep_private().map_err(|error| failed(format!("{path} cannot be kept from others"), error))?;
     let cut = found.cut;
-    let journal = found
-        .settle(file)
-        .map_err(|error| failed(format!("the end of {path} could not be brought to the disk"), error))?;
+    let is_news = write(table).begin(found.moment);
+    let settled = found.settle(file).and_then(|mut journal| {
+        tidy(disk, table, &mut journal, is_news)?;
+        Ok(journal)
+    });
+    let journal =
+        settled.map_err(|error| failed(format!("the end of {path} could not be brought to the disk"), error))?;
     Ok(Recovered { journal, cut })
 }
 
+/// Starts a file over that has no live records, or else has it say that what has expired has ended. On a full disk neither may
+/// be possible, and then the file stays as it is.
+fn tidy(disk: &dyn Disk, table: &RwLock<Table>, journal: &mut Journal, is_news: bool) -> io::Result<()> {
+    let (moment, is_empty) = {
+        let table = read(table);
+        (table.moment(), table.usage().records() == 0)
+    };
+    let n = journal.end().n;
+    if is_empty && journal.end().offset > START_OVER {
+        let written = write_beside(disk, table, n, &AtomicBool::new(false)).map_err(WriteError::NotApplied);
+        return match written.and_then(|beside| journal.replace(disk, beside, n, n)) {
+            Err(WriteError::NotApplied(error)) if is_full(&error) => {
+                let _ = disk.remove_beside();
+                journal.start_over(moment)
+            }
+            Err(WriteError::NotApplied(_)) | Ok(()) => Ok(()),
+            Err(WriteError::Unknown(error)) => Err(error),
+        };
+    }
+    if is_news {
+        let mut lines = journal.lines();
+        lines.push(&Line::Synced { moment: Some(moment) });
+        if let Err(WriteError::Unknown(error)) = journal.append(&lines, Durability::Sync) {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 fn create(disk: &dyn Disk, table: &RwLock<Table>) -> io::Result<Journal> {
-    let Beside { file, len } = write_beside(disk, table, 0, &AtomicBool::new(false))?;
+    let Beside { file, len, .. } = write_beside(disk, table, 0, &AtomicBool::new(false))?;
     disk.rename()?;
     disk.sync_folder()?;
     Ok(Journal::new(file, At { offset: len, n: 0 }, 0))
@@ -76,12 +110,14 @@ struct Replayed {
     /// The last change that is not merely such a line.
     changed: u64,
     cut: Option<Cut>,
+    /// The latest time by either clock that some line tells.
+    moment: Option<Moment>,
 }
 
 impl Replayed {
     /// Cuts off what is torn, and writes what no line says was on the disk.
     fn settle(self, file: Arc<dyn Handle>) -> io::Result<Journal> {
-        let Self { end, vouched, changed, cut } = self;
+        let Self { end, vouched, changed, cut, .. } = self;
         if cut.is_some() {
             file.set_len(end.offset)?;
         }
@@ -122,8 +158,8 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Re
         return Err(lines.unrelated(start));
     }
     lines.next()?;
-    let (records, n) = match Line::read(lines.line()) {
-        Ok((None, Line::Head { records, n })) if lines.whole => (records, n),
+    let (records, n, first) = match Line::read(lines.line()) {
+        Ok((None, Line::Head { records, n, moment })) if lines.whole => (records, n, moment),
         Err(LineError::Unknown) => return Err(lines.later()),
         _ => return Err(lines.broken()),
     };
@@ -136,7 +172,7 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Re
         }
     }
     let start = At { offset: lines.end, n };
-    let mut found = Replayed { end: start, vouched: start, changed: n, cut: None };
+    let mut found = Replayed { end: start, vouched: start, changed: n, cut: None, moment: first };
     let mut ends = VecDeque::new();
     while lines.next()? {
         let (place, line) = match Line::read(lines.line()) {
@@ -164,8 +200,10 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Re
             found.vouched = end;
             ends.pop_front();
         }
-        if !matches!(line, Line::Synced) {
-            found.changed = place.n;
+        match line {
+            Line::Synced { moment: Some(moment) } => found.moment = Some(moment.later(found.moment)),
+            Line::Synced { moment: None } => {}
+            _ => found.changed = place.n,
         }
         table.replay(line);
     }
@@ -243,3 +281,6 @@ impl Read for From<'_> {
         Ok(read)
     }
 }
+
+/// A file of this size is not worth the trouble.
+const START_OVER: u64 = 4096;

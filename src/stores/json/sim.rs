@@ -44,6 +44,8 @@ pub(super) struct World {
     pub(super) power: Option<u64>,
     pub(super) image: Option<Box<World>>,
     pub(super) random: Random,
+    /// How many bytes fit on the disk, which then allocates ahead if it is asked to. It has no bound otherwise.
+    pub(super) capacity: Option<usize>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -57,6 +59,7 @@ struct Inode {
     shown: Vec<u8>,
     kept: Vec<u8>,
     dirty: BTreeSet<usize>,
+    allocated: usize,
 }
 
 #[derive(Clone)]
@@ -77,13 +80,14 @@ impl World {
             power: None,
             image: None,
             random: Random(seed),
+            capacity: None,
         }
     }
 
     /// A disk with that file on it.
     pub(super) fn with(bytes: &[u8]) -> Self {
         let mut world = Self::new(0);
-        world.files.push(Inode { shown: bytes.to_vec(), kept: bytes.to_vec(), dirty: BTreeSet::new() });
+        world.files.push(Inode { shown: bytes.to_vec(), kept: bytes.to_vec(), ..Inode::default() });
         world.shown.file = Some(0);
         world.kept.file = Some(0);
         world
@@ -91,6 +95,13 @@ impl World {
 
     pub(super) fn disk(self) -> SimDisk {
         SimDisk(Arc::new(Mutex::new(self)))
+    }
+
+    /// Another program takes all space that is not allocated. Gives how much there was.
+    pub(super) fn fill(&mut self) -> usize {
+        let linked = [self.shown.file, self.shown.beside];
+        let used = linked.into_iter().flatten().map(|file| self.files[file].allocated).sum();
+        self.capacity.replace(used).unwrap_or_default()
     }
 
     /// The file as the system shows it.
@@ -120,7 +131,19 @@ impl World {
         let mut random = self.random.clone();
         let folder = if self.folder_dirty && random.chance(2) { self.shown } else { self.kept };
         let files = self.files.iter().map(|file| file.after_power_cut(&mut random)).collect();
-        Self { files, shown: folder, kept: folder, ..Self::new(random.0) }
+        Self { files, shown: folder, kept: folder, capacity: self.capacity, ..Self::new(random.0) }
+    }
+
+    /// Allocates a file up to there, if that fits. What no name leads to any more takes no space.
+    fn allocate(&mut self, file: usize, end: usize) -> io::Result<()> {
+        let linked = [self.shown.file, self.shown.beside];
+        let used: usize = linked.into_iter().flatten().map(|file| self.files[file].allocated).sum();
+        let more = end.saturating_sub(self.files[file].allocated);
+        if linked.contains(&Some(file)) && self.capacity.is_some_and(|capacity| used + more > capacity) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.files[file].allocated += more;
+        Ok(())
     }
 
     /// Counts a call, and says whether it is to fail.
@@ -153,6 +176,7 @@ impl Inode {
 
     fn set_len(&mut self, len: usize) {
         let before = self.shown.len();
+        self.allocated = len;
         self.shown.resize(len, 0);
         self.mark(len.min(before), len.max(before));
         // The page that is cut through is written again.
@@ -288,6 +312,7 @@ impl Handle for SimFile {
             (Ok(()), false) => bytes.len(),
             (Err(_), _) => world.random.below(bytes.len() as u64 + 1) as usize,
         };
+        world.allocate(self.1, at as usize + some)?;
         let (at, file) = (at as usize, &mut world.files[self.1]);
         if file.shown.len() < at + some {
             file.shown.resize(at + some, 0);
@@ -302,6 +327,15 @@ impl Handle for SimFile {
         world.call()?;
         world.files[self.1].set_len(len as usize);
         Ok(())
+    }
+
+    fn allocate(&self, from: u64, len: u64) -> io::Result<()> {
+        let mut world = self.0.lock().unwrap();
+        if world.capacity.is_none() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        world.call()?;
+        world.allocate(self.1, (from + len) as usize)
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -1,15 +1,18 @@
 //! The table of records in memory, which serves every read.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::{
+        Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use bytes::Bytes;
 use slab::Slab;
 
-use super::line::{Expiry, Line, Payload};
+use super::line::{Expiry, Line, Moment, Payload};
 use crate::{
     clock::{Clock, millis},
     record::{
@@ -21,11 +24,24 @@ use crate::{
 /// All records that were acknowledged, including expired ones that were not removed yet.
 pub(super) struct Table {
     clock: Clock,
+    /// What the file's clock said when `clock` said `since`.
+    start: Duration,
+    since: Duration,
+    /// How much later it starts if the wall clock was set back while nothing ran. For how long that was is then unknown, and
+    /// IDs that were replaced just before must not lead anywhere again.
+    pub(super) slack: Duration,
+    /// When what was replayed since the last moment was written, by the file's clock.
+    written: u64,
+    /// Up to here, by the file's clock, the file says that what expired has ended.
+    marked: u64,
     entries: Slab<Row>,
     by_id: HashMap<RecordId, usize>,
     by_owner: HashMap<Owner, Vec<usize>>,
     by_expiry: BTreeSet<(Duration, usize)>,
-    cost: u64,
+    /// Visitors' records by the last use that is known here. A read counts as a use without changing this order.
+    by_use: Mutex<BTreeMap<u64, usize>>,
+    uses: AtomicU64,
+    room: FileUsage,
 }
 
 struct Row {
@@ -33,6 +49,9 @@ struct Row {
     kept: Kept,
     /// Its place among the records of its owner.
     place: usize,
+    /// When it was last used, and its place in `by_use`, if it is a visitor's.
+    used: AtomicU64,
+    order: AtomicU64,
 }
 
 /// A record as it is kept, without its ID.
@@ -40,51 +59,113 @@ struct Row {
 pub(super) struct Kept {
     pub(super) version: i64,
     pub(super) time: Expiry,
-    /// When it expires by a clock that only goes forward, however the wall clock is set.
+    /// When it expires by the file's clock, to the nanosecond.
     pub(super) expires: Duration,
     pub(super) payload: Payload,
 }
 
+/// What a reader finds under an ID.
+pub(super) enum Lookup {
+    Live(Record),
+    Nothing,
+    /// It has expired, and the file does not say so yet.
+    Expired,
+}
+
+/// The room taken by signed-in sessions and by visitors' sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FileUsage {
+    pub(super) keyed: Space,
+    pub(super) anonymous: Space,
+}
+
+/// A number of records, and the bytes that they take in a file without anything dead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Space {
+    pub(super) records: usize,
+    pub(super) bytes: u64,
+}
+
 impl Table {
     pub(super) fn new(clock: Clock) -> Self {
+        let (start, since) = (Duration::from_millis(clock.now_ms()), clock.elapsed());
         Self {
             clock,
+            start,
+            since,
+            slack: Duration::ZERO,
+            written: 0,
+            marked: 0,
             entries: Slab::new(),
             by_id: HashMap::new(),
             by_owner: HashMap::new(),
             by_expiry: BTreeSet::new(),
-            cost: 0,
+            by_use: Mutex::default(),
+            uses: AtomicU64::new(0),
+            room: FileUsage::default(),
         }
     }
 
+    /// The file's clock, since 1970. It begins as the wall clock, and never goes back.
     pub(super) fn now(&self) -> Duration {
-        self.clock.elapsed()
+        self.start.saturating_add(self.clock.elapsed().saturating_sub(self.since))
     }
 
-    /// About how many bytes the records take in a file.
+    pub(super) fn moment(&self) -> Moment {
+        Moment { at: millis(self.now()), wall: self.clock.now_ms() }
+    }
+
+    /// How many bytes the records take in a file, at most.
     pub(super) fn cost(&self) -> u64 {
-        self.cost
+        self.room.keyed.bytes + self.room.anonymous.bytes
+    }
+
+    /// The same without expired records.
+    pub(super) fn live_cost(&self) -> u64 {
+        let expired = self.expired(self.now()).filter_map(|id| Some(Line::cost(&self.get(&id)?.payload)));
+        self.cost().saturating_sub(expired.sum())
+    }
+
+    /// What the records take, expired ones included that are still there.
+    pub(super) fn usage(&self) -> FileUsage {
+        self.room
     }
 
     /// Returns when a record expires that is to live for `ttl` from now on.
     pub(super) fn time(&self, ttl: Duration) -> (Expiry, Duration) {
-        let ms = millis(ttl);
-        (Expiry { until: self.clock.now_ms().saturating_add(ms), ttl: ms }, self.now().saturating_add(ttl))
-    }
-
-    /// Returns when a record expires that was read from the file. The clock may have been ahead when it was written, so it
-    /// never has more time left than it had then.
-    fn expires(&self, time: Expiry) -> Duration {
-        let left = time.until.saturating_sub(self.clock.now_ms()).min(time.ttl);
-        self.now().saturating_add(Duration::from_millis(left))
+        let expires = self.now().saturating_add(ttl);
+        (Expiry { until: millis(expires), ttl: millis(ttl) }, expires)
     }
 
     pub(super) fn get(&self, id: &RecordId) -> Option<&Kept> {
         Some(&self.entries.get(*self.by_id.get(id)?)?.kept)
     }
 
-    pub(super) fn load(&self, id: RecordId, now: Duration) -> Option<Record> {
-        self.get(&id).filter(|kept| kept.expires > now).map(|kept| kept.record(id, now))
+    /// Reads a record, which counts as a use.
+    pub(super) fn load(&self, id: RecordId) -> Lookup {
+        let Some(row) = self.by_id.get(&id).and_then(|&at| self.entries.get(at)) else { return Lookup::Nothing };
+        let now = self.now();
+        if row.kept.expires <= now {
+            return if self.is_marked(&row.kept) { Lookup::Nothing } else { Lookup::Expired };
+        }
+        if id.owner().is_none() {
+            row.used.store(self.next_use(), Relaxed);
+        }
+        Lookup::Live(row.kept.record(id, now))
+    }
+
+    /// Reads the live records of an owner, and says whether there are others that have expired, and the file does not say so
+    /// yet.
+    pub(super) fn list(&self, owner: Owner) -> (Vec<Record>, bool) {
+        let (now, mut live, mut has_expired) = (self.now(), Vec::new(), false);
+        for id in self.of(owner) {
+            match self.get(&id) {
+                Some(kept) if kept.expires > now => live.push(kept.record(id, now)),
+                Some(kept) => has_expired |= !self.is_marked(kept),
+                None => {}
+            }
+        }
+        (live, has_expired)
     }
 
     /// The IDs of all records of an owner, expired ones included.
@@ -99,54 +180,123 @@ impl Table {
         all.filter_map(|&(_, at)| Some(self.entries.get(at)?.id))
     }
 
+    /// Whether a record has expired, and the file does not say so yet.
+    pub(super) fn has_unmarked(&self, now: Duration) -> bool {
+        let last = self.by_expiry.range(..=(now, usize::MAX)).next_back();
+        last.is_some_and(|(expires, _)| millis(*expires) > self.marked)
+    }
+
+    fn is_marked(&self, kept: &Kept) -> bool {
+        millis(kept.expires) <= self.marked
+    }
+
+    /// Notes that the file says that what had expired by then has ended.
+    pub(super) fn set_marked(&mut self, at: u64) {
+        self.marked = self.marked.max(at);
+    }
+
+    /// Removes some of the expired records of which the file says so. Returns whether there are more.
+    pub(super) fn purge(&mut self) -> bool {
+        let marked = self.marked;
+        let expired = self.by_expiry.iter().take_while(|(expires, _)| millis(*expires) <= marked).take(SOME);
+        let expired: Vec<RecordId> = expired.filter_map(|&(_, at)| Some(self.entries.get(at)?.id)).collect();
+        expired.iter().for_each(|id| self.remove(id));
+        expired.len() == SOME
+    }
+
+    /// The visitor's record that was not used for longest, of those whose place in the order is `from` or later, and its
+    /// place.
+    pub(super) fn least_used(&self, from: u64) -> Option<(u64, RecordId)> {
+        let mut by_use = self.by_use.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (order, at) = by_use.range(from..).next().map(|(&order, &at)| (order, at))?;
+            let row = self.entries.get(at)?;
+            let used = row.used.load(Relaxed);
+            if used == order {
+                return Some((order, row.id));
+            }
+            // It was read since.
+            by_use.remove(&order);
+            by_use.insert(used, at);
+            row.order.store(used, Relaxed);
+        }
+    }
+
+    /// The live visitors' records that were not used for longest, so many that they take `wanted` bytes or there are no more,
+    /// and how many bytes they take.
+    pub(super) fn least_used_of(&self, wanted: u64) -> (HashSet<RecordId>, u64) {
+        let (now, mut ids, mut bytes, mut from) = (self.now(), HashSet::new(), 0, 0);
+        while bytes < wanted
+            && let Some((order, id)) = self.least_used(from)
+        {
+            from = order + 1;
+            if let Some(kept) = self.get(&id).filter(|kept| kept.expires > now) {
+                bytes += Line::cost(&kept.payload);
+                ids.insert(id);
+            }
+        }
+        (ids, bytes)
+    }
+
     /// Collects some of the live records, and returns where to go on, or `None` at the end. A record that is there the whole
     /// time is included, whatever changes between the calls.
     pub(super) fn some(&self, from: usize, into: &mut Vec<(RecordId, Kept)>) -> Option<usize> {
-        let (now, wall, end) = (self.now(), self.clock.now_ms(), from.saturating_add(SOME));
-        let entries = (from..end).filter_map(|at| self.entries.get(at)).filter(|entry| entry.kept.expires > now);
-        into.extend(entries.map(|Row { id, kept, .. }| {
-            // The wall clock may have been set since this was written.
-            let until = wall.saturating_add(millis(kept.expires.saturating_sub(now)));
-            (*id, Kept { time: Expiry { until, ..kept.time }, ..kept.clone() })
-        }));
+        let (now, end) = (self.now(), from.saturating_add(SOME));
+        let entries = (from..end).filter_map(|at| self.entries.get(at)).filter(|row| row.kept.expires > now);
+        into.extend(entries.map(|Row { id, kept, .. }| (*id, kept.clone())));
         (end < self.entries.capacity()).then_some(end)
     }
 
     pub(super) fn put(&mut self, id: RecordId, kept: Kept) {
-        let expires = kept.expires;
-        self.cost += Line::cost(&kept.payload);
-        if let Some((at, entry)) = self.by_id.get(&id).and_then(|&at| Some((at, self.entries.get_mut(at)?))) {
-            let before = std::mem::replace(&mut entry.kept, kept);
-            self.cost = self.cost.saturating_sub(Line::cost(&before.payload));
-            self.by_expiry.remove(&(before.expires, at));
-            self.by_expiry.insert((expires, at));
-            return;
-        }
-        let at = self.entries.insert(Row { id, kept, place: 0 });
-        self.by_id.insert(id, at);
-        self.by_expiry.insert((expires, at));
-        if let Some(owner) = id.owner() {
-            let all = self.by_owner.entry(owner).or_default();
-            if let Some(entry) = self.entries.get_mut(at) {
-                entry.place = all.len();
+        let (expires, cost) = (kept.expires, Line::cost(&kept.payload));
+        let used = self.next_use();
+        let at = match self.by_id.get(&id).copied().filter(|&at| self.entries.contains(at)) {
+            Some(at) => {
+                let row = &mut self.entries[at];
+                let before = std::mem::replace(&mut row.kept, kept);
+                self.by_expiry.remove(&(before.expires, at));
+                self.room.of(&id).subtract(Line::cost(&before.payload));
+                at
             }
-            all.push(at);
+            None => {
+                let (used, order) = (AtomicU64::new(used), AtomicU64::new(used));
+                let at = self.entries.insert(Row { id, kept, place: 0, used, order });
+                self.by_id.insert(id, at);
+                if let Some(owner) = id.owner() {
+                    let all = self.by_owner.entry(owner).or_default();
+                    self.entries[at].place = all.len();
+                    all.push(at);
+                }
+                at
+            }
+        };
+        self.room.of(&id).add(cost);
+        self.by_expiry.insert((expires, at));
+        if id.owner().is_none() {
+            let by_use = self.by_use.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let row = &mut self.entries[at];
+            by_use.remove(row.order.get_mut());
+            by_use.insert(used, at);
+            (row.used, row.order) = (AtomicU64::new(used), AtomicU64::new(used));
         }
     }
 
     pub(super) fn remove(&mut self, id: &RecordId) {
-        let Some(entry) = self.by_id.remove(id).and_then(|at| Some((at, self.entries.try_remove(at)?))) else { return };
-        let (at, entry) = entry;
-        self.cost = self.cost.saturating_sub(Line::cost(&entry.kept.payload));
-        self.by_expiry.remove(&(entry.kept.expires, at));
-        let Some(owner) = id.owner() else { return };
+        let Some(row) = self.by_id.remove(id).and_then(|at| Some((at, self.entries.try_remove(at)?))) else { return };
+        let (at, mut row) = row;
+        self.room.of(id).subtract(Line::cost(&row.kept.payload));
+        self.by_expiry.remove(&(row.kept.expires, at));
+        let Some(owner) = id.owner() else {
+            self.by_use.get_mut().unwrap_or_else(PoisonError::into_inner).remove(row.order.get_mut());
+            return;
+        };
         let Some(all) = self.by_owner.get_mut(&owner) else { return };
-        if entry.place < all.len() {
-            all.swap_remove(entry.place);
+        if row.place < all.len() {
+            all.swap_remove(row.place);
         }
         // The last one has moved to its place.
-        if let Some(moved) = all.get(entry.place).and_then(|&moved| self.entries.get_mut(moved)) {
-            moved.place = entry.place;
+        if let Some(moved) = all.get(row.place).and_then(|&moved| self.entries.get_mut(moved)) {
+            moved.place = row.place;
         }
         if all.is_empty() {
             self.by_owner.remove(&owner);
@@ -155,23 +305,79 @@ impl Table {
 
     /// Repeats what a line says was done.
     pub(super) fn replay(&mut self, line: Line) {
+        if let Line::Put { time, .. } | Line::Touch { time, .. } = &line {
+            self.written = self.written.max(time.until.saturating_sub(time.ttl));
+        }
         match line {
             Line::Put { id, version, time, payload } => {
-                let expires = self.expires(time);
+                let expires = Duration::from_millis(time.until);
                 self.put(id, Kept { version, time, expires, payload });
             }
             Line::Touch { id, version, time } => {
                 let Some(kept) = self.get(&id).filter(|kept| kept.version == version).cloned() else { return };
-                let expires = self.expires(time);
-                self.put(id, Kept { time, expires, ..kept });
+                self.put(id, Kept { time, expires: Duration::from_millis(time.until), ..kept });
             }
             Line::End { id } => self.remove(&id),
             Line::Clear { owner, keep } => {
                 let ended: Vec<RecordId> = self.of(owner).filter(|id| Some(*id) != keep).collect();
                 ended.iter().for_each(|id| self.remove(id));
             }
-            Line::Head { .. } | Line::Synced => {}
+            // What was written before is earlier.
+            Line::Head { moment: Some(_), .. } | Line::Synced { moment: Some(_) } => self.written = 0,
+            Line::Head { .. } | Line::Synced { .. } => {}
         }
+    }
+
+    /// Starts the file's clock after everything was replayed: at the latest moment in the file, and as much later as the wall
+    /// clock has gone on since. Removes what has expired by then, and returns whether the file does not say so yet.
+    pub(super) fn begin(&mut self, latest: Option<Moment>) -> bool {
+        let wall = self.clock.now_ms();
+        let at = match latest {
+            Some(Moment { at, wall: then }) if wall < then => at.max(self.written).saturating_add(millis(self.slack)),
+            Some(Moment { at, wall: then }) => at.saturating_add(wall - then).max(self.written),
+            // A file of an earlier version.
+            None => wall,
+        };
+        // However far that is, there is time behind it.
+        let at = at.min(u64::MAX / 2);
+        let marked = latest.map_or(0, |latest| latest.at);
+        (self.start, self.since) = (Duration::from_millis(at), self.clock.elapsed());
+        // A clock that was ahead when a record was written gives it no more time than it had then.
+        let longest = |kept: &Kept| at.saturating_add(kept.time.ttl);
+        let too_long = self.entries.iter().filter(|(_, row)| row.kept.time.until > longest(&row.kept));
+        for at in too_long.map(|(at, _)| at).collect::<Vec<_>>() {
+            let kept = &mut self.entries[at].kept;
+            self.by_expiry.remove(&(kept.expires, at));
+            kept.time.until = longest(kept);
+            kept.expires = Duration::from_millis(kept.time.until);
+            self.by_expiry.insert((kept.expires, at));
+        }
+        self.set_marked(marked);
+        let is_news = self.has_unmarked(Duration::from_millis(at));
+        self.set_marked(at);
+        while self.purge() {}
+        self.order_by_age();
+        is_news
+    }
+
+    /// Puts visitors' records into the order in which they were last written: the file does not say when they were read.
+    fn order_by_age(&mut self) {
+        let visitors = self.entries.iter().filter(|(_, row)| row.id.owner().is_none());
+        let mut by_age: Vec<(u64, usize)> =
+            visitors.map(|(at, row)| (row.kept.time.until.saturating_sub(row.kept.time.ttl), at)).collect();
+        by_age.sort_unstable();
+        let by_use = self.by_use.get_mut().unwrap_or_else(PoisonError::into_inner);
+        by_use.clear();
+        for (_, at) in by_age {
+            let used = self.uses.fetch_add(1, Relaxed);
+            let row = &mut self.entries[at];
+            (row.used, row.order) = (AtomicU64::new(used), AtomicU64::new(used));
+            by_use.insert(used, at);
+        }
+    }
+
+    fn next_use(&self) -> u64 {
+        self.uses.fetch_add(1, Relaxed)
     }
 }
 
@@ -184,9 +390,31 @@ impl Kept {
     }
 }
 
-const COPIED: usize = 4096;
-/// How many places are looked through at a time, so that a change never waits for long.
-const SOME: usize = 1024;
+impl FileUsage {
+    pub(super) fn of(&mut self, id: &RecordId) -> &mut Space {
+        if id.owner().is_some() { &mut self.keyed } else { &mut self.anonymous }
+    }
+
+    pub(super) fn records(&self) -> usize {
+        self.keyed.records + self.anonymous.records
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.keyed.bytes + self.anonymous.bytes
+    }
+}
+
+impl Space {
+    /// Adds a record of that many bytes.
+    pub(super) fn add(&mut self, bytes: u64) {
+        *self = Self { records: self.records + 1, bytes: self.bytes + bytes };
+    }
+
+    /// Subtracts a record of that many bytes.
+    pub(super) fn subtract(&mut self, bytes: u64) {
+        *self = Self { records: self.records.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes) };
+    }
+}
 
 pub(super) fn read(table: &RwLock<Table>) -> RwLockReadGuard<'_, Table> {
     // No user code runs under the lock, so nothing can have stopped halfway.
@@ -197,20 +425,25 @@ pub(super) fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
     table.write().unwrap_or_else(PoisonError::into_inner)
 }
 
+const COPIED: usize = 4096;
+/// How many places are looked through at a time, so that a change never waits for long.
+const SOME: usize = 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::record::id::{Owners, Sid};
+
+    fn put(table: &mut Table, id: RecordId, version: i64) {
+        let (time, expires) = table.time(Duration::from_secs(version as u64 + 1));
+        table.put(id, Kept { version, time, expires, payload: Payload::new("{}".into()) });
+    }
 
     #[test]
     fn every_index_forgets_what_is_removed() {
         let mut table = Table::new(Clock::manual());
         let owner = Owners::new("sessions", b"").unwrap().owner("ada");
         let ids: Vec<RecordId> = (0..100).map(|_| RecordId::new(Some(owner), Sid::random().unwrap())).collect();
-        let put = |table: &mut Table, id: RecordId, version: i64| {
-            let (time, expires) = table.time(Duration::from_secs(version as u64 + 1));
-            table.put(id, Kept { version, time, expires, payload: Payload::new("{}".into()) });
-        };
         for (i, id) in ids.iter().enumerate() {
             put(&mut table, *id, i as i64);
             put(&mut table, ids[i / 2], 1000 + i as i64);
@@ -224,6 +457,7 @@ mod tests {
         }
         assert!(table.by_id.is_empty() && table.by_owner.is_empty() && table.by_expiry.is_empty());
         assert_eq!((table.entries.len(), table.cost()), (0, 0));
+        assert_eq!(table.usage(), FileUsage::default());
     }
 
     #[test]
@@ -233,7 +467,51 @@ mod tests {
         let ahead = table.clock.now_ms() + 1_000_000;
         let time = Expiry { until: ahead + 5_000, ttl: 5_000 };
         table.replay(Line::Put { id, version: 1, time, payload: Payload::new("{}".into()) });
-        let now = table.now();
-        assert_eq!(table.load(id, now).unwrap().ttl, Duration::from_secs(5));
+        table.begin(None);
+        let Lookup::Live(record) = table.load(id) else { panic!("it is live") };
+        assert_eq!(record.ttl, Duration::from_secs(5));
+    }
+
+    #[test]
+    fn p19_the_visitor_who_was_away_for_longest_is_found_however_often_others_came() {
+        let mut table = Table::new(Clock::manual());
+        let ids: Vec<RecordId> = (0..50).map(|_| RecordId::new(None, Sid::random().unwrap())).collect();
+        ids.iter().for_each(|id| put(&mut table, *id, 60));
+        for i in 0..500_usize {
+            table.load(ids[i * i % 50]);
+        }
+        // The last use of each decides.
+        let mut last: Vec<(Option<usize>, usize)> = (0..50).map(|n| (None, n)).collect();
+        for i in 0..500_usize {
+            last[i * i % 50].0 = Some(i);
+        }
+        last.sort();
+        let (mut from, mut order) = (0, Vec::new());
+        while let Some((at, id)) = table.least_used(from) {
+            order.push(id);
+            from = at + 1;
+        }
+        assert_eq!(order, last.iter().map(|(_, n)| ids[*n]).collect::<Vec<_>>());
+        ids.iter().for_each(|id| table.remove(id));
+        assert!(table.least_used(0).is_none() && table.by_use.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn p18_the_files_clock_never_goes_back_and_counts_the_time_in_which_nothing_ran() {
+        let now = |latest: Option<Moment>| {
+            let mut table = Table::new(Clock::manual());
+            table.begin(latest);
+            (millis(table.now()), table.clock.now_ms())
+        };
+        let (at, wall) = now(None);
+        assert_eq!(at, wall);
+        // Nothing ran for 5 s.
+        let (at, wall) = now(Some(Moment { at: 1_000, wall: wall - 5_000 }));
+        assert!((6_000..60_000).contains(&at), "{at} {wall}");
+        // The wall clock was set back by a year meanwhile.
+        let (at, _) = now(Some(Moment { at: 1_000, wall: wall + 365 * 86_400_000 }));
+        assert_eq!(at, 1_000);
+        let (at, _) = now(Some(Moment { at: u64::MAX, wall: 0 }));
+        assert_eq!(at, u64::MAX / 2);
     }
 }

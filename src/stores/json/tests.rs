@@ -19,8 +19,9 @@ use super::{
     queue::{Answer, Incoming, Op, Put, Queue, Request},
     recovery::{self, Cut, Recovered},
     sim::{PAGE, Random, SimDisk, World},
-    table::{Table, read},
-    writer::{Thresholds, Writer},
+    storage::Thresholds,
+    table::{Lookup, Table, read},
+    writer::Writer,
 };
 use crate::{
     clock::Clock,
@@ -29,19 +30,20 @@ use crate::{
 };
 
 /// What is there: version, end, payload.
-type Model = BTreeMap<RecordId, (i64, u64, Bytes)>;
+pub(super) type Model = BTreeMap<RecordId, (i64, u64, Bytes)>;
 
 /// What may be there or not, of it only the first few, and when it was asked.
 type Unsure = (u64, Vec<Ask>);
 
 /// A change that can be asked more than once: of the file, and of the model.
 #[derive(Clone, Debug)]
-enum Ask {
+pub(super) enum Ask {
     Create(RecordId, i64, u64, Bytes),
     Update(i64, RecordId, i64, u64, Bytes),
     Touch(RecordId, i64, u64),
     Delete(RecordId),
     Clear(RecordId, Option<RecordId>),
+    Expire,
 }
 
 impl Ask {
@@ -79,6 +81,7 @@ impl Ask {
             }
             Self::Touch(id, version, ttl) => Op::Touch { id, version, ttl: Duration::from_millis(ttl) },
             Self::Delete(id) => Op::Delete { id },
+            Self::Expire => Op::Expire,
             Self::Clear(id, keep) => match id.owner() {
                 Some(owner) => Op::Clear { owner, keep },
                 None => Op::Delete { id },
@@ -117,20 +120,21 @@ impl Ask {
                 ((before - model.len()) as u64, None)
             }
             Self::Delete(id) | Self::Clear(id, _) => (model.remove(id).is_some().into(), None),
+            Self::Expire => (0, None),
         }
     }
 }
 
 /// A file in use, driven by hand: no thread, so that the same seed gives the same calls.
-struct Rig {
-    disk: SimDisk,
-    writer: Writer,
+pub(super) struct Rig {
+    pub(super) disk: SimDisk,
+    pub(super) writer: Writer,
     incoming: Incoming,
     cut: Option<Cut>,
 }
 
 impl Rig {
-    fn open(world: World, clock: &Clock) -> (SimDisk, Result<Self, Error>) {
+    pub(super) fn open(world: World, clock: &Clock) -> (SimDisk, Result<Self, Error>) {
         Self::open_with(world, clock, Durability::Sync)
     }
 
@@ -140,13 +144,13 @@ impl Rig {
         let opened = recovery::open(&disk, &table).map(|Recovered { journal, cut }| {
             let (queue, incoming) = Queue::new();
             let mut writer = Writer::new(Arc::new(disk.clone()), table, Arc::new(queue), journal, durability);
-            writer.thresholds = Thresholds { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
+            writer.storage.thresholds = Thresholds { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
             Self { disk: disk.clone(), writer, incoming, cut }
         });
         (disk, opened)
     }
 
-    fn batch(&mut self, asks: &[Ask]) -> Vec<Result<Answer, Error>> {
+    pub(super) fn batch(&mut self, asks: &[Ask]) -> Vec<Result<Answer, Error>> {
         let (requests, answers): (Vec<_>, Vec<_>) = asks
             .iter()
             .map(|ask| {
@@ -159,17 +163,17 @@ impl Rig {
     }
 
     /// Begins a compaction if it is time for one, and lets it come as far as it can without us.
-    fn begin_upkeep(&mut self) {
-        self.writer.upkeep();
-        if self.writer.compaction.is_some() {
+    pub(super) fn begin_upkeep(&mut self) {
+        self.writer.storage.upkeep();
+        if self.writer.storage.compaction.is_some() {
             self.writer.queue.take(&self.incoming, None);
         }
     }
 
-    fn contents(&self) -> Model {
+    pub(super) fn contents(&self) -> Model {
         let (mut model, mut next, mut some) = (Model::new(), Some(0), Vec::new());
         while let Some(from) = next {
-            next = read(&self.writer.table).some(from, &mut some);
+            next = read(&self.writer.storage.table).some(from, &mut some);
         }
         for (id, kept) in some {
             model.insert(id, (kept.version, kept.time.until, kept.payload.bytes().clone()));
@@ -177,7 +181,7 @@ impl Rig {
         model
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         self.disk.world().bytes().unwrap().to_vec()
     }
 }
@@ -242,7 +246,7 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
                 "seed {seed} step {step}"
             );
             rig.begin_upkeep();
-            if rig.writer.outage.is_none() && disk.world().image.is_none() {
+            if rig.writer.storage.outage.is_none() && disk.world().image.is_none() {
                 maybe.clear();
             }
             if disk.world().image.is_some() {
@@ -250,7 +254,7 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
             }
         }
         if random.chance(2) && disk.world().image.is_none() {
-            let was_broken = rig.writer.outage.is_some();
+            let was_broken = rig.writer.storage.outage.is_some();
             if rig.writer.finish().is_ok() || !was_broken {
                 maybe.clear();
             }
@@ -358,9 +362,9 @@ fn random_operations_reopens_and_compactions_are_as_in_a_model() {
                             let expected = ask.apply(&mut model, clock.now_ms());
                             assert_eq!((answer.count, answer.conflict.map(|there| there.version)), expected, "{ask:?}");
                         }
-                        let was_begun = rig.writer.compaction.is_some();
+                        let was_begun = rig.writer.storage.compaction.is_some();
                         rig.begin_upkeep();
-                        compactions += u64::from(!was_begun && rig.writer.compaction.is_some());
+                        compactions += u64::from(!was_begun && rig.writer.storage.compaction.is_some());
                     }
                 }
                 let now = clock.now_ms();
@@ -379,7 +383,7 @@ fn a_compaction_that_sees_later_changes_comes_to_the_same() {
         let (clock, ids, mut model) = (Clock::manual(), ids(), Model::new());
         let (disk, rig) = Rig::open(World::new(seed), &clock);
         let mut rig = rig.unwrap();
-        rig.writer.thresholds.dead = u64::MAX;
+        rig.writer.storage.thresholds.dead = u64::MAX;
         let mut go_on = |rig: &mut Rig, random: &mut Random, steps: u64| {
             for _ in 0..steps {
                 clock.advance(Duration::from_millis(random.below(20)));
@@ -390,12 +394,12 @@ fn a_compaction_that_sees_later_changes_comes_to_the_same() {
             }
         };
         go_on(&mut rig, &mut random, seed % 30);
-        let from = rig.writer.journal.good();
+        let from = rig.writer.storage.journal.good();
         go_on(&mut rig, &mut random, 20);
         // It began back then, and only now looks at the records.
-        let mut beside = write_beside(&disk, &rig.writer.table, from.n, &false.into()).unwrap();
+        let mut beside = write_beside(&disk, &rig.writer.storage.table, from.n, &false.into()).unwrap();
         go_on(&mut rig, &mut random, 5);
-        let (old, good) = (Arc::clone(rig.writer.journal.file()), rig.writer.journal.good());
+        let (old, good) = (Arc::clone(rig.writer.storage.journal.file()), rig.writer.storage.journal.good());
         beside.copy(&*old, from.offset, good.offset).unwrap();
         disk.rename().unwrap();
         let (_, again) = Rig::open(disk.world().clone(), &clock);
@@ -432,7 +436,7 @@ fn with_the_power_cut_at_any_call_to_the_disk_what_was_answered_holds() {
 fn file_with_a_long_last_batch(clock: &Clock, end_it: bool) -> (Vec<u8>, usize, Model, Model) {
     let (_, rig) = Rig::open(World::new(7), clock);
     let mut rig = rig.unwrap();
-    rig.writer.thresholds.dead = u64::MAX;
+    rig.writer.storage.thresholds.dead = u64::MAX;
     let (ids, mut random, mut model) = (ids(), Random(3), Model::new());
     let batch = |rig: &mut Rig, model: &mut Model, random: &mut Random, count: usize| {
         let asks: Vec<Ask> = (0..count).map(|_| Ask::random(random, model, &ids)).collect();
@@ -564,9 +568,9 @@ fn a_file_deleted_in_use_takes_no_changes_and_is_not_made_anew() {
     assert_eq!(error.kind(), ErrorKind::Unavailable);
     assert!(error.to_string().contains("deleted"), "{error}");
     assert_eq!(rig.contents().len(), 1);
-    rig.writer.start_compaction();
+    rig.writer.storage.start_compaction();
     rig.begin_upkeep();
-    rig.writer.upkeep();
+    rig.writer.storage.upkeep();
     assert!(rig.disk.world().bytes().is_none());
     assert!(rig.writer.finish().is_err());
 }
@@ -575,7 +579,7 @@ fn a_file_deleted_in_use_takes_no_changes_and_is_not_made_anew() {
 fn after_a_fault_that_could_not_be_undone_changes_wait_for_a_new_file() {
     let (disk, rig) = Rig::open(World::new(1), &Clock::manual());
     let mut rig = rig.unwrap();
-    rig.writer.thresholds.retry = Duration::from_secs(1 << 30);
+    rig.writer.storage.thresholds.retry = Duration::from_secs(1 << 30);
     let create = |i: usize| Ask::Create(ids()[i], 1, 1_000, "{}".into());
     assert!(rig.batch(&[create(0)])[0].is_ok());
     let fail = |disk: &SimDisk, count: u64| {
@@ -594,7 +598,7 @@ fn after_a_fault_that_could_not_be_undone_changes_wait_for_a_new_file() {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(rig.contents().len(), 1);
     }
-    rig.writer.outage.as_mut().unwrap().retry_now();
+    rig.writer.storage.outage.as_mut().unwrap().retry_now();
     assert!(rig.batch(&[create(2)])[0].is_ok());
     assert_eq!(rig.contents().len(), 2);
 }
@@ -647,7 +651,9 @@ fn a_rename_whose_folder_was_never_synced_is_synced_at_the_next_open() {
         let mut rig = rig.unwrap();
         assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
         // A compaction, up to the rename.
-        drop(write_beside(&disk, &rig.writer.table, rig.writer.journal.end().n, &false.into()).unwrap());
+        drop(
+            write_beside(&disk, &rig.writer.storage.table, rig.writer.storage.journal.end().n, &false.into()).unwrap(),
+        );
         disk.rename().unwrap();
         // SIGKILL.
         let world = disk.world().clone();
@@ -712,7 +718,7 @@ fn a_tail_torn_within_data_that_looks_like_a_line_is_cut() {
     assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
     let before = rig.bytes().len();
     let mut planted = Vec::new();
-    Line::Synced.write(Some(Place { n: 1 << 40, synced: 1 << 40 }), &mut planted);
+    Line::Synced { moment: None }.write(Some(Place { n: 1 << 40, synced: 1 << 40 }), &mut planted);
     planted.pop();
     let payload = [br#"{"v":1,"data":{"list":["#.as_slice(), &planted, b"]}}"].concat();
     assert!(rig.batch(&[Ask::Create(ids()[1], 1, 100_000, payload.into())])[0].is_ok());
@@ -801,6 +807,9 @@ impl Handle for HookedFile {
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
     }
+    fn allocate(&self, from: u64, len: u64) -> io::Result<()> {
+        self.0.allocate(from, len)
+    }
     fn sync(&self) -> io::Result<()> {
         if let Some(hook) = &*self.1.on_sync.lock().unwrap() {
             hook();
@@ -823,7 +832,7 @@ fn hooked(hooked: &Hooked, clock: &Clock, durability: Durability) -> Rig {
     let Recovered { journal, cut } = recovery::open(hooked, &table).unwrap();
     let (queue, incoming) = Queue::new();
     let mut writer = Writer::new(Arc::new(hooked.clone()), table, Arc::new(queue), journal, durability);
-    writer.thresholds = Thresholds { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
+    writer.storage.thresholds = Thresholds { dead: 1_500, sync: Duration::MAX / 4, retry: Duration::ZERO };
     Rig { disk: hooked.disk.clone(), writer, incoming, cut }
 }
 
@@ -838,11 +847,11 @@ fn what_was_seen_expired_is_not_revived_by_a_change_that_was_being_synced() {
         assert!(rig.batch(&[create(id, 1_000)])[0].is_ok());
         clock.advance(Duration::from_millis(900));
         let seen = Arc::new(Mutex::new(None));
-        let (table, at, saw) = (Arc::clone(&rig.writer.table), clock.clone(), Arc::clone(&seen));
+        let (table, at, saw) = (Arc::clone(&rig.writer.storage.table), clock.clone(), Arc::clone(&seen));
         *disk.on_sync.lock().unwrap() = Some(Box::new(move || {
             at.advance(Duration::from_millis(200));
             let table = read(&table);
-            *saw.lock().unwrap() = Some(table.load(id, table.now()).is_some());
+            *saw.lock().unwrap() = Some(matches!(table.load(id), Lookup::Live(_)));
         }));
         let ask = if update { Ask::Update(1, id, 2, 5_000, "{}".into()) } else { Ask::Touch(id, 1, 5_000) };
         let answer = rig.batch(&[ask]).remove(0).unwrap();
@@ -898,9 +907,9 @@ fn where_files_cannot_be_told_apart_a_failed_rename_leaves_the_old_file_in_use()
     let mut rig = hooked(&disk, &clock, Durability::Sync);
     assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
     *disk.rename_fails.lock().unwrap() = true;
-    rig.writer.start_compaction();
+    rig.writer.storage.start_compaction();
     rig.begin_upkeep();
-    rig.writer.upkeep();
+    rig.writer.storage.upkeep();
     let answer = rig.batch(&[create(ids()[1], 100_000)]).remove(0);
     assert!(answer.is_ok(), "the old file is whole and in its place, but: {}", answer.unwrap_err());
 }
@@ -913,13 +922,13 @@ fn after_a_rename_of_which_nothing_is_known_changes_are_taken_again() {
     let mut rig = hooked(&disk, &clock, Durability::Sync);
     assert!(rig.batch(&[create(ids()[0], 100_000)])[0].is_ok());
     *disk.rename_is_unsure.lock().unwrap() = 1;
-    rig.writer.start_compaction();
+    rig.writer.storage.start_compaction();
     rig.begin_upkeep();
-    rig.writer.upkeep();
-    assert!(rig.writer.compaction.is_none());
+    rig.writer.storage.upkeep();
+    assert!(rig.writer.storage.compaction.is_none());
     let mut last = None;
     for _ in 0..5 {
-        rig.writer.upkeep();
+        rig.writer.storage.upkeep();
         last = Some(rig.batch(&[create(ids()[1], 100_000)]).remove(0));
     }
     assert!(last.as_ref().unwrap().is_ok(), "for ever: {}", last.unwrap().unwrap_err());
@@ -956,12 +965,12 @@ fn with_flush_and_faults_a_kill_loses_nothing_and_a_power_cut_leaves_what_there_
                 assert_eq!(live(rig.contents(), clock.now_ms()), live(model.clone(), clock.now_ms()));
                 if random.chance(3) {
                     // The second is over.
-                    rig.writer.thresholds.sync = Duration::ZERO;
-                    rig.writer.last_sync = Instant::now() - Duration::from_secs(1);
+                    rig.writer.storage.thresholds.sync = Duration::ZERO;
+                    rig.writer.storage.last_sync = Instant::now() - Duration::from_secs(1);
                 }
                 rig.begin_upkeep();
-                rig.writer.thresholds.sync = Duration::MAX / 8;
-                if rig.writer.outage.is_none() {
+                rig.writer.storage.thresholds.sync = Duration::MAX / 8;
+                if rig.writer.storage.outage.is_none() {
                     maybe.clear();
                 } else {
                     broken += 1;

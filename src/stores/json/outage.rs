@@ -1,0 +1,37 @@
+//! An outage: a time without a file that can be trusted. Changes are refused until a new one was written.
+
+use std::time::{Duration, Instant};
+
+pub(super) struct Outage {
+    cause: String,
+    retry_at: Instant,
+    wait: Duration,
+}
+
+impl Outage {
+    /// Begins, and may be over at once. After a try that fails, the next one waits that long, and then twice as long each time.
+    pub(super) fn new(cause: String, wait: Duration) -> Self {
+        Self { cause, retry_at: Instant::now(), wait }
+    }
+
+    pub(super) fn cause(&self) -> &str {
+        &self.cause
+    }
+
+    /// How long until the next try to end it.
+    pub(super) fn patience(&self) -> Duration {
+        self.retry_at.saturating_duration_since(Instant::now())
+    }
+
+    pub(super) fn retry_now(&mut self) {
+        self.retry_at = Instant::now();
+    }
+
+    /// A try to end it has failed.
+    pub(super) fn go_on(&mut self, cause: String) {
+        (self.cause, self.retry_at) = (cause, Instant::now() + self.wait);
+        self.wait = (2 * self.wait).min(MAX_WAIT);
+    }
+}
+
+const MAX_WAIT: Duration = Duration::from_secs(5);

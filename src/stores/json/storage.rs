@@ -1,0 +1,450 @@
+//! The storage: the file in use, with its reserve, its compactions, and its recovery from disk errors.
+
+use std::{
+    collections::HashSet,
+    fmt, io,
+    sync::{Arc, RwLock, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use super::{
+    beside::{new_file, write_beside, write_to},
+    compact::{Compaction, Copied},
+    disk::Disk,
+    journal::{Durability, Journal, LineBuffer, WriteError},
+    line::Line,
+    outage::Outage,
+    queue::{Queue, Request},
+    reserve::Reserve,
+    table::{Table, read, write},
+};
+use crate::{
+    error::{Error, ErrorKind},
+    record::id::RecordId,
+};
+
+/// The file in use. The records that it has are in the table, and the table has nothing else.
+pub(super) struct Storage {
+    disk: Arc<dyn Disk>,
+    pub(super) table: Arc<RwLock<Table>>,
+    queue: Arc<Queue>,
+    pub(super) journal: Journal,
+    durability: Durability,
+    pub(super) thresholds: Thresholds,
+    reserve: Reserve,
+    said_full: bool,
+    pub(super) outage: Option<Outage>,
+    pub(super) compaction: Option<Compaction>,
+    /// After a compaction that failed: the next one begins above this many dead bytes.
+    put_off: u64,
+    pub(super) last_sync: Instant,
+}
+
+/// When background work is due.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Thresholds {
+    /// The file is compacted when it has more dead bytes than this, and more than live ones.
+    pub(super) dead: u64,
+    /// With [`Durability::Flush`]: how long a change may stay in the page cache alone.
+    pub(super) sync: Duration,
+    /// How long to wait after the file could not be rewritten. It doubles each time, up to a limit.
+    pub(super) retry: Duration,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self { dead: 1 << 20, sync: Duration::from_secs(1), retry: Duration::from_millis(50) }
+    }
+}
+
+impl Storage {
+    pub(super) fn new(
+        disk: Arc<dyn Disk>,
+        table: Arc<RwLock<Table>>,
+        queue: Arc<Queue>,
+        journal: Journal,
+        durability: Durability,
+    ) -> Self {
+        Self {
+            disk,
+            table,
+            queue,
+            journal,
+            durability,
+            thresholds: Thresholds::default(),
+            reserve: Reserve::default(),
+            said_full: false,
+            outage: None,
+            compaction: None,
+            put_off: 0,
+            last_sync: Instant::now(),
+        }
+    }
+
+    /// Checks that changes can be written, and to the right file.
+    pub(super) fn check(&mut self) -> Result<(), Error> {
+        let path = self.disk.path().display().to_string();
+        self.check_size();
+        if let Some(outage) = &self.outage {
+            let message = format!("{path} takes no changes until it can be rewritten, after {}", outage.cause());
+            if !outage.patience().is_zero() || self.recover().is_err() {
+                return Err(Error::new(ErrorKind::Unavailable, message));
+            }
+        }
+        match self.disk.leads_to(&**self.journal.file()) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::new(
+                ErrorKind::Unavailable,
+                format!("{path} was deleted or replaced while it was in use; the change was not applied"),
+            )),
+            Err(error) => {
+                Err(Error::caused(ErrorKind::Unavailable, format!("{path} cannot be reached: {error}"), error))
+            }
+        }
+    }
+
+    /// Detects another program that wrote to the file in place, as `cp` does: lines appended to that would be lost. What was
+    /// acknowledged is in memory, so the file is rewritten. A file that cannot be reached at all is detected elsewhere.
+    fn check_size(&mut self) {
+        if self.outage.is_some() {
+            return;
+        }
+        let end = self.journal.end().offset;
+        if let Ok(size) = self.journal.file().size()
+            && size != end
+        {
+            let path = self.disk.path().display();
+            tracing::warn!(%path, size, end, "another program wrote to the sessions file");
+            self.break_off(&format!("another program wrote to it: it had {end} bytes, and now {size}"));
+        }
+    }
+
+    pub(super) fn append(&mut self, lines: &LineBuffer) -> Result<(), Error> {
+        if lines.is_empty() {
+            return Ok(());
+        }
+        let was_ahead = self.journal.is_ahead_of_disk();
+        match self.journal.append(lines, self.durability) {
+            Ok(()) => {
+                if !was_ahead {
+                    self.last_sync = Instant::now();
+                }
+                if let Some(compaction) = &self.compaction {
+                    compaction.goes_on(self.journal.good());
+                }
+                Ok(())
+            }
+            Err(error) => {
+                // Cutting the file back gave away what was allocated behind its end.
+                self.reserve.set_tail(0);
+                Err(self.failed(error))
+            }
+        }
+    }
+
+    /// Sees to it that the disk has room for a batch, and still for sign-outs and a compaction.
+    ///
+    /// # Errors
+    /// The disk is full. Changes that end something fit nevertheless.
+    pub(super) fn make_room(&mut self, requests: &[Request]) -> Result<(), Error> {
+        let growth = requests.iter().map(|request| request.op.growth()).sum();
+        if self.ensure(growth).is_ok() {
+            return Ok(());
+        }
+        let lines = Line::SHORT * requests.len() as u64;
+        if growth > 0 || !self.reserve.holds(self.journal.end().offset, lines) {
+            self.tidy_up(growth);
+        }
+        match self.ensure(growth) {
+            Err(error) if growth > 0 => Err(self.failed(WriteError::NotApplied(error))),
+            _ => Ok(()),
+        }
+    }
+
+    fn ensure(&mut self, growth: u64) -> io::Result<()> {
+        let live = self.compaction.is_none().then(|| read(&self.table).cost() + growth);
+        let (file, end) = (self.journal.file(), self.journal.end().offset);
+        let ensured = self.reserve.ensure(&*self.disk, &**file, end, growth, live);
+        if self.said_full != ensured.is_err() {
+            self.said_full = ensured.is_err();
+            let path = self.disk.path().display();
+            match &ensured {
+                Err(error) => tracing::warn!(%error, %path, "the disk of the sessions file is full"),
+                Ok(()) => tracing::info!(%path, "the disk of the sessions file has room again"),
+            }
+        }
+        ensured
+    }
+
+    /// On a full disk: lets visitors' sessions give way for new ones, and rewrites the file if that makes enough room.
+    fn tidy_up(&mut self, growth: u64) {
+        if let Some(compaction) = &mut self.compaction {
+            compaction.wait();
+            self.take_over_if_done();
+            if self.outage.is_some() || self.ensure(growth).is_ok() {
+                return;
+            }
+        }
+        let (give_way, live, gained) = {
+            let table = read(&self.table);
+            let all = table.live_cost();
+            // A part is left for changes, or each of them would need a compaction.
+            let allowed = self.reserve.capacity().unwrap_or(all) / 4 * 3;
+            let wanted = if growth > 0 { (all + growth).saturating_sub(allowed) } else { 0 };
+            let (mut give_way, mut given) = table.least_used_of(wanted);
+            // If that is not enough for what is new, none of them gives way.
+            if given < growth {
+                (give_way, given) = (HashSet::new(), 0);
+            }
+            let dead = self.journal.end().offset.saturating_sub(all);
+            (give_way, all - given, dead + given)
+        };
+        if gained >= (live / 4).max(MIN_GAIN) {
+            self.rewrite(&give_way);
+        }
+    }
+
+    /// Puts a file without anything dead, and without some of the records, in place of the one in use.
+    fn rewrite(&mut self, give_way: &HashSet<RecordId>) {
+        let n = self.journal.end().n;
+        let new = self.reserve.take().map_or_else(|| new_file(&*self.disk).map(|file| (file, 0)), Ok);
+        let written = new.and_then(|(file, allocated)| {
+            Ok((write_to(file, &self.table, n, &AtomicBool::new(false), give_way)?, allocated))
+        });
+        let replaced = written.map_err(WriteError::NotApplied).and_then(|(beside, allocated)| {
+            let (allocated, at) = (allocated.max(beside.len), beside.moment.at);
+            self.journal.replace(&*self.disk, beside, n, n)?;
+            Ok((allocated, at))
+        });
+        if let Some((allocated, at)) = self.compacted(replaced) {
+            self.reserve.set_tail(allocated);
+            let mut table = write(&self.table);
+            give_way.iter().for_each(|id| table.remove(id));
+            table.set_marked(at);
+            while table.purge() {}
+        }
+    }
+
+    /// Takes note of how a compaction went.
+    fn compacted<T>(&mut self, replaced: Result<T, WriteError>) -> Option<T> {
+        match replaced {
+            Ok(done) => {
+                self.put_off = 0;
+                tracing::debug!(bytes = self.journal.end().offset, "the sessions file was compacted");
+                Some(done)
+            }
+            Err(WriteError::NotApplied(error)) => {
+                self.put_off(&error);
+                None
+            }
+            Err(WriteError::Unknown(error)) => {
+                self.put_off(&error);
+                self.break_off(&error);
+                None
+            }
+        }
+    }
+
+    /// Turns an append error into the answer, and begins an outage if the file cannot be trusted.
+    fn failed(&mut self, error: WriteError) -> Error {
+        let path = self.disk.path().display();
+        let (message, error) = match error {
+            // No event: a full disk would cause one per batch, and the caller is told.
+            WriteError::NotApplied(error) => {
+                (format!("{path} could not be written, and nothing was applied: {error}"), error)
+            }
+            WriteError::Unknown(error) => {
+                let message = format!(
+                    "{path} could not be written, nor cut back: what was being applied may be found there or not: {error}"
+                );
+                tracing::warn!("{message}");
+                self.break_off(&error);
+                (message, error)
+            }
+        };
+        Error::caused(ErrorKind::Unavailable, message, error)
+    }
+
+    fn break_off(&mut self, cause: &dyn fmt::Display) {
+        self.compaction = None;
+        self.outage = Some(Outage::new(cause.to_string(), self.thresholds.retry));
+    }
+
+    /// Does the background work between batches.
+    pub(super) fn upkeep(&mut self) {
+        if let Some(outage) = &self.outage {
+            if outage.patience().is_zero() {
+                let _ = self.recover();
+            }
+            return;
+        }
+        self.take_over_if_done();
+        if self.durability == Durability::Flush && self.patience().is_some_and(|left| left.is_zero()) {
+            self.sync();
+        }
+        if self.queue.is_empty() {
+            self.mark();
+        }
+        if self.outage.is_some() || self.compaction.is_some() {
+            return;
+        }
+        let live = read(&self.table).cost();
+        let dead = self.journal.good().offset.saturating_sub(live);
+        // A file with no live records starts over.
+        let too_much = if live == 0 { MIN_GAIN } else { self.thresholds.dead.max(live) };
+        if dead > too_much.max(self.put_off) {
+            self.start_compaction();
+        } else {
+            // Without a reserve it goes on as well, as long as there is room.
+            let _ = self.ensure(0);
+        }
+    }
+
+    fn take_over_if_done(&mut self) {
+        if let Some(result) = self.compaction.as_ref().and_then(Compaction::result) {
+            self.take_over(result);
+        }
+    }
+
+    /// How long to wait for changes before background work is due.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let until = |then: Instant| then.saturating_duration_since(Instant::now());
+        match &self.outage {
+            Some(outage) => Some(outage.patience()),
+            None if self.journal.is_ahead_of_disk() && self.durability == Durability::Flush => {
+                Some(until(self.last_sync + self.thresholds.sync))
+            }
+            None => None,
+        }
+    }
+
+    fn sync(&mut self) {
+        self.last_sync = Instant::now();
+        match self.journal.sync() {
+            Ok(()) => self.mark(),
+            Err(error) => {
+                // What was acknowledged is in memory. The file may have lost it; only a new one surely has it.
+                tracing::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be synced");
+                self.break_off(&error);
+            }
+        }
+    }
+
+    fn mark(&mut self) {
+        if self.journal.is_marked() {
+            return;
+        }
+        // If the file was cut, a line would stand behind a hole, and the file would seem to have the right size again.
+        self.check_size();
+        if self.outage.is_none()
+            && let Err(error) = self.mark_journal()
+        {
+            self.reserve.set_tail(0);
+            self.failed(error);
+        }
+    }
+
+    fn mark_journal(&mut self) -> Result<(), WriteError> {
+        let moment = read(&self.table).moment();
+        self.journal.mark(moment)
+    }
+
+    pub(super) fn start_compaction(&mut self) {
+        let (disk, table, queue) = (Arc::clone(&self.disk), Arc::clone(&self.table), Arc::clone(&self.queue));
+        let old = Arc::clone(self.journal.file());
+        match Compaction::start(disk, table, queue, old, self.journal.good(), self.reserve.take()) {
+            Ok(compaction) => self.compaction = Some(compaction),
+            Err(error) => self.put_off(&error),
+        }
+    }
+
+    /// Copies what is still missing to the compacted file, and puts it in place of the old one.
+    fn take_over(&mut self, result: io::Result<Copied>) {
+        let Some((from, allocated)) = self.compaction.take().map(|done| (done.from, done.allocated)) else { return };
+        let good = self.journal.good();
+        let complete = result.and_then(|Copied { mut beside, until }| {
+            if until < good.offset {
+                beside.copy(&**self.journal.file(), until, good.offset)?;
+                beside.file.sync()?;
+            }
+            Ok(beside)
+        });
+        let replaced = complete.map_err(WriteError::NotApplied).and_then(|beside| {
+            let allocated = allocated.max(beside.len);
+            self.journal.replace(&*self.disk, beside, good.n, from.n)?;
+            Ok(allocated)
+        });
+        if let Some(allocated) = self.compacted(replaced) {
+            self.reserve.set_tail(allocated);
+        }
+    }
+
+    fn put_off(&mut self, error: &io::Error) {
+        let dead = self.journal.good().offset.saturating_sub(read(&self.table).cost());
+        self.put_off = dead.saturating_mul(2);
+        tracing::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be compacted");
+        // The half-written file is of no use. If it cannot be removed now, the next one to need the place removes it.
+        self.reserve.forget_next();
+        let _ = self.disk.remove_beside();
+    }
+
+    /// Writes everything that was acknowledged into a new file, and ends the outage.
+    fn recover(&mut self) -> io::Result<()> {
+        let n = self.journal.end().n;
+        // It needs the place of the reserve.
+        self.reserve = Reserve::default();
+        // A file that is not ours is not replaced, so a new one would be of no use.
+        let checked = self.journal.in_place(&*self.disk);
+        let written = checked.and_then(|_| write_beside(&*self.disk, &self.table, n, &AtomicBool::new(false)));
+        let done = written.and_then(|beside| Ok(self.journal.replace(&*self.disk, beside, n, n)?));
+        match &done {
+            Ok(()) => {
+                self.outage = None;
+                self.put_off = 0;
+                tracing::info!(path = %self.disk.path().display(), "the sessions file was rewritten, and takes changes again");
+            }
+            Err(error) => {
+                let _ = self.disk.remove_beside();
+                if let Some(outage) = &mut self.outage {
+                    outage.go_on(error.to_string());
+                }
+            }
+        }
+        done
+    }
+
+    /// Ends what goes on in the background, and checks that what is left can be written.
+    pub(super) fn stop(&mut self) -> Result<(), Error> {
+        if self.compaction.take().is_some() || self.reserve.take().is_some() {
+            let _ = self.disk.remove_beside();
+        }
+        if let Some(outage) = &mut self.outage {
+            outage.retry_now();
+        }
+        self.check()
+    }
+
+    /// Brings everything to the disk, and has the file say so.
+    pub(super) fn finish(&mut self) -> Result<(), Error> {
+        let marked = self.journal.sync().and_then(|()| {
+            self.mark_journal()?;
+            self.journal.sync()
+        });
+        marked
+            .or_else(|error| {
+                self.break_off(&error);
+                self.recover()
+            })
+            .map_err(|error| {
+                let path = self.disk.path().display();
+                Error::caused(
+                    ErrorKind::Unavailable,
+                    format!("the end of {path} may not be on the disk: {error}"),
+                    error,
+                )
+            })
+    }
+}
+
+/// A compaction that makes less room is not worth it.
+const MIN_GAIN: u64 = 64 << 10;
