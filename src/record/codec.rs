@@ -10,7 +10,7 @@ use crate::{
         Contents, Serializer, binary,
         data::Data,
         id::{Owners, RecordId},
-        keyring::{self, Keys, Opened},
+        keyring::{self, Decrypted, Keys},
         parsed::{Body, Parsed, Undecoded},
         text,
         value::{Raw, Text},
@@ -110,7 +110,7 @@ impl Codec {
             None if is_sealed => return Err(keyring::wrong_key()),
             None => (payload, false),
             Some(keys) if is_sealed => {
-                let Opened { text, stale } = keys.records.open(id.to_string().as_bytes(), payload)?;
+                let Decrypted { text, stale } = keys.records.open(id.to_string().as_bytes(), payload)?;
                 opened = Bytes::from(text);
                 (&opened, stale)
             }

@@ -21,7 +21,7 @@ use crate::{
     record::{
         strict,
         transcode::{Json, ToJson},
-        value::{Fields, Raw, Value, from_raw, to_raw},
+        value::{Raw, RawObject, Value, from_raw, to_raw},
     },
 };
 
@@ -42,7 +42,7 @@ pub struct Data {
     /// As it was read: one [field](push_field) after the other.
     stored: Bytes,
     /// What was written since, if anything was.
-    changed: Option<Arc<Changes>>,
+    changed: Option<Arc<Edits>>,
 }
 
 /// What was written, in that order: each name once, without a value where that was removed.
@@ -50,7 +50,7 @@ pub struct Data {
 /// An ordered map, for the usual case of very few names. `indexmap` is shorter to use, and makes the first write of a visitor
 /// 2.0 % more expensive and other writes 1.7 % (by callgrind): it allocates and hashes for a single name too.
 #[derive(Clone, Default)]
-struct Changes {
+struct Edits {
     list: Vec<Changed>,
     /// Where in the list a name is, once there are more than [`FEW`].
     places: HashMap<Arc<str>, usize>,
@@ -81,7 +81,7 @@ impl Data {
     pub(crate) fn from_serialize(value: impl Serialize) -> Result<Self, Error> {
         let mut json = Vec::new();
         strict::write(&mut json, value)?;
-        serde_json::from_slice::<Fields<'_>>(&json)
+        serde_json::from_slice::<RawObject<'_>>(&json)
             .map(|fields| Self::from(&fields))
             .map_err(|_| Error::new(ErrorKind::Data, "the data of a session must serialize to a JSON object"))
     }
@@ -251,7 +251,7 @@ impl Data {
     }
 }
 
-impl Changes {
+impl Edits {
     fn put(&mut self, name: &Arc<str>, value: Option<Raw>) {
         if let Some(at) = self.place(name.as_bytes()) {
             self.list[at].1 = value;
@@ -364,9 +364,9 @@ impl Serialize for Data {
 
 impl<'de> Deserialize<'de> for Data {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
+        struct DataVisitor;
 
-        impl<'de> Visitor<'de> for Object {
+        impl<'de> Visitor<'de> for DataVisitor {
             type Value = Data;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -384,12 +384,12 @@ impl<'de> Deserialize<'de> for Data {
             }
         }
 
-        deserializer.deserialize_map(Object)
+        deserializer.deserialize_map(DataVisitor)
     }
 }
 
-impl From<&Fields<'_>> for Data {
-    fn from(fields: &Fields<'_>) -> Self {
+impl From<&RawObject<'_>> for Data {
+    fn from(fields: &RawObject<'_>) -> Self {
         let mut stored = Vec::new();
         for (name, value) in &fields.0 {
             push_field(&mut stored, name.as_bytes(), value.get().as_bytes());

@@ -101,13 +101,13 @@ use crate::{
 #[must_use]
 pub struct Keyring {
     /// Never empty. The first one encrypts.
-    secrets: Vec<Secret>,
+    secrets: Vec<KeySecret>,
     opens_only: bool,
     plain_until: Option<SystemTime>,
 }
 
 /// Boxed, because moving an array leaves a copy behind.
-type Secret = Box<Zeroizing<[u8; 32]>>;
+type KeySecret = Box<Zeroizing<[u8; 32]>>;
 
 impl Keyring {
     /// Makes a ring with the key of this secret, which encrypts and decrypts.
@@ -215,7 +215,7 @@ struct Key {
 }
 
 /// What was inside.
-pub(crate) struct Opened {
+pub(crate) struct Decrypted {
     pub(crate) text: Vec<u8>,
     /// It is not as it would be encrypted today.
     pub(crate) stale: bool,
@@ -289,7 +289,7 @@ impl Sealer {
     ///
     /// # Errors
     /// `WrongKey` if no key of the ring encrypted it, `Corrupt` if one did and it was altered or moved since.
-    pub(crate) fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Opened, Error> {
+    pub(crate) fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Decrypted, Error> {
         let corrupt = || Error::new(ErrorKind::Corrupt, "an encrypted text was altered, cut or moved");
         let rest = sealed.strip_prefix(&[SEALED]).ok_or_else(corrupt)?;
         let (name, rest) = rest.split_first_chunk::<KEY_NAME>().ok_or_else(corrupt)?;
@@ -301,7 +301,7 @@ impl Sealer {
         for (at, key) in self.ring.iter().enumerate().filter(|(_, key)| key.name == *name) {
             let mut text = text.to_vec();
             match key.cipher.decrypt_inout_detached(&nonce, &bound, text.as_mut_slice().into(), &tag) {
-                Ok(()) => return Ok(Opened { text, stale: self.encrypts && at > 0 }),
+                Ok(()) => return Ok(Decrypted { text, stale: self.encrypts && at > 0 }),
                 Err(_) => error = corrupt(),
             }
         }
@@ -314,7 +314,7 @@ impl Sealer {
 }
 
 impl Key {
-    fn new(secret: &Secret, purpose: &[u8]) -> Result<Self, Error> {
+    fn new(secret: &KeySecret, purpose: &[u8]) -> Result<Self, Error> {
         let mut name = [0; KEY_NAME];
         name.copy_from_slice(&expand(secret, b"jam-session key name")?[..KEY_NAME]);
         Ok(Self { name, cipher: Xaes256Gcm::new((&*expand(secret, purpose)?).into()) })
@@ -322,7 +322,7 @@ impl Key {
 }
 
 /// HKDF-Expand of RFC 5869 to 32 bytes. Its step before, Extract, is for secrets that are not uniformly random.
-fn expand(secret: &Secret, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, Error> {
+fn expand(secret: &KeySecret, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, Error> {
     let mac = Hmac::<Sha256>::new_from_slice(&***secret).map_err(|_| config("a secret does not fit HMAC"))?;
     let mut full = mac.chain_update(purpose).chain_update([1]).finalize().into_bytes();
     let mut key = Zeroizing::new([0; 32]);
@@ -331,7 +331,7 @@ fn expand(secret: &Secret, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, Error>
     Ok(key)
 }
 
-fn parse(text: &str) -> Result<Secret, Error> {
+fn parse(text: &str) -> Result<KeySecret, Error> {
     let digits = text.trim_end_matches('=');
     let padded = digits.len() != text.len();
     if digits.is_empty() {

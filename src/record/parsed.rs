@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::record::{
     Contents,
-    value::{Fields, Text},
+    value::{RawObject, Text},
 };
 
 /// A payload in either form. It borrows from the bytes that it was read from.
@@ -19,7 +19,7 @@ pub(crate) type Undecoded<'a> = Contents<Text<'a>, Body<'a>>;
 
 /// The data, as it stands in the payload.
 pub(crate) enum Body<'a> {
-    Text(Fields<'a>),
+    Text(RawObject<'a>),
     Binary(&'a [u8]),
     /// A serializer of the application wrote it.
     Own(&'a [u8]),
@@ -34,6 +34,6 @@ impl Default for Body<'_> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Body<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Fields::deserialize(deserializer).map(Self::Text)
+        RawObject::deserialize(deserializer).map(Self::Text)
     }
 }

@@ -38,21 +38,21 @@ struct Strict<'r, S> {
 }
 
 /// A value inside a compound, which is serialized under the same rules.
-struct Inside<'r, 'v, T: ?Sized> {
+struct Element<'r, 'v, T: ?Sized> {
     value: &'v T,
     depth: u8,
     refused: &'r Cell<&'static str>,
 }
 
-impl<T: Serialize + ?Sized> Serialize for Inside<'_, '_, T> {
+impl<T: Serialize + ?Sized> Serialize for Element<'_, '_, T> {
     fn serialize<S: Serializer>(&self, inner: S) -> Result<S::Ok, S::Error> {
         self.value.serialize(Strict { inner, depth: self.depth, refused: self.refused })
     }
 }
 
 impl<'r, S> Strict<'r, S> {
-    fn inside<'v, T: ?Sized>(&self, value: &'v T) -> Inside<'r, 'v, T> {
-        Inside { value, depth: self.depth, refused: self.refused }
+    fn element<'v, T: ?Sized>(&self, value: &'v T) -> Element<'r, 'v, T> {
+        Element { value, depth: self.depth, refused: self.refused }
     }
 }
 
@@ -141,12 +141,12 @@ impl<'r, S: Serializer> Serializer for Strict<'r, S> {
     }
 
     fn serialize_some<T: Serialize + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
-        let value = self.inside(value);
+        let value = self.element(value);
         self.inner.serialize_some(&value)
     }
 
     fn serialize_newtype_struct<T: Serialize + ?Sized>(self, name: &'static str, value: &T) -> Result<S::Ok, S::Error> {
-        let value = self.inside(value);
+        let value = self.element(value);
         self.inner.serialize_newtype_struct(name, &value)
     }
 
@@ -158,7 +158,7 @@ impl<'r, S: Serializer> Serializer for Strict<'r, S> {
         value: &T,
     ) -> Result<S::Ok, S::Error> {
         let deeper = self.deeper(1)?;
-        let value = deeper.inside(value);
+        let value = deeper.element(value);
         deeper.inner.serialize_newtype_variant(name, index, variant, &value)
     }
 
@@ -218,7 +218,7 @@ macro_rules! elements {
             type Error = S::Error;
 
             fn $element<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
-                let value = self.inside(value);
+                let value = self.element(value);
                 self.inner.$element(&value)
             }
 
@@ -243,7 +243,7 @@ macro_rules! fields {
             type Error = S::Error;
 
             fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), S::Error> {
-                let value = self.inside(value);
+                let value = self.element(value);
                 self.inner.serialize_field(name, &value)
             }
 
@@ -270,7 +270,7 @@ impl<S: SerializeMap> SerializeMap for Strict<'_, S> {
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
-        let value = self.inside(value);
+        let value = self.element(value);
         self.inner.serialize_value(&value)
     }
 

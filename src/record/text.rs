@@ -128,7 +128,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
                 let mut envelope = Envelope::default();
-                let inside = Inside { map, envelope: &mut envelope };
+                let inside = Unwrapped { map, envelope: &mut envelope };
                 let contents = Undecoded::deserialize(MapAccessDeserializer::new(inside))?;
                 Ok(Object { envelope, contents })
             }
@@ -139,12 +139,12 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
 }
 
 /// The object without its envelope, which is put aside on the way. (serde's `flatten` would copy all values first.)
-struct Inside<'e, 'de, A> {
+struct Unwrapped<'e, 'de, A> {
     map: A,
     envelope: &'e mut Envelope<'de>,
 }
 
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Inside<'_, 'de, A> {
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Unwrapped<'_, 'de, A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {

@@ -12,7 +12,7 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::record::value::{Fields, Text};
+use crate::record::value::{RawObject, Text};
 
 /// A value's JSON, which serializes as the value.
 ///
@@ -35,7 +35,7 @@ impl Serialize for Json<'_> {
                 serializer.collect_seq(items.into_iter().map(|item| Json(item.get().as_bytes())))
             }
             Some(b'{') => {
-                let Fields(fields) = parsed(self.0)?;
+                let RawObject(fields) = parsed(self.0)?;
                 if fields.iter().any(|(name, _)| name == NUMBER) {
                     return Err(S::Error::custom("a name in an object is one that serde_json keeps for itself"));
                 }

@@ -101,17 +101,17 @@ pub(super) fn to_raw(json: &[u8]) -> Raw {
 }
 
 /// A JSON object, one level deep, borrowed from the text it was read from.
-pub(crate) struct Fields<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
+pub(crate) struct RawObject<'a>(pub(super) Vec<(Cow<'a, str>, &'a RawValue)>);
 
 /// A text, borrowed if it has no escapes: serde's own `Cow` is always owned.
 #[derive(Deserialize)]
 pub(crate) struct Text<'a>(#[serde(borrow)] pub(crate) Cow<'a, str>);
 
-impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for RawObject<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
+        struct RawObjectVisitor;
 
-        impl<'de> Visitor<'de> for Object {
+        impl<'de> Visitor<'de> for RawObjectVisitor {
             type Value = Vec<(Cow<'de, str>, &'de RawValue)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -127,7 +127,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
             }
         }
 
-        deserializer.deserialize_map(Object).map(Self)
+        deserializer.deserialize_map(RawObjectVisitor).map(Self)
     }
 }
 
