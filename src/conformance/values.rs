@@ -61,8 +61,8 @@ pub async fn a_time_to_live_is_never_lengthened<B: Backend>(subject: &Subject<B>
     for id in both() {
         for ttl in [Duration::from_millis(1_500), Duration::from_millis(59_999), Duration::new(3_600, 1)] {
             let first = Record { ttl, ..record(id) };
-            subject.creates(&first).await;
             let began = Instant::now();
+            subject.creates(&first).await;
             let second = Record { ttl, ..record(id) };
             for write in ["create", "update", "touch"] {
                 match write {
