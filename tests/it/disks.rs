@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
     process::{Command, Output},
     time::Duration,
@@ -25,6 +26,11 @@ fn builder(path: impl AsRef<Path>) -> Builder<JsonFile> {
 async fn refused(path: &Path) -> (ErrorKind, String) {
     let error = builder(path).open().await.unwrap_err();
     (error.kind(), error.to_string())
+}
+
+/// Says in the log what was run: the harness hides what a test that passes prints.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Runs a test of this file as root of a user namespace, after a command that may mount. `None` where that is forbidden.
@@ -110,9 +116,9 @@ fn p19_on_a_small_disk_logins_and_sign_outs_work_although_it_is_full() {
     let folder = Folder::new();
     let mount = format!("mount -t tmpfs -o size=8m none \"${PATH}\"");
     match in_a_namespace("child_on_a_small_disk", &folder.path(""), &mount) {
-        Some(_) => eprintln!("ran on a tmpfs of 8 MiB"),
-        None => eprintln!(
-            "a tmpfs of our own is forbidden here: only the simulated disk was filled, by stores::json::full::p19_on_a_full_disk_visitors_give_way_for_users_and_every_sign_out_works"
+        Some(_) => say("ran on a tmpfs of 8 MiB"),
+        None => say(
+            "a tmpfs of our own is forbidden here: only the simulated disk was filled, by stores::json::full::p19_on_a_full_disk_visitors_give_way_for_users_and_every_sign_out_works",
         ),
     }
 }
@@ -163,7 +169,6 @@ fn child_on_a_small_disk() {
 
 /// Writes until there is no room for another byte.
 fn fill(path: &Path) {
-    use std::io::Write;
     let mut file = fs::File::create(path).unwrap();
     for len in [1 << 16, 1 << 12, 1] {
         while file.write_all(&vec![0; len]).is_ok() {}
@@ -179,7 +184,7 @@ fn p14_a_file_that_is_mounted_by_itself_is_refused() {
         fs::write(folder.file(), "").unwrap();
         let mount = format!("mount --bind \"${PATH}/outside.json\" \"${PATH}/sessions.json\"");
         if in_a_namespace("child_with_a_mounted_file", &folder.path(""), &mount).is_none() {
-            eprintln!("mounting is forbidden here: a file that is mounted by itself was not tried");
+            say("mounting is forbidden here: a file that is mounted by itself was not tried");
         }
     }
 }
@@ -240,7 +245,7 @@ async fn p14_a_private_file_of_another_user_is_refused_even_for_root() {
     // The second user of most systems.
     let other = 1;
     if std::os::unix::fs::chown(folder.file(), Some(other), None).is_err() {
-        return eprintln!("only root can give a file away: the file of another user was not tried");
+        return say("only root can give a file away: the file of another user was not tried");
     }
     let before = fs::read(folder.file()).unwrap();
     let (kind, message) = refused(&folder.file()).await;
