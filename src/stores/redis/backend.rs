@@ -135,7 +135,7 @@ impl Executor {
             let mut args: Vec<&[u8]> = vec![not_after.as_bytes(), window.as_bytes(), &nonce, sid.as_bytes()];
             args.extend(rest);
             let sent = Instant::now();
-            let answer = self.link.run(script, &ScriptCall { keys, args: &args, again: &lost }, slot, until).await?;
+            let answer = self.run(script, &ScriptCall { keys, args: &args, again: &lost }, slot, until).await?;
             let (reply, now) = Reply::read(answer)?;
             self.time.learn(slot, now, sent, Instant::now());
             match reply.code {
@@ -144,6 +144,23 @@ impl Executor {
                 _ => return Ok(reply),
             }
         }
+    }
+
+    /// Runs a script by its hash, or by its text if the server does not know the hash.
+    async fn run(
+        &self,
+        script: &Script,
+        call: &ScriptCall<'_>,
+        slot: usize,
+        until: Instant,
+    ) -> std::result::Result<Value, Failure> {
+        let answers = match self.link.send(&Operation::ByHash(script, call), slot, until).await {
+            Err(failure) if failure.kind == FailureKind::NoScript => {
+                self.link.send(&Operation::ByText(script, call), slot, until).await
+            }
+            done => done,
+        };
+        answers?.pop().ok_or_else(Failure::garbage)
     }
 
     async fn read(&self, slot: usize, pipeline: Pipeline) -> std::result::Result<Vec<Value>, Failure> {

@@ -20,11 +20,10 @@ use tokio::{
 use super::{
     failure::{Failure, FailureKind, LOST},
     operation::Operation,
-    scripts::{Script, ScriptCall},
     silences::Silences,
     slots::Slots,
     source::{Connection, Established, Source},
-    transport::CONNECT,
+    transport::{CONNECT, is_driven},
 };
 
 /// A connection that recovers, over any [`Source`].
@@ -85,23 +84,6 @@ impl Link {
         Instant::now() + self.0.deadline.max(Duration::from_secs(2))
     }
 
-    /// Runs a script by its hash, or by its text if the server does not know the hash.
-    pub(super) async fn run(
-        &self,
-        script: &Script,
-        call: &ScriptCall<'_>,
-        slot: usize,
-        until: Instant,
-    ) -> Result<Value, Failure> {
-        let answers = match self.send(&Operation::ByHash(script, call), slot, until).await {
-            Err(failure) if failure.kind == FailureKind::NoScript => {
-                self.send(&Operation::ByText(script, call), slot, until).await
-            }
-            done => done,
-        };
-        answers?.pop().ok_or_else(Failure::garbage)
-    }
-
     pub(super) async fn send_one(&self, command: Cmd, slot: usize, until: Instant) -> Result<Value, Failure> {
         self.send(&Operation::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
     }
@@ -122,25 +104,35 @@ impl Link {
         until: Instant,
     ) -> Result<Vec<Value>, Failure> {
         let mut waiting = Waiting::begin(self, slot, until);
-        let result = self.send_within(operation, until).await.unwrap_or_else(|| Err(Failure::silent()));
+        let result = self.send_within(operation, waiting.since, until).await;
+        let result = result.unwrap_or_else(|| Err(Failure::silent()));
         waiting.end(&result);
         result
     }
 
     /// `None` if the time is up. Most operations are done before the first pulse.
-    async fn send_within(&self, operation: &Operation<'_>, until: Instant) -> Option<Result<Vec<Value>, Failure>> {
+    async fn send_within(
+        &self,
+        operation: &Operation<'_>,
+        since: Instant,
+        until: Instant,
+    ) -> Option<Result<Vec<Value>, Failure>> {
         let used = AtomicU64::new(NONE);
-        let mut attempt = pin!(self.attempt(operation, &used));
-        loop {
-            let pulse = until.min(Instant::now() + PULSE);
-            if let Ok(result) = timeout_at(pulse.into(), attempt.as_mut()).await {
-                return Some(result);
-            }
-            if pulse == until {
-                return None;
-            }
-            if self.waits_in_vain(used.load(Relaxed)).await {
-                break;
+        // In a block of its own, so that the second attempt takes its place.
+        {
+            let mut attempt = pin!(self.attempt(operation, &used));
+            let mut pulse = since + PULSE;
+            loop {
+                if let Ok(result) = timeout_at(pulse.min(until).into(), attempt.as_mut()).await {
+                    return Some(result);
+                }
+                if pulse >= until {
+                    return None;
+                }
+                if self.waits_in_vain(used.load(Relaxed)).await {
+                    break;
+                }
+                pulse = Instant::now() + PULSE;
             }
         }
         tracing::debug!("an operation waits for a connection to Redis that is no more, and is sent again");
@@ -186,7 +178,7 @@ impl Link {
             }
         };
         match runtime {
-            Some(runtime) if is_driven(&runtime).await => return false,
+            Some(runtime) if is_driven(&runtime, PULSE).await => return false,
             Some(_) if used == NONE => self.0.abandon(),
             _ => drop(self.0.forget(used, Duration::ZERO)),
         }
@@ -405,12 +397,6 @@ impl Drop for Building {
         }
         self.link.attempts.send_modify(|ended| *ended += 1);
     }
-}
-
-/// Whether something runs the tasks of a runtime. One that is shut down, or that nothing blocks on any more, does not.
-async fn is_driven(runtime: &Handle) -> bool {
-    Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
-        || matches!(timeout(PULSE, runtime.spawn(async {})).await, Ok(Ok(())))
 }
 
 /// An operation that is under way. If its caller gives up after half of the deadline or more, that counts as a silence, because

@@ -25,6 +25,7 @@ use rustls::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    runtime::Handle,
     task::AbortHandle,
     time::timeout,
 };
@@ -151,6 +152,12 @@ impl Connect for Node {
     {
         Box::pin(async move { Self::open(&info.into_connection_info()?, config, CONNECT).await })
     }
+}
+
+/// Whether something runs the tasks of a runtime. One that is shut down, or that nothing blocks on any more, does not.
+pub(super) async fn is_driven(runtime: &Handle, patience: Duration) -> bool {
+    Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
+        || matches!(timeout(patience, runtime.spawn(async {})).await, Ok(Ok(())))
 }
 
 async fn tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Result<TcpStream> {
