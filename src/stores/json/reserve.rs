@@ -1,6 +1,10 @@
 //! The reserve: disk space that is allocated ahead, so that sign-outs and one compaction fit on a full disk.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::disk::{Disk, Handle, is_full};
 
@@ -13,6 +17,8 @@ pub(super) struct Reserve {
     next: Option<(Arc<dyn Handle>, u64)>,
     /// The file system does not allocate ahead, so there is no reserve.
     unsupported: bool,
+    /// When the disk was found full, if it was so in the last minute.
+    full: Option<Instant>,
 }
 
 impl Reserve {
@@ -29,10 +35,29 @@ impl Reserve {
         growth: u64,
         live: Option<u64>,
     ) -> io::Result<()> {
-        self.ensure_tail(file, end, growth)?;
-        match live {
-            Some(live) => self.ensure_next(disk, live),
-            None => Ok(()),
+        let tail = self.ensure_tail(file, end, growth);
+        let ensured = tail.and_then(|()| live.map_or(Ok(()), |live| self.ensure_next(disk, live)));
+        self.say(disk, &ensured);
+        ensured
+    }
+
+    /// Logs that the disk is full, and that it has room again. While visitors' sessions give way it is both in turns, which is
+    /// said once.
+    fn say(&mut self, disk: &dyn Disk, ensured: &io::Result<()>) {
+        let path = disk.path().display();
+        match (ensured, self.full) {
+            (Ok(()), None) => {}
+            (Ok(()), Some(then)) if then.elapsed() < QUIET => {}
+            (Ok(()), Some(_)) => {
+                self.full = None;
+                tracing::info!(%path, "the disk of the sessions file has room again");
+            }
+            (Err(error), before) => {
+                self.full = Some(Instant::now());
+                if before.is_none() {
+                    tracing::warn!(%error, %path, "the disk of the sessions file is full");
+                }
+            }
         }
     }
 
@@ -133,3 +158,4 @@ const SIGN_OUTS: u64 = 64 << 10;
 const AHEAD: u64 = 64 << 10;
 const MAX_AHEAD: u64 = 1 << 20;
 const HEAD: u64 = 1 << 10;
+const QUIET: Duration = Duration::from_secs(60);

@@ -32,7 +32,6 @@ pub(super) struct Storage {
     durability: Durability,
     pub(super) thresholds: Thresholds,
     reserve: Reserve,
-    said_full: bool,
     pub(super) outage: Option<Outage>,
     pub(super) compaction: Option<Compaction>,
     /// After a compaction that failed: the next one begins above this many dead bytes.
@@ -73,7 +72,6 @@ impl Storage {
             durability,
             thresholds: Thresholds::default(),
             reserve: Reserve::default(),
-            said_full: false,
             outage: None,
             compaction: None,
             put_off: 0,
@@ -164,16 +162,7 @@ impl Storage {
     fn ensure(&mut self, growth: u64) -> io::Result<()> {
         let live = self.compaction.is_none().then(|| read(&self.table).cost() + growth);
         let (file, end) = (self.journal.file(), self.journal.end().offset);
-        let ensured = self.reserve.ensure(&*self.disk, &**file, end, growth, live);
-        if self.said_full != ensured.is_err() {
-            self.said_full = ensured.is_err();
-            let path = self.disk.path().display();
-            match &ensured {
-                Err(error) => tracing::warn!(%error, %path, "the disk of the sessions file is full"),
-                Ok(()) => tracing::info!(%path, "the disk of the sessions file has room again"),
-            }
-        }
-        ensured
+        self.reserve.ensure(&*self.disk, &**file, end, growth, live)
     }
 
     /// On a full disk: lets visitors' sessions give way for new ones, and rewrites the file if that makes enough room.
