@@ -81,6 +81,16 @@ impl Error {
         Self::new(ErrorKind::Unavailable, "the sessions are closed")
     }
 
+    /// The message and all its causes, for a line in a log. Bodies of responses have less.
+    pub(crate) fn chain(&self) -> Chain<'_> {
+        Chain(self)
+    }
+
+    /// Whether the client caused it, and may do so at will: no line for the operator then.
+    pub(crate) fn is_clients(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unauthorized | ErrorKind::NotFound | ErrorKind::TooLarge)
+    }
+
     /// What went wrong, for code to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.kind
@@ -110,6 +120,21 @@ impl ErrorKind {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
+    }
+}
+
+/// An error and all its causes, separated by colons.
+pub(crate) struct Chain<'a>(&'a Error);
+
+impl fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
     }
 }
 

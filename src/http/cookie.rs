@@ -27,7 +27,8 @@ pub(crate) struct CookieConfig {
 impl CookieConfig {
     /// The values of cookies with exactly this name that are as long as an ID can be, in the order in which they came.
     ///
-    /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`.
+    /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`. Of more than
+    /// [`MAX_VALUES`], which no browser of ours has, the rest is not looked at: they are kept until the session is loaded.
     pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
         let name = self.name().as_bytes();
         let lines = headers.get_all(header::COOKIE).into_iter();
@@ -47,12 +48,14 @@ impl CookieConfig {
             })
             .filter(|value| value.len() <= SessionId::MAX_LEN)
             .filter_map(|value| std::str::from_utf8(value).ok())
+            .take(MAX_VALUES)
     }
 
     /// Sets the cookie. It is kept for so long, if cookies are to survive the browser's end at all.
     pub(crate) fn set(&self, id: &SessionId, left: Duration) -> Option<HeaderValue> {
         let parts = [self.name(), "=", id.as_str(), &self.attributes];
-        let left = left.min(MAX_AGE_LIMIT).as_secs();
+        // Never zero, which would remove it: the session is there, if only for less than a second.
+        let left = left.min(MAX_AGE_LIMIT).as_secs().max(1);
         let digits = left.checked_ilog10().map_or(1, |log| log as usize + 1);
         let max_age = if self.persistent { MAX_AGE.len() + digits } else { 0 };
         let mut line = String::with_capacity(parts.map(str::len).iter().sum::<usize>() + max_age);
@@ -213,6 +216,8 @@ fn sensitive(cookie: String) -> Option<HeaderValue> {
 
 /// What browsers cut longer ones to: RFC 6265bis, section 5.5.
 const MAX_AGE_LIMIT: Duration = Duration::from_secs(400 * 86_400);
+/// How many cookies of one name are looked at, decrypted and kept.
+const MAX_VALUES: usize = 16;
 const MAX_AGE: &str = "; Max-Age=";
 
 /// Both attributes, the name and the longest ID stay below the 4096 bytes that browsers take.
@@ -267,7 +272,7 @@ mod tests {
             for seconds in [0, 9, 10, 86_400, u64::MAX] {
                 let mut expected = config.cookie("x");
                 if config.persistent {
-                    expected.set_max_age(time::Duration::seconds(seconds.min(400 * 86_400).cast_signed()));
+                    expected.set_max_age(time::Duration::seconds(seconds.clamp(1, 400 * 86_400).cast_signed()));
                 }
                 let set = config.set(&SessionId::known("x"), Duration::from_secs(seconds)).unwrap();
                 assert_eq!(set, expected.to_string());

@@ -75,16 +75,28 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
     }
 }
 
-/// The status of its [kind](ErrorKind), its message as text, `Retry-After` with a 503; and itself among the extensions.
-/// Types of the application are not named to strangers.
+/// The status of its [kind](ErrorKind), a text for the client, `Retry-After` with a 503; and itself among the extensions.
+///
+/// The text only depends on the kind. What exactly happened may name paths, servers and types of the application: that is in
+/// the log.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        if self.kind().status().is_server_error() {
-            tracing::error!(error = %self, "a request failed for its session");
+        match self.is_clients() {
+            true => tracing::debug!(error = %self.chain(), "a request failed for its session"),
+            false => tracing::error!(error = %self.chain(), "a request failed for its session"),
         }
         let text = match self.kind() {
-            ErrorKind::Data => "a value does not fit the session".to_owned(),
-            _ => self.to_string(),
+            ErrorKind::NotFound => "there is no such session",
+            ErrorKind::Unauthorized => "sign in first",
+            ErrorKind::Unavailable => "sessions are not available at the moment, try again",
+            ErrorKind::TooLarge => "the session is too large",
+            ErrorKind::Data => "a value does not fit the session",
+            ErrorKind::Config => "sessions are not set up correctly: is a SessionLayer around this route?",
+            ErrorKind::Unreadable
+            | ErrorKind::Corrupt
+            | ErrorKind::WrongKey
+            | ErrorKind::NotLoaded
+            | ErrorKind::ResponseSent => "the session cannot be used",
         };
         let mut response = (self.kind().status(), text).into_response();
         if self.kind() == ErrorKind::Unavailable {

@@ -14,7 +14,7 @@ use crate::{
     error::Error,
     http::{
         config::HttpConfig,
-        guard::Guard,
+        on_early_drop::Guard,
         respond::{is_failure, refuse, respond},
     },
     session::Session,
@@ -74,7 +74,8 @@ where
                     let response = ready!(inner.poll(cx))?;
                     let Some((guard, config)) = session.take() else { return Poll::Ready(Ok(response)) };
                     let Some(session) = guard.disarm() else { return Poll::Ready(Ok(response)) };
-                    match session.driver().respond(is_failure(&response)) {
+                    let (failed, response) = config.judge(response);
+                    match session.driver().respond(|| failed.unwrap_or_else(|| is_failure(&response))) {
                         None => return Poll::Ready(Ok(respond(&config, &session, Ok(()), response))),
                         Some(commit) => {
                             let response = Some(response);

@@ -3,6 +3,7 @@
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use cookie::SameSite;
+use http::response::Parts;
 use tower_layer::Layer;
 
 use crate::{
@@ -41,7 +42,7 @@ impl SessionLayer {
     pub fn new<B: Backend>(sessions: Sessions<B>) -> Self {
         let cookie = CookieConfig::default();
         let origin = Origin { sessions: sessions.erase(), cookie_name: cookie.name().to_owned() };
-        Self { config: Arc::new(HttpConfig { origin: Arc::new(origin), cookie }) }
+        Self { config: Arc::new(HttpConfig { origin: Arc::new(origin), cookie, failed_if: None }) }
     }
 
     /// The name of the cookie. Unless set it follows the other options: `__Host-id` if browsers take that, else
@@ -116,6 +117,22 @@ impl SessionLayer {
     /// most 400 days; it does unless set otherwise. The session's own limits hold either way.
     pub fn persistent(mut self, persistent: bool) -> Self {
         self.cookie().set_persistent(persistent);
+        self.renewed()
+    }
+
+    /// Decides which responses discard the handler's changes, except sign-outs. Default: those with a status of 408 or 5xx, and
+    /// failed gRPC calls, which have a `grpc-status` other than 0 in the response's head.
+    ///
+    /// A status that comes in trailers, after the body, is too late: the changes are committed when the response is ready.
+    ///
+    /// ```
+    /// # use jam_session::{MemorySessions, SessionLayer};
+    /// // Also when a form is shown again with its mistakes.
+    /// let layer = SessionLayer::new(MemorySessions::new())
+    ///     .failed_if(|response| response.status.is_server_error() || response.status == 422);
+    /// ```
+    pub fn failed_if(mut self, failed: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
+        Arc::make_mut(&mut self.config).failed_if = Some(Arc::new(failed));
         self.renewed()
     }
 

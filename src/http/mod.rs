@@ -5,7 +5,7 @@ pub(crate) mod cookie;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;
 pub(crate) mod future;
-mod guard;
 pub(crate) mod layer;
+mod on_early_drop;
 mod respond;
 pub(crate) mod service;

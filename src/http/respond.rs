@@ -13,9 +13,23 @@ use crate::{
     session::{Session, commit::CookieChange},
 };
 
-/// Whether the handler's changes are discarded, except sign-outs.
+/// Whether the handler's changes are discarded, except sign-outs, unless the layer was told
+/// [otherwise](crate::SessionLayer::failed_if).
 pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
-    response.status().is_server_error() || response.status() == StatusCode::REQUEST_TIMEOUT
+    response.status().is_server_error()
+        || response.status() == StatusCode::REQUEST_TIMEOUT
+        // A gRPC call that failed is a 200 with its status in the head, if it has no body.
+        || response.headers().get("grpc-status").is_some_and(|status| status != "0")
+}
+
+impl HttpConfig {
+    /// Asks the application whether the response is a failure, if it wants to be asked.
+    pub(crate) fn judge<B>(&self, response: Response<B>) -> (Option<bool>, Response<B>) {
+        let Some(failed_if) = &self.failed_if else { return (None, response) };
+        let (parts, body) = response.into_parts();
+        let failed = failed_if(&parts);
+        (Some(failed), Response::from_parts(parts, body))
+    }
 }
 
 /// The response that leaves: with the cookie, and with an error in its place if the commit failed.
@@ -50,7 +64,10 @@ pub(crate) fn respond<B: Default>(
 
 /// A response without a body. The error is among its extensions.
 pub(crate) fn refuse<B: Default>(error: &Error) -> Response<B> {
-    tracing::error!(%error, "a request was answered without its session");
+    match error.is_clients() {
+        true => tracing::debug!(error = %error.chain(), "a request was answered without its session"),
+        false => tracing::error!(error = %error.chain(), "a request was answered without its session"),
+    }
     let mut response = Response::new(B::default());
     *response.status_mut() = error.kind().status();
     if error.kind() == ErrorKind::Unavailable {

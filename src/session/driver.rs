@@ -4,7 +4,7 @@
 
 use std::{
     pin::{Pin, pin},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -31,8 +31,8 @@ use crate::{
 /// The session of one request: where it came from, and what is pending.
 pub(crate) struct Driver {
     origin: Arc<Origin>,
-    /// The values of our cookies as they came, separated by semicolons.
-    cookies: Option<Box<str>>,
+    /// The values of our cookies as they came, separated by semicolons. Gone once the session is loaded.
+    cookies: Mutex<Option<Box<str>>>,
     cross_site: bool,
     /// The session of a layer around this one's.
     outer: Option<Arc<Driver>>,
@@ -70,7 +70,7 @@ impl Driver {
             }
             joined.push_str(value);
         }
-        let cookies = (!joined.is_empty()).then(|| joined.into_boxed_str());
+        let cookies = Mutex::new((!joined.is_empty()).then(|| joined.into_boxed_str()));
         Self { origin, cookies, cross_site, outer, first_use: OnceLock::new() }
     }
 
@@ -95,7 +95,7 @@ impl Driver {
     }
 
     /// The commit that goes with the response; `None` if there is nothing to wait for.
-    pub(crate) fn respond(self: &Arc<Self>, failed: bool) -> Option<Detached<Result<(), Error>>> {
+    pub(crate) fn respond(self: &Arc<Self>, failed: impl FnOnce() -> bool) -> Option<Detached<Result<(), Error>>> {
         let shared = match self.first_use.get_or_init(|| FirstUse::AfterResponse(OnceLock::new())) {
             FirstUse::BeforeResponse(shared) => shared,
             FirstUse::AfterResponse(_) => return None,
@@ -106,7 +106,7 @@ impl Driver {
             *waited = Duration::ZERO;
             return None;
         }
-        Some(self.begin_commit(if failed { Trigger::Failure } else { Trigger::Response }))
+        Some(self.begin_commit(if failed() { Trigger::Failure } else { Trigger::Response }))
     }
 
     /// Signs out if the handler asked for it, although there is no response that could carry a cookie: the request was
@@ -116,7 +116,7 @@ impl Driver {
             shared.pending(Pending::stale);
         }
         // Dropped, the commit goes on in a task.
-        drop(self.respond(true));
+        drop(self.respond(|| true));
     }
 
     fn shared(&self) -> &Shared {
@@ -142,7 +142,7 @@ impl Driver {
     /// Records a change that cannot fail.
     pub(crate) fn stage_plain(&self, change: Change) {
         if let Err(error) = self.stage(change) {
-            tracing::error!(%error, "a change to a session was not recorded");
+            tracing::error!(error = %error.chain(), "a change to a session was not recorded");
         }
     }
 
@@ -162,23 +162,25 @@ impl Driver {
         }
         let (base, stale) = self.within_budget(waited, pin!(self.fetch())).await?;
         self.rebase(self.pending(|pending| pending.load(base, stale)));
+        // Nothing asks for them again, and a stream may hold its session for hours.
+        drop(self.cookies().take());
         Ok(())
     }
 
     /// What the cookies lead to, and the ID that did if its cookie has to be encrypted again.
     async fn fetch(&self) -> Result<(Base, Option<Box<Credentials>>), Error> {
         let engine = self.engine();
-        // No iterator over them: it would be a part of the future, which is moved.
-        let (mut cookies, mut tried) = (self.cookies.as_deref(), 0);
+        // No iterator over the cookies: it would be a part of the future, which is moved.
+        let (mut at, mut tried) = (0, 0);
         let (mut best, mut stale) = (Base::Nothing, None);
         while tried < MAX_COOKIES
-            && let Some(id) = self.next_credentials(&mut cookies)
+            && let Some(id) = self.next_credentials(&mut at)
         {
             tried += 1;
             match (engine.find(&id).await?, &best) {
                 (Base::Live(loaded, _), Base::Live(first, _)) if loaded.id.owner() != first.id.owner() => {
                     // One of them was planted, and nothing tells which.
-                    tracing::warn!("a request came with live sessions of different owners, and got none");
+                    tracing::debug!("a request came with live sessions of different owners, and got none");
                     return Ok((Base::Nothing, None));
                 }
                 // Of several sessions of one user the first counts.
@@ -199,18 +201,29 @@ impl Driver {
         Ok((best, stale))
     }
 
-    /// The next ID in the cookies that are left.
-    fn next_credentials(&self, cookies: &mut Option<&str>) -> Option<Credentials> {
-        loop {
-            let (text, rest) = match (*cookies)?.split_once(';') {
-                Some((text, rest)) => (text, Some(rest)),
-                None => ((*cookies)?, None),
-            };
-            *cookies = rest;
-            if let Some(credentials) = self.engine().credentials(text) {
-                return Some(credentials);
+    /// The next ID in the cookies, from this place on.
+    fn next_credentials(&self, at: &mut usize) -> Option<Credentials> {
+        let cookies = self.cookies();
+        let cookies = cookies.as_deref()?;
+        let mut refused = 0;
+        let credentials = loop {
+            let Some(rest) = cookies.get(*at..) else { break None };
+            let text = rest.split(';').next().unwrap_or_default();
+            *at += text.len() + 1;
+            match self.engine().credentials(text) {
+                Some(credentials) => break Some(credentials),
+                None => refused += 1,
             }
+        };
+        if refused > 0 {
+            // One line for all of them: a stranger can send any number.
+            tracing::debug!(refused, "cookies of our name are not valid IDs");
         }
+        credentials
+    }
+
+    fn cookies(&self) -> MutexGuard<'_, Option<Box<str>>> {
+        self.cookies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A commit that, once begun, runs to its end.
@@ -231,7 +244,7 @@ impl Driver {
             },
             |committed| {
                 if let Err(error) = committed {
-                    tracing::warn!(%error, "the changes of a request without a client were not written");
+                    tracing::warn!(error = %error.chain(), "the changes of a request without a client were not written");
                 }
             },
         )

@@ -111,11 +111,11 @@ impl<B: Backend> Engine<B> {
         let (contents, stale) = match opened {
             Ok(Some(opened)) => opened,
             Ok(None) => {
-                tracing::info!(session = id.sid(), "an ID with the wrong secret was refused");
+                tracing::debug!(session = id.sid(), "an ID with the wrong secret was refused");
                 return Ok(Base::Nothing);
             }
             Err(error) => {
-                tracing::warn!(%error, session = id.sid(), "a session cannot be read");
+                tracing::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
                 return Ok(Base::Unreadable(error));
             }
         };
@@ -133,7 +133,14 @@ impl<B: Backend> Engine<B> {
 
     pub(crate) async fn list(&self, owner: Owner) -> Result<Vec<Record>, Error> {
         let records = self.backend.list(owner).await;
-        records.map_err(|error| Error::backend("the sessions of a key could not be listed", error))
+        let mut records =
+            records.map_err(|error| Error::backend("the sessions of a key could not be listed", error))?;
+        let all = records.len();
+        records.retain(|record| record.id.owner() == Some(owner));
+        if records.len() < all {
+            tracing::error!(foreign = all - records.len(), "the backend has listed sessions of another key");
+        }
+        Ok(records)
     }
 
     /// What a new session starts with. [`create`](Self::create) adds its secret.
@@ -252,7 +259,7 @@ impl<B: Backend> Engine<B> {
             Outcome::Gone => return Ok(WriteOutcome::Gone),
             Outcome::Conflict(current) => current,
         };
-        Ok(match self.read(current) {
+        Ok(match self.read(new.id, current) {
             // Our own write, whose answer was lost. What is stored counts, not what we would write now.
             Ok(current) if current.version == new.version => WriteOutcome::Done(Arc::new(current)),
             Ok(current) if current.contents.ended => WriteOutcome::Replaced,
@@ -380,10 +387,10 @@ impl<B: Backend> Engine<B> {
         touched.map_err(|error| Error::backend("a session could not be touched", error))
     }
 
-    /// What is in a record.
-    pub(crate) fn read(&self, record: Record) -> Result<Loaded, Error> {
-        let (contents, stale) = self.codec().read(record.id, &record.payload, self.now())?;
-        Ok(Loaded { id: record.id, version: record.version, ttl: record.ttl, contents, stale })
+    /// What is in a record that the backend returned for this ID. Another session's is unreadable, whatever it is called.
+    pub(crate) fn read(&self, id: RecordId, record: Record) -> Result<Loaded, Error> {
+        let (contents, stale) = self.codec().read(id, &record.payload, self.now())?;
+        Ok(Loaded { id, version: record.version, ttl: record.ttl, contents, stale })
     }
 
     fn record(&self, loaded: &Loaded) -> Result<Record, Error> {

@@ -244,10 +244,10 @@ impl<B: Backend> Sessions<B> {
             let now = engine.now();
             let mut infos = Vec::new();
             for record in engine.list(owner).await? {
-                match engine.read(record) {
+                match engine.read(record.id, record) {
                     Ok(loaded) if loaded.is_live_at(now) => infos.push(self.info(loaded, now)),
                     Ok(_) => {}
-                    Err(error) => tracing::warn!(%error, "a session is not listed"),
+                    Err(error) => tracing::warn!(error = %error.chain(), "a session is not listed"),
                 }
             }
             infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
@@ -267,7 +267,7 @@ impl<B: Backend> Sessions<B> {
         let id = RecordId::new(Some(owner), sid);
         self.within_time(async {
             let Some(record) = engine.load(id).await? else { return Ok(false) };
-            match engine.read(record) {
+            match engine.read(id, record) {
                 Ok(loaded) if loaded.is_live_at(engine.now()) => {
                     Ok(matches!(engine.end(Arc::new(loaded)).await?, WriteOutcome::Done(_)))
                 }
@@ -338,7 +338,7 @@ impl<B: Backend> Sessions<B> {
     }
 
     fn is_tombstone(&self, record: &Record) -> bool {
-        self.0.read(record.clone()).is_ok_and(|loaded| loaded.contents.ended)
+        self.0.read(record.id, record.clone()).is_ok_and(|loaded| loaded.contents.ended)
     }
 }
 

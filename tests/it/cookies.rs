@@ -76,6 +76,52 @@ async fn p15_the_text_of_the_cookie_is_exact() {
 }
 
 #[tokio::test]
+async fn p10_a_rotation_in_the_last_second_does_not_remove_the_cookie() {
+    let clock = Clock::manual();
+    let sessions =
+        MemorySessions::builder().clock(clock.clone()).max_lifetime(Duration::from_secs(60)).build().unwrap();
+    let client = Client::new(&SessionLayer::new(sessions));
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    clock.advance(Duration::from_millis(59_500));
+    let answer = client
+        .does(|session| {
+            session.rework();
+            Ok(())
+        })
+        .await
+        .ok();
+    assert!(answer.set_cookies()[0].ends_with("; Max-Age=1"), "{:?}", answer.set_cookies());
+    assert_eq!(client.does(|session| Ok(session.key().unwrap_or_default())).await.body, "ada");
+}
+
+/// A request may come with hundreds of thousands of bytes of cookies, and a stream may hold its session for hours.
+#[tokio::test]
+async fn p17_of_very_many_cookies_few_are_kept_and_none_after_the_load() {
+    let store = Store::memory().await;
+    let layer = store.layer();
+    let held = async |cookies: usize, loads: bool| {
+        let cookie = vec![format!("__Host-id={}", "A".repeat(88)); cookies].join("; ");
+        let request = Request::builder().header("cookie", cookie).body(axum::body::Body::empty()).unwrap();
+        let kept = std::sync::Mutex::new(None);
+        let mut bytes = 0;
+        let client = Client::new(&layer);
+        let visit = client.request(request, async |session: Session| {
+            if loads {
+                session.load().await.unwrap();
+            }
+            *kept.lock().unwrap() = Some(session);
+        });
+        visit.await.ok();
+        let session = kept.into_inner().unwrap().unwrap();
+        bytes -= allocation_counter::measure(|| drop(session)).bytes_current;
+        bytes
+    };
+    let (one, thousands) = (held(1, false).await, held(5000, false).await);
+    assert!(one > 88 && thousands < one + 16 * 89, "{one} and {thousands} bytes");
+    assert_eq!(held(1, true).await, held(5000, true).await, "bytes after the load");
+}
+
+#[tokio::test]
 async fn p18_max_age_is_the_time_to_the_deadline_and_400_days_at_most() {
     for (days, seconds) in [(1, 86_400_u64), (400, 400 * 86_400), (4000, 400 * 86_400)] {
         let sessions = MemorySessions::builder().max_lifetime(Duration::from_secs(days * 86_400));

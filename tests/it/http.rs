@@ -15,6 +15,7 @@ use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
     client::{Answer, Client},
+    events::Events,
     on_every_store,
     store::Store,
 };
@@ -29,7 +30,91 @@ on_every_store! {
     two_layers_with_one_name_are_refused,
     loading_up_front_is_one_load,
     every_status_below_500_commits,
+    p05_a_grpc_call_that_failed_discards_its_writes,
+    p05_an_application_decides_which_responses_discard_their_writes,
+    what_went_wrong_is_in_the_log_and_not_in_the_body,
     plain_tower_services_load_themselves,
+}
+
+/// A gRPC server answers 200, with the status of the call in another header.
+async fn p05_a_grpc_call_that_failed_discards_its_writes(store: Store) {
+    let client = Client::new(&store.layer());
+    let calls = async |status: &'static str, n: u64| {
+        let call = client.does(|session| {
+            session.insert("n", n)?;
+            Ok([("grpc-status", status)])
+        });
+        assert_eq!(call.await.status, StatusCode::OK);
+        client.n().await
+    };
+    assert_eq!(calls("0", 1).await, "Some(1)");
+    for (failed, n) in [("13", 2), ("5", 3), ("00", 4)] {
+        assert_eq!(calls(failed, n).await, "Some(1)", "grpc-status {failed}");
+    }
+    // A sign-out counts all the same.
+    let call = client.does(|session| {
+        session.delete();
+        Ok([("grpc-status", "13")])
+    });
+    call.await;
+    assert_eq!(client.n().await, "None");
+}
+
+async fn p05_an_application_decides_which_responses_discard_their_writes(store: Store) {
+    let layer = store.layer().failed_if(|response| response.status == 422 || response.headers.contains_key("x-undo"));
+    let client = Client::new(&layer);
+    let answers = async |status: u16, header: &'static str, n: u64| {
+        let call = client.does(|session| {
+            session.insert("n", n)?;
+            Ok((StatusCode::from_u16(status).unwrap(), [(header, "1")]))
+        });
+        call.await;
+        client.n().await
+    };
+    assert_eq!(answers(200, "x-any", 1).await, "Some(1)");
+    assert_eq!(answers(422, "x-any", 2).await, "Some(1)");
+    assert_eq!(answers(200, "x-undo", 3).await, "Some(1)");
+    // It is asked instead of the default.
+    assert_eq!(answers(500, "x-any", 4).await, "Some(4)");
+    assert_eq!(answers(200, "grpc-status", 5).await, "Some(5)");
+}
+
+#[derive(Debug)]
+struct Outage;
+
+impl std::fmt::Display for Outage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OOM command not allowed, at /var/lib/secret-place")
+    }
+}
+
+impl std::error::Error for Outage {}
+
+async fn what_went_wrong_is_in_the_log_and_not_in_the_body(store: Store) {
+    let outage = || Fault::change(async |_, _| Err(Outage.into()));
+    let client = Client::new(&store.layer());
+    client.does(|session| session.insert("n", 1)).await.ok();
+    for (verb, level) in [(Verb::Load, "ERROR"), (Verb::Update, "ERROR")] {
+        let events = Events::default();
+        let _guard = tracing::subscriber::set_default(events.clone());
+        store.faults.next(verb, outage());
+        let answer = client.does(|session| session.insert("n", 2)).await;
+        assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(!answer.body.contains("OOM") && !answer.body.contains("/var/lib"), "{}", answer.body);
+        let said = events.text();
+        let line = said.lines().find(|line| line.contains("OOM command not allowed"));
+        assert!(line.is_some_and(|line| line.starts_with(level)), "{said}");
+    }
+    // What a client causes at will is nothing for the operator.
+    let events = Events::default();
+    let _guard = tracing::subscriber::set_default(events.clone());
+    let refused = client.visit(async |_| Err::<(), _>(Error::new(ErrorKind::Unauthorized, "not signed in")));
+    assert_eq!(refused.await.status, StatusCode::UNAUTHORIZED);
+    assert!(
+        events.text().lines().all(|line| line.starts_with("DEBUG") || line.starts_with("TRACE")),
+        "{}",
+        events.text()
+    );
 }
 
 async fn vary_is_told_when_the_session_was_looked_at(store: Store) {

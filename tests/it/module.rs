@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use jam_session::{Backend, BoxError, Data, ErrorKind, MemorySessions, Serializer, SessionLayer, Sessions};
+use jam_session::{
+    Backend, BoxError, Data, ErrorKind, MemorySessions, Outcome, Serializer, SessionLayer, Sessions,
+    conformance::{Answer, Fault, Verb},
+};
 use serde_json::json;
 
 use crate::{
@@ -20,6 +23,7 @@ on_every_store! {
     a_name_that_is_taken_is_never_overwritten,
     p06_rework_in_the_module_rotates_once,
     an_erased_module_is_the_same_one,
+    p12_a_record_of_another_session_is_not_taken_for_this_one,
 }
 
 async fn the_verbs_do_what_they_say(store: Store) {
@@ -305,4 +309,35 @@ async fn p17_a_session_of_the_largest_size_can_be_ended_and_rotated() {
     let rotated = sessions.rework(&id).await.map(drop).map_err(|error| error.kind());
     let deleted = sessions.delete(&id).await.map_err(|error| error.kind());
     assert_eq!((rotated, deleted), (Ok(()), Ok(())));
+}
+
+/// Records are looked up by name, and a store that mixes names up must not mix users up.
+async fn p12_a_record_of_another_session_is_not_taken_for_this_one(store: Store) {
+    let sessions = store.sessions();
+    let (ada, grace) = (
+        sessions.create("ada", json!({"n": 1})).await.unwrap(),
+        sessions.create("grace", json!({"n": 7})).await.unwrap(),
+    );
+    let foreign = store.backend().load(record_id(grace.as_str())).await.unwrap().unwrap();
+
+    let listed = foreign.clone();
+    store.faults.next(
+        Verb::List,
+        Fault::change(move |_, _| {
+            let listed = listed.clone();
+            async move { Ok(Answer::List(vec![listed])) }
+        }),
+    );
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 0, "grace's session was listed as ada's");
+
+    store.faults.next(
+        Verb::Update,
+        Fault::change(move |_, _| {
+            let foreign = foreign.clone();
+            async move { Ok(Answer::Update(Outcome::Conflict(foreign))) }
+        }),
+    );
+    let error = sessions.update(&ada, json!({"n": 2})).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreadable);
+    assert_eq!(sessions.get(&grace).await.unwrap().unwrap().get("n").unwrap(), Some(7));
 }
