@@ -37,13 +37,13 @@ use std::{
 ///   by that much, depending on the node that handles the request, and nothing else changes.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
-    source: Source,
+    source: ClockSource,
     /// The time of day is no earlier than this, which is as much more as has elapsed since then.
     floor: Option<(u64, Duration)>,
 }
 
 #[derive(Clone, Debug, Default)]
-enum Source {
+enum ClockSource {
     #[default]
     System,
     Manual(Arc<AtomicU64>),
@@ -52,23 +52,23 @@ enum Source {
 impl Clock {
     /// Returns the machine's clock. Every builder has it by default.
     pub fn system() -> Self {
-        Self::from(Source::System)
+        Self::from(ClockSource::System)
     }
 
     /// Returns a clock that stands still until [`advance`](Self::advance) moves it. It begins at the machine's time.
     pub fn manual() -> Self {
-        Self::from(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
+        Self::from(ClockSource::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
     }
 
     /// Returns a clock that stands still and begins at that time, for sessions that are to be older.
     pub fn manual_at(time: SystemTime) -> Self {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::from(Source::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
+        Self::from(ClockSource::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
     }
 
     /// Moves a manual clock forward, and every clone of it. The machine's clock is not affected.
     pub fn advance(&self, by: Duration) {
-        if let Source::Manual(now) = &self.source {
+        if let ClockSource::Manual(now) = &self.source {
             // It never goes back, however far it is moved.
             let _ = now.fetch_update(SeqCst, SeqCst, |now| Some(now.saturating_add(millis(by))));
         }
@@ -76,7 +76,7 @@ impl Clock {
 
     #[cfg(feature = "conformance")]
     pub(crate) fn is_manual(&self) -> bool {
-        matches!(self.source, Source::Manual(_))
+        matches!(self.source, ClockSource::Manual(_))
     }
 
     /// Returns the time of day, for what must mean the same in another process.
@@ -88,15 +88,15 @@ impl Clock {
     /// during which the machine is suspended.
     pub fn elapsed(&self) -> Duration {
         match &self.source {
-            Source::System => machine::elapsed(),
-            Source::Manual(now) => Duration::from_millis(now.load(SeqCst)),
+            ClockSource::System => machine::elapsed(),
+            ClockSource::Manual(now) => Duration::from_millis(now.load(SeqCst)),
         }
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
         let now = match &self.source {
-            Source::System => millis(since_epoch()),
-            Source::Manual(now) => now.load(SeqCst),
+            ClockSource::System => millis(since_epoch()),
+            ClockSource::Manual(now) => now.load(SeqCst),
         };
         match self.floor {
             Some((floor, since)) => now.max(floor.saturating_add(millis(self.elapsed().saturating_sub(since)))),
@@ -113,8 +113,8 @@ impl Clock {
     }
 }
 
-impl From<Source> for Clock {
-    fn from(source: Source) -> Self {
+impl From<ClockSource> for Clock {
+    fn from(source: ClockSource) -> Self {
         Self { source, floor: None }
     }
 }

@@ -41,13 +41,13 @@ pub(crate) struct Driver {
 
 /// When the session was first looked at or written to. The response depends on the cookie only if that was before it left.
 enum FirstUse {
-    BeforeResponse(Box<Shared>),
+    BeforeResponse(Box<InUse>),
     /// Nobody had used it when the response left. A stream may do so later.
-    AfterResponse(OnceLock<Box<Shared>>),
+    AfterResponse(OnceLock<Box<InUse>>),
 }
 
 /// What the clones of a session that is in use share.
-struct Shared {
+struct InUse {
     /// Held while the backend is asked: the loads and commits of one session take turns. Inside is how long this request has
     /// waited for the backend since that last did something for it.
     turn: tokio::sync::Mutex<Duration>,
@@ -119,10 +119,10 @@ impl Driver {
         drop(self.respond(|| true));
     }
 
-    fn shared(&self) -> &Shared {
+    fn shared(&self) -> &InUse {
         let shared = |response_sent| {
             let pending = Mutex::new(Pending::new(self.cross_site, response_sent));
-            Box::new(Shared { turn: tokio::sync::Mutex::new(Duration::ZERO), pending })
+            Box::new(InUse { turn: tokio::sync::Mutex::new(Duration::ZERO), pending })
         };
         match self.first_use.get_or_init(|| FirstUse::BeforeResponse(shared(false))) {
             FirstUse::BeforeResponse(shared) => shared,
@@ -341,7 +341,7 @@ impl Driver {
     }
 }
 
-impl Shared {
+impl InUse {
     #[inline]
     fn pending<T>(&self, run: impl FnOnce(&mut Pending) -> T) -> T {
         // No code of the application runs under the lock, so nothing can have stopped halfway.

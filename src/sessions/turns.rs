@@ -27,7 +27,7 @@ pub(crate) struct Turn<'a> {
 }
 
 /// A place in a queue. Dropped, it is left, and a turn that had come already is passed on.
-struct Place<'a> {
+struct QueuedTurn<'a> {
     queues: &'a Mutex<Queues>,
     id: RecordId,
     call: oneshot::Receiver<()>,
@@ -48,7 +48,7 @@ impl Turns {
                 call
             }
         };
-        let mut place = Place { queues, id, call };
+        let mut place = QueuedTurn { queues, id, call };
         // A caller that is dropped without a call is none of a queue: it cannot be.
         let _ = (&mut place.call).await;
         Turn { queues, id }
@@ -73,7 +73,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for QueuedTurn<'_> {
     fn drop(&mut self) {
         self.call.close();
         if self.call.try_recv().is_ok() {

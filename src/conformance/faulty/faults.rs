@@ -41,12 +41,12 @@ pub struct Hook(Run);
 #[derive(Clone)]
 enum Run {
     First(First),
-    Change(Change),
+    Change(ChangeAnswer),
 }
 
-pub(super) type First = Arc<dyn Fn(Call) -> Boxed<()> + Send + Sync>;
-pub(super) type Change = Arc<dyn Fn(Call, Result<Answer>) -> Boxed<Result<Answer>> + Send + Sync>;
-type Boxed<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(super) type First = Arc<dyn Fn(Call) -> BoxFuture<()> + Send + Sync>;
+pub(super) type ChangeAnswer = Arc<dyn Fn(Call, Result<Answer>) -> BoxFuture<Result<Answer>> + Send + Sync>;
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Fault {
     /// Runs `first` before the verb acts: what another request does after this one has read, and before it writes.
@@ -169,7 +169,7 @@ enum Decision {
 pub(super) struct Met {
     pub(super) first: Option<First>,
     pub(super) wrong: Option<Fault>,
-    pub(super) change: Option<Change>,
+    pub(super) change: Option<ChangeAnswer>,
 }
 
 impl Faults {

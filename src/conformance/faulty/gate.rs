@@ -29,9 +29,9 @@ use tokio::{sync::watch, time::timeout};
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Gate(Arc<Inner>);
+pub struct Gate(Arc<GateState>);
 
-struct Inner {
+struct GateState {
     is_open: watch::Sender<bool>,
     /// How many calls have come, and how many of them have gone on and ended.
     come: watch::Sender<usize>,
@@ -40,7 +40,7 @@ struct Inner {
 }
 
 /// A call at a gate. Dropping it counts the call as gone.
-pub(super) struct Held(Gate);
+pub(super) struct HeldCall(Gate);
 
 impl Gate {
     /// Makes a gate that stays closed until it is [opened](Self::open).
@@ -66,18 +66,18 @@ impl Gate {
         let _ = self.0.come.subscribe().wait_for(|come| *come >= calls).await;
     }
 
-    pub(super) fn hold(&self) -> Held {
+    pub(super) fn hold(&self) -> HeldCall {
         self.0.come.send_modify(|come| *come += 1);
-        Held(self.clone())
+        HeldCall(self.clone())
     }
 
     fn with(opens_after: Option<Duration>) -> Self {
         let (is_open, come, gone) = (watch::Sender::new(false), watch::Sender::new(0), watch::Sender::new(0));
-        Self(Arc::new(Inner { is_open, come, gone, opens_after }))
+        Self(Arc::new(GateState { is_open, come, gone, opens_after }))
     }
 }
 
-impl Held {
+impl HeldCall {
     pub(super) async fn until_open(&self) {
         let mut is_open = self.0.0.is_open.subscribe();
         let open = async { drop(is_open.wait_for(|open| *open).await) };
@@ -88,7 +88,7 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for HeldCall {
     fn drop(&mut self) {
         self.0.0.gone.send_modify(|gone| *gone += 1);
     }

@@ -8,7 +8,7 @@ use std::{
 use super::{
     journal::LineBuffer,
     line::{Line, Moment},
-    queue::{Answer, Op, Put},
+    queue::{Op, OpReply, Put},
     table::{FileUsage, Kept, Space, Table},
 };
 use crate::{
@@ -111,8 +111,8 @@ impl<'a> Batch<'a> {
 
     /// # Errors
     /// A bound is reached, and nothing can give way. Nothing is applied then.
-    pub(super) fn apply(&mut self, op: Op) -> Result<Answer, Error> {
-        let done = |count| Ok(Answer { count, conflict: None });
+    pub(super) fn apply(&mut self, op: Op) -> Result<OpReply, Error> {
+        let done = |count| Ok(OpReply { count, conflict: None });
         match op {
             Op::Create(new) => {
                 if self.live(&new.id).is_some() {
@@ -125,7 +125,7 @@ impl<'a> Batch<'a> {
                 None => done(0),
                 Some(kept) if kept.version != expected && self.was_written(&(new.id, new.version)) => done(1),
                 Some(kept) if kept.version != expected => {
-                    Ok(Answer { count: 0, conflict: Some(kept.record(new.id, self.now)) })
+                    Ok(OpReply { count: 0, conflict: Some(kept.record(new.id, self.now)) })
                 }
                 Some(_) if new.ttl.is_zero() => {
                     self.end(new.id);

@@ -37,26 +37,26 @@ pub(super) trait Handle: Send + Sync {
     /// Takes away access that a copy or an editor may have given to other users.
     fn keep_private(&self) -> io::Result<()>;
     /// What identifies the file.
-    fn identity(&self) -> io::Result<Identity>;
+    fn identity(&self) -> io::Result<FileIdentity>;
     /// Its length, including bytes that other programs wrote.
     fn size(&self) -> io::Result<u64>;
 }
 
 /// Device and inode, where there are such.
-pub(super) type Identity = (u64, u64);
+pub(super) type FileIdentity = (u64, u64);
 
 /// A locked file. Dropping it unlocks it, which closing alone does not: a process that is being started at that moment has a
 /// copy of every open file, and holds the lock until it executes its own program.
-pub(super) struct Held(pub(super) File);
+pub(super) struct LockedFile(pub(super) File);
 
-impl Drop for Held {
+impl Drop for LockedFile {
     fn drop(&mut self) {
         // An error means that it was not locked.
         let _ = self.0.unlock();
     }
 }
 
-impl Handle for Held {
+impl Handle for LockedFile {
     #[cfg(unix)]
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
         std::os::unix::fs::FileExt::read_at(&self.0, bytes, at)
@@ -107,7 +107,7 @@ impl Handle for Held {
         Ok(())
     }
 
-    fn identity(&self) -> io::Result<Identity> {
+    fn identity(&self) -> io::Result<FileIdentity> {
         Ok(identity(&self.0.metadata()?))
     }
 
@@ -149,13 +149,13 @@ pub(super) fn write_all(file: &dyn Handle, bytes: &[u8], at: u64) -> io::Result<
 }
 
 #[cfg(unix)]
-pub(super) fn identity(metadata: &fs::Metadata) -> Identity {
+pub(super) fn identity(metadata: &fs::Metadata) -> FileIdentity {
     use std::os::unix::fs::MetadataExt;
     (metadata.dev(), metadata.ino())
 }
 
 /// Nothing identifies files here: it has to do that there is one.
 #[cfg(not(unix))]
-pub(super) fn identity(_: &fs::Metadata) -> Identity {
+pub(super) fn identity(_: &fs::Metadata) -> FileIdentity {
     (0, 0)
 }

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::disk::{Disk, Handle, Held, identity};
+use super::disk::{Disk, Handle, LockedFile, identity};
 use crate::error::{Error, ErrorKind};
 
 /// A folder of the file system. Holding it is holding the lock of the file.
@@ -22,7 +22,7 @@ pub(super) struct Folder {
     beside: Mutex<Option<PathBuf>>,
     /// The lock is released when this is dropped, and when the process ends. The lock file stays: if it were removed while
     /// another process waits for it, that process would lock nothing.
-    _lock: Held,
+    _lock: LockedFile,
     switched: Mutex<Switched>,
 }
 
@@ -87,7 +87,7 @@ impl Folder {
                 file,
                 places,
                 beside: Mutex::default(),
-                _lock: Held(lock),
+                _lock: LockedFile(lock),
                 switched: Mutex::new(switched),
             }),
             Err(TryLockError::WouldBlock) => {
@@ -256,7 +256,7 @@ fn options() -> OpenOptions {
 }
 
 /// Locks the file itself too, and the one that will replace it, in case the lock file is removed.
-fn lock_too(file: File) -> io::Result<Held> {
+fn lock_too(file: File) -> io::Result<LockedFile> {
     // Elsewhere a lock keeps other programs from reading, and no copy could be made.
     if cfg!(unix) {
         file.try_lock().map_err(|error| match error {
@@ -264,7 +264,7 @@ fn lock_too(file: File) -> io::Result<Held> {
             TryLockError::Error(error) => error,
         })?;
     }
-    Ok(Held(file))
+    Ok(LockedFile(file))
 }
 
 /// Refuses a file of another user, which root could open: that user would read and write all sessions, and find a file that

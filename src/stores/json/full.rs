@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     batch::FileBounds,
-    queue::Answer,
+    queue::OpReply,
     sim::{Random, World},
     table::read,
     tests::{Ask, Rig},
@@ -29,7 +29,7 @@ fn create(id: RecordId, ttl: u64) -> Ask {
     Ask::Create(id, 1, ttl, format!(r#"{{"pad":"{}"}}"#, "x".repeat(200)).into())
 }
 
-fn ask(rig: &mut Rig, ask: Ask) -> Result<Answer, Error> {
+fn ask(rig: &mut Rig, ask: Ask) -> Result<OpReply, Error> {
     let answer = rig.batch(&[ask]).remove(0);
     rig.begin_upkeep();
     answer

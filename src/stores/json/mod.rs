@@ -159,7 +159,7 @@ use self::{
     batch::FileBounds,
     disk::Disk,
     folder::Folder,
-    queue::{Answer, Op, Queue, Request, closed},
+    queue::{Op, OpReply, Queue, QueuedOp, closed},
     recovery::{Cut, Recovered},
     table::{Lookup, Table, read},
     writer::Writer,
@@ -304,9 +304,9 @@ impl JsonBackend {
         Ok(backend)
     }
 
-    async fn ask(&self, op: Op) -> Result<Answer> {
+    async fn ask(&self, op: Op) -> Result<OpReply> {
         let (answer, answered) = oneshot::channel();
-        self.queue.push(Request { op, answer })?;
+        self.queue.push(QueuedOp { op, answer })?;
         Ok(answered.await.map_err(|_| stopped())??)
     }
 
@@ -357,9 +357,9 @@ impl Backend for JsonBackend {
 
     async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
         Ok(match self.ask(Op::Update { expected, new: record.into() }).await? {
-            Answer { conflict: Some(current), .. } => Outcome::Conflict(current),
-            Answer { count: 0, .. } => Outcome::Gone,
-            Answer { .. } => Outcome::Done,
+            OpReply { conflict: Some(current), .. } => Outcome::Conflict(current),
+            OpReply { count: 0, .. } => Outcome::Gone,
+            OpReply { .. } => Outcome::Done,
         })
     }
 

@@ -38,15 +38,15 @@ pub(super) struct Queue {
 pub(super) struct Incoming(Receiver<Message>);
 
 enum Message {
-    Change(Request),
+    Change(QueuedOp),
     /// There is something else to do.
     Wake,
 }
 
 /// A change, and who waits for its answer.
-pub(super) struct Request {
+pub(super) struct QueuedOp {
     pub(super) op: Op,
-    pub(super) answer: oneshot::Sender<Result<Answer, Error>>,
+    pub(super) answer: oneshot::Sender<Result<OpReply, Error>>,
 }
 
 /// What a [`Backend`](crate::Backend) is asked to change.
@@ -82,7 +82,7 @@ pub(super) struct Put {
 
 /// How many records were changed, or the record that is in the way.
 #[derive(Debug, Default)]
-pub(super) struct Answer {
+pub(super) struct OpReply {
     pub(super) count: u64,
     pub(super) conflict: Option<Record>,
 }
@@ -103,7 +103,7 @@ impl Queue {
 
     /// # Errors
     /// `Unavailable` if the queue is closed, or holds more than the disk can take in a while. Nothing is applied then.
-    pub(super) fn push(&self, request: Request) -> Result<(), Error> {
+    pub(super) fn push(&self, request: QueuedOp) -> Result<(), Error> {
         if self.closing.load(SeqCst) {
             return Err(closed());
         }
@@ -169,7 +169,7 @@ impl Queue {
     }
 
     /// Waits for a change or a wake-up, at most for that long, and takes all changes that wait.
-    pub(super) fn take(&self, incoming: &Incoming, at_most: Option<Duration>) -> Vec<Request> {
+    pub(super) fn take(&self, incoming: &Incoming, at_most: Option<Duration>) -> Vec<QueuedOp> {
         let Incoming(receiver) = incoming;
         let first = match at_most {
             // This queue holds a sender, so the channel cannot be disconnected.
@@ -177,7 +177,7 @@ impl Queue {
             Some(time) => receiver.recv_timeout(time).ok(),
         };
         let messages = first.into_iter().chain(receiver.try_iter());
-        let requests: Vec<Request> = messages
+        let requests: Vec<QueuedOp> = messages
             .filter_map(|message| match message {
                 Message::Change(request) => Some(request),
                 Message::Wake => None,
@@ -219,8 +219,8 @@ impl Op {
 
     fn size(&self) -> usize {
         match self {
-            Self::Create(new) | Self::Update { new, .. } => new.payload.bytes().len() + size_of::<Request>(),
-            _ => size_of::<Request>(),
+            Self::Create(new) | Self::Update { new, .. } => new.payload.bytes().len() + size_of::<QueuedOp>(),
+            _ => size_of::<QueuedOp>(),
         }
     }
 }
@@ -241,10 +241,10 @@ const MAX_SIZE: usize = 32 << 20;
 mod tests {
     use super::*;
 
-    fn request(size: usize) -> Request {
+    fn request(size: usize) -> QueuedOp {
         let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
         let payload = Payload::new(vec![0; size].into());
-        Request { op: Op::Create(Put { id, version: 1, ttl: Duration::ZERO, payload }), answer: oneshot::channel().0 }
+        QueuedOp { op: Op::Create(Put { id, version: 1, ttl: Duration::ZERO, payload }), answer: oneshot::channel().0 }
     }
 
     #[test]
@@ -255,7 +255,7 @@ mod tests {
         }
         queue.wake();
         let sizes: Vec<usize> = queue.take(&incoming, None).iter().map(|request| request.op.size()).collect();
-        assert_eq!(sizes, [3, 1, 2].map(|size| size + size_of::<Request>()));
+        assert_eq!(sizes, [3, 1, 2].map(|size| size + size_of::<QueuedOp>()));
         assert!(queue.is_empty() && queue.take(&incoming, Some(Duration::ZERO)).is_empty());
     }
 

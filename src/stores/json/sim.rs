@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use super::disk::{Disk, Handle, Identity};
+use super::disk::{Disk, FileIdentity, Handle};
 use crate::random::{STEP, mix};
 
 /// Pages are small here, so that small files have many.
@@ -357,7 +357,7 @@ impl Handle for SimFile {
         }
     }
 
-    fn identity(&self) -> io::Result<Identity> {
+    fn identity(&self) -> io::Result<FileIdentity> {
         Ok((0, self.1 as u64))
     }
 

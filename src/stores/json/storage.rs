@@ -14,7 +14,7 @@ use super::{
     journal::{Durability, Journal, LineBuffer, WriteError},
     line::Line,
     outage::Outage,
-    queue::{Queue, Request},
+    queue::{Queue, QueuedOp},
     reserve::Reserve,
     table::{Table, read, write},
 };
@@ -144,7 +144,7 @@ impl Storage {
     ///
     /// # Errors
     /// The disk is full. Changes that end something fit nevertheless.
-    pub(super) fn make_room(&mut self, requests: &[Request]) -> Result<(), Error> {
+    pub(super) fn make_room(&mut self, requests: &[QueuedOp]) -> Result<(), Error> {
         let growth = requests.iter().map(|request| request.op.growth()).sum();
         if self.ensure(growth).is_ok() {
             return Ok(());

@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 
 use super::{
     beside::write_beside,
-    disk::{Disk, Handle, Identity},
+    disk::{Disk, FileIdentity, Handle},
     journal::Durability,
     line::{Line, Payload, Place},
-    queue::{Answer, Incoming, Op, Put, Queue, Request},
+    queue::{Incoming, Op, OpReply, Put, Queue, QueuedOp},
     recovery::{self, Cut, Recovered},
     sim::{PAGE, Random, SimDisk, World},
     storage::Thresholds,
@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// What is there: version, end, payload.
-pub(super) type Model = BTreeMap<RecordId, (i64, u64, Bytes)>;
+pub(super) type FileModel = BTreeMap<RecordId, (i64, u64, Bytes)>;
 
 /// What may be there or not, of it only the first few, and when it was asked.
 type Unsure = (u64, Vec<Ask>);
@@ -47,7 +47,7 @@ pub(super) enum Ask {
 }
 
 impl Ask {
-    fn random(random: &mut Random, model: &Model, ids: &[RecordId]) -> Self {
+    fn random(random: &mut Random, model: &FileModel, ids: &[RecordId]) -> Self {
         let id = ids[random.below(ids.len() as u64) as usize];
         let version = random.below(1 << 60) as i64;
         // Mostly the right one.
@@ -90,7 +90,7 @@ impl Ask {
     }
 
     /// Does it to the model, and says what the answer must be.
-    fn apply(&self, model: &mut Model, now: u64) -> (u64, Option<i64>) {
+    fn apply(&self, model: &mut FileModel, now: u64) -> (u64, Option<i64>) {
         model.retain(|_, there| there.1 > now);
         let live = |id: &RecordId| model.get(id).map(|there| there.0);
         match self {
@@ -150,12 +150,12 @@ impl Rig {
         (disk, opened)
     }
 
-    pub(super) fn batch(&mut self, asks: &[Ask]) -> Vec<Result<Answer, Error>> {
+    pub(super) fn batch(&mut self, asks: &[Ask]) -> Vec<Result<OpReply, Error>> {
         let (requests, answers): (Vec<_>, Vec<_>) = asks
             .iter()
             .map(|ask| {
                 let (answer, answered) = oneshot::channel();
-                (Request { op: ask.clone().op(), answer }, answered)
+                (QueuedOp { op: ask.clone().op(), answer }, answered)
             })
             .unzip();
         self.writer.commit(requests);
@@ -170,8 +170,8 @@ impl Rig {
         }
     }
 
-    pub(super) fn contents(&self) -> Model {
-        let (mut model, mut next, mut some) = (Model::new(), Some(0), Vec::new());
+    pub(super) fn contents(&self) -> FileModel {
+        let (mut model, mut next, mut some) = (FileModel::new(), Some(0), Vec::new());
         while let Some(from) = next {
             next = read(&self.writer.storage.table).some(from, &mut some);
         }
@@ -186,7 +186,7 @@ impl Rig {
     }
 }
 
-fn live(mut model: Model, now: u64) -> Model {
+fn live(mut model: FileModel, now: u64) -> FileModel {
     model.retain(|_, there| there.1 > now);
     model
 }
@@ -209,7 +209,7 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
     let mut world = World::new(seed ^ 1);
     (world.fault, world.power) = (fault, power);
     let (disk, rig) = Rig::open(world, &clock);
-    let mut model = Model::new();
+    let mut model = FileModel::new();
     let mut maybe: Vec<Unsure> = Vec::new();
     if let Ok(mut rig) = rig {
         for step in 0..25 {
@@ -275,12 +275,12 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
 /// what a power cut leaves some changes later, and what must be in it.
 fn run_on(
     disk: &SimDisk,
-    model: &Model,
+    model: &FileModel,
     maybe: &[Unsure],
     clock: &Clock,
     random: &mut Random,
     of: impl std::fmt::Debug,
-) -> (World, Model) {
+) -> (World, FileModel) {
     let mut world = disk.world().clone();
     world.fault = None;
     let (disk, rig) = Rig::open(world, clock);
@@ -299,7 +299,7 @@ fn run_on(
 }
 
 /// What may be there: what was answered, and of what was not, the first few.
-fn allowed(model: &Model, maybe: &[Unsure], now: u64) -> Vec<Model> {
+fn allowed(model: &FileModel, maybe: &[Unsure], now: u64) -> Vec<FileModel> {
     let mut allowed = vec![live(model.clone(), now)];
     for (then, asks) in maybe {
         let mut model = model.clone();
@@ -312,7 +312,7 @@ fn allowed(model: &Model, maybe: &[Unsure], now: u64) -> Vec<Model> {
 }
 
 /// Opens what a power cut left, in between losing power again, and compares.
-fn check_image(image: World, model: &Model, maybe: &[Unsure], clock: &Clock, of: impl std::fmt::Debug) {
+fn check_image(image: World, model: &FileModel, maybe: &[Unsure], clock: &Clock, of: impl std::fmt::Debug) {
     let now = clock.now_ms();
     let allowed = allowed(model, maybe, now);
     let mut again = image.clone();
@@ -334,7 +334,7 @@ fn random_operations_reopens_and_compactions_are_as_in_a_model() {
     for seed in 0..60 {
         for durability in [Durability::Sync, Durability::Flush] {
             let mut random = Random(seed);
-            let (clock, ids, mut model) = (Clock::manual(), ids(), Model::new());
+            let (clock, ids, mut model) = (Clock::manual(), ids(), FileModel::new());
             let (mut disk, rig) = Rig::open_with(World::new(seed), &clock, durability);
             let mut rig = rig.unwrap();
             for _ in 0..120 {
@@ -380,7 +380,7 @@ fn random_operations_reopens_and_compactions_are_as_in_a_model() {
 fn a_compaction_that_sees_later_changes_comes_to_the_same() {
     for seed in 0..300 {
         let mut random = Random(seed);
-        let (clock, ids, mut model) = (Clock::manual(), ids(), Model::new());
+        let (clock, ids, mut model) = (Clock::manual(), ids(), FileModel::new());
         let (disk, rig) = Rig::open(World::new(seed), &clock);
         let mut rig = rig.unwrap();
         rig.writer.storage.thresholds.dead = u64::MAX;
@@ -433,12 +433,12 @@ fn with_the_power_cut_at_any_call_to_the_disk_what_was_answered_holds() {
 }
 
 /// A file with some batches in it, the last of them of several pages, and where that begins.
-fn file_with_a_long_last_batch(clock: &Clock, end_it: bool) -> (Vec<u8>, usize, Model, Model) {
+fn file_with_a_long_last_batch(clock: &Clock, end_it: bool) -> (Vec<u8>, usize, FileModel, FileModel) {
     let (_, rig) = Rig::open(World::new(7), clock);
     let mut rig = rig.unwrap();
     rig.writer.storage.thresholds.dead = u64::MAX;
-    let (ids, mut random, mut model) = (ids(), Random(3), Model::new());
-    let batch = |rig: &mut Rig, model: &mut Model, random: &mut Random, count: usize| {
+    let (ids, mut random, mut model) = (ids(), Random(3), FileModel::new());
+    let batch = |rig: &mut Rig, model: &mut FileModel, random: &mut Random, count: usize| {
         let asks: Vec<Ask> = (0..count).map(|_| Ask::random(random, model, &ids)).collect();
         for (ask, answer) in asks.iter().zip(rig.batch(&asks)) {
             answer.unwrap();
@@ -633,7 +633,7 @@ fn what_nobody_waits_for_is_not_done_unless_it_ends_something() {
     let unheard = |rig: &mut Rig, ask: Ask| {
         let (answer, nobody) = oneshot::channel();
         drop(nobody);
-        rig.writer.commit(vec![Request { op: ask.op(), answer }]);
+        rig.writer.commit(vec![QueuedOp { op: ask.op(), answer }]);
     };
     unheard(&mut rig, Ask::Update(1, id, 2, 1_000, "{}".into()));
     assert_eq!(rig.contents()[&id].0, 1);
@@ -733,13 +733,13 @@ fn a_tail_torn_within_data_that_looks_like_a_line_is_cut() {
     assert!(refused.is_empty(), "{refused:?}");
 }
 
-type Hook = Box<dyn Fn() + Send>;
+type DiskHook = Box<dyn Fn() + Send>;
 
 /// A disk on which something else happens while it syncs, and whose rename fails if asked to.
 #[derive(Clone)]
 struct Hooked {
     disk: SimDisk,
-    on_sync: Arc<Mutex<Option<Hook>>>,
+    on_sync: Arc<Mutex<Option<DiskHook>>>,
     rename_fails: Arc<Mutex<bool>>,
     /// The next rename happens, and says it has not; and then nothing can be asked for a moment.
     rename_is_unsure: Arc<Mutex<u8>>,
@@ -819,7 +819,7 @@ impl Handle for HookedFile {
     fn keep_private(&self) -> io::Result<()> {
         Ok(())
     }
-    fn identity(&self) -> io::Result<Identity> {
+    fn identity(&self) -> io::Result<FileIdentity> {
         self.0.identity()
     }
     fn size(&self) -> io::Result<u64> {
@@ -856,7 +856,7 @@ fn what_was_seen_expired_is_not_revived_by_a_change_that_was_being_synced() {
         let ask = if update { Ask::Update(1, id, 2, 5_000, "{}".into()) } else { Ask::Touch(id, 1, 5_000) };
         let answer = rig.batch(&[ask]).remove(0).unwrap();
         assert_eq!(*seen.lock().unwrap(), Some(false), "it was seen expired");
-        assert_eq!((answer.count, rig.contents()), (0, Model::new()), "update {update}");
+        assert_eq!((answer.count, rig.contents()), (0, FileModel::new()), "update {update}");
         // Nor does it come back by a clock that is put right.
         let (_, again) = Rig::open(rig.disk.world().clone(), &Clock::manual());
         assert!(again.unwrap().contents().is_empty());
@@ -946,7 +946,7 @@ fn with_flush_and_faults_a_kill_loses_nothing_and_a_power_cut_leaves_what_there_
             world.fault = Some((call, 1 + random.below(4)));
             let (disk, rig) = Rig::open_with(world, &clock, Durability::Flush);
             let Ok(mut rig) = rig else { continue };
-            let (mut model, mut history, mut maybe) = (Model::new(), vec![Model::new()], Vec::new());
+            let (mut model, mut history, mut maybe) = (FileModel::new(), vec![FileModel::new()], Vec::new());
             for _ in 0..14 {
                 let asks: Vec<Ask> = (0..1 + random.below(3)).map(|_| Ask::random(&mut random, &model, &ids)).collect();
                 let answers = rig.batch(&asks);

@@ -12,7 +12,7 @@ use super::{
     batch::{Batch, Changes, FileBounds, RecentVersions},
     disk::Disk,
     journal::{Durability, Journal},
-    queue::{Answer, Incoming, Queue, Request},
+    queue::{Incoming, OpReply, Queue, QueuedOp},
     storage::Storage,
     table::{Table, read, write},
 };
@@ -64,7 +64,7 @@ impl Writer {
     }
 
     /// Writes one batch, entirely or not at all.
-    pub(super) fn commit(&mut self, requests: Vec<Request>) {
+    pub(super) fn commit(&mut self, requests: Vec<QueuedOp>) {
         if requests.is_empty() {
             return;
         }
@@ -79,7 +79,7 @@ impl Writer {
         }
         let mut answers = Vec::with_capacity(requests.len());
         let changes = self.batch(|batch| {
-            for Request { op, answer } in requests {
+            for QueuedOp { op, answer } in requests {
                 if answer.is_closed() && !op.ends() {
                     continue;
                 }
@@ -98,7 +98,7 @@ impl Writer {
                 for (tell, extends, answer) in answers {
                     let is_late = extends.is_some_and(|id| late.contains(&id));
                     // A caller that no longer waits does not want to know.
-                    let _ = tell.send(if is_late { Ok(Answer::default()) } else { answer });
+                    let _ = tell.send(if is_late { Ok(OpReply::default()) } else { answer });
                 }
             }
             Err(error) => refuse(answers.into_iter().map(|(answer, ..)| answer), &error),
@@ -164,7 +164,7 @@ impl Writer {
     }
 }
 
-fn refuse(all: impl Iterator<Item = oneshot::Sender<Result<Answer, Error>>>, error: &Error) {
+fn refuse(all: impl Iterator<Item = oneshot::Sender<Result<OpReply, Error>>>, error: &Error) {
     for answer in all {
         let _ = answer.send(Err(error.clone()));
     }

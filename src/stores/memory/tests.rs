@@ -19,11 +19,11 @@ use crate::random::{STEP, mix};
 /// The memory store as a plain map.
 #[derive(Default)]
 struct Model {
-    records: BTreeMap<RecordId, Kept>,
+    records: BTreeMap<RecordId, KeptRecord>,
     uses: u64,
 }
 
-struct Kept {
+struct KeptRecord {
     version: i64,
     /// In milliseconds; `None` for never.
     expires: Option<u64>,
@@ -168,7 +168,7 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                 let fits = there.is_some() || model.make_room(id, room, bounds);
                 assert_eq!(created.ok(), fits.then_some(there.is_none()), "{context}");
                 if fits && there.is_none() {
-                    model.records.insert(id, Kept { version, expires, payload, used: 0 });
+                    model.records.insert(id, KeptRecord { version, expires, payload, used: 0 });
                     model.mark_used(id);
                 }
             }
@@ -187,7 +187,7 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                         assert_eq!(matches!(updated, Ok(Outcome::Done)), fits, "{context}");
                         assert_eq!(updated.is_ok(), fits, "{context}");
                         if fits {
-                            model.records.insert(id, Kept { version, expires, payload, used: 0 });
+                            model.records.insert(id, KeptRecord { version, expires, payload, used: 0 });
                             model.mark_used(id);
                         }
                     }
