@@ -174,18 +174,20 @@ async fn tcp(host: &str, port: u16, settings: &TcpSettings) -> io::Result<TcpStr
 
 async fn tls(host: &str, stream: TcpStream) -> RedisResult<TlsStream<TcpStream>> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| NO_NAME)?;
-    let connected = connector()?.connect(name, stream).await;
+    let connected = connector(system_roots()?)?.connect(name, stream).await;
     connected.map_err(|error| tls_failure(&error).map_or_else(|| error.into(), RedisError::from))
 }
 
-/// TLS with the provider of the process, or ring if it has none, and with the certificate authorities of the system.
-fn connector() -> Result<TlsConnector, Failure> {
-    let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()));
+/// The certificate authorities of the system.
+fn system_roots() -> Result<RootCertStore, Failure> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() {
-        return Err(NO_ROOTS);
-    }
+    if roots.is_empty() { Err(NO_ROOTS) } else { Ok(roots) }
+}
+
+/// TLS with the provider of the process, or ring if it has none.
+fn connector(roots: RootCertStore) -> Result<TlsConnector, Failure> {
+    let provider = CryptoProvider::get_default().cloned().unwrap_or_else(|| Arc::new(ring::default_provider()));
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|_| NO_COMMON_TLS)?
@@ -200,8 +202,10 @@ async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
         ConnectionAddr::Tcp(host, port) => {
             let stream = tcp(host, *port, &TcpSettings::default()).await.ok()?;
             let name = ServerName::try_from(host.to_owned()).ok()?;
-            match connector().ok()?.connect(name, stream).await.map_err(|error| tls_failure(&error)) {
-                // An untrusted certificate is one, too.
+            // An untrusted certificate is one, too. The system's authorities are read from files, many times a second while a
+            // server closes every connection.
+            let connector = connector(RootCertStore::empty()).ok()?;
+            match connector.connect(name, stream).await.map_err(|error| tls_failure(&error)) {
                 Ok(_) => Some(ONLY_TLS),
                 Err(Some(failure)) if failure != NO_TLS => Some(ONLY_TLS),
                 Err(_) => None,
