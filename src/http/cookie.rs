@@ -100,6 +100,12 @@ impl CookieConfig {
     pub(crate) fn set_domain(&mut self, domain: String) {
         assert!(!domain.is_empty(), "a cookie domain must not be empty");
         assert_attribute(&domain);
+        let host = domain.strip_prefix('.').unwrap_or(&domain);
+        assert!(
+            host.len() <= MAX_DOMAIN && host.split('.').all(is_label),
+            "a cookie domain must be a host name such as example.com, without a scheme and a port: browsers drop the cookie \
+             otherwise"
+        );
         self.domain = Some(domain);
         self.check();
     }
@@ -116,6 +122,7 @@ impl CookieConfig {
         self.check();
     }
 
+    #[track_caller]
     pub(crate) fn set_http_only(&mut self, http_only: bool) {
         self.http_only = http_only;
         self.check();
@@ -161,8 +168,12 @@ impl CookieConfig {
             assert!(self.domain.is_none(), "a cookie named __Host-… must not have a domain");
             assert!(self.path == "/", "a cookie named __Host-… must have the path /");
         }
-        if has_prefix("__Host-") || has_prefix("__Secure-") {
-            assert!(self.secure(), "a cookie named __Host-… or __Secure-… needs secure(true)");
+        let needs_http = has_prefix("__Http-") || has_prefix("__Host-Http-");
+        if needs_http || has_prefix("__Host-") || has_prefix("__Secure-") {
+            assert!(self.secure(), "a cookie named __Host-…, __Http-… or __Secure-… needs secure(true)");
+        }
+        if needs_http {
+            assert!(self.http_only, "a cookie named __Http-… or __Host-Http-… needs http_only(true)");
         }
     }
 
@@ -200,6 +211,12 @@ impl Default for CookieConfig {
     }
 }
 
+/// Whether this can stand between two dots of a host name.
+fn is_label(label: &str) -> bool {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+    (1..=63).contains(&label.len()) && label.bytes().all(is_plain) && !label.starts_with('-') && !label.ends_with('-')
+}
+
 #[track_caller]
 fn assert_attribute(value: &str) {
     let plain = value.bytes().all(|b| b.is_ascii_graphic() && b != b';');
@@ -223,6 +240,8 @@ const MAX_AGE: &str = "; Max-Age=";
 /// Both attributes, the name and the longest ID stay below the 4096 bytes that browsers take.
 const MAX_ATTRIBUTE: usize = 1024;
 const MAX_NAME: usize = 256;
+/// The longest host name: RFC 1035, section 2.3.4.
+const MAX_DOMAIN: usize = 253;
 
 #[cfg(test)]
 mod tests {
@@ -323,7 +342,7 @@ mod tests {
         let mut config = CookieConfig::default();
         config.set_name("n".repeat(MAX_NAME).into());
         config.set_path(format!("/{}", "p".repeat(MAX_ATTRIBUTE - 1)));
-        config.set_domain("d".repeat(MAX_ATTRIBUTE));
+        config.set_domain(["d".repeat(63), "d".repeat(63), "d".repeat(63), "d".repeat(61)].join("."));
         config.set_partitioned(true);
         config.set_same_site(SameSite::None);
         assert!(config.remove().unwrap().len() + SessionId::MAX_LEN + 20 <= 4096);

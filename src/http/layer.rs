@@ -70,7 +70,7 @@ impl SessionLayer {
     /// read the cookie and plant another.
     ///
     /// # Panics
-    /// If it is no domain, or the name forbids it.
+    /// If it is not a host name, such as `https://example.com` or `example.com:8080`, or the cookie's name forbids a domain.
     #[track_caller]
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
         self.cookie().set_domain(domain.into());
@@ -98,6 +98,10 @@ impl SessionLayer {
     }
 
     /// Whether scripts in the page cannot read the cookie; they cannot unless set otherwise.
+    ///
+    /// # Panics
+    /// If it is switched off after a name that needs it: `__Http-…` or `__Host-Http-…`.
+    #[track_caller]
     pub fn http_only(mut self, http_only: bool) -> Self {
         self.cookie().set_http_only(http_only);
         self.renewed()

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
     header::{CACHE_CONTROL, RETRY_AFTER, SET_COOKIE, VARY},
 };
 
@@ -87,6 +87,16 @@ fn vary_by_cookie(headers: &mut HeaderMap) {
 fn forbid_storing(headers: &mut HeaderMap) {
     if !has_item(headers.get_all(CACHE_CONTROL), |directive| directive.eq_ignore_ascii_case("no-store")) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    // Each of these wins over `Cache-Control` at the caches that it is for: RFC 9213, and what came before it.
+    let targeted = |name: &HeaderName| {
+        let name = name.as_str();
+        name.ends_with("cdn-cache-control") || ["surrogate-control", "edge-control", "x-accel-expires"].contains(&name)
+    };
+    let names: Vec<HeaderName> = headers.keys().filter(|name| targeted(name)).cloned().collect();
+    for name in names {
+        let value = if name == "x-accel-expires" { "0" } else { "no-store" };
+        headers.insert(name, HeaderValue::from_static(value));
     }
 }
 

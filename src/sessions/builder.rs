@@ -110,7 +110,7 @@ impl<T> Builder<T> {
     /// Sets the largest size of a record, in bytes. Default: 1 MiB.
     ///
     /// A write that would exceed it fails with [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) and changes nothing. The 45
-    /// bytes that [`encrypt`](Self::encrypt) adds do not count.
+    /// bytes that [`encrypt`](Self::encrypt) adds do not count. Less than 64 bytes are refused: no session fits in that.
     pub fn max_size(mut self, bytes: usize) -> Self {
         self.policy.max_size = bytes;
         self

@@ -135,7 +135,18 @@ async fn p18_max_age_is_the_time_to_the_deadline_and_400_days_at_most() {
 fn p14_options_that_contradict_each_other_are_refused_by_the_last_of_them() {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     type Make = fn(SessionLayer) -> SessionLayer;
-    let refused: [(Make, &str); 16] = [
+    let refused: [(Make, &str); 27] = [
+        (|layer| layer.domain("https://example.com"), "host name"),
+        (|layer| layer.domain("example.com:8080"), "host name"),
+        (|layer| layer.domain("example.com/app"), "host name"),
+        (|layer| layer.domain("example..com"), "host name"),
+        (|layer| layer.domain("-example.com"), "host name"),
+        (|layer| layer.domain("d".repeat(64)), "host name"),
+        (|layer| layer.domain(vec!["d"; 128].join(".")), "host name"),
+        (|layer| layer.cookie_name("__Http-sid").http_only(false), "http_only"),
+        (|layer| layer.http_only(false).cookie_name("__host-http-sid"), "http_only"),
+        (|layer| layer.cookie_name("__http-sid").secure(false), "secure"),
+        (|layer| layer.cookie_name("__Host-Http-sid").domain("example.com"), "domain"),
         (|layer| layer.same_site(SameSite::None).secure(false), "SameSite=None"),
         (|layer| layer.secure(false).same_site(SameSite::None), "SameSite=None"),
         (|layer| layer.partitioned(true).secure(false), "partitioned"),
@@ -162,6 +173,7 @@ fn p14_options_that_contradict_each_other_are_refused_by_the_last_of_them() {
     // Defaults give way.
     let _ = layer().domain("example.com").path("/app").secure(false);
     let _ = layer().same_site(SameSite::None);
+    let _ = layer().domain(".my_app.xn--bcher-kva.example").cookie_name("__Http-sid");
     let _ = layer().cookie_name("__Host-sid").path("/").secure(true);
 }
 
@@ -170,7 +182,7 @@ async fn p17_a_cookie_never_exceeds_4096_bytes() {
     let sessions = MemorySessions::builder().id_factory(long_name).build().unwrap();
     let layer = SessionLayer::new(sessions)
         .cookie_name("n".repeat(256))
-        .domain("d".repeat(1024))
+        .domain(["d".repeat(63), "d".repeat(63), "d".repeat(63), "d".repeat(61)].join("."))
         .path(format!("/{}", "p".repeat(1023)))
         .same_site(SameSite::None)
         .partitioned(true);

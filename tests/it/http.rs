@@ -23,6 +23,7 @@ use crate::{
 on_every_store! {
     vary_is_told_when_the_session_was_looked_at,
     p13_what_carries_a_cookie_is_not_stored,
+    p13_no_cache_is_told_to_keep_what_carries_a_cookie,
     the_extractors_reject_in_the_right_way,
     p09_an_optional_session_is_no_excuse,
     layers_with_different_names_work_together,
@@ -139,6 +140,28 @@ async fn vary_is_told_when_the_session_was_looked_at(store: Store) {
         });
         assert_eq!(vary(answer.await), known);
     }
+}
+
+/// Headers for one kind of cache win over `Cache-Control` there: RFC 9213.
+async fn p13_no_cache_is_told_to_keep_what_carries_a_cookie(store: Store) {
+    const TOLD: [(&str, &str); 7] = [
+        ("cache-control", "public, max-age=600"),
+        ("cdn-cache-control", "max-age=600"),
+        ("cloudflare-cdn-cache-control", "max-age=600"),
+        ("surrogate-control", "max-age=600"),
+        ("edge-control", "cache-maxage=600"),
+        ("x-accel-expires", "600"),
+        ("x-app", "max-age=600"),
+    ];
+    let client = Client::new(&store.layer());
+    let first = client.does(|session| session.insert("n", 1).map(|()| TOLD)).await.ok();
+    assert_eq!(first.set_cookies().len(), 1);
+    let told: Vec<&str> = TOLD.iter().map(|(name, _)| first.headers[*name].to_str().unwrap()).collect();
+    assert_eq!(told, ["no-store", "no-store", "no-store", "no-store", "no-store", "0", "max-age=600"]);
+    assert!(TOLD.iter().all(|(name, _)| first.headers.get_all(*name).iter().count() == 1));
+    // Without a cookie the application decides.
+    let second = client.does(|session| session.insert("n", 2).map(|()| TOLD)).await.ok();
+    assert!(TOLD.iter().all(|(name, value)| second.headers[*name] == value), "{:?}", second.headers);
 }
 
 async fn p13_what_carries_a_cookie_is_not_stored(store: Store) {

@@ -211,6 +211,8 @@ fn p14_options_that_cannot_work_are_refused_in_words() {
         (MemorySessions::builder().max_lifetime(Duration::ZERO), "max_lifetime"),
         (MemorySessions::builder().anonymous_lifetime(Duration::ZERO), "anonymous_lifetime"),
         (MemorySessions::builder().request_time(Duration::ZERO), "request_time"),
+        (MemorySessions::builder().max_size(0), "max_size"),
+        (MemorySessions::builder().max_size(63), "max_size"),
         (MemorySessions::builder().pepper(""), "pepper"),
         (MemorySessions::builder().pepper("short"), "pepper"),
         (MemorySessions::builder().id_factory(|| "short".to_owned()), "id_factory"),
