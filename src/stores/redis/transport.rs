@@ -1,10 +1,11 @@
 //! The connection to one server: TCP, TLS or a unix socket, and the Redis handshake over it.
 
 use std::{
+    collections::BTreeSet,
     io,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
@@ -60,7 +61,11 @@ impl Node {
         let opened = timeout(limit, Self::handshake(info, config, &reached)).await;
         let error = match opened.unwrap_or_else(|_| Err(io::Error::from(io::ErrorKind::TimedOut).into())) {
             Err(error) if reached.load(Relaxed) => error,
-            opened => return opened,
+            Ok(node) => {
+                remember(info.addr());
+                return Ok(node);
+            }
+            failed => return failed,
         };
         let is_suspicious = match info.addr() {
             // A server that expects TLS closes the connection, or answers with a TLS alert.
@@ -69,7 +74,8 @@ impl Node {
             ConnectionAddr::TcpTls { .. } => error.kind() == Redis::Io,
             _ => false,
         };
-        let cause = match is_suspicious {
+        // A server that has spoken Redis before is only away, and a reconnect does not wait for a better reason.
+        let cause = match is_suspicious && !has_spoken(info.addr()) {
             true => timeout(PROBE, wrong_protocol(info.addr())).await.ok().flatten(),
             false => None,
         };
@@ -196,6 +202,26 @@ fn connector(roots: RootCertStore) -> Result<TlsConnector, Failure> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
+/// The addresses at which a server has spoken Redis as the URI said, to this process.
+static SPOKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+fn has_spoken(address: &ConnectionAddr) -> bool {
+    SPOKEN.lock().unwrap_or_else(PoisonError::into_inner).contains(&spoken_name(address))
+}
+
+fn remember(address: &ConnectionAddr) {
+    let mut spoken = SPOKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    // Far more than there are servers. Without it, the worst is a probe.
+    if spoken.len() < MAX_SPOKEN {
+        spoken.insert(spoken_name(address));
+    }
+}
+
+fn spoken_name(address: &ConnectionAddr) -> String {
+    let tls = matches!(address, ConnectionAddr::TcpTls { .. });
+    format!("{tls} {address}")
+}
+
 /// Finds out whether the server speaks TLS although the URI says that it does not, or the reverse. Sends no credentials.
 async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
     match address {
@@ -224,3 +250,4 @@ async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
 /// How long opening a connection may take at least.
 pub(super) const CONNECT: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(1);
+const MAX_SPOKEN: usize = 4096;
