@@ -306,17 +306,18 @@ fn whoever_wants_to_be_remembered_is(scene: &Scene) {
 }
 
 fn something_sensitive_asks_for_the_password_again(scene: &Scene) {
+    // What is in memory cannot have been there before.
+    let earlier = (scene.store != Store::Memory).then(|| {
+        scene.stop();
+        let id = stored::ten_minutes_ago(&scene.place, "ada");
+        scene.restart();
+        id
+    });
     let browser = scene.ada();
     browser.press("Recovery");
     browser.shows("7QKM-2XHD");
 
-    // What is in memory cannot have been there before.
-    if scene.store == Store::Memory {
-        return;
-    }
-    scene.stop();
-    let id = stored::ten_minutes_ago(&scene.place, "ada");
-    scene.restart();
+    let Some(id) = earlier else { return };
     browser.set_id(&id);
     browser.expect(401);
     browser.open(&scene.at("/recovery"));
