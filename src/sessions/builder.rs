@@ -81,8 +81,8 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets how often, at most, a read renews the idle timeout in the store. Default: a tenth of the session's idle timeout,
-    /// and at most 5 minutes.
+    /// Sets how often, at most, a read renews the idle timeout in the store. Default: 5 minutes. It is never more than a tenth
+    /// of the session's own idle timeout, whatever is set here.
     ///
     /// A shorter interval means more writes. A longer one means that a session may end that much too early.
     pub fn touch_interval(mut self, interval: Duration) -> Self {

@@ -371,7 +371,8 @@ impl<B: Backend> Engine<B> {
 
     fn is_touch_due(&self, loaded: &Loaded) -> bool {
         let Some(idle) = self.idle(&loaded.contents).map(Duration::from_millis) else { return false };
-        let interval = self.policy().touch_interval.unwrap_or_else(|| (idle / 10).min(MAX_TOUCH_INTERVAL));
+        // Never more than a tenth of the session's own idle time: a longer interval would sign out users who are active.
+        let interval = self.policy().touch_interval.unwrap_or(MAX_TOUCH_INTERVAL).min(idle / 10);
         let interval = interval.max(Duration::from_millis(1));
         // The deadline may have cut the time to live. That needs the clock, so it is looked at last.
         idle.saturating_sub(loaded.ttl) >= interval && self.ttl(&loaded.contents).saturating_sub(loaded.ttl) >= interval

@@ -25,6 +25,7 @@ on_every_store! {
     p18_a_ttl_of_zero_fails_the_commit,
     p18_no_idle_limit_leaves_the_deadline,
     p18_touches_are_throttled,
+    p18_an_interval_above_the_idle_time_signs_no_active_user_out,
     p18_a_touch_that_fails_is_nobodys_problem,
     p18_clocks_that_differ_do_not_touch_idle_times,
     last_seen_is_told_as_far_as_it_is_known,
@@ -37,10 +38,11 @@ const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(86_400);
 
 async fn p18_idle_ends_a_session_to_the_millisecond(store: Store) {
-    let sessions = store.sessions_with(Options { touch_interval: Some(10 * DAY), ..Options::default() });
+    let sessions = store.sessions();
     let id = sessions.create("ada", json!({})).await.unwrap();
     store.pass(HOUR - store.moment);
-    assert!(sessions.get(&id).await.unwrap().is_some());
+    // A list is no use.
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
     store.pass(store.moment);
     assert!(sessions.get(&id).await.unwrap().is_none());
     assert!(sessions.list("ada").await.unwrap().is_empty());
@@ -219,6 +221,38 @@ async fn p18_touches_are_throttled(store: Store) {
     }
     let touches = store.faults.calls().into_iter().filter(|call| *call == Verb::Touch).count();
     assert_eq!(touches, 1);
+}
+
+/// Neither above the default idle time, nor above the one that a session has of its own.
+async fn p18_an_interval_above_the_idle_time_signs_no_active_user_out(store: Store) {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let options = Options { touch_interval: Some(HOUR), default_ttl: Some(Some(30 * MINUTE)), ..Options::default() };
+    let sessions = store.sessions_with(options);
+    let client = Client::new(&SessionLayer::new(sessions.clone()));
+    for (ttl, pause) in [(None, 20 * MINUTE), (Some(HOUR), 40 * MINUTE), (Some(2 * HOUR), 70 * MINUTE)] {
+        let signed_in = client.does(|session| {
+            ttl.into_iter().for_each(|ttl| session.set_ttl(ttl));
+            session.create("ada", json!({}))
+        });
+        signed_in.await.ok();
+        for _ in 0..20 {
+            store.pass(pause);
+            // Used until the store has heard of it: while one touch is under way there is no other.
+            eventually(async || {
+                let answer = client.does(|session| Ok(session.key().unwrap_or_default())).await;
+                assert_eq!(answer.body, "ada", "idle time {ttl:?}");
+                sessions.list("ada").await.unwrap()[0].last_seen + store.moment > store.clock.now()
+            })
+            .await;
+        }
+        // What is lost at the end is a tenth of the idle time and no more.
+        let idle = ttl.unwrap_or(30 * MINUTE);
+        store.pass(idle / 10 - store.moment);
+        client.does(|session| Ok(session.key().unwrap_or_default())).await.ok();
+        store.pass(idle - idle / 10 - store.moment);
+        assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+        sessions.clear("ada").await.unwrap();
+    }
 }
 
 async fn p18_a_touch_that_fails_is_nobodys_problem(store: Store) {

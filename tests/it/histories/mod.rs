@@ -69,7 +69,8 @@ fn verbs_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
         let mut rng = Random(seed);
         let (sessions, clock) = memory();
         let fails = rng.one_in(2);
-        let backend = rough(&common(&sessions), rng.fork(), Edges { waits: true, fails, wrong });
+        let backend =
+            rough(&common(&sessions), rng.fork(), Edges { waits: true, fails, wrong, ignores_touches: false });
         let stage = verbs::Stage::new(EXACT, backend, clock, &mut rng).cuts(rng.one_in(2));
         stage.play(Schedule::Seeded, rng, 4, 10).await
     })
@@ -85,13 +86,14 @@ async fn the_verbs_of_the_module_happen_at_one_moment_each(store: Store) {
         let mut rng = Random(seed);
         let model = Module { touches: rng.one_in(3), ..model };
         let options = match model.timed {
-            true => module::options(model.touches),
+            true => module::options(),
             false => Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() },
         };
         let fails = rng.one_in(2);
         let common = common(&store.inner());
         let mut process = || {
-            let rough = rough(&common, rng.fork(), Edges { waits: true, fails, wrong: None });
+            let rough =
+                rough(&common, rng.fork(), Edges { waits: true, fails, wrong: None, ignores_touches: !model.touches });
             options.apply(Sessions::over(rough)).clock(store.clock.clone()).build().unwrap()
         };
         let stage = module::Stage::new(model, vec![process(), process()], store.clock.clone(), seed);
@@ -114,14 +116,15 @@ fn module_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
         let mut rng = Random(seed);
         let (inner, clock) = memory();
         let model = Module { touches: rng.one_in(3) || wrong == Some(Wrong::TouchRevives), ..SHARP };
-        let mut options = module::options(model.touches);
+        let mut options = module::options();
         if wrong == Some(Wrong::KeepsPreviousIds) {
             options.rework_grace = Some(Duration::from_secs(3600));
         }
         let fails = rng.one_in(2);
         let common = common(&inner);
         let mut process = || {
-            let rough = rough(&common, rng.fork(), Edges { waits: true, fails, wrong });
+            let rough =
+                rough(&common, rng.fork(), Edges { waits: true, fails, wrong, ignores_touches: !model.touches });
             options.apply(Sessions::over(rough)).clock(clock.clone()).build().unwrap()
         };
         let stage = module::Stage::new(model, vec![process(), process()], clock.clone(), seed);

@@ -506,12 +506,11 @@ struct Book {
 pub const KEYS: usize = 2;
 
 /// The options that the model goes by.
-pub fn options(touches: bool) -> Options {
+pub fn options() -> Options {
     Options {
         default_ttl: Some(Some(Duration::from_secs(IDLE))),
         max_lifetime: Some(Duration::from_secs(LIFETIME)),
-        // With the whole of the idle time a read never tells the backend.
-        touch_interval: Some(Duration::from_secs(if touches { 5 } else { 2 * IDLE })),
+        touch_interval: Some(Duration::from_secs(5)),
         rework_grace: Some(Duration::from_secs(GRACE)),
         ..Options::default()
     }

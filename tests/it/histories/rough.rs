@@ -74,6 +74,8 @@ pub struct Edges {
     pub waits: bool,
     /// It fails at times.
     pub fails: bool,
+    /// It answers touches and does nothing: then reading keeps no session alive.
+    pub ignores_touches: bool,
     pub wrong: Option<Wrong>,
 }
 
@@ -86,6 +88,10 @@ pub fn rough(common: &Common, rng: Random, edges: Edges) -> Rough {
     let faults = rough.faults();
     let rng = Arc::new(Mutex::new(rng));
     let draw = move |below| rng.lock().unwrap().below(below);
+    if edges.ignores_touches {
+        faults.always(Verb::Touch, Fault::Before);
+        faults.always(Verb::Touch, Fault::change(|_, _| ready(Ok(Answer::Touch))));
+    }
     let waits = if edges.waits { 3 } else { 1 };
     let before = draw.clone();
     faults.when(move |_| {
