@@ -15,7 +15,7 @@ use crate::{
     http::{
         config::HttpConfig,
         on_early_drop::Guard,
-        respond::{is_failure, refuse, respond},
+        respond::{refuse, respond},
     },
     session::Session,
 };
@@ -38,7 +38,7 @@ pin_project! {
         /// The handler runs.
         Handling { #[pin] inner: F, session: Option<(Guard, Arc<HttpConfig>)> },
         /// The handler has answered, and its changes are being written.
-        Committing { #[pin] commit: Detached<Result<(), Error>>, session: Session, config: Arc<HttpConfig>, response: Option<Response<B>> },
+        Committing { #[pin] commit: Detached<Result<(), Error>>, guard: Guard, config: Arc<HttpConfig>, response: Option<Response<B>> },
         /// The handler does not run.
         Refusing { response: Option<Response<B>> },
     }
@@ -71,22 +71,22 @@ where
         loop {
             match state.as_mut().project() {
                 StateProj::Handling { inner, session } => {
-                    let response = ready!(inner.poll(cx))?;
-                    let Some((guard, config)) = session.take() else { return Poll::Ready(Ok(response)) };
-                    let Some(session) = guard.disarm() else { return Poll::Ready(Ok(response)) };
-                    let (failed, response) = config.judge(response);
-                    match session.driver().respond(|| failed.unwrap_or_else(|| is_failure(&response))) {
-                        None => return Poll::Ready(Ok(respond(&config, &session, Ok(()), response))),
+                    let mut response = ready!(inner.poll(cx))?;
+                    let Some((mut guard, config)) = session.take() else { return Poll::Ready(Ok(response)) };
+                    let commit = guard.session().driver().respond(|| config.is_failure(&mut response));
+                    guard.disarm();
+                    match commit {
+                        None => return Poll::Ready(Ok(respond(&config, guard.session(), Ok(()), response))),
                         Some(commit) => {
                             let response = Some(response);
-                            state.set(State::Committing { commit, session, config, response });
+                            state.set(State::Committing { commit, guard, config, response });
                         }
                     }
                 }
-                StateProj::Committing { commit, session, config, response } => {
+                StateProj::Committing { commit, guard, config, response } => {
                     let committed = ready!(commit.poll(cx));
                     let response = response.take().unwrap_or_default();
-                    return Poll::Ready(Ok(respond(config, session, committed, response)));
+                    return Poll::Ready(Ok(respond(config, guard.session(), committed, response)));
                 }
                 StateProj::Refusing { response } => return Poll::Ready(Ok(response.take().unwrap_or_default())),
             }

@@ -4,23 +4,30 @@ use crate::session::Session;
 
 /// Dropped before [`disarm`](Self::disarm), by a panic or because the client left, it commits the sign-outs that the handler
 /// recorded, in a task of its own.
-pub(crate) struct Guard(Option<Session>);
+pub(crate) struct Guard {
+    session: Session,
+    armed: bool,
+}
 
 impl Guard {
     pub(crate) fn new(session: Session) -> Self {
-        Self(Some(session))
+        Self { session, armed: true }
     }
 
-    /// The handler has answered.
-    pub(crate) fn disarm(mut self) -> Option<Session> {
-        self.0.take()
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// The response is there, and a commit of its own has begun.
+    pub(crate) fn disarm(&mut self) {
+        self.armed = false;
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(session) = self.0.take() {
-            session.driver().abandon();
+        if self.armed {
+            self.session.driver().abandon();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The response: the cookie, `Vary`, `no-store`, and the answer in place of one that must not leave.
 
-use std::time::Duration;
+use std::{mem, time::Duration};
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Response, StatusCode,
@@ -13,23 +13,24 @@ use crate::{
     session::{Session, commit::CookieChange},
 };
 
-/// Whether the handler's changes are discarded, except sign-outs, unless the layer was told
-/// [otherwise](crate::SessionLayer::failed_if).
-pub(crate) fn is_failure<B>(response: &Response<B>) -> bool {
+impl HttpConfig {
+    /// Whether the handler's changes are discarded, except sign-outs.
+    #[inline]
+    pub(crate) fn is_failure<B: Default>(&self, response: &mut Response<B>) -> bool {
+        let Some(failed_if) = &self.failed_if else { return is_failure(response) };
+        let (parts, body) = mem::take(response).into_parts();
+        let failed = failed_if(&parts);
+        *response = Response::from_parts(parts, body);
+        failed
+    }
+}
+
+/// What is a failure unless the layer was told [otherwise](crate::SessionLayer::failed_if).
+fn is_failure<B>(response: &Response<B>) -> bool {
     response.status().is_server_error()
         || response.status() == StatusCode::REQUEST_TIMEOUT
         // A gRPC call that failed is a 200 with its status in the head, if it has no body.
         || response.headers().get("grpc-status").is_some_and(|status| status != "0")
-}
-
-impl HttpConfig {
-    /// Asks the application whether the response is a failure, if it wants to be asked.
-    pub(crate) fn judge<B>(&self, response: Response<B>) -> (Option<bool>, Response<B>) {
-        let Some(failed_if) = &self.failed_if else { return (None, response) };
-        let (parts, body) = response.into_parts();
-        let failed = failed_if(&parts);
-        (Some(failed), Response::from_parts(parts, body))
-    }
 }
 
 /// The response that leaves: with the cookie, and with an error in its place if the commit failed.

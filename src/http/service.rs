@@ -75,6 +75,7 @@ impl<S> SessionService<S> {
 
 impl HttpConfig {
     /// The session of a request. Nothing is parsed, and the backend is not asked.
+    #[inline]
     fn open<B>(&self, request: &Request<B>) -> Result<Opened, Error> {
         let outer = request.extensions().get::<Session>().map(Session::driver);
         for driver in std::iter::successors(outer, |driver| Driver::outer(driver)) {

@@ -55,6 +55,7 @@ struct InUse {
 }
 
 impl Driver {
+    #[inline]
     pub(crate) fn new<'a>(
         origin: Arc<Origin>,
         cookies: impl Iterator<Item = &'a str>,
@@ -208,7 +209,7 @@ impl Driver {
         let mut refused = 0;
         let credentials = loop {
             let Some(rest) = cookies.get(*at..) else { break None };
-            let text = rest.split(';').next().unwrap_or_default();
+            let text = &rest[..memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len())];
             *at += text.len() + 1;
             match self.engine().credentials(text) {
                 Some(credentials) => break Some(credentials),

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use http::StatusCode;
 use jam_session::{
     Backend, BoxError, Data, ErrorKind, MemorySessions, Serializer, Session, SessionId, SessionLayer,
     conformance::{Fault, Verb},
@@ -51,6 +52,7 @@ on_every_store! {
     p16_a_client_that_leaves_takes_back_what_was_not_saved,
     p16_a_save_that_was_begun_runs_to_its_end,
     p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out,
+    p16_nor_does_one_that_judges_responses,
     p08_clear_does_not_depend_on_a_listing,
 }
 
@@ -730,6 +732,26 @@ async fn p16_an_impossible_key_after_clear_does_not_lose_the_clear() {
         session.bind("");
     })
     .await;
+}
+
+/// It is the application's code that runs between the handler's answer and the commit.
+async fn p16_nor_does_one_that_judges_responses(store: Store) {
+    let layer = store.layer().failed_if(|response| match response.status {
+        StatusCode::IM_A_TEAPOT => panic!("on purpose"),
+        _ => false,
+    });
+    let client = Client::new(&layer);
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let panicking = client.clone();
+    let task = tokio::spawn(async move {
+        let answer = panicking.does(|session| {
+            session.delete();
+            Ok(StatusCode::IM_A_TEAPOT)
+        });
+        answer.await
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    eventually(async || store.sessions().list("ada").await.unwrap().is_empty()).await;
 }
 
 async fn p16_a_closure_that_panics_at_the_commit_does_not_lose_a_sign_out(store: Store) {
