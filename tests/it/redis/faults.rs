@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use jam_session::{Backend, ErrorKind, RecordId, RedisBackend, RedisSessions};
+use jam_session::{Backend, BoxError, ErrorKind, RecordId, RedisBackend, RedisSessions};
 use serde_json::json;
 
 use super::{
@@ -58,6 +58,11 @@ async fn forgotten_scripts_are_told_again(on: Topology) {
     }
 }
 
+/// Whether a call failed for want of time, and for nothing else.
+fn is_too_slow(error: &BoxError) -> bool {
+    error.to_string().contains("did not answer in time")
+}
+
 /// The servers are this test's own.
 pub async fn killed_connections_are_replaced(masters: Vec<Address>, backend: &RedisBackend) {
     let id = of(owner("ada"), "killed");
@@ -66,8 +71,12 @@ pub async fn killed_connections_are_replaced(masters: Vec<Address>, backend: &Re
         for master in &masters {
             assert!(!master.ask(&["CLIENT", "KILL", "TYPE", "normal"]).is_error());
         }
-        // The same call that finds it dead.
-        assert_eq!(payload(backend, id).await.as_deref(), Some("x"));
+        // The same call that finds it dead; a machine may be too slow for that, and then it is asked again.
+        let loaded = in_time(async || match backend.load(id).await {
+            Err(error) if is_too_slow(&error) => None,
+            loaded => Some(loaded.unwrap()),
+        });
+        assert_eq!(loaded.await.unwrap().payload, "x");
     }
 }
 
