@@ -287,7 +287,7 @@ async fn p16_a_request_dropped_anywhere_has_happened_or_has_not(store: Store) {
         assert!(seen[0] > 0 && seen[1] > 0, "{who:?} {does:?} has come out {seen:?}");
     }
     eventually(async || tasks(&store).await <= base).await;
-    store.assert_tidy();
+    store.is_tidy().await;
 }
 
 async fn p16_a_call_of_the_module_dropped_anywhere_has_happened_or_has_not(store: Store) {
@@ -328,7 +328,7 @@ async fn p16_a_call_of_the_module_dropped_anywhere_has_happened_or_has_not(store
         }
     }
     eventually(async || tasks(&store).await <= base).await;
-    store.assert_tidy();
+    store.is_tidy().await;
 }
 
 async fn p16_a_request_dropped_anywhere_lets_the_next_one_have_its_turn(store: Store) {
@@ -380,7 +380,7 @@ async fn two_requests(store: Store, first_is_dropped: bool) {
         }
     }
     eventually(async || tasks(&store).await <= base).await;
-    store.assert_tidy();
+    store.is_tidy().await;
 }
 
 /// Polls it so many times, or fewer: as long as the other one has the turn and is not polled, nothing wakes it.

@@ -199,19 +199,21 @@ impl Store {
         self.folder.is_some()
     }
 
-    /// That there is no file but those that there have to be.
-    #[track_caller]
-    pub fn assert_tidy(&self) {
+    /// Waits until there is no file but those that there have to be: a compaction may be under way.
+    pub async fn is_tidy(&self) {
         let Some(folder) = &self.folder else { return };
-        let files = std::fs::read_dir(folder.path("")).unwrap().map(|file| file.unwrap());
-        // The reserve for the next compaction is allocated, and empty.
-        let is_reserve = |file: &std::fs::DirEntry| {
-            file.file_name() == "sessions.json.compacting" && file.metadata().unwrap().len() == 0
+        let names = || {
+            let files = std::fs::read_dir(folder.path("")).unwrap().map(|file| file.unwrap());
+            // The reserve for the next compaction is allocated, and empty.
+            let is_reserve = |file: &std::fs::DirEntry| {
+                file.file_name() == "sessions.json.compacting" && file.metadata().is_ok_and(|file| file.len() == 0)
+            };
+            let files = files.filter(|file| !is_reserve(file)).map(|file| file.file_name());
+            let mut names: Vec<_> = files.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
         };
-        let files = files.filter(|file| !is_reserve(file)).map(|file| file.file_name());
-        let mut names: Vec<_> = files.map(|name| name.into_string().unwrap()).collect();
-        names.sort();
-        assert_eq!(names, ["sessions.json", "sessions.json.lock"]);
+        eventually(async || names() == ["sessions.json", "sessions.json.lock"]).await;
     }
 
     /// That a time is as expected, as far as this store can tell.
