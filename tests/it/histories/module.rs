@@ -334,13 +334,15 @@ impl Model for Module {
                     return states;
                 }
                 let (mut least, mut most) = (0, 0);
+                // A file counts when it decides, which may be a while before others see it.
+                let counted = if self.lags { call.now.min(state.now) } else { state.now };
                 let mut after = state.clone();
                 for kept in after.sessions.iter_mut().filter(|(sid, _)| id.is_none_or(|id| id.sid != **sid)) {
                     let kept = kept.1;
                     if let Some(kept) = kept {
                         least += u64::from(self.is_live(kept, state.now) == Sure::Yes);
                         // The backend, which does the counting, does not know of deadlines.
-                        most += u64::from(!self.timed || state.now < kept.idle.1);
+                        most += u64::from(!self.timed || counted < kept.idle.1);
                     }
                     *kept = None;
                 }
