@@ -44,6 +44,23 @@ pub enum ErrorKind {
     ResponseSent,
     /// 401: the request is not signed in.
     Unauthorized,
+    /// 403: the request came from another site and has no session, so it must not begin a visitor's session.
+    ///
+    /// Such a request comes without the cookie of the session that the browser may have, and a new session would replace that
+    /// one. [`Session::save`](crate::Session::save) returns this error; without `save` the response leaves as it is, and what the
+    /// handler wrote is dropped. A login is never refused for this. Which requests are meant depends on
+    /// [`same_site`](crate::SessionLayer::same_site): see the [docs of `session`](crate::session#requests-from-other-sites).
+    ///
+    /// These requests are typical:
+    ///
+    /// * **A login provider's `POST`**: SAML, and OpenID Connect with `response_mode=form_post`. Under `Lax` it comes without the
+    ///   visitor's session, and so without a state that was kept there. Keep that state in a session of its own layer, with
+    ///   [`SameSite::None`](crate::SameSite::None) and another [`cookie_name`](crate::SessionLayer::cookie_name).
+    /// * **Every OAuth answer under [`SameSite::Strict`](crate::SameSite::Strict)**, also by `GET`. Keep its state in the same way,
+    ///   with `Lax`. `Strict` needs HTTPS: over plain HTTP a link from another site is not recognised.
+    /// * **The first `POST` from a sibling subdomain over plain HTTP.** It counts as one from another site, because there is no
+    ///   list of public suffixes here. A [`domain`](crate::SessionLayer::domain) that both hosts are in makes them one site.
+    CrossSite,
 }
 
 impl Error {
@@ -73,6 +90,10 @@ impl Error {
         Self::new(ErrorKind::NotFound, "there is no such session")
     }
 
+    pub(crate) fn cross_site() -> Self {
+        Self::new(ErrorKind::CrossSite, "a request from another site must not begin a visitor's session")
+    }
+
     pub(crate) fn too_late() -> Self {
         Self::new(ErrorKind::Unavailable, "the sessions did not answer in time")
     }
@@ -88,7 +109,8 @@ impl Error {
 
     /// Whether the client caused it, and may do so at will: no line for the operator then.
     pub(crate) fn is_clients(&self) -> bool {
-        matches!(self.kind, ErrorKind::Unauthorized | ErrorKind::NotFound | ErrorKind::TooLarge)
+        use ErrorKind::{CrossSite, NotFound, TooLarge, Unauthorized};
+        matches!(self.kind, Unauthorized | CrossSite | NotFound | TooLarge)
     }
 
     /// What went wrong, for code to branch on.
@@ -104,6 +126,7 @@ impl ErrorKind {
         match self {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::CrossSite => StatusCode::FORBIDDEN,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
             Self::Config

@@ -79,6 +79,15 @@ impl CookieConfig {
         &self.name
     }
 
+    pub(crate) fn domain(&self) -> Option<&str> {
+        self.domain.as_deref()
+    }
+
+    #[inline]
+    pub(crate) fn same_site(&self) -> SameSite {
+        self.same_site
+    }
+
     #[track_caller]
     pub(crate) fn set_name(&mut self, name: Cow<'_, str>) {
         let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);

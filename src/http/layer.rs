@@ -77,7 +77,22 @@ impl SessionLayer {
         self.renewed()
     }
 
-    /// Which requests from other sites bring the cookie; [`SameSite::Lax`] unless set.
+    /// Sets which requests from other sites bring the cookie. Default: [`SameSite::Lax`].
+    ///
+    /// | | the cookie comes with | a request from another site that has no session may begin a visitor's |
+    /// |---|---|---|
+    /// | [`Strict`](SameSite::Strict) | requests from this site only | never |
+    /// | [`Lax`](SameSite::Lax) | links from other sites, too | with a safe method, such as `GET` |
+    /// | [`None`](SameSite::None) | everything, such as requests from a page that embeds this site | always |
+    ///
+    /// The last column keeps another site from replacing the session that the browser has: see
+    /// [requests from other sites](crate::session#requests-from-other-sites). A login may come from anywhere.
+    ///
+    /// With `None`, browsers that block third-party cookies keep this one only if it is [`partitioned`](Self::partitioned).
+    ///
+    /// `Strict` needs HTTPS. Over plain HTTP a link from another site cannot be told from an address that was typed, and both
+    /// come without the cookie. Under `Strict` the answer of an OAuth provider also comes without it: keep what that answer is
+    /// compared with in a session of its own layer, with `Lax` and another [`cookie_name`](Self::cookie_name).
     ///
     /// # Panics
     /// If it is [`SameSite::None`] after `secure(false)`.

@@ -2,6 +2,7 @@
 
 mod config;
 pub(crate) mod cookie;
+mod cross_site;
 #[cfg(feature = "axum")]
 pub(crate) mod extract;
 pub(crate) mod future;

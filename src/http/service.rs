@@ -21,7 +21,7 @@ use tower_service::Service;
 
 use crate::{
     error::{Error, ErrorKind},
-    http::{config::HttpConfig, future::ResponseFuture},
+    http::{config::HttpConfig, cross_site::is_barred, future::ResponseFuture},
     session::{Session, driver::Driver},
 };
 
@@ -91,7 +91,7 @@ impl HttpConfig {
         }
         let values = self.cookie.values(request.headers());
         let origin = Arc::clone(&self.origin);
-        Ok(Opened::New(Session::new(origin, values, is_cross_site_write(request), outer.cloned())))
+        Ok(Opened::New(Session::new(origin, values, is_barred(request, &self.cookie), outer.cloned())))
     }
 }
 
@@ -99,9 +99,4 @@ impl<S: std::fmt::Debug> std::fmt::Debug for SessionService<S> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("SessionService").field("inner", &self.inner).finish_non_exhaustive()
     }
-}
-
-/// Whether a form was posted by another site. That site must not decide when the browser gets a session.
-fn is_cross_site_write<B>(request: &Request<B>) -> bool {
-    !request.method().is_safe() && request.headers().get("sec-fetch-site").is_some_and(|site| site == "cross-site")
 }

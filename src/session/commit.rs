@@ -26,7 +26,7 @@ pub(crate) struct Commit {
     /// The base with the changes applied.
     pub(crate) staged: Staged,
     pub(crate) write_id: WriteId,
-    /// The request was sent by another site. It must not create a visitor's session.
+    /// The request came from another site and has no session. It must not create a visitor's session.
     pub(crate) cross_site: bool,
     /// The response has left, so no cookie can be set.
     pub(crate) response_sent: bool,
@@ -44,10 +44,19 @@ pub(crate) struct WriteId {
 pub(crate) struct Committed {
     pub(crate) base: Base,
     pub(crate) cookie: Option<CookieChange>,
-    /// Changes were dropped: there is no session, and none was to be created.
-    pub(crate) dropped: bool,
+    /// Why changes were dropped, if some were.
+    pub(crate) dropped: Option<Dropped>,
     /// The changes were applied to other data than the handler saw, because another request had written.
     pub(crate) rebased: bool,
+}
+
+/// Why there is no session that changes could be written to.
+#[derive(Clone, Copy)]
+pub(crate) enum Dropped {
+    /// It is gone.
+    Gone,
+    /// There was none, and the request came from another site.
+    CrossSite,
 }
 
 /// What the response says about the cookie.
@@ -71,18 +80,18 @@ impl WriteId {
 impl Committed {
     /// Nothing was written, and nothing had to be.
     fn kept(base: Base) -> Self {
-        Self { base, cookie: None, dropped: false, rebased: false }
+        Self { base, cookie: None, dropped: None, rebased: false }
     }
 
     fn dropped(base: Base) -> Self {
-        Self { dropped: true, ..Self::kept(base) }
+        Self { dropped: Some(Dropped::Gone), ..Self::kept(base) }
     }
 
     /// A session that the browser has yet to hear of.
     fn begun(loaded: Arc<Loaded>, id: SessionId, rebased: bool) -> Self {
         let cookie = Some(CookieChange::Set(id, loaded.contents.deadline));
         let hash = loaded.contents.hash;
-        Self { base: Base::Live(loaded, hash), cookie, dropped: false, rebased }
+        Self { base: Base::Live(loaded, hash), cookie, dropped: None, rebased }
     }
 }
 
@@ -216,7 +225,7 @@ impl Commit {
         let new = secret.as_ref().map(Secret::hash).filter(|new| written.contents.hash.matches(new));
         let cookie = id.filter(|_| new.is_some()).map(|id| CookieChange::Set(id, written.contents.deadline));
         let hash = new.unwrap_or(*presented);
-        Ok(Committed { base: Base::Live(written, hash), cookie, dropped: false, rebased })
+        Ok(Committed { base: Base::Live(written, hash), cookie, dropped: None, rebased })
     }
 
     async fn create_for_visitor(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
@@ -224,7 +233,7 @@ impl Commit {
             return Ok(Committed::kept(Base::Nothing));
         }
         if self.cross_site {
-            return Ok(Committed::dropped(Base::Nothing));
+            return Ok(Committed { dropped: Some(Dropped::CrossSite), ..Committed::kept(Base::Nothing) });
         }
         let contents = engine.contents(None, self.staged.data.clone(), self.staged.ttl.map(millis));
         let (loaded, id) = engine.create(contents).await?;

@@ -43,6 +43,39 @@
 //! and its response leaves as it is. [`save`](Session::save) returns [`NotFound`](crate::ErrorKind::NotFound). Only a login creates a session
 //! again.
 //!
+//! # Requests from other sites
+//!
+//! A request that a page of another site makes the browser send may come without the cookie, as
+//! [`SameSite`](crate::SessionLayer::same_site) says. It then looks like a visitor's, and a session created for it would replace
+//! the one that the browser has. So whether a request *that has no session* may begin a visitor's session depends on that
+//! option:
+//!
+//! | `SameSite` | a request without a session begins a visitor's session |
+//! |---|---|
+//! | `None` | always |
+//! | `Lax` | unless it came from another site with an unsafe method, such as `POST` |
+//! | `Strict` | unless it came from another site |
+//!
+//! Otherwise what it writes is dropped: its response leaves as it is, without a cookie, and a line at `debug` says so.
+//! [`save`](Session::save) returns [`CrossSite`](crate::ErrorKind::CrossSite), whose docs say which login providers this concerns.
+//! A request that has a session writes to it wherever it came from, and a login may come from anywhere: protecting forms
+//! against forgery (CSRF) is the application's part.
+//!
+//! A request came from another site if its `Sec-Fetch-Site` is `cross-site`. Browsers send that header over HTTPS and to
+//! `localhost`. Without it, a request came from another site if the host of its `Origin` is not
+//!
+//! * the host that it was sent to: the authority of its URI, otherwise `Host`, without the port;
+//! * or a host in `X-Forwarded-Host` or `Forwarded`. A proxy that replaces `Host` should send one of them;
+//! * or the layer's [`domain`](crate::SessionLayer::domain) or a host below it.
+//!
+//! `Origin: null` is another site; no `Origin` at all is this one. Over plain HTTP this has three consequences:
+//!
+//! * A link from another site has neither header, and is taken for an address that was typed. There it can replace a visitor's
+//!   session, so `Strict` needs HTTPS.
+//! * Without a `domain`, the first `POST` from a sibling subdomain counts as one from another site. There is no list of public
+//!   suffixes here that could tell siblings from strangers.
+//! * A form on a page with `Referrer-Policy: no-referrer` sends `Origin: null`, also to its own site. Use `same-origin`.
+//!
 //! # Streams and sockets
 //!
 //! With server-sent events, WebSocket upgrades and streaming bodies, the response is ready before the stream begins: the changes
@@ -369,10 +402,11 @@ impl Session {
     /// Commits the changes now, instead of with the response.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if the session is gone and the changes are dropped, [`ResponseSent`](crate::ErrorKind::ResponseSent) if a cookie
-    /// would be needed and the response has left, and whatever prevents a commit: [`Unavailable`](crate::ErrorKind::Unavailable),
-    /// [`Unreadable`](crate::ErrorKind::Unreadable), [`TooLarge`](crate::ErrorKind::TooLarge), [`Data`](crate::ErrorKind::Data). After all but the first two the changes are
-    /// still recorded.
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the session is gone, [`CrossSite`](crate::ErrorKind::CrossSite) if there is none and the
+    /// request [came from another site](self#requests-from-other-sites), [`ResponseSent`](crate::ErrorKind::ResponseSent) if a cookie
+    /// would be needed and the response has left: after these three the changes are dropped. And whatever prevents a commit, after
+    /// which they are still recorded: [`Unavailable`](crate::ErrorKind::Unavailable), [`Unreadable`](crate::ErrorKind::Unreadable),
+    /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Data`](crate::ErrorKind::Data).
     ///
     /// # Cancel safety
     /// A commit that has begun runs to its end, also when this future is dropped. A response that fails later does not undo

@@ -14,7 +14,7 @@ use crate::{
     },
     session::{
         change::{Change, Identity, Staged},
-        commit::{Commit, Committed, CookieChange, WriteId},
+        commit::{Commit, Committed, CookieChange, Dropped, WriteId},
     },
     sessions::loaded::Base,
 };
@@ -23,7 +23,7 @@ use crate::{
 pub(crate) struct Pending {
     /// What the request came with. The base changes with every commit, this does not.
     authority: Authority,
-    /// The request was sent by another site. It must not create a visitor's session.
+    /// The request came from another site, and has no session as far as is known. It must not create a visitor's session.
     cross_site: bool,
     /// What was loaded, or written last. `None` until the session is loaded.
     base: Option<Base>,
@@ -33,8 +33,8 @@ pub(crate) struct Pending {
     writing: Writing,
     /// Counts how often changes were taken out of the list: a rebase that began before starts again.
     revision: u64,
-    /// Changes were dropped since the last [`outcome`](Self::outcome), because the session is gone.
-    dropped: bool,
+    /// Why changes were dropped since the last [`outcome`](Self::outcome), if some were.
+    dropped: Option<Dropped>,
     response_sent: bool,
     cookie: Option<CookieChange>,
     /// The ID that the request came with, if its cookie has to be encrypted again.
@@ -109,7 +109,7 @@ impl Pending {
             staged: Staged::default(),
             writing: Writing::Nothing,
             revision: 0,
-            dropped: false,
+            dropped: None,
             response_sent,
             cookie: None,
             stale: None,
@@ -190,6 +190,8 @@ impl Pending {
         if stale.is_some() {
             self.stale = stale;
         }
+        // A request that has a session came with its cookie: there is no other one that it could replace.
+        self.cross_site &= matches!(base, Base::Nothing);
         self.take_base(base, false, Vec::new())
     }
 
@@ -235,7 +237,7 @@ impl Pending {
         let (count, is_retry) = (self.writing.count(), matches!(self.writing, Writing::InFlight(_, _, true)));
         match result {
             Ok(committed) => {
-                self.dropped |= committed.dropped;
+                self.dropped = self.dropped.or(committed.dropped);
                 self.cookie = committed.cookie.or(self.cookie.take());
                 let written = self.forget(count);
                 // What the first try has stored may be based on data that the handler never saw.
@@ -279,10 +281,16 @@ impl Pending {
     /// What the commits since the last call came to.
     pub(crate) fn outcome(&mut self, trigger: Trigger) -> Result<(), Error> {
         match (mem::take(&mut self.dropped), trigger) {
-            (false, _) => Ok(()),
-            (true, Trigger::Save) => Err(Error::not_found()),
-            (true, Trigger::Response | Trigger::Failure) => {
+            (None, _) => Ok(()),
+            (Some(Dropped::Gone), Trigger::Save) => Err(Error::not_found()),
+            (Some(Dropped::CrossSite), Trigger::Save) => Err(Error::cross_site()),
+            (Some(Dropped::Gone), Trigger::Response | Trigger::Failure) => {
                 tracing::info!(came_with = ?self.authority, "changes to a session that is gone were dropped");
+                Ok(())
+            }
+            (Some(Dropped::CrossSite), Trigger::Response | Trigger::Failure) => {
+                // Any site can cause it.
+                tracing::debug!("a request from another site has no session, and what it wrote was dropped");
                 Ok(())
             }
         }
@@ -447,7 +455,7 @@ mod tests {
     }
 
     fn done(base: Base) -> Committed {
-        Committed { base, cookie: None, dropped: false, rebased: false }
+        Committed { base, cookie: None, dropped: None, rebased: false }
     }
 
     fn lost() -> Error {
@@ -639,8 +647,32 @@ mod tests {
         stage(&mut pending, set("a", 1));
         let commit = next(&mut pending).unwrap();
         let gone = Base::Gone(Some("ada".into()), commit.staged.data.clone());
-        finish(&mut pending, Ok(Committed { dropped: true, ..done(gone) })).unwrap();
+        finish(&mut pending, Ok(Committed { dropped: Some(Dropped::Gone), ..done(gone) })).unwrap();
         assert_eq!(pending.outcome(Trigger::Save).unwrap_err().kind(), ErrorKind::NotFound);
+        assert!(pending.outcome(Trigger::Save).is_ok());
+    }
+
+    #[test]
+    fn only_a_request_without_a_session_is_barred_from_beginning_one() {
+        for (base, is_barred) in [(Base::Nothing, true), (loaded(1, data(json!({}))), false), (Base::Replaced, false)] {
+            let mut pending = Pending::new(true, false);
+            stage(&mut pending, set("a", 1));
+            let adopted = pending.load(base, None);
+            run(&mut pending, adopted);
+            assert_eq!(next(&mut pending).unwrap().cross_site, is_barred);
+        }
+    }
+
+    #[test]
+    fn what_another_site_wrote_is_reported_once() {
+        let mut pending = Pending::new(true, false);
+        let adopted = pending.load(Base::Nothing, None);
+        run(&mut pending, adopted);
+        stage(&mut pending, set("a", 1));
+        next(&mut pending).unwrap();
+        finish(&mut pending, Ok(Committed { dropped: Some(Dropped::CrossSite), ..done(Base::Nothing) })).unwrap();
+        assert!(pending.staged().data.is_empty() && next(&mut pending).is_none());
+        assert_eq!(pending.outcome(Trigger::Save).unwrap_err().kind(), ErrorKind::CrossSite);
         assert!(pending.outcome(Trigger::Save).is_ok());
     }
 

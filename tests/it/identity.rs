@@ -10,12 +10,17 @@ use std::{
 
 use http::Request;
 use jam_session::{
-    BoxError, Data, MemorySessions, Serializer, Session,
+    BoxError, Data, ErrorKind, MemorySessions, SameSite, Serializer, Session,
     conformance::{Fault, Verb},
 };
 use serde_json::json;
 
-use crate::{client::Client, on_every_store, store::Store};
+use crate::{
+    client::{Client, bind_ada, delete, increment},
+    events::Events,
+    on_every_store,
+    store::Store,
+};
 
 on_every_store! {
     p01_without_a_cookie_and_a_write_there_is_no_call_and_no_cookie,
@@ -25,6 +30,10 @@ on_every_store! {
     p02_what_is_taken_is_shown_once,
     p02_the_first_kept_write_is_one_record_and_one_cookie,
     p02_a_cross_site_post_makes_no_anonymous_session,
+    p02_with_same_site_none_a_post_from_the_embedding_site_is_stored,
+    p02_with_lax_a_form_of_another_site_makes_no_session_and_a_link_does,
+    p02_with_strict_a_link_from_another_site_makes_no_session,
+    p02_a_session_that_came_along_is_written_to_from_anywhere,
     p03_an_id_that_was_not_issued_is_never_adopted,
     p03_malformed_ids_never_reach_the_backend,
     p03_a_known_handle_is_of_no_use,
@@ -146,17 +155,28 @@ async fn p02_the_first_kept_write_is_one_record_and_one_cookie(store: Store) {
 
 async fn p02_a_cross_site_post_makes_no_anonymous_session(store: Store) {
     let client = Client::new(&store.layer());
-    let post = || {
-        let request = Request::builder().method("POST").header("sec-fetch-site", "cross-site");
-        request.body(axum::body::Body::empty()).unwrap()
-    };
+    let post = || sent("POST", &[("sec-fetch-site", "cross-site")]);
     let insert = async |session: Session| session.insert("n", 1);
-    client.request(post(), insert).await.ok().sets_no_cookie();
+    let events = Events::default();
+    let unsaved = {
+        let _guard = tracing::subscriber::set_default(events.clone());
+        client.request(post(), insert).await
+    };
+    assert!(!unsaved.ok().sets_no_cookie().headers.contains_key("cache-control"));
+    let said = events.text();
+    let told: Vec<_> = said.lines().filter(|line| line.contains("another site")).collect();
+    assert!(matches!(told[..], [line] if line.starts_with("DEBUG")), "{said}");
+
     let saved = client.request(post(), async |session: Session| {
         session.insert("n", 1)?;
-        session.save().await
+        let error = session.save().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::CrossSite);
+        // It is dropped, and told once.
+        assert_eq!(session.get::<u8>("n")?, None);
+        session.save().await?;
+        Err::<(), _>(error)
     });
-    assert_eq!(saved.await.status, 404);
+    assert_eq!(saved.await.sets_no_cookie().status, 403);
     assert!(store.faults.calls().is_empty());
 
     // A login is the application's to allow.
@@ -165,6 +185,146 @@ async fn p02_a_cross_site_post_makes_no_anonymous_session(store: Store) {
     // And a session that is there may be written to.
     client.request(post(), insert).await.ok();
     assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
+}
+
+async fn p02_with_same_site_none_a_post_from_the_embedding_site_is_stored(store: Store) {
+    let layer = store.layer().same_site(SameSite::None);
+    for headers in [
+        [("sec-fetch-site", "cross-site"), ("origin", "https://embedding.example")],
+        [("host", "example.com"), ("origin", "https://embedding.example")],
+        [("host", "example.com"), ("origin", "null")],
+    ] {
+        for saves in [false, true] {
+            let client = Client::new(&layer);
+            let add = async |session: Session| {
+                session.load().await?;
+                increment(&session)?;
+                if saves { session.save().await } else { Ok(()) }
+            };
+            assert!(client.request(sent("POST", &headers), add).await.ok().new_id().is_some(), "{headers:?}");
+            client.request(sent("POST", &headers), add).await.ok().sets_no_cookie();
+            assert_eq!(client.n().await, "Some(2)", "{headers:?}");
+        }
+    }
+}
+
+async fn p02_with_lax_a_form_of_another_site_makes_no_session_and_a_link_does(store: Store) {
+    let layer = store.layer();
+    let insert = async |session: Session| session.insert("n", 1);
+    let host = ("host", "example.com:3000");
+    let other = ("origin", "https://elsewhere.example");
+    for headers in [
+        &[("sec-fetch-site", "cross-site"), host, other][..],
+        // Over plain HTTP browsers do not say it, and there are old ones.
+        &[host, other],
+        &[host, ("origin", "null")],
+        &[host, ("origin", "http://shop.example.com:3000")],
+        &[("x-forwarded-host", "www.example.com, example.com"), ("host", "10.0.0.7"), other],
+    ] {
+        let client = Client::new(&layer);
+        client.request(sent("POST", headers), insert).await.ok().sets_no_cookie();
+        assert!(store.faults.calls().is_empty(), "{headers:?}");
+        let link = client.request(sent("GET", headers), insert).await.ok();
+        assert!(link.new_id().is_some(), "{headers:?}");
+        assert_eq!(store.faults.calls(), [Verb::Create]);
+    }
+    for headers in [
+        &[("sec-fetch-site", "same-origin"), ("host", "10.0.0.7"), ("origin", "http://example.com:3000")][..],
+        &[("sec-fetch-site", "same-site"), host, ("origin", "http://shop.example.com:3000")],
+        &[host, ("origin", "http://example.com:3000")],
+        // Behind a proxy.
+        &[
+            ("host", "10.0.0.7"),
+            ("x-forwarded-host", "www.example.com, example.com"),
+            ("origin", "https://example.com"),
+        ],
+        &[("host", "10.0.0.7"), ("forwarded", "for=_a;host=\"example.com:443\""), ("origin", "https://example.com")],
+        // What is no browser has no origin.
+        &[host],
+        &[],
+    ] {
+        let client = Client::new(&layer);
+        let posted = client.request(sent("POST", headers), insert).await.ok();
+        assert!(posted.new_id().is_some(), "{headers:?}");
+    }
+    // HTTP/2 has the host in its URI; and all below the cookie's domain is one site.
+    let at = |origin| sent("POST", &[("uri", "https://www.example.com/"), ("origin", origin)]);
+    let (own, sibling) = ("https://www.example.com", "https://shop.example.com");
+    assert!(Client::new(&layer).request(at(own), insert).await.ok().new_id().is_some());
+    Client::new(&layer).request(at(sibling), insert).await.ok().sets_no_cookie();
+    let all = Client::new(&layer.domain("example.com"));
+    assert!(all.request(at(sibling), insert).await.ok().new_id().is_some());
+}
+
+async fn p02_with_strict_a_link_from_another_site_makes_no_session(store: Store) {
+    let layer = store.layer().same_site(SameSite::Strict);
+    let insert = async |session: Session| session.insert("n", 1);
+    let ada = Client::new(&layer);
+    ada.does(bind_ada).await.ok();
+    store.faults.calls();
+
+    let link = ("sec-fetch-site", "cross-site");
+    let origin = [("host", "example.com"), ("origin", "https://elsewhere.example")];
+    for (method, headers) in [("GET", &[link][..]), ("POST", &[link]), ("GET", &origin), ("POST", &origin)] {
+        // The browser keeps the cookie back.
+        let followed = Client::new(&layer);
+        followed.request(sent(method, headers), insert).await.ok().sets_no_cookie();
+        let saved = followed.request(sent(method, headers), async |session: Session| {
+            session.insert("n", 1)?;
+            session.save().await
+        });
+        assert_eq!(saved.await.sets_no_cookie().status, 403);
+    }
+    assert!(store.faults.calls().is_empty());
+    let key = ada.does(|session| Ok(format!("{:?}", session.key()))).await.body;
+    assert_eq!(key, "Some(\"ada\")", "a link signed her out");
+
+    for site in ["same-origin", "same-site", "none"] {
+        let client = Client::new(&layer);
+        let answer = client.request(sent("GET", &[("sec-fetch-site", site)]), insert).await.ok();
+        assert!(answer.new_id().is_some(), "{site}");
+    }
+    // Over plain HTTP nothing tells a link of another site from an address that was typed.
+    let typed = Client::new(&layer).request(sent("GET", &[("host", "example.com")]), insert).await.ok();
+    assert!(typed.new_id().is_some());
+}
+
+async fn p02_a_session_that_came_along_is_written_to_from_anywhere(store: Store) {
+    // As after a redirect by another site, which counts for `Sec-Fetch-Site` and not for the cookie.
+    let client = Client::new(&store.layer().same_site(SameSite::Strict));
+    let link = || sent("GET", &[("sec-fetch-site", "cross-site")]);
+    let id = client.does(increment).await.ok().new_id();
+    client.request(link(), async |session: Session| increment(&session)).await.ok().sets_no_cookie();
+    assert_eq!(client.n().await, "Some(2)");
+    let again = client.request(link(), async |session: Session| {
+        session.delete();
+        session.insert("n", 7)?;
+        session.save().await
+    });
+    let new = again.await.ok().new_id();
+    assert!(new.is_some() && new != id);
+    assert_eq!(client.n().await, "Some(7)");
+
+    // An ID that leads nowhere is no session.
+    client.does(delete).await.ok();
+    client.set_id(&new.unwrap());
+    let dead = client.request(link(), async |session: Session| {
+        session.insert("n", 8)?;
+        session.save().await
+    });
+    assert_eq!(dead.await.sets_no_cookie().status, 403);
+}
+
+/// A request with these headers, and perhaps a `uri`.
+fn sent(method: &str, headers: &[(&str, &str)]) -> Request<axum::body::Body> {
+    let mut request = Request::builder().method(method);
+    for (name, value) in headers {
+        request = match *name {
+            "uri" => request.uri(*value),
+            name => request.header(name, *value),
+        };
+    }
+    request.body(axum::body::Body::empty()).unwrap()
 }
 
 async fn p03_an_id_that_was_not_issued_is_never_adopted(store: Store) {

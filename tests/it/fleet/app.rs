@@ -138,6 +138,7 @@ impl App {
                     said.after = Some(seen(&session)?);
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => said.saved = Some("gone".to_owned()),
+                Err(error) if error.kind() == ErrorKind::CrossSite => said.saved = Some("cross-site".to_owned()),
                 Err(error) => return Err(error),
             }
             self.wait(&ask, Moment::Saved).await;

@@ -82,7 +82,7 @@ pub struct Said {
     pub id: usize,
     /// What it loaded.
     pub seen: Option<Seen>,
-    /// `ok` or `gone`.
+    /// `ok`, `gone` or `cross-site`.
     pub saved: Option<String>,
     /// What there was after the save.
     pub after: Option<Seen>,

@@ -620,15 +620,19 @@ impl Oracle {
         let found = found.flatten();
 
         let saved = said.saved.as_deref();
-        ensure(saved != Some("gone") || self.may_be_gone(id, from, cross_site), || {
+        ensure(saved != Some("gone") || self.may_be_gone(id, from), || {
             "`save` said that the session is gone, and nobody has ended it".to_owned()
         })?;
+        ensure(saved != Some("cross-site") || (cross_site && found.is_none()), || {
+            "`save` said that another site must not begin a session, and there is one, or it is this site".to_owned()
+        })?;
+        let is_dropped = matches!(saved, Some("gone" | "cross-site"));
         let early = match saved {
             Some("ok") => true,
             Some(_) => false,
             None => !failed,
         };
-        let late = !failed && saved != Some("gone");
+        let late = !failed && !is_dropped;
         let fate = |is_sure| if is_sure { Fate::Sure } else { Fate::Not };
         let kept = ask.what != What::Huge
             && ((early && Ask::is_kept(&ask.writes)) || (late && ask.save && Ask::is_kept(&ask.late)));
@@ -650,7 +654,7 @@ impl Oracle {
         match &ask.what {
             What::Revoke(handle) => self.check_revoked(id, handle, said.revoked, found)?,
             _ if is_nobody => self.settle_endings(id, Fate::Not),
-            _ if !(signs_out || early) && saved != Some("gone") => self.settle_endings(id, Fate::Not),
+            _ if !(signs_out || early || is_dropped) => self.settle_endings(id, Fate::Not),
             // A blind one may have come with an ID that led nowhere any more.
             _ if found.is_some() || value.is_some_and(|value| self.must_lead(id, value, ms)) => {
                 self.settle_endings(id, Fate::Sure)
@@ -700,6 +704,8 @@ impl Oracle {
                 }
                 Got::Set(text) => {
                     ensure(kept, || "a sign-out set a cookie".to_owned())?;
+                    let had_one = found.is_some() || (ask.blind && from.is_some());
+                    ensure(had_one || !cross_site, || "a request from another site made a session".to_owned())?;
                     self.check_tombstone(id, value, ms)?;
                     let born = self.bear(id, handle_in(text), Some(text), came(None))?;
                     self.check_after(id, born, said.after.as_ref())?;
@@ -976,12 +982,9 @@ impl Oracle {
         !enders.any(|ender| ender.ask != id && ender.fate != Fate::Not)
     }
 
-    fn may_be_gone(&self, id: usize, from: Option<usize>, cross_site: bool) -> bool {
-        match from {
-            // A login may be cleared at once; and what another site sends makes no session.
-            None => cross_site || self.asked[id].ask.login().is_some(),
-            Some(session) => !self.is_alone(id, session) || cross_site || self.asked[id].ask.login().is_some(),
-        }
+    fn may_be_gone(&self, id: usize, from: Option<usize>) -> bool {
+        // A login may be cleared at once.
+        from.is_some_and(|session| !self.is_alone(id, session)) || self.asked[id].ask.login().is_some()
     }
 
     /// Who still holds what a login has replaced gets no cookie but by a login of their own.
