@@ -1,9 +1,10 @@
-//! The login example in a real browser: what people see and do, on each store.
+//! The login example in a real browser: what people see and do, on each store. And requests from other sites.
 
 #![cfg(unix)]
 
 mod axe;
 mod browser;
+mod cross_site;
 mod driver;
 #[path = "../it/example.rs"]
 mod example;
@@ -15,6 +16,7 @@ mod ports;
 mod proxy;
 mod scene;
 mod service;
+mod site;
 mod stored;
 
 use crate::{
