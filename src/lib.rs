@@ -131,7 +131,7 @@ pub use self::stores::redis::{RedisBackend, RedisServer, RedisSessions};
 // Inline: the list of items on the front page has those of the public modules too.
 #[doc(inline)]
 pub use self::{
-    backend::{Backend, Outcome, any::AnyBackend},
+    backend::{Backend, By, Clear, Cleared, Created, Outcome, Since, Terms, any::AnyBackend},
     clock::Clock,
     error::{BoxError, Error, ErrorKind},
     http::{future::ResponseFuture, layer::SessionLayer, service::SessionService},

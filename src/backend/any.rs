@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use super::{Backend, Outcome, Result};
+use super::{Backend, Clear, Cleared, Created, Outcome, Result, Terms};
 use crate::{
     clock::Clock,
     record::{
@@ -22,12 +22,12 @@ type Boxed<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
 /// [`Backend`] with boxed futures, which a trait object needs.
 trait Erased: Send + Sync {
     fn load(&self, id: RecordId) -> Boxed<'_, Option<Record>>;
-    fn create(&self, record: Record) -> Boxed<'_, bool>;
-    fn update(&self, expected: i64, record: Record) -> Boxed<'_, Outcome>;
+    fn create(&self, record: Record, terms: Terms) -> Boxed<'_, Created>;
+    fn update(&self, expected: i64, record: Record, retry: bool) -> Boxed<'_, Outcome>;
     fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Boxed<'_, ()>;
     fn delete(&self, id: RecordId) -> Boxed<'_, bool>;
     fn list(&self, owner: Owner) -> Boxed<'_, Vec<Record>>;
-    fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Boxed<'_, u64>;
+    fn clear(&self, owner: Owner, clear: Clear) -> Boxed<'_, Cleared>;
     fn set_clock(&self, clock: Clock);
     fn close(&self) -> Boxed<'_, ()>;
 }
@@ -37,12 +37,12 @@ impl<B: Backend> Erased for B {
         Box::pin(Backend::load(self, id))
     }
 
-    fn create(&self, record: Record) -> Boxed<'_, bool> {
-        Box::pin(Backend::create(self, record))
+    fn create(&self, record: Record, terms: Terms) -> Boxed<'_, Created> {
+        Box::pin(Backend::create(self, record, terms))
     }
 
-    fn update(&self, expected: i64, record: Record) -> Boxed<'_, Outcome> {
-        Box::pin(Backend::update(self, expected, record))
+    fn update(&self, expected: i64, record: Record, retry: bool) -> Boxed<'_, Outcome> {
+        Box::pin(Backend::update(self, expected, record, retry))
     }
 
     fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Boxed<'_, ()> {
@@ -57,8 +57,8 @@ impl<B: Backend> Erased for B {
         Box::pin(Backend::list(self, owner))
     }
 
-    fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Boxed<'_, u64> {
-        Box::pin(Backend::clear(self, owner, keep))
+    fn clear(&self, owner: Owner, clear: Clear) -> Boxed<'_, Cleared> {
+        Box::pin(Backend::clear(self, owner, clear))
     }
 
     fn set_clock(&self, clock: Clock) {
@@ -82,12 +82,12 @@ impl Backend for AnyBackend {
         self.0.load(id)
     }
 
-    fn create(&self, record: Record) -> impl Future<Output = Result<bool>> + Send {
-        self.0.create(record)
+    fn create(&self, record: Record, terms: Terms) -> impl Future<Output = Result<Created>> + Send {
+        self.0.create(record, terms)
     }
 
-    fn update(&self, expected: i64, record: Record) -> impl Future<Output = Result<Outcome>> + Send {
-        self.0.update(expected, record)
+    fn update(&self, expected: i64, record: Record, retry: bool) -> impl Future<Output = Result<Outcome>> + Send {
+        self.0.update(expected, record, retry)
     }
 
     fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> impl Future<Output = Result<()>> + Send {
@@ -102,8 +102,8 @@ impl Backend for AnyBackend {
         self.0.list(owner)
     }
 
-    fn clear(&self, owner: Owner, keep: Option<RecordId>) -> impl Future<Output = Result<u64>> + Send {
-        self.0.clear(owner, keep)
+    fn clear(&self, owner: Owner, clear: Clear) -> impl Future<Output = Result<Cleared>> + Send {
+        self.0.clear(owner, clear)
     }
 
     fn set_clock(&self, clock: Clock) {

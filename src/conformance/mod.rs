@@ -113,7 +113,7 @@ macro_rules! __every_promise {
             owners::a_clear_ends_all_of_its_owner,
             owners::a_clear_counts_only_what_was_live,
             owners::a_clear_spares_the_one_to_keep,
-            owners::a_clear_keeps_nothing_that_is_not_the_owners,
+            owners::a_clear_by_what_is_not_the_owners_is_gone,
             owners::after_a_clear_new_ones_begin,
             owners::one_sid_of_two_owners_is_two_records,
             owners::names_are_taken_to_the_letter,

@@ -5,9 +5,10 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     samples::{LONG, anonymous, is_same, of, owner, record},
     subject::Subject,
+    verbs::by,
 };
 use crate::{
-    backend::{Backend, Outcome},
+    backend::{Backend, Cleared, Outcome},
     record::{
         Record,
         id::{Owner, RecordId},
@@ -64,7 +65,7 @@ pub async fn a_list_follows_every_write<B: Backend>(subject: &Subject<B>) {
     assert!(subject.delete(id).await, "`delete` says that a live record was not there");
     assert!(subject.lists(id).await.is_none(), "`list` shows a record after its `delete`");
     assert!(subject.list(owner).await.len() == 1, "`list` lost a record that nothing was done to");
-    assert!(subject.clear(owner, None).await == 1, "`clear` does not count the one record that is left");
+    assert!(subject.clear(owner).await == 1, "`clear` does not count the one record that is left");
     assert!(subject.list(owner).await.is_empty(), "`list` shows records after `clear`");
 }
 
@@ -80,7 +81,7 @@ pub async fn a_clear_ends_all_of_its_owner<B: Backend>(subject: &Subject<B>) {
     let later = record(of_ada[3].id);
     subject.updates(of_ada[3].version, &later).await;
     subject.touch(of_ada[4].id, of_ada[4].version, LONG).await;
-    let ended = subject.clear(ada, None).await;
+    let ended = subject.clear(ada).await;
     for old in &of_ada {
         assert!(
             subject.load(old.id).await.is_none(),
@@ -91,7 +92,7 @@ pub async fn a_clear_ends_all_of_its_owner<B: Backend>(subject: &Subject<B>) {
     subject.is_absent(later.id, later.version, "`clear`").await;
     assert!(ended == 8, "`clear` says that it ended {ended} records, and they were 8");
     assert!(subject.list(ada).await.is_empty(), "`list` shows records after `clear`");
-    assert!(subject.clear(ada, None).await == 0, "a second `clear` counts records that the first one ended");
+    assert!(subject.clear(ada).await == 0, "a second `clear` counts records that the first one ended");
     for other in &others {
         let Some(there) = subject.load(other.id).await else {
             panic!("`clear` ended a record that is not its owner's: somebody else is signed out")
@@ -115,7 +116,7 @@ pub async fn a_clear_counts_only_what_was_live<B: Backend>(subject: &Subject<B>)
     subject.updates(out.version, &Record { ttl: Duration::ZERO, ..record(out.id) }).await;
     subject.creates(&record(of(owner))).await;
     subject.creates(&record(of(owner))).await;
-    let ended = subject.clear(owner, None).await;
+    let ended = subject.clear(owner).await;
     assert!(
         ended == 2,
         "`clear` counts {ended} records where 2 were live and 3 had ended: a user is told of sessions that are no more"
@@ -132,7 +133,7 @@ pub async fn a_clear_spares_the_one_to_keep<B: Backend>(subject: &Subject<B>) {
         for id in &ids {
             subject.creates(&record(*id)).await;
         }
-        let ended = subject.clear(owner, Some(kept.id)).await;
+        let ended = subject.clear_others(&kept).await;
         let Some(there) = subject.load(kept.id).await else {
             panic!("`clear` ended the record that it was to keep: who signs out everywhere else is signed out here")
         };
@@ -160,40 +161,44 @@ pub async fn a_clear_spares_the_one_to_keep<B: Backend>(subject: &Subject<B>) {
     subject.updates(kept.version, &new).await;
     subject.touch(new.id, new.version, LONG).await;
     is_same(&subject.must_load(new.id).await, &new, "`load` of what `clear` kept, updated");
-    assert!(subject.clear(owner, None).await == 1, "`clear` does not count a record that an earlier one kept");
+    assert!(subject.clear(owner).await == 1, "`clear` does not count a record that an earlier one kept");
     subject.is_absent(new.id, new.version, "a `clear` after one that kept it").await;
 }
 
-/// A `keep` that belongs to another owner or to none, does not exist or has ended keeps nothing and creates nothing.
-pub async fn a_clear_keeps_nothing_that_is_not_the_owners<B: Backend>(subject: &Subject<B>) {
+/// `clear` by a record that belongs to another owner or to none, does not exist or has ended is `Gone`, and ends nothing.
+pub async fn a_clear_by_what_is_not_the_owners_is_gone<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let expired = Record { ttl: subject.short(), ..record(of(ada)) };
     subject.creates(&expired).await;
     subject.outlast(expired.ttl).await;
-    let sid = of(ada);
-    let (others, nobodys) = (same_sid(sid, Some(grace)), same_sid(sid, None));
-    subject.creates(&record(others)).await;
-    subject.creates(&record(nobodys)).await;
-    for keep in [expired.id, others, nobodys, of(ada)] {
-        let (one, two) = (record(sid), record(of(ada)));
-        subject.creates(&one).await;
-        subject.creates(&two).await;
-        let ended = subject.clear(ada, Some(keep)).await;
-        assert!(
-            subject.load(one.id).await.is_none() && subject.load(two.id).await.is_none(),
-            "`clear` kept a record for a `keep` that is not the owner's: who signed out everywhere is still signed in"
-        );
-        assert!(
-            ended == 2,
-            "`clear` says that it ended {ended} records and not 2, with a `keep` that is not the owner's"
-        );
-        assert!(subject.list(ada).await.is_empty(), "`clear` made a record of a `keep` that is not the owner's");
-        assert!(subject.load(expired.id).await.is_none(), "`clear` revived an expired record that it was to keep");
+    let ended = record(of(ada));
+    subject.creates(&ended).await;
+    subject.delete(ended.id).await;
+    let live = [record(of(ada)), record(of(ada))];
+    let (others, nobodys) = (record(same_sid(live[0].id, Some(grace))), record(same_sid(live[0].id, None)));
+    for record in live.iter().chain([&others, &nobodys]) {
+        subject.creates(record).await;
     }
-    assert!(
-        subject.load(others).await.is_some() && subject.load(nobodys).await.is_some(),
-        "`clear` ended a record that is not the owner's, though it was named as the one to keep"
-    );
+    for (keep, asks) in [true, false]
+        .into_iter()
+        .flat_map(|keep| [&expired, &ended, &others, &nobodys, &record(of(ada))].map(|record| (keep, by(record, keep))))
+    {
+        let answer = subject.clear_as(ada, asks).await;
+        assert!(
+            subject.list(ada).await.len() == 2,
+            "`clear` by a record that is not the owner's, or has ended, did something: who holds the ID of a session that \
+             was revoked signs the user out"
+        );
+        assert!(
+            matches!(answer, Cleared::Gone),
+            "`clear` by a record that is not the owner's, or has ended, is not `Gone` but {answer:?} (keep: {keep})"
+        );
+    }
+    for record in live.iter().chain([&others, &nobodys]) {
+        is_same(&subject.must_load(record.id).await, record, "`load` after a `clear` that was `Gone`");
+    }
+    subject.is_absent(expired.id, expired.version, "a `clear` that was `Gone`").await;
+    subject.is_absent(ended.id, ended.version, "a `clear` that was `Gone`").await;
 }
 
 /// Records that are created after a `clear` live, even under their old names.
@@ -202,7 +207,7 @@ pub async fn after_a_clear_new_ones_begin<B: Backend>(subject: &Subject<B>) {
     let mut id = of(owner);
     for _ in 0..3 {
         subject.creates(&record(id)).await;
-        assert!(subject.clear(owner, None).await == 1, "`clear` does not count the one record there is");
+        assert!(subject.clear(owner).await == 1, "`clear` does not count the one record there is");
         let (again, new) = (record(id), record(of(owner)));
         for record in [&again, &new] {
             assert!(subject.create(record).await, "`create` refused a name after `clear`: nobody can sign in again");
@@ -212,7 +217,7 @@ pub async fn after_a_clear_new_ones_begin<B: Backend>(subject: &Subject<B>) {
             is_same(&there, record, "`load` after `clear` and `create`");
         }
         assert!(subject.list(owner).await.len() == 2, "`list` does not show what was created after a `clear`");
-        assert!(subject.clear(owner, None).await == 2, "`clear` does not count what was created after another");
+        assert!(subject.clear(owner).await == 2, "`clear` does not count what was created after another");
         id = new.id;
     }
 }
@@ -249,7 +254,7 @@ pub async fn one_sid_of_two_owners_is_two_records<B: Backend>(subject: &Subject<
         matches!(subject.update(new.version, &record(of_nobody.id)).await, Outcome::Conflict(_)),
         "`update` took the version of another owner's record"
     );
-    assert!(subject.clear(ada, None).await == 1, "`clear` counts records of another owner");
+    assert!(subject.clear(ada).await == 1, "`clear` counts records of another owner");
     assert!(
         subject.load(of_grace.id).await.is_some() && subject.load(of_nobody.id).await.is_some(),
         "`clear` ended the record of another owner that has the same `sid`"
@@ -312,13 +317,13 @@ pub async fn names_are_taken_to_the_letter<B: Backend>(subject: &Subject<B>) {
     }
     // All underscores: in SQL, `LIKE` takes each for any character.
     let keep = name(&format!("{}.{}", owners[0], sids[5]));
-    let ended = subject.clear(owners[0], Some(keep)).await;
+    let ended = subject.clear_others(&subject.must_load(keep).await).await;
     assert!(
         ended == sids.len() as u64 - 1,
         "`clear` ended {ended} records of {} beside the one kept, all with similar names",
         sids.len() - 1
     );
-    assert!(subject.clear(owners[0], None).await == 1, "`clear` did not keep the one it was to, of similar names");
+    assert!(subject.clear(owners[0]).await == 1, "`clear` did not keep the one it was to, of similar names");
     let one = &all[0];
     assert!(subject.delete(one.id).await, "`delete` does not find a record among similar names");
     for record in all.iter().skip(1).filter(|record| record.id.owner() != Some(owners[0])) {
@@ -339,7 +344,7 @@ pub async fn five_hundred_of_one_owner<B: Backend>(subject: &Subject<B>) {
     let listed = subject.list(owner).await;
     let shown = listed.len();
     assert!(shown == 500, "`list` shows {shown} of 500 records: sessions that their user cannot see, nor end");
-    let ended = subject.clear(owner, Some(ids[250])).await;
+    let ended = subject.clear_others(&subject.must_load(ids[250]).await).await;
     assert!(ended == 499, "`clear` says that it ended {ended} of 500 records, all but one");
     for id in &ids {
         let there = subject.load(*id).await.is_some();

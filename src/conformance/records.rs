@@ -18,7 +18,7 @@ pub async fn what_was_never_created_is_absent<B: Backend>(subject: &Subject<B>) 
     }
     let owner = owner();
     assert!(subject.list(owner).await.is_empty(), "`list` shows records of somebody who never had one");
-    assert!(subject.clear(owner, None).await == 0, "`clear` counts records of somebody who never had one");
+    assert!(subject.clear(owner).await == 0, "`clear` counts records of somebody who never had one");
 }
 
 /// `load` returns what `create` was given: name, version and payload, and no more time to live.
@@ -168,10 +168,7 @@ pub async fn an_update_for_no_time_ends_the_record<B: Backend>(subject: &Subject
         );
         if let Some(owner) = id.owner() {
             assert!(subject.list(owner).await.is_empty(), "`list` shows a record after an `update` for no time");
-            assert!(
-                subject.clear(owner, None).await == 0,
-                "`clear` counts a record that an `update` for no time had ended"
-            );
+            assert!(subject.clear(owner).await == 0, "`clear` counts a record that an `update` for no time had ended");
         }
         subject.is_absent(id, out.version, "an `update` for no time").await;
         subject.is_absent(id, there.version, "an `update` for no time").await;
@@ -395,11 +392,11 @@ impl<B: Backend> Subject<B> {
             }
             (Ending::Clear, Some(owner)) => {
                 // One more is left alone: the owner's records are not gone altogether.
-                let other = of(owner);
-                self.creates(&record(other)).await;
-                let ended = self.clear(owner, Some(other)).await;
+                let other = record(of(owner));
+                self.creates(&other).await;
+                let ended = self.clear_others(&other).await;
                 assert!(ended == 1, "`clear` says that it ended {ended} records, and not one");
-                self.delete(other).await;
+                self.delete(other.id).await;
             }
             _ => assert!(self.delete(id).await, "`delete` says that a live record was not there"),
         }

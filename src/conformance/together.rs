@@ -7,10 +7,10 @@ use tokio::task::yield_now;
 use super::{
     samples::{LONG, both, is_same, of, owner, record},
     subject::Subject,
-    verbs::{answer, polled, together},
+    verbs::{everything, polled, together},
 };
 use crate::{
-    backend::{Backend, Outcome},
+    backend::{Backend, Outcome, Terms},
     record::{Record, id::RecordId},
 };
 
@@ -132,7 +132,7 @@ pub async fn a_create_beside_a_clear_is_ended_or_listed<B: Backend>(subject: &Su
                         for _ in 0..round % 5 {
                             yield_now().await;
                         }
-                        subject.clear(owner, None).await;
+                        subject.clear(owner).await;
                     }
                 }
             }
@@ -154,7 +154,7 @@ pub async fn a_create_beside_a_clear_is_ended_or_listed<B: Backend>(subject: &Su
             );
         }
         assert!(listed.iter().all(|there| there.id != before[0].id), "`list` shows a record that `clear` ended");
-        let ended = subject.clear(owner, None).await;
+        let ended = subject.clear(owner).await;
         assert!(ended == listed.len() as u64, "`clear` counts {ended} records, and `list` showed {}", listed.len());
     }
 }
@@ -171,7 +171,7 @@ pub async fn an_end_beside_updates_and_touches_is_the_end<B: Backend>(subject: &
                     // A logout tries until it has seen the version that is there.
                     0 if round % 3 == 0 => subject.logs_out(&first).await,
                     0 if round % 3 == 1 && id.owner().is_some() => {
-                        let ended = answer("clear", subject.backend().clear(of_owner(id), None)).await;
+                        let ended = subject.clear(of_owner(id)).await;
                         assert!(ended == 1, "`clear` beside `update`s says that it ended {ended} records and not one");
                     }
                     0 => assert!(subject.delete(id).await, "`delete` beside `update`s says that nothing was live"),
@@ -268,7 +268,7 @@ pub async fn a_repeated_create_leaves_its_record_alone<B: Backend>(subject: &Sub
             "a repeated `create` undid an `update`: a change that was answered with success is lost"
         );
         if let Some(owner) = id.owner() {
-            let ended = subject.clear(owner, None).await;
+            let ended = subject.clear(owner).await;
             assert!(ended == 1, "`clear` counts {ended} records after a `create` that was repeated, not one");
         }
     }
@@ -282,7 +282,7 @@ pub async fn a_dropped_verb_is_all_or_nothing<B: Backend>(subject: &Subject<B>) 
             let backend = subject.backend();
             let (first, second) = (Record { ttl: LONG / 2, ..record(id) }, record(id));
 
-            all_done &= polled(polls, backend.create(first.clone())).await;
+            all_done &= polled(polls, backend.create(first.clone(), Terms::default())).await;
             if let Some(there) = subject.agrees(id, "create").await {
                 is_same(&there, &first, "`load` after a dropped `create`");
             }
@@ -291,7 +291,7 @@ pub async fn a_dropped_verb_is_all_or_nothing<B: Backend>(subject: &Subject<B>) 
             is_same(&subject.must_load(id).await, &first, "`load` after a dropped `create`");
 
             all_done &= polled(polls, backend.load(id)).await;
-            all_done &= polled(polls, backend.update(first.version, second.clone())).await;
+            all_done &= polled(polls, backend.update(first.version, second.clone(), false)).await;
             let Some(there) = subject.agrees(id, "update").await else {
                 panic!("a dropped `update` ended the record: who is signed in is signed out")
             };
@@ -333,13 +333,13 @@ impl<B: Backend> Subject<B> {
             self.creates(record).await;
         }
         let mut all_done = polled(polls, self.backend().list(owner)).await;
-        all_done &= polled(polls, self.backend().clear(owner, None)).await;
+        all_done &= polled(polls, self.backend().clear(owner, everything())).await;
         let left = self.list(owner).await.len();
         assert!(left == 0 || left == 3, "a dropped `clear` ended {} records of 3", 3 - left);
         for record in &all {
             self.agrees(record.id, "clear").await;
         }
-        let ended = self.clear(owner, None).await;
+        let ended = self.clear(owner).await;
         assert!(ended == 0 || ended == 3, "a dropped `clear` ended {} records of 3", 3 - ended);
         for record in &all {
             assert!(self.load(record.id).await.is_none(), "`clear` after a dropped one left a record");

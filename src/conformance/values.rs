@@ -9,7 +9,7 @@ use super::{
     subject::Subject,
 };
 use crate::{
-    backend::{Backend, Outcome},
+    backend::{Backend, Outcome, Terms},
     record::Record,
 };
 
@@ -46,14 +46,14 @@ pub async fn what_has_expired_is_absent_in_every_verb<B: Backend>(subject: &Subj
         if let Some(owner) = listed.id.owner() {
             assert!(subject.list(owner).await.is_empty(), "`list` shows an expired record: a session that is over");
             let owner = all[3].id.owner().unwrap_or(owner);
-            assert!(subject.clear(owner, None).await == 0, "`clear` counts an expired record");
+            assert!(subject.clear(owner).await == 0, "`clear` counts an expired record");
         }
     }
     // Nor for a `list`: `clear` comes first.
     let owner = owner();
     subject.creates(&Record { ttl: short, ..record(of(owner)) }).await;
     subject.outlast(short).await;
-    assert!(subject.clear(owner, None).await == 0, "`clear` counts an expired record");
+    assert!(subject.clear(owner).await == 0, "`clear` counts an expired record");
 }
 
 /// No verb shows more time to live than was given: it is never rounded up.
@@ -189,7 +189,7 @@ pub async fn a_time_beyond_all_counting_is_long_or_an_error<B: Backend>(subject:
             let (first, second) = (record(id), Record { ttl, ..record(id) });
             let created = without_panic(subject, "create", ttl, {
                 let new = Record { ttl, ..record(id) };
-                async move |subject: Subject<B>| subject.backend().create(new).await.map(drop)
+                async move |subject: Subject<B>| subject.backend().create(new, Terms::default()).await.map(drop)
             });
             let outlives = "though it was to live for more than a hundred years";
             if created.await {
@@ -201,7 +201,7 @@ pub async fn a_time_beyond_all_counting_is_long_or_an_error<B: Backend>(subject:
             subject.creates(&first).await;
             let updated = without_panic(subject, "update", ttl, {
                 let (expected, new) = (first.version, second.clone());
-                async move |subject: Subject<B>| subject.backend().update(expected, new).await.map(drop)
+                async move |subject: Subject<B>| subject.backend().update(expected, new, false).await.map(drop)
             });
             let there = if updated.await { &second } else { &first };
             is_same(&subject.must_load(id).await, there, "`load` after a very long `update`");

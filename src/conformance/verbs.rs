@@ -5,11 +5,11 @@ use std::{pin::pin, sync::Arc, task::Poll, time::Duration};
 use tokio::{sync::Barrier, time::timeout};
 
 use super::{
-    samples::{LONG, record},
+    samples::{LONG, record, version},
     subject::{PATIENCE, Subject},
 };
 use crate::{
-    backend::{Backend, Outcome, Result},
+    backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Terms},
     record::{
         Record,
         id::{Owner, RecordId},
@@ -33,8 +33,17 @@ impl<B: Backend> Subject<B> {
         record
     }
 
+    /// Creates a record without terms, and says whether its name was free.
     pub(super) async fn create(&self, record: &Record) -> bool {
-        answer("create", self.backend().create(record.clone())).await
+        match self.create_on(record, Terms::default()).await {
+            Created::Done => true,
+            Created::Taken => false,
+            Created::Late => panic!("`create` without a `since` is `Late`: nobody can sign in"),
+        }
+    }
+
+    pub(super) async fn create_on(&self, record: &Record, terms: Terms) -> Created {
+        answer("create", self.backend().create(record.clone(), terms)).await
     }
 
     /// Creates a record that the exam needs.
@@ -43,7 +52,7 @@ impl<B: Backend> Subject<B> {
     }
 
     pub(super) async fn update(&self, expected: i64, record: &Record) -> Outcome {
-        answer("update", self.backend().update(expected, record.clone())).await
+        answer("update", self.backend().update(expected, record.clone(), false)).await
     }
 
     /// Does an update that the exam needs.
@@ -84,8 +93,30 @@ impl<B: Backend> Subject<B> {
         all.into_iter().find(|record| record.id == id)
     }
 
-    pub(super) async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> u64 {
-        answer("clear", self.backend().clear(owner, keep)).await
+    /// Clears an owner, whatever the owner has, and says how many records ended.
+    pub(super) async fn clear(&self, owner: Owner) -> u64 {
+        match self.clear_as(owner, everything()).await {
+            Cleared::Done(ended) => ended,
+            other => panic!("`clear` that is by no record is {other:?}: nobody can be signed out everywhere"),
+        }
+    }
+
+    pub(super) async fn clear_as(&self, owner: Owner, clear: Clear) -> Cleared {
+        answer("clear", self.backend().clear(owner, clear)).await
+    }
+
+    /// Ends all records of an owner but the one to keep, which is live and has that version.
+    pub(super) async fn clear_others(&self, kept: &Record) -> u64 {
+        let Some(owner) = kept.id.owner() else { return 0 };
+        match self.clear_as(owner, by(kept, true)).await {
+            Cleared::Done(ended) => ended,
+            Cleared::Gone => panic!("`clear` by a live record is `Gone`: who signs out everywhere is not heard"),
+            Cleared::Conflict(_) => {
+                panic!(
+                    "`clear` by a record is a `Conflict`, though it has that version: nobody can sign out everywhere"
+                )
+            }
+        }
     }
 
     /// Checks that no verb finds the record. `after` says what ended it, and `version` is the one that it had.
@@ -110,6 +141,17 @@ impl<B: Backend> Subject<B> {
             assert!(self.lists(id).await.is_none(), "`list` shows a record after {after}: a session that is over");
         }
     }
+}
+
+/// A clear of all that an owner has.
+pub(super) fn everything() -> Clear {
+    Clear { name: version(), by: None }
+}
+
+/// A clear by a record as it is there.
+pub(super) fn by(record: &Record, keep: bool) -> Clear {
+    let Record { id, version: expected, .. } = *record;
+    Clear { name: version(), by: Some(By { id, version: expected, keep }) }
 }
 
 /// Waits for the answer of a call.

@@ -41,8 +41,9 @@ use crate::{
     record::{data::Data, id::RecordId, token::SecretHash},
 };
 
-/// What a [`Backend`](crate::Backend) stores under a [`RecordId`].
+/// What a [`Backend`](crate::Backend) stores under a [`RecordId`]. [`new`](Self::new) makes one.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct Record {
     /// The name, and the only thing to find it by.
     pub id: RecordId,
@@ -52,6 +53,13 @@ pub struct Record {
     pub ttl: Duration,
     /// Bytes, for the backend to keep as they are.
     pub payload: Bytes,
+}
+
+impl Record {
+    /// Makes a record, as a backend does from a row. Change one by its fields: `record.ttl = …`.
+    pub fn new(id: RecordId, version: i64, ttl: Duration, payload: impl Into<Bytes>) -> Self {
+        Self { id, version, ttl, payload: payload.into() }
+    }
 }
 
 impl fmt::Debug for Record {

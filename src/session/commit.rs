@@ -155,7 +155,7 @@ impl Commit {
             // It is not known whose sessions these are, so "done" would be a lie.
             Base::Unreadable(error) => return Err(error.clone()),
             base => match base.key() {
-                Some(key) => engine.clear(engine.owner(key), None).await? > 0,
+                Some(key) => engine.clear(engine.owner(key), None).await?.is_some_and(|ended| ended > 0),
                 None => return Ok(None),
             },
         };
@@ -166,12 +166,14 @@ impl Commit {
     /// Ends all sessions of the loaded session's key except that one. A visitor's session has no others.
     async fn clear_others(&self, engine: &Arc<Engine>) -> Result<Option<CookieChange>, Error> {
         let keep = match &self.base {
-            Base::Live(loaded, _) => Some(loaded.id),
+            Base::Live(loaded, _) => Some((loaded.id, loaded.version)),
             Base::Unreadable(error) => return Err(error.clone()),
             Base::Nothing | Base::Replaced | Base::Gone(..) => None,
         };
-        if let Some(key) = self.base.key() {
-            engine.clear(engine.owner(key), keep).await?;
+        if let Some(key) = self.base.key()
+            && engine.clear(engine.owner(key), keep).await?.is_none()
+        {
+            return Err(Error::new(ErrorKind::Unauthorized, "the session has ended, so no other session has ended"));
         }
         Ok(None)
     }

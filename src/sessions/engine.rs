@@ -7,7 +7,7 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use crate::{
-    backend::{Backend, Outcome, any::AnyBackend},
+    backend::{Backend, By, Clear, Cleared, Created, Outcome, Terms, any::AnyBackend},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     random::random_version,
@@ -179,13 +179,16 @@ impl<B: Backend> Engine<B> {
             let new = Loaded { id, version: random_version(), ttl: self.ttl(&contents), contents, stale: false };
             let (record, text) = (self.record(&new)?, self.id(id, &secret)?);
             let orphan = self.remove_on_drop(id);
-            let created = self.backend.create(record).await;
+            let created = self.backend.create(record, Terms::default()).await;
             let created = created.map_err(|error| Error::backend("a session could not be created", error))?;
             orphan.disarm();
-            // The name may be taken by this very record, if a client has sent it twice.
-            if created || self.load(id).await?.is_some_and(|there| there.version == new.version) {
-                tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
-                return Ok((Arc::new(new), text));
+            match created {
+                Created::Done => {
+                    tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
+                    return Ok((Arc::new(new), text));
+                }
+                // Without terms it is never late.
+                Created::Taken | Created::Late => {}
             }
             contents = new.contents;
             sid = self.new_sid()?;
@@ -253,7 +256,7 @@ impl<B: Backend> Engine<B> {
     /// Compare and swap: stores the session if the record still has this version.
     async fn swap(&self, expected: i64, new: Arc<Loaded>) -> Result<WriteOutcome, Error> {
         let record = self.record(&new)?;
-        let updated = self.backend.update(expected, record).await;
+        let updated = self.backend.update(expected, record, false).await;
         let current = match updated.map_err(|error| Error::backend("a session could not be updated", error))? {
             Outcome::Done => return Ok(WriteOutcome::Done(new)),
             Outcome::Gone => return Ok(WriteOutcome::Gone),
@@ -342,10 +345,21 @@ impl<B: Backend> Engine<B> {
         self.policy().rework_grace
     }
 
-    /// Ends all sessions of an owner except `keep`.
-    pub(crate) async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64, Error> {
-        let cleared = self.backend.clear(owner, keep).await;
-        cleared.map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
+    /// Ends all sessions of an owner, or all but the one to keep, which is given with its version. `None` says that the one
+    /// to keep has ended, and that no other has.
+    pub(crate) async fn clear(&self, owner: Owner, keep: Option<(RecordId, i64)>) -> Result<Option<u64>, Error> {
+        let mut by = keep.map(|(id, version)| By { id, version, keep: true });
+        loop {
+            let cleared = self.backend.clear(owner, Clear { name: random_version(), by }).await;
+            match cleared.map_err(|error| Error::backend("the sessions of a key could not be cleared", error))? {
+                Cleared::Done(ended) => return Ok(Some(ended)),
+                Cleared::Gone => return Ok(None),
+                // Another request has written to it meanwhile. It is live, so it is still the one to keep.
+                Cleared::Conflict(current) => by = by.map(|by| By { version: current.version, ..by }),
+            }
+            // With a backend that never waits, the request's time would never run out.
+            yield_now().await;
+        }
     }
 
     /// Tells the backend in the background that the session is in use, unless it was told lately. A record that is not

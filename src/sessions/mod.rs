@@ -211,19 +211,18 @@ impl<B: Backend> Sessions<B> {
     }
 
     /// Ends all other sessions of this session's key, keeps this one, and returns how many there were. A session without a
-    /// session key has no others. It is looked up first: if it ends at the same moment, the others end nevertheless.
+    /// session key has no others. If it has ended, or ends at the same moment, no other ends.
     ///
     /// For an application that gets its IDs from elsewhere than a cookie, and has just changed a password.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session; no other ends then. Otherwise as
-    /// [`get`](Self::get).
+    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session. Otherwise as [`get`](Self::get).
     #[doc(alias = "revoke_all")]
     pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<u64, Error> {
         self.within_time(async {
             let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
             match loaded.id.owner() {
-                Some(owner) => self.clear_and_count(owner, Some(loaded.id)).await,
+                Some(owner) => self.clear_and_count(owner, Some((loaded.id, loaded.version))).await,
                 None => Ok(0),
             }
         })
@@ -327,13 +326,13 @@ impl<B: Backend> Sessions<B> {
 
     /// What a login left behind under an old ID is not a session, although the backend counts it. Ending matters more than
     /// counting, so it does not depend on a list.
-    async fn clear_and_count(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64, Error> {
+    async fn clear_and_count(&self, owner: Owner, keep: Option<(RecordId, i64)>) -> Result<u64, Error> {
         let records = timeout(self.0.request_time() / 2, self.0.list(owner)).await;
         let tombstones = match records {
             Ok(Ok(records)) => records.iter().filter(|record| self.is_tombstone(record)).count() as u64,
             _ => 0,
         };
-        let ended = self.0.clear(owner, keep).await?;
+        let ended = self.0.clear(owner, keep).await?.ok_or_else(Error::not_found)?;
         Ok(ended.saturating_sub(tombstones))
     }
 

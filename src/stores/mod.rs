@@ -20,5 +20,6 @@
 
 pub mod json;
 pub mod memory;
+mod recent;
 #[cfg(feature = "redis")]
 pub mod redis;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode, header};
 use jam_session::{
-    Backend, Owner, Record, RecordId, Session, SessionLayer, Sessions,
+    Backend, Clear, Cleared, Created, Owner, Record, RecordId, Session, SessionLayer, Sessions,
     backend::{Outcome, Result},
 };
 use tower::{Layer, ServiceExt, service_fn};
@@ -167,7 +167,7 @@ fn read(file: &mut File) -> Option<Record> {
     let id = text();
     let id = id.parse().ok()?;
     let version = text().parse().unwrap();
-    Some(Record { id, version, ttl: TTL, payload: Bytes::copy_from_slice(parts.next().unwrap()) })
+    Some(Record::new(id, version, TTL, Bytes::copy_from_slice(parts.next().unwrap())))
 }
 
 fn write(file: &mut File, record: Option<Record>) {
@@ -190,11 +190,14 @@ impl Backend for Store {
         Ok(record)
     }
 
-    async fn create(&self, record: Record) -> Result<bool> {
-        Ok(self.with(|there| there.replace(record)).is_none())
+    async fn create(&self, record: Record, _: Terms) -> Result<Created> {
+        Ok(match self.with(|there| there.replace(record)) {
+            None => Created::Done,
+            Some(_) => Created::Taken,
+        })
     }
 
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
+    async fn update(&self, expected: i64, record: Record, _: bool) -> Result<Outcome> {
         let mut other = self.other.lock().unwrap();
         if let Some(other) = other.as_mut().filter(|other| other.waits) {
             other.hear();
@@ -226,8 +229,8 @@ impl Backend for Store {
         Ok(Vec::new())
     }
 
-    async fn clear(&self, _: Owner, _: Option<RecordId>) -> Result<u64> {
-        Ok(0)
+    async fn clear(&self, _: Owner, _: Clear) -> Result<Cleared> {
+        Ok(Cleared::Done(0))
     }
 }
 

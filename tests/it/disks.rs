@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use crate::store::Plain;
 use jam_session::{
     Backend, Builder, Clock, Durability, ErrorKind, JsonSessions, Record, SessionLayer, stores::json::JsonFile,
 };
@@ -411,16 +412,15 @@ async fn p18_a_deadline_is_not_moved_by_a_clock_that_is_set_back_while_nothing_r
 async fn p18_a_wall_clock_that_is_wrong_for_a_moment_ends_no_session_of_a_file() {
     let folder = Folder::new();
     let clock = Clock::manual();
-    let record =
-        |n: u64| Record { id: format!("{n:022}").parse().unwrap(), version: 1, ttl: HOUR, payload: "{}".into() };
+    let record = |n: u64| Record::new(format!("{n:022}").parse().unwrap(), 1, HOUR, "{}");
     let sessions = builder(folder.file()).clock(clock.clone()).open().await.unwrap();
-    assert!(sessions.backend().create(record(1)).await.unwrap());
+    assert!(sessions.backend().creates(record(1)).await.unwrap());
     sessions.close().await.unwrap();
     // Opened and used for a while by a clock that shows 1970, as a machine without a battery does.
     let wrong = Clock::manual_at(std::time::UNIX_EPOCH);
     let sessions = builder(folder.file()).clock(wrong.clone()).open().await.unwrap();
     wrong.advance(HOUR / 4);
-    assert!(sessions.backend().create(record(2)).await.unwrap());
+    assert!(sessions.backend().creates(record(2)).await.unwrap());
     sessions.close().await.unwrap();
     // And put right: neither has ended, nor got more time than it had.
     let sessions = builder(folder.file()).clock(clock.clone()).open().await.unwrap();

@@ -14,7 +14,7 @@ use crate::{
     client::{Answer, Client},
     folder::Folder,
     on_every_store,
-    store::{BRIEF, Options, PATIENCE, Store, eventually, in_time},
+    store::{BRIEF, Options, PATIENCE, Plain, Store, eventually, in_time},
 };
 
 on_every_store! {
@@ -97,8 +97,8 @@ async fn record(store: &Store, user: &str) -> Record {
 /// What somebody can do who can write to the store.
 async fn overwrite(store: &Store, id: RecordId, payload: impl Into<bytes::Bytes>) {
     let there = store.backend().load(id).await.unwrap().unwrap();
-    let forged = Record { version: there.version.wrapping_add(1) & i64::MAX, payload: payload.into(), ..there };
-    assert!(matches!(store.backend().update(there.version, forged).await.unwrap(), jam_session::Outcome::Done));
+    let forged = Record::new(id, there.version.wrapping_add(1) & i64::MAX, there.ttl, payload);
+    assert!(matches!(store.backend().updates(there.version, forged).await.unwrap(), jam_session::Outcome::Done));
 }
 
 fn is_sealed(record: &Record) -> bool {

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::{
     client::Client,
     on_every_store,
-    store::{BRIEF, Options, PATIENCE, Store, Watched, eventually, record_id},
+    store::{BRIEF, Options, PATIENCE, Plain, Store, Watched, eventually, record_id},
 };
 
 on_every_store! {
@@ -140,8 +140,8 @@ async fn p10_a_failed_commit_can_be_tried_again(store: Store) {
 /// Puts other bytes into the record of a client's session.
 async fn overwrite(store: &Store, client: &Client, payload: &'static [u8]) -> Record {
     let record = record(store, client).await.unwrap();
-    let spoilt = Record { version: record.version + 1, payload: payload.into(), ..record };
-    let _ = store.backend().update(record.version, spoilt.clone()).await.unwrap();
+    let spoilt = Record::new(record.id, record.version + 1, record.ttl, payload);
+    let _ = store.backend().updates(record.version, spoilt.clone()).await.unwrap();
     spoilt
 }
 
@@ -204,7 +204,8 @@ async fn p11_a_record_moved_to_another_user_is_unreadable(store: Store) {
     mallory.does(|session| session.create("mallory", json!({}))).await.ok();
     // Somebody who can write to the store puts ada's record under mallory's name.
     let (from, to) = (record(&store, &ada).await.unwrap(), record(&store, &mallory).await.unwrap());
-    let _ = store.backend().update(to.version, Record { id: to.id, ..from }).await.unwrap();
+    let _ =
+        store.backend().updates(to.version, Record::new(to.id, from.version, from.ttl, from.payload)).await.unwrap();
     let answer = mallory.does(|session| session.get::<String>("role").map(drop));
     assert_eq!(answer.await.sets_no_cookie().status, 500);
     // The same store under another pepper or another name: nothing of it is ours.
@@ -442,8 +443,8 @@ async fn p11_a_payload_that_names_another_owner_is_unreadable(store: Store) {
     let (own, other) = (b"malory-of-the-tests", b"root-who-may-do-all");
     let at = payload.windows(own.len()).position(|bytes| bytes == own).unwrap();
     payload[at..at + own.len()].copy_from_slice(other);
-    let forged = Record { version: 1, payload: payload.into(), ..record.clone() };
-    let _ = store.backend().update(record.version, forged).await.unwrap();
+    let forged = Record::new(record.id, 1, record.ttl, payload);
+    let _ = store.backend().updates(record.version, forged).await.unwrap();
     let body = client.does(|session| Ok(format!("{:?}", session.key()))).await.body;
     assert_eq!(body, "None", "malory is signed in as root, in a session that a clear of root's does not end");
 }
@@ -459,8 +460,8 @@ async fn p11_changes_to_an_unreadable_session_never_answer_200() {
         let client = Client::new(&store.layer());
         client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
         let record = store.backend().load(record_id(&client.id().unwrap())).await.unwrap().unwrap();
-        let spoilt = Record { version: 1, payload: "{".into(), ..record.clone() };
-        let _ = store.backend().update(record.version, spoilt).await.unwrap();
+        let spoilt = Record::new(record.id, 1, record.ttl, "{");
+        let _ = store.backend().updates(record.version, spoilt).await.unwrap();
         let answer = client.does(|session| {
             change(session);
             Ok(())
@@ -483,8 +484,8 @@ async fn p11_a_record_that_became_unreadable_meanwhile_does_not_keep_its_owner_f
             let store = spoiling.clone();
             async move {
                 let record = store.backend().load(id).await.unwrap().unwrap();
-                let spoilt = Record { version: 1, payload: "{\"v\":2}".into(), ..record.clone() };
-                let _ = store.backend().update(record.version, spoilt).await.unwrap();
+                let spoilt = Record::new(record.id, 1, record.ttl, "{\"v\":2}");
+                let _ = store.backend().updates(record.version, spoilt).await.unwrap();
             }
         });
         let answer = client.does(|session| {

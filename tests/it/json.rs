@@ -25,7 +25,7 @@ use serde_json::{Value, json};
 use crate::{
     events::Events,
     folder::Folder,
-    store::{PATIENCE, eventually},
+    store::{PATIENCE, Plain, eventually},
 };
 
 /// The same numbers each time.
@@ -57,7 +57,7 @@ fn lines(path: &Path) -> Vec<Value> {
 }
 
 fn record(n: u64, version: i64, ttl: Duration, payload: impl Into<Bytes>) -> Record {
-    Record { id: format!("{n:022}").parse().unwrap(), version, ttl, payload: payload.into() }
+    Record::new(format!("{n:022}").parse().unwrap(), version, ttl, payload)
 }
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -96,7 +96,7 @@ async fn p18_time_goes_on_while_nothing_runs() {
     let sessions = start().await.unwrap();
     let (a, b) = (record(1, 1, HOUR, "{}"), record(2, 1, 3 * HOUR, "{}"));
     for record in [&a, &b] {
-        assert!(sessions.backend().create(record.clone()).await.unwrap());
+        assert!(sessions.backend().creates(record.clone()).await.unwrap());
     }
     clock.advance(HOUR / 2);
     sessions.backend().touch(a.id, 1, HOUR).await.unwrap();
@@ -109,14 +109,14 @@ async fn p18_time_goes_on_while_nothing_runs() {
     assert_eq!(sessions.backend().load(b.id).await.unwrap().unwrap().ttl, HOUR + 3 * HOUR / 4);
     clock.advance(HOUR / 4);
     assert!(sessions.backend().load(a.id).await.unwrap().is_none());
-    assert!(matches!(sessions.backend().update(1, a.clone()).await.unwrap(), Outcome::Gone));
+    assert!(matches!(sessions.backend().updates(1, a.clone()).await.unwrap(), Outcome::Gone));
     assert!(!sessions.backend().delete(a.id).await.unwrap());
     drop(sessions);
 
     clock.advance(2 * HOUR);
     let sessions = start().await.unwrap();
     assert!(sessions.backend().load(b.id).await.unwrap().is_none());
-    assert!(sessions.backend().create(b).await.unwrap());
+    assert!(sessions.backend().creates(b).await.unwrap());
 }
 
 #[tokio::test]
@@ -124,11 +124,11 @@ async fn an_update_for_no_time_ends_the_record() {
     let folder = Folder::new();
     let sessions = open(&folder.file()).await;
     let there = record(1, 1, HOUR, "{}");
-    assert!(sessions.backend().create(there.clone()).await.unwrap());
-    let end = |version| Record { version: 3, ttl: Duration::ZERO, ..record(1, version, HOUR, "{}") };
-    assert!(matches!(sessions.backend().update(2, end(3)).await.unwrap(), Outcome::Conflict(_)));
-    assert!(matches!(sessions.backend().update(1, end(3)).await.unwrap(), Outcome::Done));
-    assert!(matches!(sessions.backend().update(1, end(3)).await.unwrap(), Outcome::Gone));
+    assert!(sessions.backend().creates(there.clone()).await.unwrap());
+    let end = |version| record(1, version, Duration::ZERO, "{}");
+    assert!(matches!(sessions.backend().updates(2, end(3)).await.unwrap(), Outcome::Conflict(_)));
+    assert!(matches!(sessions.backend().updates(1, end(3)).await.unwrap(), Outcome::Done));
+    assert!(matches!(sessions.backend().updates(1, end(3)).await.unwrap(), Outcome::Gone));
     assert!(sessions.backend().load(there.id).await.unwrap().is_none());
     sessions.close().await.unwrap();
     assert!(open(&folder.file()).await.backend().load(there.id).await.unwrap().is_none());
@@ -187,7 +187,7 @@ async fn what_is_not_json_comes_back_to_the_byte() {
     let sessions = builder(folder.file()).serializer(Backwards).open().await.unwrap();
     let id = sessions.create("ada", json!({"role": "admin"})).await.unwrap();
     let bytes: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();
-    assert!(sessions.backend().create(record(1, 1, HOUR, bytes.clone())).await.unwrap());
+    assert!(sessions.backend().creates(record(1, 1, HOUR, bytes.clone())).await.unwrap());
     sessions.close().await.unwrap();
     assert!(lines(&folder.file()).iter().any(|line| line["base64"].is_string()));
 
@@ -225,8 +225,8 @@ async fn p05_an_update_whose_answer_nobody_waited_for_is_not_done_twice() {
     let folder = Folder::new();
     let sessions = open(&folder.file()).await;
     let on = sessions.backend();
-    assert!(on.create(record(0, 1, HOUR, "{}")).await.unwrap());
-    let write = |expected: i64, version: i64| on.update(expected, record(0, version, HOUR, "{}"));
+    assert!(on.creates(record(0, 1, HOUR, "{}")).await.unwrap());
+    let write = |expected: i64, version: i64| on.updates(expected, record(0, version, HOUR, "{}"));
     for version in 1..100 {
         assert!(matches!(write(version, version + 1).await.unwrap(), Outcome::Done));
     }
@@ -237,8 +237,8 @@ async fn p05_an_update_whose_answer_nobody_waited_for_is_not_done_twice() {
     for (expected, version) in [(1, 200), (99, 201)] {
         assert!(matches!(write(expected, version).await.unwrap(), Outcome::Conflict(there) if there.version == 100));
     }
-    assert!(on.create(record(1, 300, HOUR, "{}")).await.unwrap());
-    assert!(matches!(on.update(1, record(1, 2, HOUR, "{}")).await.unwrap(), Outcome::Conflict(_)));
+    assert!(on.creates(record(1, 300, HOUR, "{}")).await.unwrap());
+    assert!(matches!(on.updates(1, record(1, 2, HOUR, "{}")).await.unwrap(), Outcome::Conflict(_)));
     assert_eq!(on.load(record(0, 0, HOUR, "").id).await.unwrap().unwrap().version, 100);
     // In one batch, too.
     let (first, second, again) = tokio::join!(write(100, 101), write(101, 102), write(100, 101));
@@ -252,13 +252,13 @@ async fn of_updates_that_expect_the_same_version_one_is_done() {
     for durability in [Durability::Sync, Durability::Flush] {
         let sessions = builder(folder.file()).durability(durability).open().await.unwrap();
         let id = record(1, 0, HOUR, "{}").id;
-        assert!(sessions.backend().create(record(1, 0, HOUR, "{}")).await.unwrap());
+        assert!(sessions.backend().creates(record(1, 0, HOUR, "{}")).await.unwrap());
         for expected in 0..50 {
             let all = (0..16).map(|i| {
                 let sessions = sessions.clone();
                 tokio::spawn(async move {
                     let (version, payload) = (if i == 0 { expected + 1 } else { 1_000 * i + expected }, "{}");
-                    match sessions.backend().update(expected, record(1, version, HOUR, payload)).await.unwrap() {
+                    match sessions.backend().updates(expected, record(1, version, HOUR, payload)).await.unwrap() {
                         Outcome::Done => Some(version),
                         // What stands in the way is what everybody sees by now.
                         Outcome::Conflict(there) => {
@@ -278,7 +278,7 @@ async fn of_updates_that_expect_the_same_version_one_is_done() {
             let there = sessions.backend().load(id).await.unwrap().unwrap().version;
             assert_eq!(done, [there]);
             let next = record(1, expected + 1, HOUR, "{}");
-            assert!(matches!(sessions.backend().update(there, next).await.unwrap(), Outcome::Done));
+            assert!(matches!(sessions.backend().updates(there, next).await.unwrap(), Outcome::Done));
         }
         assert!(sessions.backend().delete(id).await.unwrap());
         sessions.close().await.unwrap();
@@ -293,7 +293,7 @@ async fn a_change_that_is_given_up_has_happened_or_not() {
     while given_up < 100 {
         let n = asked;
         asked += 1;
-        let mut create = pin!(sessions.backend().create(record(n, 5, HOUR, "{}")));
+        let mut create = pin!(sessions.backend().creates(record(n, 5, HOUR, "{}")));
         let first = poll_fn(|cx| Poll::Ready(create.as_mut().poll(cx))).await;
         // The thread that writes may be so quick that there is nothing to give up.
         match first {
@@ -302,7 +302,7 @@ async fn a_change_that_is_given_up_has_happened_or_not() {
         }
     }
     // Later than all of them.
-    assert!(sessions.backend().create(record(1 << 32, 1, HOUR, "{}")).await.unwrap());
+    assert!(sessions.backend().creates(record(1 << 32, 1, HOUR, "{}")).await.unwrap());
     let mut there = Vec::new();
     for n in 0..asked {
         there.push(sessions.backend().load(record(n, 0, HOUR, "").id).await.unwrap().map(|record| record.version));
@@ -328,7 +328,7 @@ async fn closing_during_writes_loses_nothing_that_was_answered() {
                     let mut done = Vec::new();
                     for n in 0.. {
                         let n = (round * 8 + task) << 32 | n;
-                        match sessions.backend().create(record(n, 1, HOUR, "{}")).await {
+                        match sessions.backend().creates(record(n, 1, HOUR, "{}")).await {
                             Ok(created) => assert!(created),
                             Err(_) => break,
                         }
@@ -536,7 +536,7 @@ async fn the_last_handle_may_be_dropped_by_the_thread_that_writes() {
         folders.push(folder);
         let holder = Arc::new(Holder(Mutex::new(None), told.clone()));
         let mut task: Task =
-            Box::pin(async move { sessions.backend().create(record(1, 1, HOUR, "{}")).await.map(drop).unwrap() });
+            Box::pin(async move { sessions.backend().creates(record(1, 1, HOUR, "{}")).await.map(drop).unwrap() });
         let waker = Waker::from(Arc::clone(&holder));
         let mut place = holder.0.lock().unwrap();
         is_pending = task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending();
@@ -565,7 +565,7 @@ async fn nothing_is_read_once_the_file_was_let_go_of() {
     // Until there is one that the thread that writes has to wake.
     let mut waits = None;
     for n in 0.. {
-        let mut create = Box::pin(sessions.backend().create(record(n, 1, HOUR, "{}")));
+        let mut create = Box::pin(sessions.backend().creates(record(n, 1, HOUR, "{}")));
         if create.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
             waits = Some(create);
             break;

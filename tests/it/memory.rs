@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use crate::store::Plain;
 use axum::body::Bytes;
 use jam_session::{Backend, Clock, ErrorKind, MemorySessions, Outcome, Record, SessionLayer};
 use serde_json::json;
@@ -72,23 +73,19 @@ async fn p19_bytes_are_bounded_too() {
 async fn p19_what_it_holds_is_counted_whatever_happens() {
     let sessions = MemorySessions::new();
     let backend = sessions.backend();
-    let record = |version, size| Record {
-        id: "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap(),
-        version,
-        ttl: Duration::from_secs(60),
-        payload: vec![0; size].into(),
-    };
-    assert!(backend.create(record(1, 100)).await.unwrap());
+    let id = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
+    let record = |version, size| Record::new(id, version, Duration::from_secs(60), vec![0; size]);
+    assert!(backend.creates(record(1, 100)).await.unwrap());
     let bytes = backend.bytes();
-    assert!(!backend.create(record(2, 5000)).await.unwrap());
-    assert!(matches!(backend.update(9, record(3, 5000)).await.unwrap(), Outcome::Conflict(_)));
+    assert!(!backend.creates(record(2, 5000)).await.unwrap());
+    assert!(matches!(backend.updates(9, record(3, 5000)).await.unwrap(), Outcome::Conflict(_)));
     assert_eq!((backend.sessions(), backend.bytes()), (1, bytes));
-    assert!(matches!(backend.update(1, record(4, 600)).await.unwrap(), Outcome::Done));
+    assert!(matches!(backend.updates(1, record(4, 600)).await.unwrap(), Outcome::Done));
     assert_eq!(backend.bytes(), bytes + 500);
-    assert!(matches!(backend.update(4, record(5, 50)).await.unwrap(), Outcome::Done));
+    assert!(matches!(backend.updates(4, record(5, 50)).await.unwrap(), Outcome::Done));
     assert_eq!(backend.bytes(), bytes - 50);
     assert!(backend.delete(record(5, 0).id).await.unwrap());
-    assert!(matches!(backend.update(5, record(6, 5000)).await.unwrap(), Outcome::Gone));
+    assert!(matches!(backend.updates(5, record(6, 5000)).await.unwrap(), Outcome::Gone));
     assert_eq!((backend.sessions(), backend.bytes()), (0, 0));
 }
 
@@ -128,7 +125,7 @@ async fn p19_a_million_anonymous_visits_leave_nothing() {
         clock.advance(Duration::from_millis(60));
         let ttl = Duration::from_secs(60);
         let id = format!("{i:022}").parse().unwrap();
-        sessions.backend().create(Record { id, version: 1, ttl, payload: Bytes::new() }).await.unwrap();
+        sessions.backend().creates(Record::new(id, 1, ttl, Bytes::new())).await.unwrap();
         most = most.max(sessions.backend().sessions());
     }
     // How many expired ones there are beside them depends on how chance spreads them over the shards, and on how many
@@ -218,8 +215,8 @@ async fn p19_a_keyed_session_gets_in_while_anonymous_ones_come_and_go() {
                 while stop.load(SeqCst) == 0 {
                     i += 1;
                     let id = format!("{t}-{i:020}").parse().unwrap();
-                    let record = Record { id, version: 1, ttl: Duration::from_secs(9), payload: Vec::new().into() };
-                    let _ = futures_util::FutureExt::now_or_never(sessions.backend().create(record)).unwrap();
+                    let record = Record::new(id, 1, Duration::from_secs(9), Vec::new());
+                    let _ = futures_util::FutureExt::now_or_never(sessions.backend().creates(record)).unwrap();
                 }
             })
         })

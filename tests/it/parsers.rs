@@ -15,8 +15,8 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, header};
 use jam_session::{
-    Durability, ErrorKind, JsonSessions, Keyring, MemoryBackend, Outcome, Owner, Record, RecordId, Session,
-    SessionLayer, Sessions,
+    Cleared, Created, Durability, ErrorKind, JsonSessions, Keyring, MemoryBackend, Outcome, Owner, Record, RecordId,
+    Session, SessionLayer, Sessions,
     conformance::{Answer, Call, Fault, Faulty, Verb},
 };
 use tokio::runtime::Runtime;
@@ -145,18 +145,18 @@ fn holding(payload: fn() -> Option<Bytes>) -> Holds {
     let backend = Faulty::new(MemoryBackend::default());
     // The store in it is never asked.
     backend.faults().always(None, Fault::Before);
-    let record = move |id| payload().map(|payload| Record { id, version: 1, ttl: Duration::from_secs(60), payload });
+    let record = move |id| payload().map(|payload| Record::new(id, 1, Duration::from_secs(60), payload));
     let answer = move |call: &Call| {
         let name = call.id.or_else(|| format!("{}.AAAAAAAAQACAAAAAAAAAAA", call.owner?).parse().ok());
         let record = name.and_then(&record);
         match call.verb {
             Verb::Load => Answer::Load(record),
-            Verb::Create => Answer::Create(true),
+            Verb::Create => Answer::Create(Created::Done),
             Verb::Update => Answer::Update(if record.is_some() { Outcome::Done } else { Outcome::Gone }),
             Verb::Touch => Answer::Touch,
             Verb::Delete => Answer::Delete(record.is_some()),
             Verb::List => Answer::List(record.into_iter().collect()),
-            Verb::Clear => Answer::Clear(u64::from(record.is_some())),
+            Verb::Clear => Answer::Clear(Cleared::Done(u64::from(record.is_some()))),
             _ => Answer::Close,
         }
     };

@@ -4,7 +4,7 @@ use std::{cell::RefCell, fmt::Write};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 use jam_session::{
-    Backend, Data, Keyring, Session, SessionKey,
+    Backend, Data, Keyring, Record, Session, SessionKey,
     conformance::{Fault, Verb},
 };
 use serde_json::json;
@@ -12,7 +12,7 @@ use tracing::{Event, Subscriber, field::Visit, span};
 
 use crate::{
     client::Client,
-    store::{Options, Store},
+    store::{Options, Plain, Store},
 };
 
 thread_local! {
@@ -91,8 +91,8 @@ async fn p13_nothing_secret_is_logged_or_printed() {
     ids.push(id.as_str().to_owned());
     let record: jam_session::RecordId = id.as_str().rsplit_once('.').unwrap().0.parse().unwrap();
     let stored = store.backend().load(record).await.unwrap().unwrap();
-    let spoilt = jam_session::Record { version: 1, payload: "{4444-4444".into(), ..stored.clone() };
-    let _ = store.backend().update(stored.version, spoilt).await.unwrap();
+    let spoilt = Record::new(stored.id, 1, stored.ttl, "{4444-4444");
+    let _ = store.backend().updates(stored.version, spoilt).await.unwrap();
     let error = sessions.get(&id).await.unwrap_err();
     printed += &format!("{error} {error:?} {record:?} {stored:?} {:?}", record.owner());
     printed += &format!("{id:?}");
@@ -151,8 +151,8 @@ async fn p13_a_keyring_adds_nothing_to_logs_and_errors() {
     let plain = store.sessions().create("ada-lovelace", json!({})).await.unwrap();
     let name = plain.as_str().rsplit_once('.').unwrap().0.parse().unwrap();
     let stored = store.backend().load(name).await.unwrap().unwrap();
-    let spoilt = jam_session::Record { version: 1, payload: vec![2; 100].into(), ..stored.clone() };
-    let _ = store.backend().update(stored.version, spoilt).await.unwrap();
+    let spoilt = Record::new(stored.id, 1, stored.ttl, vec![2; 100]);
+    let _ = store.backend().updates(stored.version, spoilt).await.unwrap();
     let error = store.sessions().get(&plain).await.unwrap_err();
     printed += &format!("{error} {error:?}");
 

@@ -3,13 +3,16 @@
 use std::{
     collections::HashSet,
     future::ready,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
 
 use jam_session::{
-    AnyBackend, Backend, Builder, Clock, JsonSessions, Keyring, MemorySessions, Outcome, RecordId, SessionLayer,
-    Sessions,
+    AnyBackend, Backend, Builder, By, Clear, Cleared, Clock, Created, JsonSessions, Keyring, MemorySessions, Outcome,
+    Owner, Record, RecordId, SessionLayer, Sessions, Terms, backend,
     conformance::{Answer, Fault, Faults, Faulty, Verb},
 };
 
@@ -252,6 +255,57 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// So little time that a test can wait until it is over; what has to be answered may not be given so little.
 pub const BRIEF: Duration = Duration::from_millis(50);
+
+/// The verbs as most tests call them: without terms, for the first time, and each clear with a name of its own.
+pub trait Plain: Backend {
+    /// Whether the record was created.
+    fn creates(&self, record: Record) -> impl Future<Output = backend::Result<bool>> + Send {
+        async {
+            match self.create(record, Terms::default()).await? {
+                Created::Done => Ok(true),
+                Created::Taken => Ok(false),
+                other => panic!("it is {other:?}"),
+            }
+        }
+    }
+
+    fn updates(&self, expected: i64, record: Record) -> impl Future<Output = backend::Result<Outcome>> + Send {
+        self.update(expected, record, false)
+    }
+
+    /// How many records ended: all, or all but one. If that one is not there, none.
+    fn clears(&self, owner: Owner, keep: Option<RecordId>) -> impl Future<Output = backend::Result<u64>> + Send {
+        async move {
+            let by = match keep {
+                None => None,
+                Some(id) => {
+                    let Some(there) = self.load(id).await? else { return Ok(0) };
+                    Some(By { id, version: there.version, keep: true })
+                }
+            };
+            match self.clear(owner, Clear { name: name(), by }).await? {
+                Cleared::Done(ended) => Ok(ended),
+                Cleared::Gone => Ok(0),
+                other => panic!("it is {other:?}"),
+            }
+        }
+    }
+}
+
+impl<B: Backend> Plain for B {}
+
+/// A name for a clear, that no other has.
+pub fn name() -> i64 {
+    static LAST: AtomicI64 = AtomicI64::new(0);
+    // Other processes clear the same store.
+    i64::from(std::process::id()) << 32 | LAST.fetch_add(1, Relaxed)
+}
+
+/// The same record with another time to live.
+pub fn lasting(ttl: Duration, mut record: Record) -> Record {
+    record.ttl = ttl;
+    record
+}
 
 /// Waits until that is so, and not for ever.
 pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {

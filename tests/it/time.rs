@@ -3,7 +3,7 @@
 use std::{future::ready, time::Duration};
 
 use jam_session::{
-    Backend, ErrorKind, Record, Session, SessionLayer,
+    Backend, ErrorKind, Session, SessionLayer,
     conformance::{Answer, Fault, Verb},
 };
 use serde_json::json;
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     client::Client,
     on_every_store,
-    store::{BRIEF, Options, Store, eventually, in_time},
+    store::{BRIEF, Options, Store, eventually, in_time, lasting},
 };
 
 on_every_store! {
@@ -335,7 +335,7 @@ async fn read(store: &Store, id: &jam_session::SessionId) {
 
 async fn p18_an_endless_time_to_live_does_not_break_the_list(store: Store) {
     let sessions = store.sessions();
-    let endless = |record| Record { ttl: Duration::MAX, ..record };
+    let endless = |record| lasting(Duration::MAX, record);
     store.faults.always(
         None,
         Fault::change(move |_, answer| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    backend::{Backend, Outcome, Result},
+    backend::{Backend, Clear, Cleared, Created, Outcome, Result, Terms},
     record::{
         Record,
         id::{Owner, RecordId},
@@ -41,8 +41,12 @@ pub struct Call {
     pub owner: Option<Owner>,
     /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update).
     pub record: Option<Record>,
-    /// The record that [`Clear`](Verb::Clear) is to spare.
-    pub keep: Option<RecordId>,
+    /// The terms of a [`Create`](Verb::Create).
+    pub terms: Option<Terms>,
+    /// Whether a [`Create`](Verb::Create) or [`Update`](Verb::Update) says that it is repeated.
+    pub retry: bool,
+    /// What a [`Clear`](Verb::Clear) is to do.
+    pub clear: Option<Clear>,
 }
 
 /// What a verb answers, for [`Fault::change`](super::Fault::change).
@@ -51,12 +55,12 @@ pub struct Call {
 #[allow(missing_docs, reason = "each is what the method of that name answers")]
 pub enum Answer {
     Load(Option<Record>),
-    Create(bool),
+    Create(Created),
     Update(Outcome),
     Touch,
     Delete(bool),
     List(Vec<Record>),
-    Clear(u64),
+    Clear(Cleared),
     Close,
 }
 
@@ -64,12 +68,12 @@ pub enum Answer {
 #[derive(Clone)]
 pub(super) enum Request {
     Load(RecordId),
-    Create(Record),
-    Update(i64, Record),
+    Create(Record, Terms),
+    Update(i64, Record, bool),
     Touch(RecordId, i64, Duration),
     Delete(RecordId),
     List(Owner),
-    Clear(Owner, Option<RecordId>),
+    Clear(Owner, Clear),
     Close,
 }
 
@@ -77,15 +81,15 @@ impl Request {
     pub(super) async fn act(self, backend: &impl Backend) -> Result<Answer> {
         Ok(match self {
             Self::Load(id) => Answer::Load(backend.load(id).await?),
-            Self::Create(record) => Answer::Create(backend.create(record).await?),
-            Self::Update(expected, record) => Answer::Update(backend.update(expected, record).await?),
+            Self::Create(record, terms) => Answer::Create(backend.create(record, terms).await?),
+            Self::Update(expected, record, retry) => Answer::Update(backend.update(expected, record, retry).await?),
             Self::Touch(id, version, ttl) => {
                 backend.touch(id, version, ttl).await?;
                 Answer::Touch
             }
             Self::Delete(id) => Answer::Delete(backend.delete(id).await?),
             Self::List(owner) => Answer::List(backend.list(owner).await?),
-            Self::Clear(owner, keep) => Answer::Clear(backend.clear(owner, keep).await?),
+            Self::Clear(owner, clear) => Answer::Clear(backend.clear(owner, clear).await?),
             Self::Close => {
                 backend.close().await?;
                 Answer::Close
@@ -95,16 +99,29 @@ impl Request {
 
     /// What a rule sees of it, not counted yet.
     pub(super) fn call(&self) -> Call {
-        let of = |verb, owner| Call { verb, number: 0, number_of_verb: 0, id: None, owner, record: None, keep: None };
+        let of = |verb, owner| Call {
+            verb,
+            number: 0,
+            number_of_verb: 0,
+            id: None,
+            owner,
+            record: None,
+            terms: None,
+            retry: false,
+            clear: None,
+        };
         let on = |verb, id: RecordId| Call { id: Some(id), ..of(verb, id.owner()) };
+        let write = |verb, record: &Record, retry| Call { record: Some(record.clone()), retry, ..on(verb, record.id) };
         match self {
             Self::Load(id) => on(Verb::Load, *id),
-            Self::Create(record) => Call { record: Some(record.clone()), ..on(Verb::Create, record.id) },
-            Self::Update(_, record) => Call { record: Some(record.clone()), ..on(Verb::Update, record.id) },
+            Self::Create(record, terms) => {
+                Call { terms: Some(terms.clone()), ..write(Verb::Create, record, terms.retry) }
+            }
+            Self::Update(_, record, retry) => write(Verb::Update, record, *retry),
             Self::Touch(id, ..) => on(Verb::Touch, *id),
             Self::Delete(id) => on(Verb::Delete, *id),
             Self::List(owner) => of(Verb::List, Some(*owner)),
-            Self::Clear(owner, keep) => Call { keep: *keep, ..of(Verb::Clear, Some(*owner)) },
+            Self::Clear(owner, clear) => Call { clear: Some(*clear), ..of(Verb::Clear, Some(*owner)) },
             Self::Close => of(Verb::Close, None),
         }
     }

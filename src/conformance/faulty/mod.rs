@@ -13,7 +13,7 @@ pub use self::{
     gate::Gate,
 };
 use crate::{
-    backend::{Backend, Outcome, Result},
+    backend::{Backend, Clear, Cleared, Created, Outcome, Result, Terms},
     clock::Clock,
     error::BoxError,
     record::{
@@ -63,7 +63,8 @@ use crate::{
 /// ```
 ///
 /// An update whose reply is lost may be repeated after another request has written. A backend that can lose replies should
-/// [know it again](crate::backend); [`MemoryBackend`](crate::MemoryBackend) loses none, and does not.
+/// [recognise it](crate::backend#calls-that-are-repeated). [`MemoryBackend`](crate::MemoryBackend) loses none and does not
+/// recognise it: it answers with an error.
 pub struct Faulty<B> {
     backend: Arc<B>,
     faults: Faults,
@@ -144,15 +145,15 @@ impl<B: Backend> Backend for Faulty<B> {
         }
     }
 
-    async fn create(&self, record: Record) -> Result<bool> {
-        match self.call(Request::Create(record)).await? {
-            Answer::Create(is_new) => Ok(is_new),
+    async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
+        match self.call(Request::Create(record, terms)).await? {
+            Answer::Create(created) => Ok(created),
             _ => Err(mistaken()),
         }
     }
 
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        match self.call(Request::Update(expected, record)).await? {
+    async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
+        match self.call(Request::Update(expected, record, retry)).await? {
             Answer::Update(outcome) => Ok(outcome),
             _ => Err(mistaken()),
         }
@@ -179,9 +180,9 @@ impl<B: Backend> Backend for Faulty<B> {
         }
     }
 
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        match self.call(Request::Clear(owner, keep)).await? {
-            Answer::Clear(ended) => Ok(ended),
+    async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
+        match self.call(Request::Clear(owner, clear)).await? {
+            Answer::Clear(cleared) => Ok(cleared),
             _ => Err(mistaken()),
         }
     }

@@ -12,8 +12,10 @@ use super::{
     table::{FileUsage, Kept, Space, Table},
 };
 use crate::{
+    backend::{By, Clear, Cleared, Created, Outcome},
     error::{Error, ErrorKind},
     record::id::{Owner, RecordId},
+    stores::recent::{RecentEndings, TermsAt, unknown},
 };
 
 /// Decides each change as if those before it had happened already. Readers see none of them yet.
@@ -37,6 +39,8 @@ pub(super) struct Batch<'a> {
     /// The records that were not in the table, so that `Clear` need not look through all changes.
     new_of: HashMap<Owner, Vec<RecordId>>,
     replaced: Vec<Version>,
+    /// The last clear of each owner who had one in this batch: its name, and how many records it ended.
+    cleared: HashMap<Owner, (i64, u64)>,
     lines: LineBuffer,
 }
 
@@ -53,11 +57,15 @@ pub(super) struct Changes {
     pub(super) extended: HashSet<RecordId>,
     pub(super) moment: Option<Moment>,
     pub(super) replaced: Vec<Version>,
+    pub(super) cleared: HashMap<Owner, (i64, u64)>,
     pub(super) lines: LineBuffer,
 }
 
 /// The versions that were replaced last. An update that is repeated, because its caller did not wait for the answer, is
 /// recognised by the version that it wrote, and is not done twice. Repeats come soon, and from this process.
+///
+/// They are forgotten in the order in which they were replaced. So if the version that an update expected is known and the
+/// update's own version is not, the update was not written.
 #[derive(Default)]
 pub(super) struct RecentVersions {
     last: VecDeque<Version>,
@@ -100,77 +108,112 @@ impl<'a> Batch<'a> {
             extended: HashSet::new(),
             new_of: HashMap::new(),
             replaced: Vec::new(),
+            cleared: HashMap::new(),
             lines,
         }
     }
 
     pub(super) fn finish(self) -> Changes {
-        let Self { changes: records, extended, moment, replaced, lines, .. } = self;
-        Changes { records, extended, moment, replaced, lines }
+        let Self { changes: records, extended, moment, replaced, cleared, lines, .. } = self;
+        Changes { records, extended, moment, replaced, cleared, lines }
     }
 
     /// # Errors
-    /// A bound is reached, and nothing can give way. Nothing is applied then.
+    /// A bound is reached, and nothing can give way; or it is a retry that cannot be answered. Nothing is applied then.
     pub(super) fn apply(&mut self, op: Op) -> Result<OpReply, Error> {
-        let done = |count| Ok(OpReply { count, conflict: None });
-        match op {
-            Op::Create(new) => {
-                if self.live(&new.id).is_some() {
-                    return done(0);
-                }
-                self.put(new)?;
-                done(1)
-            }
-            Op::Update { expected, new } => match self.live(&new.id) {
-                None => done(0),
-                Some(kept) if kept.version != expected && self.was_written(&(new.id, new.version)) => done(1),
-                Some(kept) if kept.version != expected => {
-                    Ok(OpReply { count: 0, conflict: Some(kept.record(new.id, self.now)) })
-                }
-                Some(_) if new.ttl.is_zero() => {
-                    self.end(new.id);
-                    done(1)
-                }
-                Some(_) => {
-                    let replaced = (new.id, expected);
-                    self.put(new)?;
-                    self.replaced.push(replaced);
-                    done(1)
-                }
-            },
-            Op::Touch { id, version, ttl } => {
-                let Some(kept) = self.live(&id).filter(|kept| kept.version == version).cloned() else { return done(0) };
-                if ttl.is_zero() {
-                    self.end(id);
-                    return done(1);
-                }
-                let (time, expires) = self.table.time(ttl);
-                self.lines.push(&Line::Touch { id, version, time });
-                self.extend(id);
-                self.set(id, Some(Kept { time, expires, ..kept }));
-                done(1)
-            }
+        Ok(match op {
+            Op::Create { new, terms } => OpReply::Created(self.create(new, terms)?),
+            Op::Update { expected, new, retry } => OpReply::Updated(self.update(expected, new, retry)?),
+            Op::Touch { id, version, ttl } => OpReply::Found(self.touch(id, version, ttl)),
             Op::Delete { id } => {
-                let live = self.live(&id).is_some();
+                let was_live = self.live(&id).is_some();
                 if self.is_there(&id) {
                     self.end(id);
                 }
-                done(live.into())
+                OpReply::Found(was_live)
             }
-            Op::Clear { owner, keep } => {
-                let mut ids: Vec<RecordId> = self.table.of(owner).collect();
-                ids.extend(self.new_of.get(&owner).into_iter().flatten());
-                ids.retain(|id| Some(*id) != keep && self.is_there(id));
-                let live = ids.iter().filter(|id| self.live(id).is_some()).count();
-                if !ids.is_empty() {
-                    self.lines.push(&Line::Clear { owner, keep });
-                }
-                ids.into_iter().for_each(|id| self.remove(id));
-                done(live as u64)
-            }
+            Op::Clear { owner, clear } => OpReply::Cleared(self.clear(owner, clear)),
             // The batch says so already, if it is news.
-            Op::Expire => done(0),
+            Op::Expire => OpReply::Expired,
+        })
+    }
+
+    fn create(&mut self, new: Put, terms: TermsAt) -> Result<Created, Error> {
+        let Put { id, version, .. } = new;
+        let there = self.live(&id).map(|kept| kept.version);
+        Ok(match there {
+            // Since it was created it may have been written to.
+            Some(there) if there == version || self.was_written(&(id, version)) => Created::Done,
+            _ if self.is_late(id.owner(), terms) => Created::Late,
+            _ if terms.retry && self.may_have_ended(&id) => return Err(unknown()),
+            Some(_) => Created::Taken,
+            None => {
+                self.put(new)?;
+                Created::Done
+            }
+        })
+    }
+
+    fn update(&mut self, expected: i64, new: Put, retry: bool) -> Result<Outcome, Error> {
+        let (id, version) = (new.id, new.version);
+        Ok(match self.live(&id) {
+            None => Outcome::Gone,
+            Some(kept) if kept.version == expected => {
+                if new.ttl.is_zero() {
+                    self.end(id);
+                } else {
+                    self.put(new)?;
+                    self.replaced.push((id, expected));
+                }
+                Outcome::Done
+            }
+            Some(_) if self.was_written(&(id, version)) => Outcome::Done,
+            Some(kept) if retry && kept.version == version => Outcome::Done,
+            Some(_) if retry && !self.was_written(&(id, expected)) => return Err(unknown()),
+            Some(kept) => Outcome::Conflict(kept.record(id, self.now)),
+        })
+    }
+
+    fn touch(&mut self, id: RecordId, version: i64, ttl: Duration) -> bool {
+        let Some(kept) = self.live(&id).filter(|kept| kept.version == version).cloned() else { return false };
+        if ttl.is_zero() {
+            self.end(id);
+            return true;
         }
+        let (time, expires) = self.table.time(ttl);
+        self.lines.push(&Line::Touch { id, version, time });
+        self.extend(id);
+        self.set(id, Some(Kept { time, expires, ..kept }));
+        true
+    }
+
+    fn clear(&mut self, owner: Owner, clear: Clear) -> Cleared {
+        let Clear { name, by } = clear;
+        let repeat = match self.cleared.get(&owner) {
+            Some((last, ended)) => (*last == name).then_some(*ended),
+            None => self.table.clears.repeat(owner, name),
+        };
+        if let Some(ended) = repeat {
+            return Cleared::Done(ended);
+        }
+        if let Some(By { id, version, .. }) = by {
+            match self.live(&id).filter(|_| id.owner() == Some(owner)) {
+                None => return Cleared::Gone,
+                Some(kept) if kept.version != version => return Cleared::Conflict(kept.record(id, self.now)),
+                Some(_) => {}
+            }
+        }
+        let keep = by.filter(|by| by.keep).map(|by| by.id);
+        let mut ids: Vec<RecordId> = self.table.of(owner).collect();
+        ids.extend(self.new_of.get(&owner).into_iter().flatten());
+        ids.retain(|id| Some(*id) != keep && self.is_there(id));
+        let live = ids.iter().filter(|id| self.live(id).is_some()).count() as u64;
+        if !ids.is_empty() {
+            self.lines.push(&Line::Clear { owner, keep });
+        }
+        ids.into_iter().for_each(|id| self.remove(id));
+        self.cleared.insert(owner, (name, live));
+        Cleared::Done(live)
     }
 
     pub(super) fn end(&mut self, id: RecordId) {
@@ -301,6 +344,24 @@ impl<'a> Batch<'a> {
     /// Whether the record is in the table or in this batch, even if it has expired.
     fn is_there(&self, id: &RecordId) -> bool {
         self.there(id).is_some()
+    }
+
+    /// Whether a new record of this owner is too late. What was cleared in this batch is cleared right now.
+    fn is_late(&self, owner: Option<Owner>, terms: TermsAt) -> bool {
+        terms.are_late(&self.table.clears, owner, self.now)
+            || terms.has_since() && owner.is_some_and(|owner| self.cleared.contains_key(&owner))
+    }
+
+    /// Whether a user's record of that name ended lately, or may have.
+    fn may_have_ended(&self, id: &RecordId) -> bool {
+        let has_ended = match self.changes.get(id) {
+            Some(change) => change.is_none(),
+            None => {
+                let dead = self.table.get(id).filter(|kept| kept.expires <= self.now);
+                dead.is_some_and(|kept| RecentEndings::is_recent(kept.expires, self.now))
+            }
+        };
+        id.owner().is_some() && (has_ended || self.table.endings.may_have(*id, self.now))
     }
 
     /// Whether that version was written and then replaced by another one.

@@ -91,6 +91,11 @@
 //! * `at` is what the file's clock said, and `wall` the wall clock at the same time. What had expired by `at` has ended.
 //! * A payload that is not JSON is written as `base64`.
 //!
+//! What a login that is under way is checked against is not in the file: each user's last clear, which is remembered for a
+//! quarter of an hour, in memory, 65,536 of them (7 MB) at most. A login that was under way when the process ended is gone with
+//! it. With more clears than that, logins that have been under way for longer than the clears that are still known are refused
+//! too.
+//!
 //! When more than half of the file, and more than 1 MiB, is dead, the file is compacted: the live sessions are written to
 //! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If a folder is in that
 //! place, `sessions.json.compacting.1` to `.3` are tried. `sessions.json.lock` is locked while the file is in use, because only
@@ -165,7 +170,7 @@ use self::{
     writer::Writer,
 };
 use crate::{
-    backend::{Backend, Outcome, Result},
+    backend::{Backend, Clear, Cleared, Created, Outcome, Result, Terms},
     clock::{Clock, millis},
     error::{Error, ErrorKind},
     record::{
@@ -173,6 +178,7 @@ use crate::{
         id::{Owner, RecordId},
     },
     sessions::{Sessions, builder::Builder},
+    stores::recent::TermsAt,
 };
 
 /// [`Sessions`] in one file. See the [module docs](self).
@@ -351,16 +357,19 @@ impl Backend for JsonBackend {
         })
     }
 
-    async fn create(&self, record: Record) -> Result<bool> {
-        Ok(self.ask(Op::Create(record.into())).await?.count > 0)
+    async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
+        let terms = TermsAt::new(terms, self.read()?.now());
+        match self.ask(Op::Create { new: record.into(), terms }).await? {
+            OpReply::Created(created) => Ok(created),
+            _ => Err(mistaken().into()),
+        }
     }
 
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
-        Ok(match self.ask(Op::Update { expected, new: record.into() }).await? {
-            OpReply { conflict: Some(current), .. } => Outcome::Conflict(current),
-            OpReply { count: 0, .. } => Outcome::Gone,
-            OpReply { .. } => Outcome::Done,
-        })
+    async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
+        match self.ask(Op::Update { expected, new: record.into(), retry }).await? {
+            OpReply::Updated(outcome) => Ok(outcome),
+            _ => Err(mistaken().into()),
+        }
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
@@ -368,7 +377,7 @@ impl Backend for JsonBackend {
     }
 
     async fn delete(&self, id: RecordId) -> Result<bool> {
-        Ok(self.ask(Op::Delete { id }).await?.count > 0)
+        Ok(matches!(self.ask(Op::Delete { id }).await?, OpReply::Found(true)))
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
@@ -379,8 +388,11 @@ impl Backend for JsonBackend {
         Ok(live)
     }
 
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        Ok(self.ask(Op::Clear { owner, keep }).await?.count)
+    async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
+        match self.ask(Op::Clear { owner, clear }).await? {
+            OpReply::Cleared(cleared) => Ok(cleared),
+            _ => Err(mistaken().into()),
+        }
     }
 
     async fn close(&self) -> Result<()> {
@@ -422,6 +434,11 @@ fn stopped() -> Error {
         ErrorKind::Unavailable,
         "the file of sessions was released before it answered: what was under way may be in it",
     )
+}
+
+/// Each change has an answer of its own kind, so this does not happen.
+fn mistaken() -> Error {
+    Error::new(ErrorKind::Unavailable, "the file of sessions gave the answer of another change")
 }
 
 /// For how long a superseded secret may still sign out.

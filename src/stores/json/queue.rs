@@ -13,11 +13,13 @@ use tokio::sync::oneshot;
 
 use super::line::{Line, Payload};
 use crate::{
+    backend::{Clear, Cleared, Created, Outcome},
     error::{Error, ErrorKind},
     record::{
         Record,
         id::{Owner, RecordId},
     },
+    stores::recent::TermsAt,
 };
 
 /// The side that sends: a channel, a count of the bytes in it, and what became of closing it.
@@ -51,10 +53,14 @@ pub(super) struct QueuedOp {
 
 /// What a [`Backend`](crate::Backend) is asked to change.
 pub(super) enum Op {
-    Create(Put),
+    Create {
+        new: Put,
+        terms: TermsAt,
+    },
     Update {
         expected: i64,
         new: Put,
+        retry: bool,
     },
     Touch {
         id: RecordId,
@@ -66,7 +72,7 @@ pub(super) enum Op {
     },
     Clear {
         owner: Owner,
-        keep: Option<RecordId>,
+        clear: Clear,
     },
     /// Have the file say that what has expired has ended: a reader has found it so.
     Expire,
@@ -80,11 +86,16 @@ pub(super) struct Put {
     pub(super) payload: Payload,
 }
 
-/// How many records were changed, or the record that is in the way.
-#[derive(Debug, Default)]
-pub(super) struct OpReply {
-    pub(super) count: u64,
-    pub(super) conflict: Option<Record>,
+/// What became of a change.
+#[derive(Debug)]
+pub(super) enum OpReply {
+    Created(Created),
+    Updated(Outcome),
+    /// Whether there was a record to touch or to delete.
+    Found(bool),
+    Cleared(Cleared),
+    /// There was nothing to do for it.
+    Expired,
 }
 
 impl Queue {
@@ -194,7 +205,7 @@ impl Op {
         match self {
             Self::Delete { .. } | Self::Clear { .. } => true,
             Self::Update { new, .. } => new.ttl.is_zero(),
-            Self::Create(_) | Self::Touch { .. } | Self::Expire => false,
+            Self::Create { .. } | Self::Touch { .. } | Self::Expire => false,
         }
     }
 
@@ -202,7 +213,7 @@ impl Op {
     pub(super) fn growth(&self) -> u64 {
         match self {
             _ if self.ends() => 0,
-            Self::Create(new) | Self::Update { new, .. } => Line::cost(&new.payload),
+            Self::Create { new, .. } | Self::Update { new, .. } => Line::cost(&new.payload),
             Self::Touch { .. } => Line::SHORT,
             Self::Delete { .. } | Self::Clear { .. } | Self::Expire => 0,
         }
@@ -213,13 +224,13 @@ impl Op {
         match self {
             Self::Update { new, .. } => Some(new.id),
             Self::Touch { id, .. } => Some(*id),
-            Self::Create(_) | Self::Delete { .. } | Self::Clear { .. } | Self::Expire => None,
+            Self::Create { .. } | Self::Delete { .. } | Self::Clear { .. } | Self::Expire => None,
         }
     }
 
     fn size(&self) -> usize {
         match self {
-            Self::Create(new) | Self::Update { new, .. } => new.payload.bytes().len() + size_of::<QueuedOp>(),
+            Self::Create { new, .. } | Self::Update { new, .. } => new.payload.bytes().len() + size_of::<QueuedOp>(),
             _ => size_of::<QueuedOp>(),
         }
     }
@@ -240,11 +251,16 @@ const MAX_SIZE: usize = 32 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::Terms;
 
     fn request(size: usize) -> QueuedOp {
         let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
         let payload = Payload::new(vec![0; size].into());
-        QueuedOp { op: Op::Create(Put { id, version: 1, ttl: Duration::ZERO, payload }), answer: oneshot::channel().0 }
+        let op = Op::Create {
+            new: Put { id, version: 1, ttl: Duration::ZERO, payload },
+            terms: TermsAt::new(Terms::default(), Duration::ZERO),
+        };
+        QueuedOp { op, answer: oneshot::channel().0 }
     }
 
     #[test]

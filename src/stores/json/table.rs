@@ -19,6 +19,7 @@ use crate::{
         Record,
         id::{Owner, RecordId},
     },
+    stores::recent::{RecentClears, RecentEndings},
 };
 
 /// All records that were acknowledged, including expired ones that were not removed yet.
@@ -42,6 +43,8 @@ pub(super) struct Table {
     by_use: Mutex<BTreeMap<u64, usize>>,
     uses: AtomicU64,
     room: FileUsage,
+    pub(super) clears: RecentClears,
+    pub(super) endings: RecentEndings,
 }
 
 struct Row {
@@ -103,6 +106,8 @@ impl Table {
             by_use: Mutex::default(),
             uses: AtomicU64::new(0),
             room: FileUsage::default(),
+            clears: RecentClears::new(MOST_CLEARS),
+            endings: RecentEndings::new(MOST_ENDINGS),
         }
     }
 
@@ -200,7 +205,9 @@ impl Table {
         let marked = self.marked;
         let expired = self.by_expiry.iter().take_while(|(expires, _)| millis(*expires) <= marked).take(SOME);
         let expired: Vec<RecordId> = expired.filter_map(|&(_, at)| Some(self.entries.get(at)?.id)).collect();
-        expired.iter().for_each(|id| self.remove(id));
+        let now = self.now();
+        expired.iter().for_each(|id| self.end(id, now));
+        self.clears.forget(now);
         expired.len() == SOME
     }
 
@@ -279,6 +286,14 @@ impl Table {
             by_use.insert(used, at);
             (row.used, row.order) = (AtomicU64::new(used), AtomicU64::new(used));
         }
+    }
+
+    /// Removes a record that has ended, and remembers that for a while.
+    pub(super) fn end(&mut self, id: &RecordId, now: Duration) {
+        if let Some(expires) = self.get(id).map(|kept| kept.expires) {
+            self.endings.remember(*id, expires.min(now), now);
+        }
+        self.remove(id);
     }
 
     pub(super) fn remove(&mut self, id: &RecordId) {
@@ -428,6 +443,8 @@ pub(super) fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
 const COPIED: usize = 4096;
 /// How many places are looked through at a time, so that a change never waits for long.
 const SOME: usize = 1024;
+const MOST_CLEARS: usize = 1 << 16;
+const MOST_ENDINGS: usize = 1 << 13;
 
 #[cfg(test)]
 mod tests {

@@ -24,9 +24,12 @@ use super::{
     writer::Writer,
 };
 use crate::{
+    backend::{By, Clear, Cleared, Created, Outcome, Terms},
     clock::Clock,
     error::{Error, ErrorKind},
+    random::random_version,
     record::id::{Owners, RecordId, Sid},
+    stores::recent::TermsAt,
 };
 
 /// What is there: version, end, payload.
@@ -42,7 +45,8 @@ pub(super) enum Ask {
     Update(i64, RecordId, i64, u64, Bytes),
     Touch(RecordId, i64, u64),
     Delete(RecordId),
-    Clear(RecordId, Option<RecordId>),
+    /// Of the owner of that record, by it or by none. By it, it stays if it has that version.
+    Clear(RecordId, Option<i64>),
     Expire,
 }
 
@@ -63,7 +67,7 @@ impl Ask {
             5..10 => Self::Update(expected, id, version, ttl, payload),
             10..12 => Self::Touch(id, expected, ttl),
             12..15 => Self::Delete(id),
-            _ => Self::Clear(id, random.chance(2).then_some(id)),
+            _ => Self::Clear(id, random.chance(2).then_some(expected)),
         }
     }
 
@@ -75,15 +79,21 @@ impl Ask {
             payload: Payload::new(payload),
         };
         match self {
-            Self::Create(id, version, ttl, payload) => Op::Create(new(id, version, ttl, payload)),
+            Self::Create(id, version, ttl, payload) => Op::Create {
+                new: new(id, version, ttl, payload),
+                terms: TermsAt::new(Terms::default(), Duration::ZERO),
+            },
             Self::Update(expected, id, version, ttl, payload) => {
-                Op::Update { expected, new: new(id, version, ttl, payload) }
+                Op::Update { expected, new: new(id, version, ttl, payload), retry: false }
             }
             Self::Touch(id, version, ttl) => Op::Touch { id, version, ttl: Duration::from_millis(ttl) },
             Self::Delete(id) => Op::Delete { id },
             Self::Expire => Op::Expire,
-            Self::Clear(id, keep) => match id.owner() {
-                Some(owner) => Op::Clear { owner, keep },
+            Self::Clear(id, by) => match id.owner() {
+                Some(owner) => {
+                    let by = by.map(|version| By { id, version, keep: true });
+                    Op::Clear { owner, clear: Clear { name: random_version(), by } }
+                }
                 None => Op::Delete { id },
             },
         }
@@ -94,7 +104,7 @@ impl Ask {
         model.retain(|_, there| there.1 > now);
         let live = |id: &RecordId| model.get(id).map(|there| there.0);
         match self {
-            Self::Create(id, ..) if live(id).is_some() => (0, None),
+            Self::Create(id, version, ..) if live(id).is_some() => (u64::from(live(id) == Some(*version)), None),
             Self::Create(id, version, ttl, payload) => {
                 model.insert(*id, (*version, now + ttl, payload.clone()));
                 (1, None)
@@ -114,13 +124,34 @@ impl Ask {
                 }
                 _ => (0, None),
             },
-            Self::Clear(id, keep) if id.owner().is_some() => {
+            Self::Clear(id, Some(version)) if id.owner().is_some() && live(id) != Some(*version) => (0, live(id)),
+            Self::Clear(id, by) if id.owner().is_some() => {
                 let before = model.len();
-                model.retain(|other, _| other.owner() != id.owner() || Some(*other) == *keep);
+                model.retain(|other, _| other.owner() != id.owner() || (by.is_some() && other == id));
                 ((before - model.len()) as u64, None)
             }
             Self::Delete(id) | Self::Clear(id, _) => (model.remove(id).is_some().into(), None),
             Self::Expire => (0, None),
+        }
+    }
+}
+
+impl OpReply {
+    /// How many records were changed.
+    pub(super) fn count(&self) -> u64 {
+        match self {
+            Self::Created(Created::Done) | Self::Updated(Outcome::Done) => 1,
+            Self::Found(found) => u64::from(*found),
+            Self::Cleared(Cleared::Done(ended)) => *ended,
+            _ => 0,
+        }
+    }
+
+    /// The version of the record that is in the way.
+    fn conflict(&self) -> Option<i64> {
+        match self {
+            Self::Updated(Outcome::Conflict(there)) | Self::Cleared(Cleared::Conflict(there)) => Some(there.version),
+            _ => None,
         }
     }
 }
@@ -226,7 +257,7 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
                 Ok(_) => {
                     for (answer, expected) in answers.into_iter().zip(expected) {
                         let answer = answer.unwrap();
-                        assert_eq!((answer.count, answer.conflict.map(|there| there.version)), expected);
+                        assert_eq!((answer.count(), answer.conflict()), expected);
                     }
                     model = after;
                     maybe.clear();
@@ -360,7 +391,7 @@ fn random_operations_reopens_and_compactions_are_as_in_a_model() {
                         for (ask, answer) in asks.iter().zip(rig.batch(&asks)) {
                             let answer = answer.unwrap();
                             let expected = ask.apply(&mut model, clock.now_ms());
-                            assert_eq!((answer.count, answer.conflict.map(|there| there.version)), expected, "{ask:?}");
+                            assert_eq!((answer.count(), answer.conflict()), expected, "{ask:?}");
                         }
                         let was_begun = rig.writer.storage.compaction.is_some();
                         rig.begin_upkeep();
@@ -491,7 +522,7 @@ fn a_file_cut_at_any_byte_has_every_whole_line_and_no_other() {
         // And it can be used as if nothing had been.
         let mut rig = rig;
         let ask = Ask::Create(RecordId::new(None, Sid::parse(&"z".repeat(22)).unwrap()), 1, 1_000, "{}".into());
-        assert_eq!(rig.batch(&[ask])[0].as_ref().unwrap().count, 1);
+        assert_eq!(rig.batch(&[ask])[0].as_ref().unwrap().count(), 1);
         let with_it = rig.contents();
         let (_, again) = Rig::open(World::with(&rig.bytes()), &clock);
         let again = again.unwrap();
@@ -856,7 +887,7 @@ fn what_was_seen_expired_is_not_revived_by_a_change_that_was_being_synced() {
         let ask = if update { Ask::Update(1, id, 2, 5_000, "{}".into()) } else { Ask::Touch(id, 1, 5_000) };
         let answer = rig.batch(&[ask]).remove(0).unwrap();
         assert_eq!(*seen.lock().unwrap(), Some(false), "it was seen expired");
-        assert_eq!((answer.count, rig.contents()), (0, FileModel::new()), "update {update}");
+        assert_eq!((answer.count(), rig.contents()), (0, FileModel::new()), "update {update}");
         // Nor does it come back by a clock that is put right.
         let (_, again) = Rig::open(rig.disk.world().clone(), &Clock::manual());
         assert!(again.unwrap().contents().is_empty());
@@ -875,7 +906,7 @@ fn what_was_answered_as_gone_stays_gone_when_the_clock_is_put_right() {
         assert!(rig.batch(&[create(ids()[2], 3_600_000)])[0].is_ok());
         ahead.advance(Duration::from_secs(3_601));
         assert!(live(rig.contents(), ahead.now_ms()).is_empty());
-        assert_eq!(rig.batch(std::slice::from_ref(&ask))[0].as_ref().unwrap().count, 0);
+        assert_eq!(rig.batch(std::slice::from_ref(&ask))[0].as_ref().unwrap().count(), 0);
         // SIGKILL, and started again by the right time.
         let (_, again) = Rig::open(disk.world().clone(), &Clock::manual());
         assert!(again.unwrap().contents().is_empty(), "{ask:?}: revived, with its whole time to live");
@@ -893,7 +924,7 @@ fn what_a_clean_end_left_as_expired_does_not_come_back() {
     ahead.advance(Duration::from_secs(7_200));
     let (disk, rig) = Rig::open(disk.world().clone(), &ahead);
     let mut rig = rig.unwrap();
-    assert_eq!(rig.batch(&[Ask::Clear(ids()[2], None)])[0].as_ref().unwrap().count, 0);
+    assert_eq!(rig.batch(&[Ask::Clear(ids()[2], None)])[0].as_ref().unwrap().count(), 0);
     rig.writer.finish().unwrap();
     let (_, again) = Rig::open(disk.world().clone(), &Clock::manual());
     assert!(again.unwrap().contents().is_empty(), "revived");

@@ -16,7 +16,7 @@ use super::{
     storage::Storage,
     table::{Table, read, write},
 };
-use crate::{error::Error, record::id::RecordId};
+use crate::{backend::Outcome, error::Error, record::id::RecordId};
 
 /// Owns the file. Nothing else changes the file or the table, so what holds when a batch begins holds until it ends.
 pub(super) struct Writer {
@@ -98,7 +98,7 @@ impl Writer {
                 for (tell, extends, answer) in answers {
                     let is_late = extends.is_some_and(|id| late.contains(&id));
                     // A caller that no longer waits does not want to know.
-                    let _ = tell.send(if is_late { Ok(OpReply::default()) } else { answer });
+                    let _ = tell.send(if is_late { Ok(OpReply::Updated(Outcome::Gone)) } else { answer });
                 }
             }
             Err(error) => refuse(answers.into_iter().map(|(answer, ..)| answer), &error),
@@ -138,8 +138,12 @@ impl Writer {
                     late.insert(id);
                 }
                 Some(kept) => table.put(id, kept),
-                None => table.remove(&id),
+                None => table.end(&id, now),
             }
+        }
+        for (owner, (name, ended)) in changes.cleared {
+            // From now on, and not since it was decided: until now, readers saw the records.
+            table.clears.remember(owner, name, ended, now);
         }
         if let Some(moment) = changes.moment {
             table.set_marked(moment.at);

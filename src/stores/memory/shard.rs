@@ -18,9 +18,12 @@ use hashbrown::{DefaultHashBuilder, HashTable, hash_table::Entry as Place};
 use slab::Slab;
 
 use super::bounds::Room;
-use crate::record::{
-    Record,
-    id::{Owner, RecordId},
+use crate::{
+    record::{
+        Record,
+        id::{Owner, RecordId},
+    },
+    stores::recent::{RecentClears, RecentEndings},
 };
 
 /// A part of the records. All records of an owner are in the same shard, so that `list` and `clear` see one moment.
@@ -38,12 +41,16 @@ pub(super) struct Shard {
     /// Anonymous records, linked from the least to the most recently used.
     pub(super) oldest: Option<u32>,
     pub(super) newest: Option<u32>,
+    pub(super) clears: RecentClears,
+    pub(super) endings: RecentEndings,
 }
 
 /// A stored record. Times are nanoseconds of the clock.
 pub(super) struct Entry {
     pub(super) id: RecordId,
     pub(super) version: i64,
+    /// The version that it was created with, by which a repeated `create` is recognised.
+    pub(super) first: i64,
     pub(super) expires: u64,
     /// Its place in `due`.
     pub(super) due: u64,
@@ -66,7 +73,8 @@ pub(super) enum Due {
 }
 
 impl Shard {
-    pub(super) fn new(hasher: DefaultHashBuilder, uses: Arc<AtomicU64>) -> Self {
+    /// A shard that remembers that many clears and endings.
+    pub(super) fn new(hasher: DefaultHashBuilder, uses: Arc<AtomicU64>, clears: usize, endings: usize) -> Self {
         Self {
             hasher,
             uses,
@@ -76,6 +84,8 @@ impl Shard {
             due: BinaryHeap::new(),
             oldest: None,
             newest: None,
+            clears: RecentClears::new(clears),
+            endings: RecentEndings::new(endings),
         }
     }
 
@@ -93,6 +103,14 @@ impl Shard {
 
     pub(super) fn live(&self, id: RecordId, now: u64) -> Option<u32> {
         self.find(id).filter(|&at| self.entry(at).expires > now)
+    }
+
+    /// Whether a user's record of that name ended lately, or may have.
+    pub(super) fn may_have_ended(&self, id: RecordId, now: u64) -> bool {
+        let time = Duration::from_nanos(now);
+        let dead = self.find(id).map(|at| self.entry(at).expires).filter(|expires| *expires <= now);
+        let is_dead = dead.is_some_and(|at| RecentEndings::is_recent(Duration::from_nanos(at), time));
+        id.owner().is_some() && (is_dead || self.endings.may_have(id, time))
     }
 
     /// The records of an owner, the newest first, expired ones included.
@@ -114,7 +132,8 @@ impl Shard {
     pub(super) fn insert(&mut self, record: Record, now: u64) {
         let Record { id, version, ttl, payload } = record;
         let expires = now.saturating_add(nanos(ttl));
-        let entry = Entry { id, version, expires, due: expires, payload, older: None, newer: None, used: 0 };
+        let (first, due) = (version, expires);
+        let entry = Entry { id, version, first, expires, due, payload, older: None, newer: None, used: 0 };
         // Each takes hundreds of bytes, so 2^32 of them never fit.
         let at = self.entries.insert(entry) as u32;
         let entries = &self.entries;
@@ -136,8 +155,9 @@ impl Shard {
         old
     }
 
-    pub(super) fn remove(&mut self, at: u32) -> Entry {
-        let id = self.entry(at).id;
+    pub(super) fn remove(&mut self, at: u32, now: u64) -> Entry {
+        let Entry { id, expires, .. } = *self.entry(at);
+        self.endings.remember(id, Duration::from_nanos(expires.min(now)), Duration::from_nanos(now));
         match id.owner() {
             Some(owner) => self.unlink_from_owner(at, owner),
             None => self.unlink(at),
@@ -157,7 +177,7 @@ impl Shard {
         };
         let Some(Reverse((due, _))) = self.due.pop() else { return Due::Nothing };
         match self.entries.get_mut(at as usize).filter(|entry| entry.due == due) {
-            Some(entry) if entry.expires <= now => Due::Expired(self.remove(at)),
+            Some(entry) if entry.expires <= now => Due::Expired(self.remove(at, now)),
             Some(entry) => {
                 entry.due = entry.expires;
                 self.due.push(Reverse((entry.due, at)));
@@ -302,7 +322,7 @@ mod tests {
     use super::*;
 
     fn shard() -> Shard {
-        Shard::new(DefaultHashBuilder::default(), Arc::default())
+        Shard::new(DefaultHashBuilder::default(), Arc::default(), 16, 16)
     }
 
     fn record(id: &str, ttl: u64) -> Record {
@@ -350,7 +370,7 @@ mod tests {
         shard.mark_used(at);
         assert_eq!(shard.least_recently_used(None), find(&shard, B));
         let at = find(&shard, B).unwrap();
-        shard.remove(at);
+        shard.remove(at, 0);
         assert_eq!(shard.least_recently_used(A.parse().ok()), None);
     }
 }

@@ -25,6 +25,7 @@ struct Model {
 
 struct KeptRecord {
     version: i64,
+    first: i64,
     /// In milliseconds; `None` for never.
     expires: Option<u64>,
     payload: Bytes,
@@ -164,17 +165,24 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                 model.mark_used(id);
             }
             3..8 => {
-                let created = done(backend.create(Record { id, version, ttl, payload: payload.clone() }));
+                let record = Record::new(id, version, ttl, payload.clone());
+                let created = done(backend.create(record, Terms::default()));
+                let is_own = model.records.get(&id).is_some_and(|kept| [kept.version, kept.first].contains(&version));
                 let fits = there.is_some() || model.make_room(id, room, bounds);
-                assert_eq!(created.ok(), fits.then_some(there.is_none()), "{context}");
+                match created {
+                    Ok(Created::Done) => assert!(fits && (there.is_none() || is_own), "{context}"),
+                    Ok(Created::Taken) => assert!(there.is_some() && !is_own, "{context}"),
+                    created => assert!(!fits, "{context}: {created:?}"),
+                }
                 if fits && there.is_none() {
-                    model.records.insert(id, KeptRecord { version, expires, payload, used: 0 });
+                    model.records.insert(id, KeptRecord { version, first: version, expires, payload, used: 0 });
                     model.mark_used(id);
                 }
             }
             8..11 => {
                 let expected = random(3) as i64;
-                let updated = done(backend.update(expected, Record { id, version, ttl, payload: payload.clone() }));
+                let record = Record::new(id, version, ttl, payload.clone());
+                let updated = done(backend.update(expected, record, false));
                 match there {
                     None => assert!(matches!(updated, Ok(Outcome::Gone)), "{context}"),
                     Some(there) if there != expected => {
@@ -187,7 +195,8 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                         assert_eq!(matches!(updated, Ok(Outcome::Done)), fits, "{context}");
                         assert_eq!(updated.is_ok(), fits, "{context}");
                         if fits {
-                            model.records.insert(id, KeptRecord { version, expires, payload, used: 0 });
+                            let first = model.records[&id].first;
+                            model.records.insert(id, KeptRecord { version, first, expires, payload, used: 0 });
                             model.mark_used(id);
                         }
                     }
@@ -210,10 +219,21 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                 listed.sort();
                 assert!(listed.iter().eq(model.records.keys().filter(|id| of_owner(id))), "{context}");
                 if what == 14 && random(3) == 0 {
-                    let keep = (random(2) == 0).then_some(id);
-                    let ended = listed.iter().filter(|id| Some(**id) != keep).count() as u64;
-                    assert_eq!(done(backend.clear(owner, keep)).unwrap(), ended, "{context}");
-                    model.records.retain(|id, _| !of_owner(id) || Some(*id) == keep);
+                    let by = (random(2) == 0).then_some(By { id, version, keep: random(2) == 0 });
+                    let cleared = done(backend.clear(owner, Clear { name: step as i64, by })).unwrap();
+                    match by {
+                        Some(_) if there.is_none() => assert!(matches!(cleared, Cleared::Gone), "{context}"),
+                        Some(_) if there != Some(version) => {
+                            let Cleared::Conflict(current) = cleared else { panic!("{context}") };
+                            assert_eq!(Some(current.version), there, "{context}");
+                        }
+                        _ => {
+                            let keep = by.filter(|by| by.keep).map(|by| by.id);
+                            let ended = listed.iter().filter(|id| Some(**id) != keep).count() as u64;
+                            assert!(matches!(cleared, Cleared::Done(count) if count == ended), "{context}");
+                            model.records.retain(|id, _| !of_owner(id) || Some(*id) == keep);
+                        }
+                    }
                 }
             }
         }
@@ -252,16 +272,19 @@ fn within_its_bounds_it_does_what_a_plain_map_would_do() {
 fn a_name_that_is_taken_takes_nobodys_place() {
     let (clock, none) = (Clock::manual(), Bytes::new());
     let backend = backend(&clock, (2, usize::MAX));
-    let record = |id| Record { id, version: 1, ttl: Duration::from_secs(1), payload: none.clone() };
+    let create = |id, version| {
+        let record = Record::new(id, version, Duration::from_secs(1), none.clone());
+        done(backend.create(record, Terms::default())).unwrap()
+    };
     for sid in [1, 2] {
-        assert!(done(backend.create(record(id(None, sid)))).unwrap());
+        assert!(matches!(create(id(None, sid), 1), Created::Done));
     }
-    assert!(!done(backend.create(record(id(None, 1)))).unwrap());
+    assert!(matches!(create(id(None, 1), 2), Created::Taken));
     assert!(done(backend.load(id(None, 2))).unwrap().is_some());
     // All that could give way is the one itself.
     assert!(done(backend.delete(id(None, 2))).unwrap());
-    assert!(done(backend.create(record(id(Some(1), 1)))).unwrap());
-    assert!(!done(backend.create(record(id(None, 1)))).unwrap());
+    assert!(matches!(create(id(Some(1), 1), 1), Created::Done));
+    assert!(matches!(create(id(None, 1), 2), Created::Taken));
 }
 
 /// With one shard nothing is left to chance: what has expired is gone with the next write.
@@ -275,7 +298,7 @@ fn p19_a_shard_holds_no_more_than_what_is_alive() {
         clock.advance(Duration::from_millis(60));
         let id = format!("{n:022}").parse().unwrap();
         let record = Record { id, version: 1, ttl: Duration::from_secs(60), payload: Bytes::new() };
-        assert!(done(backend.create(record)).unwrap());
+        assert!(matches!(done(backend.create(record, Terms::default())).unwrap(), Created::Done));
         assert_eq!(backend.sessions(), 1000.min(n + 1));
     }
     clock.advance(Duration::from_secs(60));
@@ -294,13 +317,13 @@ fn churn_leaves_nothing_behind() {
     let record =
         |id, ttl| Record { id, version: 1, ttl: Duration::from_millis(ttl), payload: Bytes::from_static(b"x") };
     let stays = id(None, 0);
-    done(backend.create(record(stays, 1 << 40))).unwrap();
+    let _ = done(backend.create(record(stays, 1 << 40), Terms::default())).unwrap();
     for n in 0..20_000 {
         let id = id(Some(1), n % 7 + 1);
-        done(backend.create(record(id, 100_000))).unwrap();
+        let _ = done(backend.create(record(id, 100_000), Terms::default())).unwrap();
         done(backend.delete(id)).unwrap();
         // Each time it is to end earlier.
-        assert!(matches!(done(backend.update(1, record(stays, (1 << 40) - n))), Ok(Outcome::Done)));
+        assert!(matches!(done(backend.update(1, record(stays, (1 << 40) - n), false)), Ok(Outcome::Done)));
         done(backend.touch(stays, 1, Duration::from_secs(1 << 40))).unwrap();
     }
     check(&backend);

@@ -18,7 +18,7 @@ use super::{
     time::{ServerTime, time_of},
 };
 use crate::{
-    backend::{Backend, Outcome, Result},
+    backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Since, Terms},
     clock::millis,
     error::{Error, ErrorKind},
     random::random,
@@ -43,6 +43,21 @@ struct Executor {
     keys: Keyspace,
     time: ServerTime,
     deadline: Duration,
+}
+
+/// A script that writes, and what it is told.
+struct Write<'a> {
+    script: &'a Script,
+    keys: &'a [&'a str],
+    /// What it is recognised by if it is delivered twice.
+    nonce: [u8; 8],
+    sid: &'a str,
+    /// Its arguments after these.
+    args: &'a [&'a [u8]],
+    /// The age of the request, for which a clear since then counts.
+    age: Option<Duration>,
+    /// The caller has called it before.
+    retry: bool,
 }
 
 /// The answer of a script.
@@ -89,9 +104,18 @@ impl RedisBackend {
     /// Sends a script as to a server that does not know its hash. It finds no record.
     pub(super) async fn run_by_text(&self, owner: Owner) -> std::result::Result<(), Failure> {
         let key = self.inner.keys.cleared(owner);
-        let call =
-            ScriptCall { keys: &[&key], args: &[b"0", b"0", &[0; 8], b"", b"0"], again: &AtomicBool::new(false) };
+        let args: &[&[u8]] = &[b"0", b"0", &[0; 8], b"", b"0"];
+        let call = ScriptCall { keys: &[&key], args, age: None, again: &AtomicBool::new(false) };
         self.inner.send(&Operation::ByText(&scripts::TOUCH, &call), slot(&key)).await.map(drop)
+    }
+
+    /// The record that is in the way, unless it has ended since.
+    async fn conflict(&self, id: RecordId, reply: Reply) -> Result<Option<Record>> {
+        match (reply.code, <[Value; 2]>::try_from(reply.rest)) {
+            (CONFLICT, Ok([there, left])) => read_record(id, there, left),
+            (LARGE_CONFLICT, _) => self.load(id).await,
+            _ => Err(Failure::garbage().into()),
+        }
     }
 
     /// Removes every Redis key of an owner who has only the session `sid`, and of the anonymous session `sid`.
@@ -111,32 +135,26 @@ impl RedisBackend {
 }
 
 impl Executor {
-    /// Runs a script that writes. `rest` holds its arguments after the nonce and the `sid`.
+    /// Runs a script that writes.
     ///
     /// The server refuses a write that arrives too late by its own clock. It also refuses if its clock is not known yet or was
     /// set. The refusal tells its time, so the script is then sent a second time.
-    async fn write(
-        &self,
-        script: &Script,
-        keys: &[&str],
-        nonce: [u8; 8],
-        sid: &str,
-        rest: &[&[u8]],
-    ) -> std::result::Result<Reply, Failure> {
+    async fn write(&self, write: Write<'_>) -> std::result::Result<Reply, Failure> {
         let begun = Instant::now();
         let until = begun + self.deadline;
-        let slot = keys.first().map_or(0, |key| slot(key));
+        let Write { script, keys, nonce, sid, args: rest, age, retry } = write;
+        let (slot, age) = (keys.first().map_or(0, |key| slot(key)), age.map(|age| (age, begun)));
         let window = (millis(self.deadline) + CLOCK_SLACK).to_string();
         // A refused write was not applied, but one whose answer was lost before the refusal may have been.
-        let lost = AtomicBool::new(false);
+        let lost = AtomicBool::new(retry);
         let mut again = true;
         loop {
             let not_after = self.time.at(slot, until).to_string();
             let mut args: Vec<&[u8]> = vec![not_after.as_bytes(), window.as_bytes(), &nonce, sid.as_bytes()];
             args.extend(rest);
             let sent = Instant::now();
-            let answer = self.run(script, &ScriptCall { keys, args: &args, again: &lost }, slot, until).await?;
-            let (reply, now) = Reply::read(answer)?;
+            let call = ScriptCall { keys, args: &args, age, again: &lost };
+            let (reply, now) = Reply::read(self.run(script, &call, slot, until).await?)?;
             self.time.learn(slot, now, sent, Instant::now());
             match reply.code {
                 LATE if again && Instant::now() < until => again = false,
@@ -177,7 +195,9 @@ impl Executor {
             let records: Vec<String> = sids.iter().map(|sid| self.keys.record(owner, sid)).collect();
             let keys: Vec<&str> = std::iter::once(&index).chain(&records).map(String::as_str).collect();
             let sids: Vec<&[u8]> = sids.iter().map(String::as_bytes).collect();
-            self.write(&scripts::TIDY, &keys, [0; 8], "", &sids).await?;
+            let script = &scripts::TIDY;
+            let (keys, args) = (&keys, &sids);
+            self.write(Write { script, keys, nonce: [0; 8], sid: "", args, age: None, retry: false }).await?;
         }
         Ok(())
     }
@@ -202,11 +222,12 @@ impl Executor {
         script: &Script,
         id: RecordId,
         nonce: [u8; 8],
-        rest: &[&[u8]],
+        args: &[&[u8]],
+        retry: bool,
     ) -> std::result::Result<Reply, Failure> {
         let RecordKeys { record, index } = self.keys.of(id);
         let keys: Vec<&str> = std::iter::once(record.as_str()).chain(index.as_deref()).collect();
-        self.write(script, &keys, nonce, id.sid(), rest).await
+        self.write(Write { script, keys: &keys, nonce, sid: id.sid(), args, age: None, retry }).await
     }
 }
 
@@ -233,47 +254,56 @@ impl Backend for RedisBackend {
         }
     }
 
-    async fn create(&self, record: Record) -> Result<bool> {
-        let ttl = ttl(record.ttl);
-        let reply = self
-            .inner
-            .write_record(&scripts::CREATE, record.id, nonce(record.version), &[ttl.as_bytes(), &record.payload])
-            .await?;
-        match reply.code {
-            DONE => Ok(true),
-            NOT_THERE => Ok(false),
+    async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
+        let Terms { since, retry } = terms;
+        let (id, ttl) = (record.id, ttl(record.ttl));
+        let RecordKeys { record: name, index } = self.inner.keys.of(id);
+        let age = since.map(|Since::Age(age)| age);
+        let clears = id.owner().filter(|_| age.is_some()).map(|owner| self.inner.keys.cleared(owner));
+        let keys: Vec<&str> =
+            [Some(&name), index.as_ref(), clears.as_ref()].into_iter().flatten().map(|key| &**key).collect();
+        let write = Write {
+            script: &scripts::CREATE,
+            keys: &keys,
+            nonce: nonce(record.version),
+            sid: id.sid(),
+            args: &[ttl.as_bytes(), &record.payload],
+            age,
+            retry,
+        };
+        match self.inner.write(write).await?.code {
+            DONE => Ok(Created::Done),
+            NOT_THERE => Ok(Created::Taken),
+            CLEARED_SINCE => Ok(Created::Late),
+            UNKNOWN => Err(unknown().into()),
             _ => Err(Failure::garbage().into()),
         }
     }
 
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
+    async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
         let ttl = ttl(record.ttl);
         let rest: [&[u8]; 3] = [ttl.as_bytes(), &record.payload, &nonce(expected)];
-        let reply = self.inner.write_record(&scripts::UPDATE, record.id, nonce(record.version), &rest).await?;
-        match (reply.code, <[Value; 2]>::try_from(reply.rest)) {
-            (DONE, _) => Ok(Outcome::Done),
-            (NOT_THERE, _) => Ok(Outcome::Gone),
-            (CONFLICT, Ok([there, left])) => {
-                let there = read_record(record.id, there, left)?;
-                Ok(there.map_or(Outcome::Gone, Outcome::Conflict))
+        let reply = self.inner.write_record(&scripts::UPDATE, record.id, nonce(record.version), &rest, retry).await?;
+        match reply.code {
+            DONE => Ok(Outcome::Done),
+            NOT_THERE => Ok(Outcome::Gone),
+            CONFLICT | LARGE_CONFLICT => {
+                Ok(self.conflict(record.id, reply).await?.map_or(Outcome::Gone, Outcome::Conflict))
             }
-            (LARGE_CONFLICT, _) => Ok(self.load(record.id).await?.map_or(Outcome::Gone, Outcome::Conflict)),
-            (UNREADABLE, _) => Err(unreadable().into()),
-            (UNKNOWN, _) => {
-                let unknown = "the answer of Redis was lost, so it is not known whether the change was applied";
-                Err(Failure::new(FailureKind::Lost, unknown).into())
-            }
+            UNREADABLE => Err(unreadable().into()),
+            UNKNOWN => Err(unknown().into()),
             _ => Err(Failure::garbage().into()),
         }
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
-        self.inner.write_record(&scripts::TOUCH, id, nonce(version), &[self::ttl(ttl).as_bytes()]).await?;
+        let ttl = self::ttl(ttl);
+        self.inner.write_record(&scripts::TOUCH, id, nonce(version), &[ttl.as_bytes()], false).await?;
         Ok(())
     }
 
     async fn delete(&self, id: RecordId) -> Result<bool> {
-        let reply = self.inner.write_record(&scripts::DELETE, id, random()?, &[]).await?;
+        let reply = self.inner.write_record(&scripts::DELETE, id, random()?, &[], false).await?;
         Ok(reply.code == DONE)
     }
 
@@ -310,18 +340,39 @@ impl Backend for RedisBackend {
         Ok(records)
     }
 
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        let keep = keep.filter(|id| id.owner() == Some(owner));
-        let keep = keep.as_ref().map_or("", RecordId::sid);
-        let (index, cleared) = (self.inner.keys.index(owner), self.inner.keys.cleared(owner));
-        let reply = self.inner.write(&scripts::CLEAR, &[&index, &cleared], random()?, keep, &[]).await?;
+    async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
+        let Clear { name, by } = clear;
+        if by.is_some_and(|by| by.id.owner() != Some(owner)) {
+            return Ok(Cleared::Gone);
+        }
+        let (index, clears) = (self.inner.keys.index(owner), self.inner.keys.cleared(owner));
+        let record = by.map(|by| self.inner.keys.record(owner, by.id.sid()));
+        let keys: Vec<&str> =
+            [Some(&index), Some(&clears), record.as_ref()].into_iter().flatten().map(|key| &**key).collect();
+        let (sid, keep, version) = match &by {
+            None => ("", false, 0),
+            Some(By { id, version, keep }) => (id.sid(), *keep, *version),
+        };
+        let args: [&[u8]; 2] = [if keep { b"1" } else { b"" }, &nonce(version)];
+        let script = &scripts::CLEAR;
+        let write = Write { script, keys: &keys, nonce: nonce(name), sid, args: &args, age: None, retry: false };
+        let reply = self.inner.write(write).await?;
+        match (reply.code, by) {
+            (DONE, _) => {}
+            (NOT_THERE, Some(_)) => return Ok(Cleared::Gone),
+            (CONFLICT | LARGE_CONFLICT, Some(by)) => {
+                return Ok(self.conflict(by.id, reply).await?.map_or(Cleared::Gone, Cleared::Conflict));
+            }
+            (UNREADABLE, _) => return Err(unreadable().into()),
+            _ => return Err(Failure::garbage().into()),
+        }
         let [Value::Int(ended), members] = <[Value; 2]>::try_from(reply.rest).map_err(|_| Failure::garbage())? else {
             return Err(Failure::garbage().into());
         };
         let mut ended_sids = sids(members)?;
-        ended_sids.retain(|sid| sid != keep);
+        ended_sids.retain(|ended| !keep || ended != sid);
         self.inner.tidy_later(owner, ended_sids);
-        Ok(u64::try_from(ended).unwrap_or_default())
+        Ok(Cleared::Done(u64::try_from(ended).unwrap_or_default()))
     }
 
     async fn close(&self) -> Result<()> {
@@ -374,6 +425,11 @@ fn unreadable() -> Error {
     Error::new(ErrorKind::Unreadable, "a record in Redis has a format that this version cannot read")
 }
 
+fn unknown() -> Failure {
+    let unknown = "the answer of Redis was lost, so it is not known whether the change was applied";
+    Failure::new(FailureKind::Lost, unknown)
+}
+
 fn sids(answer: Value) -> Result<Vec<String>> {
     let Value::Array(members) = answer else { return Err(Failure::garbage().into()) };
     let text = |member| match member {
@@ -397,6 +453,7 @@ const DONE: i64 = 1;
 const NOT_THERE: i64 = 0;
 const CONFLICT: i64 = 2;
 const LARGE_CONFLICT: i64 = 3;
+const CLEARED_SINCE: i64 = 4;
 const LATE: i64 = -1;
 const UNREADABLE: i64 = -2;
 const UNKNOWN: i64 = -3;

@@ -1,5 +1,5 @@
--- The head of every script. ARGV: not-after, window, nonce, sid, then the arguments of the script; and 'again' at the end if the
--- script was sent before and its answer was lost.
+-- The head of every script. ARGV: not-after, window, nonce, sid, then the arguments of the script; and 'again' at the end if it
+-- was sent before, by this call or by an earlier one of the caller, and its answer was lost.
 --
 -- A record is live while its key has more than KEEP left. With less than that it has expired or was ended, and stays as a
 -- tombstone, so that a duplicate of the request that created it is recognized within the window.

@@ -1,8 +1,11 @@
 //! The Lua scripts, and the commands that call them.
 
-use std::sync::{
-    LazyLock,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    sync::{
+        LazyLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
 
 use redis::Cmd;
@@ -36,6 +39,8 @@ impl Script {
 pub(super) struct ScriptCall<'a> {
     pub(super) keys: &'a [&'a str],
     pub(super) args: &'a [&'a [u8]],
+    /// The age of the request, and when that was its age: each time that the script is sent, it is older.
+    pub(super) age: Option<(Duration, Instant)>,
     /// Whether it was sent before and may have run, because its answer was lost.
     pub(super) again: &'a AtomicBool,
 }
@@ -47,12 +52,18 @@ impl ScriptCall<'_> {
         for arg in self.args {
             command.arg(arg);
         }
+        if let Some((age, then)) = self.age {
+            command.arg(age.saturating_add(then.elapsed()).as_micros().min(YEAR).to_string());
+        }
         if self.again.load(Relaxed) {
             command.arg("again");
         }
         command
     }
 }
+
+/// In microseconds: far too old, and exact as a Lua number.
+const YEAR: u128 = 365 * 86_400_000_000;
 
 macro_rules! script {
     ($file:literal) => {

@@ -12,9 +12,9 @@ use super::{
     operation::Operation,
 };
 use crate::{
-    backend::{Backend, Result},
+    backend::{Backend, Clear, Result, Since, Terms},
     error::Error,
-    random::random,
+    random::{random, random_version},
     record::{
         Record,
         id::{Owner, RecordId, Sid},
@@ -76,16 +76,17 @@ impl Failures {
     async fn collect(&mut self, backend: &RedisBackend, owner: Owner, sid: Sid) -> Option<()> {
         for id in [RecordId::new(Some(owner), sid), RecordId::new(None, sid)] {
             let record = |version| Record { id, version, ttl: TTL, payload: Bytes::from_static(b"self-test") };
-            self.note(backend.create(record(1)).await)?;
+            let terms = Terms { since: Some(Since::Age(Duration::ZERO)), retry: false };
+            self.note(backend.create(record(1), terms).await)?;
             self.note(backend.load(id).await)?;
-            self.note(backend.update(1, record(2)).await)?;
+            self.note(backend.update(1, record(2), false).await)?;
             // A conflict takes another way through the script.
-            self.note(backend.update(1, record(3)).await)?;
+            self.note(backend.update(1, record(3), false).await)?;
             self.note(backend.touch(id, 2, TTL).await)?;
             self.note(backend.list(owner).await)?;
             self.note(backend.delete(id).await)?;
         }
-        self.note(backend.clear(owner, None).await)?;
+        self.note(backend.clear(owner, Clear { name: random_version(), by: None }).await)?;
         self.note(backend.tidy(owner, &[RecordId::new(None, sid).sid().to_owned()]).await.map_err(Into::into))?;
         self.note(backend.run_by_text(owner).await.map_err(Into::into))?;
         self.note(backend.remove(owner, sid).await.map_err(Into::into))

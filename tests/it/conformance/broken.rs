@@ -1,7 +1,7 @@
 //! Backends that are wrong, each in one way: that one is found, by the promise that it breaks and in words that fit.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
@@ -9,10 +9,12 @@ use std::{
 
 use futures_util::FutureExt;
 use jam_session::{
-    Backend, Clock, Outcome, Owner, Record, RecordId, backend,
+    Backend, By, Clear, Cleared, Clock, Created, Outcome, Owner, Record, RecordId, Since, Terms, backend,
     conformance::{Promise, Subject},
 };
 use tokio::task::yield_now;
+
+use crate::store::lasting;
 
 /// What is wrong with it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,11 +63,11 @@ enum Flaw {
     ListShowsTheFullTime,
     ClearForgetsTheNewest,
     ClearIgnoresKeep,
-    ClearKeepsAnySidLikeKeep,
+    ClearIsByAnySid,
     ClearCountsExpired,
     ClearCountsKeep,
     ClearKeepsForLonger,
-    ClearRevivesKeep,
+    ClearIsByWhatHasEnded,
     ClearListsThenDeletes,
     ClearIsByHalvesWhenDropped,
     ClearBarsWhatComesAfter,
@@ -146,16 +148,16 @@ const CAUGHT: &[(Flaw, &str, &str)] = &[
     (ListShowsTheFullTime, "a_list_follows_every_write", "`list` after `touch` shows a time to live"),
     (ClearForgetsTheNewest, "a_clear_ends_all_of_its_owner", "still signed in somewhere"),
     (ClearIgnoresKeep, "a_clear_spares_the_one_to_keep", "ended the record that it was to keep"),
-    (ClearKeepsAnySidLikeKeep, "a_clear_keeps_nothing_that_is_not_the_owners", "not the owner's"),
+    (ClearIsByAnySid, "a_clear_by_what_is_not_the_owners_is_gone", "did something"),
     (ClearCountsExpired, "a_clear_counts_only_what_was_live", "sessions that are no more"),
     (ClearCountsKeep, "a_clear_spares_the_one_to_keep", "beside the one kept"),
     (ClearKeepsForLonger, "a_clear_spares_the_one_to_keep", "ends too late"),
-    (ClearRevivesKeep, "a_clear_keeps_nothing_that_is_not_the_owners", "`clear` made a record of a `keep`"),
+    (ClearIsByWhatHasEnded, "a_clear_by_what_is_not_the_owners_is_gone", "did something"),
     (ClearListsThenDeletes, "an_end_beside_updates_and_touches_is_the_end", "`clear`"),
     (ClearIsByHalvesWhenDropped, "a_dropped_verb_is_all_or_nothing", "records of 3"),
     (ClearBarsWhatComesAfter, "after_a_clear_new_ones_begin", "signs in again"),
     (ClearEndsAnonymousToo, "a_clear_ends_all_of_its_owner", "they were 8"),
-    (OwnerIsNoPartOfTheName, "one_sid_of_two_owners_is_two_records", "owners are mixed up"),
+    (OwnerIsNoPartOfTheName, "one_sid_of_two_owners_is_two_records", "a record of another name"),
     (NamesIgnoreCase, "names_are_taken_to_the_letter", "differ in a letter or its case"),
     (NamesAreCutAt32, "names_are_taken_to_the_letter", "differ in a letter or its case"),
     (UnderscoreIsAnyCharacter, "names_are_taken_to_the_letter", "similar names"),
@@ -197,12 +199,24 @@ struct Store {
     dead: HashMap<RecordId, Entry>,
     barred: Vec<Owner>,
     clears: u64,
+    last_clears: HashMap<Owner, LastClear>,
+    /// The names of records that have ended.
+    ended: HashSet<RecordId>,
+}
+
+#[derive(Clone, Copy)]
+struct LastClear {
+    name: i64,
+    ended: u64,
+    at: Duration,
 }
 
 #[derive(Clone)]
 struct Entry {
     record: Record,
     first: Record,
+    /// All versions before this one.
+    versions: Vec<i64>,
     ends: Duration,
     is_listed: bool,
 }
@@ -279,12 +293,13 @@ impl Wrong {
     }
 
     fn shown(&self, entry: &Entry) -> Record {
-        Record { ttl: entry.ends.saturating_sub(self.now()), ..entry.record.clone() }
+        lasting(entry.ends.saturating_sub(self.now()), entry.record.clone())
     }
 
     fn put(&self, store: &mut Store, mut record: Record, before: Option<&Entry>) {
         let mut ends = self.ends(record.ttl);
         let first = before.map_or_else(|| record.clone(), |before| before.first.clone());
+        let versions = before.map_or_else(Vec::new, |before| [&before.versions[..], &[before.record.version]].concat());
         let mut is_listed = true;
         if let Some(before) = before {
             if self.has(UpdateKeepsTheTime) && !record.ttl.is_zero() {
@@ -305,15 +320,37 @@ impl Wrong {
         }
         self.payload(&mut record);
         if ends > self.now() {
-            store.records.insert(self.key(record.id), Entry { record, first, ends, is_listed });
+            store.records.insert(self.key(record.id), Entry { record, first, versions, ends, is_listed });
         } else {
             self.end(store, record.id);
+        }
+    }
+
+    /// Whether a new record of that name comes too late.
+    fn is_late(&self, store: &Store, since: &Since, id: RecordId) -> bool {
+        let Since::Age(age) = since else { panic!("it is {since:?}") };
+        let last = id.owner().and_then(|owner| store.last_clears.get(&owner));
+        *age > Duration::from_secs(900) || last.is_some_and(|last| self.now() - last.at <= *age)
+    }
+
+    /// Why a clear by that record ends nothing, if so.
+    fn refusal(&self, store: &Store, owner: Owner, by: By) -> Option<Cleared> {
+        let is_owners = |entry: &Entry| match self.flaw {
+            ClearIsByAnySid => true,
+            _ => entry.record.id.owner() == Some(owner),
+        };
+        match self.find(store, by.id).filter(is_owners) {
+            None if self.has(ClearIsByWhatHasEnded) && store.ended.contains(&by.id) => None,
+            None => Some(Cleared::Gone),
+            Some(there) if there.record.version != by.version => Some(Cleared::Conflict(self.shown(&there))),
+            Some(_) => None,
         }
     }
 
     fn end(&self, store: &mut Store, id: RecordId) {
         if let Some(entry) = store.records.remove(&self.key(id)) {
             store.dead.insert(id, entry);
+            store.ended.insert(id);
         }
     }
 
@@ -372,8 +409,9 @@ impl Backend for Wrong {
         .await
     }
 
-    async fn create(&self, record: Record) -> backend::Result<bool> {
+    async fn create(&self, record: Record, terms: Terms) -> backend::Result<Created> {
         self.verb(async {
+            let Terms { since, retry } = &terms;
             let there = {
                 let store = self.store();
                 match self.has(CreateRefusesWhatExpired) {
@@ -394,6 +432,17 @@ impl Backend for Wrong {
             } else {
                 self.find(&store, record.id)
             };
+            if there.as_ref().is_some_and(|entry| entry.record.version == record.version)
+                && !self.has(CreateOverwritesItsOwnVersion)
+            {
+                return Ok(Created::Done);
+            }
+            if since.as_ref().is_some_and(|since| self.is_late(&store, since, record.id)) {
+                return Ok(Created::Late);
+            }
+            if *retry && store.ended.contains(&record.id) {
+                return Err("it may have been made and ended".into());
+            }
             if let Some(entry) = there {
                 let key = self.key(record.id);
                 let is_own = entry.record.version == record.version || entry.first.version == record.version;
@@ -403,29 +452,29 @@ impl Backend for Wrong {
                     CreateTouchesWhatIsThere => {
                         let ends = entry.ends.max(self.ends(record.ttl));
                         store.records.insert(key, Entry { ends, ..entry });
-                        return Ok(false);
+                        return Ok(Created::Taken);
                     }
                     CreateOfTakenChangesTheIndex => {
                         store.records.insert(key, Entry { is_listed: false, ..entry });
-                        return Ok(false);
+                        return Ok(Created::Taken);
                     }
-                    _ => return Ok(false),
+                    _ => return Ok(Created::Taken),
                 }
             }
             if record.id.owner().is_some_and(|owner| store.barred.contains(&owner)) {
-                return Ok(true);
+                return Ok(Created::Done);
             }
             let key = self.key(record.id);
             self.put(&mut store, record, None);
             if self.has(CreateEntersTheIndexFirst) && store.clears != clears {
                 store.records.entry(key).and_modify(|entry| entry.is_listed = false);
             }
-            Ok(true)
+            Ok(Created::Done)
         })
         .await
     }
 
-    async fn update(&self, expected: i64, record: Record) -> backend::Result<Outcome> {
+    async fn update(&self, expected: i64, record: Record, retry: bool) -> backend::Result<Outcome> {
         self.verb(async {
             let mut there = self.find(&self.store(), record.id);
             if self.has(UpdateReadsThenWrites) {
@@ -455,15 +504,19 @@ impl Backend for Wrong {
                     }
                     ConflictShowsWhatWasThereFirst => Outcome::Conflict(there.first),
                     ConflictShowsTheOfferedTime => {
-                        Outcome::Conflict(Record { ttl: record.ttl.max(there.record.ttl * 2), ..there.record })
+                        Outcome::Conflict(lasting(record.ttl.max(there.record.ttl * 2), there.record))
                     }
+                    _ if retry && there.record.version == record.version => Outcome::Done,
+                    _ if retry && there.versions.contains(&record.version) => Outcome::Done,
                     _ => Outcome::Conflict(self.shown(&there)),
                 });
             }
             self.cache.lock().unwrap().remove(&record.id);
             if self.has(VersionsAreNames) {
                 for entry in store.records.values_mut().filter(|entry| entry.record.version == expected) {
-                    entry.record = Record { id: entry.record.id, ..record.clone() };
+                    let id = entry.record.id;
+                    entry.record = record.clone();
+                    entry.record.id = id;
                 }
                 return Ok(Outcome::Done);
             }
@@ -543,8 +596,12 @@ impl Backend for Wrong {
             let mut all: Vec<Record> = entries
                 .chain(dead)
                 .map(|entry| match self.flaw {
-                    ListShowsThePayloadOfCreate => Record { payload: entry.first.payload.clone(), ..self.shown(entry) },
-                    ListShowsTheFullTime => Record { ttl: entry.record.ttl, ..entry.record.clone() },
+                    ListShowsThePayloadOfCreate => {
+                        let mut shown = self.shown(entry);
+                        shown.payload = entry.first.payload.clone();
+                        shown
+                    }
+                    ListShowsTheFullTime => entry.record.clone(),
                     _ => self.shown(entry),
                 })
                 .collect();
@@ -556,14 +613,24 @@ impl Backend for Wrong {
         .await
     }
 
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> backend::Result<u64> {
+    async fn clear(&self, owner: Owner, clear: Clear) -> backend::Result<Cleared> {
         self.verb(async {
+            let Clear { name, by } = clear;
+            let keep = by.filter(|by| by.keep).map(|by| by.id);
+            {
+                let store = self.store();
+                if let Some(last) = store.last_clears.get(&owner).filter(|last| last.name == name) {
+                    return Ok(Cleared::Done(last.ended));
+                }
+                if let Some(refusal) = by.and_then(|by| self.refusal(&store, owner, by)) {
+                    return Ok(refusal);
+                }
+            }
             let kept = match self.flaw {
                 ClearIgnoresKeep => None,
                 _ => keep,
             };
             let like_kept = |id: RecordId| match self.flaw {
-                ClearKeepsAnySidLikeKeep => kept.is_some_and(|kept| kept.sid() == id.sid()),
                 UnderscoreIsAnyCharacter => kept.is_some_and(|kept| is_like(kept.sid(), id.sid())),
                 _ => kept == Some(id),
             };
@@ -586,7 +653,9 @@ impl Backend for Wrong {
                         self.end(&mut store, entry.record.id);
                     }
                 }
-                return Ok(ended);
+                let at = self.now();
+                self.store().last_clears.insert(owner, LastClear { name, ended, at });
+                return Ok(Cleared::Done(ended));
             }
             let mut ended = 0;
             let mut store = self.store();
@@ -598,9 +667,6 @@ impl Backend for Wrong {
                 if like_kept(id) {
                     ended += u64::from(self.has(ClearCountsKeep));
                     let ends = match self.flaw {
-                        ClearKeepsForLonger | ClearRevivesKeep if !self.is_live(&entry) => {
-                            if self.has(ClearKeepsForLonger) { entry.ends } else { self.ends(entry.record.ttl) }
-                        }
                         ClearKeepsForLonger => self.ends(entry.record.ttl * 2),
                         _ => continue,
                     };
@@ -616,7 +682,9 @@ impl Backend for Wrong {
             if self.has(ClearBarsWhatComesAfter) {
                 store.barred.push(owner);
             }
-            Ok(ended)
+            let at = self.now();
+            store.last_clears.insert(owner, LastClear { name, ended, at });
+            Ok(Cleared::Done(ended))
         })
         .await
     }

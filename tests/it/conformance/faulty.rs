@@ -7,7 +7,7 @@ use std::{
 };
 
 use jam_session::{
-    ErrorKind, MemoryBackend, SessionLayer, Sessions,
+    Cleared, ErrorKind, MemoryBackend, SessionLayer, Sessions,
     conformance::{Answer, Fault, Faults, Faulty, Gate, Verb},
 };
 use serde_json::json;
@@ -223,8 +223,8 @@ async fn an_answer_can_be_changed_and_so_can_an_error() {
     faults.always(
         Verb::Clear,
         Fault::change(|call, answer| async move {
-            assert!(answer.is_err() && call.keep.is_none());
-            Ok(Answer::Clear(7))
+            assert!(answer.is_err() && call.clear.is_some_and(|clear| clear.by.is_none()));
+            Ok(Answer::Clear(Cleared::Done(7)))
         }),
     );
     assert_eq!(sessions.clear("ada").await.unwrap(), 7);

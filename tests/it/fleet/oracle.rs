@@ -583,6 +583,15 @@ impl Oracle {
                 self.count("503");
                 return self.check_unavailable(id, reply, &cookie, witnessed, ms);
             }
+            (401, None) if ask.what == What::ClearOthers => {
+                self.count("refused sign-outs");
+                ensure(cookie == Got::Nothing, || "a refused sign-out set a cookie".to_owned())?;
+                let enders = from.iter().flat_map(|session| &self.sessions[*session].enders);
+                let has_ended = enders.into_iter().any(|ender| ender.ask != id && ender.fate != Fate::Not);
+                ensure(has_ended, || "a sign-out was refused, and nothing had ended its session".to_owned())?;
+                self.settle_endings(id, Fate::Not);
+                return Ok(Jar::Keep);
+            }
             (507, None) if ask.what == What::Huge => {
                 self.count("too large");
                 ensure(cookie == Got::Nothing, || "a refused write set a cookie".to_owned())?;

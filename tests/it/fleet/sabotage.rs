@@ -12,8 +12,10 @@ use std::{
 
 use axum::{Router, extract::Request, middleware::Next, response::Response};
 use http::{HeaderValue, header};
-use jam_session::{AnyBackend, Backend, Outcome, Owner, Record, RecordId, backend::Result};
+use jam_session::{AnyBackend, Backend, By, Clear, Outcome, Owner, Record, RecordId, backend::Result};
 use tower::Service;
+
+use crate::store::Plain;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Sabotage {
@@ -116,7 +118,7 @@ impl Saboteur {
         self.now_and_then(Sabotage::DropsCreations, 20)
     }
 
-    pub async fn update(&self, backend: &AnyBackend, expected: i64, record: Record) -> Result<Outcome> {
+    pub async fn update(&self, backend: &AnyBackend, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
         let ends = record.ttl.is_zero();
         if self.what == Sabotage::DropsEndings && ends {
             return Ok(Outcome::Done);
@@ -124,19 +126,20 @@ impl Saboteur {
         if !ends && self.now_and_then(Sabotage::DropsUpdates, 20) {
             return Ok(Outcome::Done);
         }
-        match backend.update(expected, record.clone()).await? {
+        match backend.update(expected, record.clone(), retry).await? {
             Outcome::Gone if self.what == Sabotage::Upserts && !ends => {
-                backend.create(record).await?;
+                backend.creates(record).await?;
                 Ok(Outcome::Done)
             }
             Outcome::Conflict(current) if self.what == Sabotage::Overwrites => {
-                backend.update(current.version, record).await
+                backend.updates(current.version, record).await
             }
             Outcome::Done if !ends && self.now_and_then(Sabotage::AppliesTwice, 20) => {
                 let written = backend.load(record.id).await?;
                 let Some(written) = written else { return Ok(Outcome::Done) };
-                let other = Record { version: written.version ^ 1, ..written.clone() };
-                match backend.update(written.version, other.clone()).await? {
+                let mut other = written.clone();
+                other.version ^= 1;
+                match backend.updates(written.version, other.clone()).await? {
                     Outcome::Done => Ok(Outcome::Conflict(other)),
                     _ => Ok(Outcome::Done),
                 }
@@ -148,7 +151,7 @@ impl Saboteur {
     pub async fn touch(&self, backend: &AnyBackend, id: RecordId) -> Result<()> {
         let before = self.before.lock().unwrap().get(&id).cloned();
         if let Some(before) = before.filter(|_| self.what == Sabotage::TouchesRevive) {
-            backend.create(before).await?;
+            backend.creates(before).await?;
         }
         Ok(())
     }
@@ -160,13 +163,17 @@ impl Saboteur {
         listed
     }
 
-    /// What a clear is to keep.
-    pub async fn keep(&self, backend: &AnyBackend, owner: Owner, keep: Option<RecordId>) -> Result<Option<RecordId>> {
-        match self.what {
-            Sabotage::ClearsTheKept => Ok(None),
-            Sabotage::ClearsAllButOne => Ok(backend.list(owner).await?.last().map(|record| record.id)),
-            _ => Ok(keep),
-        }
+    /// What a clear is to do.
+    pub async fn clear(&self, backend: &AnyBackend, owner: Owner, clear: Clear) -> Result<Clear> {
+        let by = match self.what {
+            Sabotage::ClearsTheKept => clear.by.map(|by| By { keep: false, ..by }),
+            Sabotage::ClearsAllButOne => {
+                let listed = backend.list(owner).await?;
+                listed.last().map(|record| By { id: record.id, version: record.version, keep: true })
+            }
+            _ => clear.by,
+        };
+        Ok(Clear { by, ..clear })
     }
 }
 

@@ -13,7 +13,8 @@ use std::{
 use axum::{Router, body::Body};
 use http::Request;
 use jam_session::{
-    Backend, Clock, JsonSessions, Keyring, MemorySessions, Outcome, Owner, Record, RecordId, Sessions, backend::Result,
+    Backend, Clear, Cleared, Clock, Created, JsonSessions, Keyring, MemorySessions, Outcome, Owner, Record, RecordId,
+    Sessions, Terms, backend::Result,
 };
 use tokio::task::{AbortHandle, yield_now};
 use tower::ServiceExt;
@@ -251,17 +252,17 @@ impl Backend for Shaky {
         }
     }
 
-    async fn create(&self, record: Record) -> Result<bool> {
+    async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
         if self.sabotage.as_ref().is_some_and(|saboteur| saboteur.skips_create()) {
-            return Ok(true);
+            return Ok(Created::Done);
         }
-        self.call(self.store.backend().create(record)).await
+        self.call(self.store.backend().create(record, terms)).await
     }
 
-    async fn update(&self, expected: i64, record: Record) -> Result<Outcome> {
+    async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
         match &self.sabotage {
-            Some(saboteur) => self.call(saboteur.update(self.store.backend(), expected, record)).await,
-            None => self.call(self.store.backend().update(expected, record)).await,
+            Some(saboteur) => self.call(saboteur.update(self.store.backend(), expected, record, retry)).await,
+            None => self.call(self.store.backend().update(expected, record, retry)).await,
         }
     }
 
@@ -284,11 +285,11 @@ impl Backend for Shaky {
         })
     }
 
-    async fn clear(&self, owner: Owner, keep: Option<RecordId>) -> Result<u64> {
-        let keep = match &self.sabotage {
-            Some(saboteur) => saboteur.keep(self.store.backend(), owner, keep).await?,
-            None => keep,
+    async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
+        let clear = match &self.sabotage {
+            Some(saboteur) => saboteur.clear(self.store.backend(), owner, clear).await?,
+            None => clear,
         };
-        self.call(self.store.backend().clear(owner, keep)).await
+        self.call(self.store.backend().clear(owner, clear)).await
     }
 }

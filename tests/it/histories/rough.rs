@@ -10,7 +10,7 @@ use std::{
 };
 
 use jam_session::{
-    AnyBackend, Backend, Outcome, Record, RecordId, Sessions,
+    AnyBackend, Backend, Cleared, Created, Outcome, Record, RecordId, Sessions,
     backend::Result,
     conformance::{Answer, Call, Fault, Faults, Faulty, Verb},
 };
@@ -18,7 +18,7 @@ use tokio::task::yield_now;
 
 use crate::{
     random::Random,
-    store::{knows_updates, stays_open},
+    store::{Plain, knows_updates, stays_open},
 };
 
 /// What a backend may get wrong.
@@ -145,7 +145,7 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
             Box::pin(async move {
                 match (answer, call.record) {
                     (Answer::Update(Outcome::Gone), Some(record)) if !record.ttl.is_zero() => {
-                        store.create(record).await?;
+                        store.creates(record).await?;
                         Ok(Answer::Update(Outcome::Done))
                     }
                     (answer, _) => Ok(answer),
@@ -156,7 +156,7 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
             Box::pin(async move {
                 match (answer, call.record) {
                     (Answer::Update(Outcome::Conflict(there)), Some(record)) => {
-                        Ok(Answer::Update(store.update(there.version, record).await?))
+                        Ok(Answer::Update(store.updates(there.version, record).await?))
                     }
                     (answer, _) => Ok(answer),
                 }
@@ -212,7 +212,7 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
                     let store = store.clone();
                     async move {
                         if let Some(record) = record {
-                            drop(store.create(record).await);
+                            drop(store.creates(record).await);
                         }
                     }
                 }),
@@ -238,19 +238,21 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
 
 async fn one_by_one(store: Common, call: Call, forgets_one: bool) -> Result<Answer> {
     let mut ended = 0;
+    let by = call.clear.and_then(|clear| clear.by);
+    let keep = by.filter(|by| by.keep).map(|by| by.id);
     for record in store.list(call.owner.unwrap()).await? {
         yield_now().await;
         let forgotten = forgets_one && ended == 1;
-        if Some(record.id) != call.keep && !forgotten {
+        if Some(record.id) != keep && !forgotten {
             ended += u64::from(store.delete(record.id).await?);
         }
     }
-    Ok(Answer::Clear(ended))
+    Ok(Answer::Clear(Cleared::Done(ended)))
 }
 
 /// What was just written gets a second more.
 async fn longer(store: Common, call: Call, answer: Answer) -> Result<Answer> {
-    if let (Some(record), Answer::Create(true) | Answer::Update(Outcome::Done)) = (call.record, &answer)
+    if let (Some(record), Answer::Create(Created::Done) | Answer::Update(Outcome::Done)) = (call.record, &answer)
         && !record.ttl.is_zero()
     {
         store.touch(record.id, record.version, record.ttl + Duration::from_secs(1)).await?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::body::Bytes;
-use jam_session::{Backend, Clock, Outcome, Owner, Record, RecordId};
+use jam_session::{Backend, Clear, Cleared, Clock, Outcome, Owner, Record, RecordId};
 
 use super::{
     check::{Model, Op, OpOf},
@@ -19,6 +19,7 @@ use super::{
     rough::Rough,
 };
 use crate::random::Random;
+use crate::store::Plain;
 
 /// The records of one owner. What differs between stores is only how exactly they can be asked.
 #[derive(Clone, Copy)]
@@ -62,7 +63,8 @@ pub enum Call {
     /// What a `list` said of one record.
     Listed(At),
     Clear {
-        keep: Option<At>,
+        by: Option<By>,
+        now: u64,
         of: u32,
     },
     /// Time passes.
@@ -78,6 +80,14 @@ pub enum Answer {
     Done,
     Gone,
     Conflict(Seen),
+}
+
+/// The record that a clear is made by, if it has that version, and whether it is kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct By {
+    at: At,
+    version: i64,
+    keep: bool,
 }
 
 /// A version, and how long it had to live.
@@ -225,8 +235,29 @@ impl Model for Verbs {
                     .map(|(_, state)| state.but(at, None))
                     .collect()
             }
-            Call::Clear { keep, of } => {
-                let mut ends = vec![(0, state.clone())];
+            Call::Clear { by, now, of } => {
+                let (mut ends, mut states) = (Vec::new(), Vec::new());
+                match by {
+                    None => ends.push((0, state.clone())),
+                    Some(by) => {
+                        for (there, state) in state.live(by.at) {
+                            match there {
+                                None if may(Answer::Gone) => states.push(state),
+                                Some(kept) if kept.version == by.version => ends.push((0, state)),
+                                Some(_) => match answer {
+                                    Some(Answer::Conflict(seen)) => {
+                                        let looked = if self.lags { now } else { state.now };
+                                        states.extend(state.seen_since(looked, self.timed, by.at, Some(*seen)));
+                                    }
+                                    Some(_) => {}
+                                    None => states.push(state),
+                                },
+                                None => {}
+                            }
+                        }
+                    }
+                }
+                let keep = by.filter(|by| by.keep).map(|by| by.at);
                 for at in state.records.keys().copied().filter(|at| Some(*at) != keep) {
                     let end = |(count, state): (u64, State)| {
                         let live = state.live(at).into_iter();
@@ -237,8 +268,7 @@ impl Model for Verbs {
                 }
                 // Where not all of them are looked at, the number says nothing.
                 let counts = |count: u64| of == 0 && may(Answer::Ended(count)) || of > 0;
-                let mut states: Vec<State> =
-                    ends.into_iter().filter(|(count, _)| counts(*count)).map(|(_, state)| state).collect();
+                states.extend(ends.into_iter().filter(|(count, _)| counts(*count)).map(|(_, state)| state));
                 states.dedup();
                 states
             }
@@ -279,9 +309,13 @@ impl Model for Verbs {
         }
         match (&mut op.call, &mut op.answer) {
             (Call::List, Some(Answer::Listed(seen))) => seen.retain(|(at, _)| *at != subject),
-            (Call::Clear { keep, of }, _) => {
+            // That one was in its way.
+            (Call::Clear { by: Some(by), .. }, Some(Answer::Gone | Answer::Conflict(_))) if by.at == subject => {
+                return None;
+            }
+            (Call::Clear { by, of, .. }, _) => {
                 *of += 1;
-                keep.take_if(|at| *at == subject);
+                by.take_if(|by| by.at == subject);
             }
             _ => {}
         }
@@ -296,7 +330,9 @@ impl Model for Verbs {
             Call::Touch { .. } => "touch: only moves the end of the version that was seen (4, 18).",
             Call::Delete(_) => "delete: what was ended is ended once, and stays so (4).",
             Call::List | Call::Listed(_) => "list: every live record, and none that ended (8).",
-            Call::Clear { .. } => "clear: ends all that was there, and says how many (8).",
+            Call::Clear { .. } => {
+                "clear: ends all that was there, if it is by a version that is there, and says how many (8)."
+            }
             Call::Pass(_) => "",
         }
     }
@@ -324,9 +360,11 @@ impl fmt::Debug for Call {
             Self::Delete(at) => write!(f, "delete r{at}"),
             Self::List => write!(f, "list"),
             Self::Listed(at) => write!(f, "list, as for r{at}"),
-            Self::Clear { keep, of } => {
+            Self::Clear { by, of, .. } => {
                 write!(f, "clear")?;
-                keep.map_or(Ok(()), |at| write!(f, " all but r{at}"))?;
+                by.map_or(Ok(()), |by| {
+                    write!(f, " by r{} v{}{}", by.at, by.version, if by.keep { ", which is kept" } else { "" })
+                })?;
                 if of > 0 { write!(f, ", of others too") } else { Ok(()) }
             }
             Self::Pass(by) => write!(f, "{by} ms pass"),
@@ -428,7 +466,10 @@ impl Stage {
             14..16 => Call::Touch { at, version: known, ttl: ttl.max(1_000), now },
             16..18 => Call::Delete(at),
             18..21 if part < 2 => Call::List,
-            21 if part < 2 => Call::Clear { keep: rng.one_in(3).then_some(at), of: 0 },
+            21 if part < 2 => {
+                let by = rng.one_in(2).then(|| By { at, version: known, keep: rng.one_in(2) });
+                Call::Clear { by, now, of: 0 }
+            }
             _ if self.model.timed && rng.one_in(2) => Call::Pass(*rng.one(&PASSES).unwrap()),
             _ => Call::Load(at),
         };
@@ -463,11 +504,11 @@ impl Stage {
                         }
                         Call::Create { at, version, ttl, .. } => {
                             let record = record(name(at), version, ttl);
-                            backend.create(record).await.ok().map(Answer::Did)
+                            backend.creates(record).await.ok().map(Answer::Did)
                         }
                         Call::Update { at, expected, version, ttl, .. } => {
                             let record = record(name(at), version, ttl);
-                            Some(match backend.update(expected, record).await.ok()? {
+                            Some(match backend.updates(expected, record).await.ok()? {
                                 Outcome::Done => Answer::Done,
                                 Outcome::Gone => Answer::Gone,
                                 Outcome::Conflict(there) => Answer::Conflict(self.saw(part, there).1),
@@ -479,9 +520,15 @@ impl Stage {
                             backend.touch(name(at), version, ttl).await.ok().map(|()| Answer::Done)
                         }
                         Call::Delete(at) => backend.delete(name(at)).await.ok().map(Answer::Did),
-                        Call::Clear { keep, .. } => {
-                            let owner = self.owners[part]?;
-                            backend.clear(owner, keep.map(name)).await.ok().map(Answer::Ended)
+                        Call::Clear { by, .. } => {
+                            let by = by.map(|By { at, version, keep }| jam_session::By { id: name(at), version, keep });
+                            let clear = Clear { name: crate::store::name(), by };
+                            Some(match backend.clear(self.owners[part]?, clear).await.ok()? {
+                                Cleared::Done(ended) => Answer::Ended(ended),
+                                Cleared::Gone => Answer::Gone,
+                                Cleared::Conflict(there) => Answer::Conflict(self.saw(part, there).1),
+                                other => panic!("{other:?}"),
+                            })
                         }
                         Call::List => self.listed(part).await.map(Answer::Listed),
                         Call::Listed(_) | Call::Pass(_) => None,
@@ -513,7 +560,7 @@ impl Stage {
 }
 
 fn record(id: RecordId, version: i64, ttl: u64) -> Record {
-    Record { id, version, ttl: Duration::from_millis(ttl), payload: payload(version) }
+    Record::new(id, version, Duration::from_millis(ttl), payload(version))
 }
 
 fn payload(version: i64) -> Bytes {

@@ -16,6 +16,7 @@ use super::{
     process::{Process, until},
     wire::{Address, Reply, Wire},
 };
+use crate::store::Plain;
 use crate::{events::Events, ports::ports};
 
 crate::on_every_redis!(
@@ -392,11 +393,11 @@ async fn a_connection_of_the_application_will_do(on: Topology) {
             builder.connection(client.get_multiplexed_async_connection().await.unwrap()).connect().await.unwrap()
         }
     };
-    assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+    assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
     assert!(sessions.backend().load(id).await.unwrap().is_some());
-    assert!(sessions.backend().update(9, record(id, 2, "y")).await.is_ok());
+    assert!(sessions.backend().updates(9, record(id, 2, "y")).await.is_ok());
     assert_eq!(sessions.backend().list(owner("ada")).await.unwrap().len(), 1);
-    assert_eq!(sessions.backend().clear(owner("ada"), None).await.unwrap(), 1);
+    assert_eq!(sessions.backend().clears(owner("ada"), None).await.unwrap(), 1);
     assert!(sessions.doctor().await.len() > 2);
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jam_session::{Backend, Outcome, Record, RedisSessions};
+use jam_session::{Backend, Outcome, RedisSessions};
 use serde_json::json;
 
 use super::{
@@ -11,6 +11,7 @@ use super::{
     process::{Process, until},
     proxy::Proxy,
 };
+use crate::store::{Plain, lasting};
 
 /// Runs a call, and gives its round trips and its commands.
 async fn cost<T>(server: &Process, proxy: &Proxy, call: impl Future<Output = T>) -> (usize, String) {
@@ -43,24 +44,24 @@ async fn every_verb_is_one_trip() {
         let one_script = (1, "evalsha 1".to_owned());
         for id in [of(owner("ada"), "one"), anonymous("one")] {
             let read = if id.owner().is_some() { "get 1, pttl 1, zscore 1" } else { "get 1, pttl 1" };
-            assert_eq!(cost(&server, &proxy, backend.create(record(id, 1, "x"))).await, one_script);
+            assert_eq!(cost(&server, &proxy, backend.creates(record(id, 1, "x"))).await, one_script);
             assert_eq!(cost(&server, &proxy, backend.load(id)).await, (1, read.to_owned()));
             assert_eq!(cost(&server, &proxy, update(backend, 1, record(id, 2, "x"))).await, one_script);
             assert_eq!(cost(&server, &proxy, update(backend, 1, record(id, 3, "x"))).await, one_script);
             assert_eq!(cost(&server, &proxy, backend.touch(id, 2, HOUR)).await, one_script);
-            let logout = Record { ttl: Duration::ZERO, ..record(id, 4, "") };
+            let logout = lasting(Duration::ZERO, record(id, 4, ""));
             assert_eq!(cost(&server, &proxy, update(backend, 2, logout)).await, one_script);
             assert_eq!(cost(&server, &proxy, backend.delete(id)).await, one_script);
         }
         for at in 0..3 {
-            assert!(backend.create(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
+            assert!(backend.creates(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
         }
         let listed = cost(&server, &proxy, backend.list(owner("ada"))).await;
         assert_eq!(listed, (2, "mget 1, pttl 3, zrange 1".to_owned()));
-        assert_eq!(cost(&server, &proxy, backend.clear(owner("nobody"), None)).await, one_script);
+        assert_eq!(cost(&server, &proxy, backend.clears(owner("nobody"), None)).await, one_script);
         // The caller has its answer after one; tidying up is another, behind its back.
         let before = proxy.trips();
-        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 3);
+        assert_eq!(backend.clears(owner("ada"), None).await.unwrap(), 3);
         until("it is tidy", || proxy.trips() == before + 2);
     }
 }
@@ -73,10 +74,12 @@ async fn a_conflict_about_a_large_record_is_read_past_the_script() {
         let backend = sessions.backend();
         for (id, size) in [(of(owner("ada"), "small"), 32_000), (of(owner("ada"), "large"), 33_000)] {
             let payload = "x".repeat(size);
-            assert!(backend.create(record(id, 1, &payload)).await.unwrap());
+            assert!(backend.creates(record(id, 1, &payload)).await.unwrap());
             assert_eq!(update(backend, 1, record(id, 2, &payload)).await, "done");
             server.ask(&["CONFIG", "RESETSTAT"]);
-            let Ok(Outcome::Conflict(there)) = backend.update(1, record(id, 3, "mine")).await else { panic!("{size}") };
+            let Ok(Outcome::Conflict(there)) = backend.updates(1, record(id, 3, "mine")).await else {
+                panic!("{size}")
+            };
             assert_eq!((there.id, there.version, &there.payload[..]), (id, 2, payload.as_bytes()));
             assert!(there.ttl > HOUR / 2 && there.ttl <= HOUR);
             // Once in the script, and once more to read it.

@@ -20,7 +20,7 @@ use super::{
     process::until,
     wire::{Address, Reply},
 };
-use crate::store::{PATIENCE, in_time};
+use crate::store::{PATIENCE, Plain, in_time};
 
 /// With as much time for an operation as there is by default: a failover is longer.
 async fn connect(builder: impl Fn() -> Builder<RedisServer>) -> RedisSessions {
@@ -44,7 +44,7 @@ impl Load {
             Self { sessions, ids, acknowledged: Arc::default(), enough: Arc::default(), writers: JoinSet::new() };
         for id in load.ids.clone() {
             // Whether it was the first or a later try that is there.
-            in_time(async || load.sessions.backend().create(record(id, 0, "0")).await.ok()).await;
+            in_time(async || load.sessions.backend().creates(record(id, 0, "0")).await.ok()).await;
             load.acknowledged.lock().unwrap().insert(id, 0);
             let (sessions, enough) = (load.sessions.clone(), Arc::clone(&load.enough));
             let acknowledged = Arc::clone(&load.acknowledged);
@@ -92,7 +92,7 @@ async fn write(backend: &RedisBackend, id: RecordId, last: i64) -> i64 {
     let (mut expected, next) = (last, last + 1);
     loop {
         assert!(begun.elapsed() < PATIENCE, "it did not recover");
-        match backend.update(expected, record(id, next, &next.to_string())).await {
+        match backend.updates(expected, record(id, next, &next.to_string())).await {
             Ok(Outcome::Done) => return next,
             Ok(Outcome::Conflict(there)) => expected = there.version,
             // A failover may take back what was acknowledged, but the record was there long before.
@@ -207,7 +207,7 @@ async fn a_cluster_that_is_down_is_an_error_and_no_answer() {
     let sessions = connect(|| redis.builder()).await;
     let ids: Vec<RecordId> = (0..20).map(|at| of(owner(&format!("u{at}")), "one")).collect();
     for id in &ids {
-        in_time(async || sessions.backend().create(record(*id, 1, "x")).await.ok()).await;
+        in_time(async || sessions.backend().creates(record(*id, 1, "x")).await.ok()).await;
     }
     // A master and its replica: a third of the slots is gone for good.
     redis.nodes[2].signal("STOP");

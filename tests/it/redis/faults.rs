@@ -13,7 +13,7 @@ use super::{
     replays::scripts_run,
     wire::{Address, Reply},
 };
-use crate::store::{PATIENCE, eventually, in_time};
+use crate::store::{PATIENCE, Plain, eventually, in_time, lasting};
 
 crate::on_every_redis!(forgotten_scripts_are_told_again, a_runtime_that_stands_still_is_left_at_the_first_call);
 
@@ -46,7 +46,7 @@ async fn forgotten_scripts_are_told_again(on: Topology) {
     let flush = || place.masters().iter().for_each(|master| drop(master.ask(&["SCRIPT", "FLUSH"])));
     for version in 0..3 {
         flush();
-        assert!(sessions.backend().create(record(id, version * 10, "x")).await.unwrap());
+        assert!(sessions.backend().creates(record(id, version * 10, "x")).await.unwrap());
         flush();
         assert_eq!(update(sessions.backend(), version * 10, record(id, version * 10 + 1, "y")).await, "done");
         flush();
@@ -54,7 +54,7 @@ async fn forgotten_scripts_are_told_again(on: Topology) {
         flush();
         assert!(sessions.backend().delete(id).await.unwrap());
         flush();
-        assert_eq!(sessions.backend().clear(owner("ada"), None).await.unwrap(), 0);
+        assert_eq!(sessions.backend().clears(owner("ada"), None).await.unwrap(), 0);
     }
 }
 
@@ -66,7 +66,7 @@ fn is_too_slow(error: &BoxError) -> bool {
 /// The servers are this test's own.
 pub async fn killed_connections_are_replaced(masters: Vec<Address>, backend: &RedisBackend) {
     let id = of(owner("ada"), "killed");
-    assert!(backend.create(record(id, 1, "x")).await.unwrap());
+    assert!(backend.creates(record(id, 1, "x")).await.unwrap());
     for _ in 0..5 {
         for master in &masters {
             assert!(!master.ask(&["CLIENT", "KILL", "TYPE", "normal"]).is_error());
@@ -95,11 +95,11 @@ async fn a_server_that_was_killed_is_away_and_then_there_again() {
         let server = Process::start(&binary, &["--appendonly", "yes", "--appendfsync", "always"]);
         let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
         let id = of(owner("ada"), "one");
-        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
         server.signal("KILL");
         until("it is gone", || server.ask(&["PING"]).is_error());
         assert!(sessions.backend().load(id).await.is_err());
-        assert!(sessions.backend().create(record(anonymous("two"), 1, "x")).await.is_err());
+        assert!(sessions.backend().creates(record(anonymous("two"), 1, "x")).await.is_err());
         assert!(sessions.backend().list(owner("ada")).await.is_err());
         server.run(&[]);
         // What was acknowledged is there, if the server keeps it.
@@ -127,12 +127,14 @@ async fn a_server_that_stands_still_is_waited_for_no_longer_than_the_deadline() 
         let server = Process::start(&binary, &[]);
         let sessions = brief(server.uri()).await;
         let id = of(owner("ada"), "one");
-        assert!(direct(&server).await.backend().create(record(id, 1, "x")).await.unwrap());
+        assert!(direct(&server).await.backend().creates(record(id, 1, "x")).await.unwrap());
         server.signal("STOP");
         // More than enough silences for the connection to be given up.
         for _ in 0..5 {
-            let (load, late) =
-                tokio::join!(sessions.backend().load(id), sessions.backend().create(record(anonymous("late"), 1, "x")));
+            let (load, late) = tokio::join!(
+                sessions.backend().load(id),
+                sessions.backend().creates(record(anonymous("late"), 1, "x"))
+            );
             assert!(load.is_err() && late.is_err());
         }
         let error =
@@ -154,7 +156,7 @@ async fn a_connection_that_went_silent_is_replaced() {
         let builder = RedisSessions::builder(proxy.uri()).deadline(Duration::from_secs(1));
         let sessions = builder.lazy(true).connect().await.unwrap();
         let id = of(owner("ada"), "one");
-        assert!(direct(&server).await.backend().create(record(id, 1, "x")).await.unwrap());
+        assert!(direct(&server).await.backend().creates(record(id, 1, "x")).await.unwrap());
         assert_eq!(recovered(sessions.backend(), id).await.as_deref(), Some("x"));
         let before = proxy.connections();
         proxy.freeze();
@@ -229,7 +231,7 @@ async fn a_runtime_that_stands_still_is_left_at_the_first_call(on: Topology) {
         let loaded = runtime().block_on(sessions.backend().load(anonymous("one")));
         assert!(loaded.unwrap().is_none());
         // The connection is the second one's now, which is gone.
-        let created = runtime().block_on(sessions.backend().create(record(anonymous("one"), 1, "x")));
+        let created = runtime().block_on(sessions.backend().creates(record(anonymous("one"), 1, "x")));
         assert!(created.unwrap());
         drop(still);
     };
@@ -275,7 +277,7 @@ async fn many_callers_share_one_rebuild() {
     let server = Process::start(&binary, &[]);
     let proxy = Proxy::before(&server.address).await;
     let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
-    assert!(sessions.backend().create(record(anonymous("one"), 1, "x")).await.unwrap());
+    assert!(sessions.backend().creates(record(anonymous("one"), 1, "x")).await.unwrap());
     server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..100 {
@@ -301,8 +303,8 @@ fn a_runtime_that_ends_in_the_middle_ends() {
                 runtime.spawn(async move {
                     for at in 0.. {
                         let id = of(owner("ada"), &format!("{round}-{caller}-{at}"));
-                        let _ = sessions.backend().create(record(id, 1, "x")).await;
-                        let _ = sessions.backend().clear(owner("ada"), None).await;
+                        let _ = sessions.backend().creates(record(id, 1, "x")).await;
+                        let _ = sessions.backend().clears(owner("ada"), None).await;
                     }
                 });
             }
@@ -324,7 +326,7 @@ async fn a_call_that_is_dropped_harms_no_other() {
         let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
         let ids: Vec<RecordId> = (0..50).map(|at| anonymous(&format!("s{at}"))).collect();
         for (at, id) in ids.iter().enumerate() {
-            assert!(sessions.backend().create(record(*id, 1, &at.to_string())).await.unwrap());
+            assert!(sessions.backend().creates(record(*id, 1, &at.to_string())).await.unwrap());
         }
         for (at, id) in ids.iter().enumerate().cycle().take(300) {
             let wait = Duration::from_micros(7 * u64::try_from(at).unwrap());
@@ -342,31 +344,31 @@ async fn a_full_server_takes_nothing_in_and_still_lets_sessions_end() {
         let backend = sessions.backend();
         let ids = [of(owner("ada"), "one"), anonymous("one"), of(owner("ada"), "two"), anonymous("two")];
         for id in ids {
-            assert!(backend.create(record(id, 1, "x")).await.unwrap());
+            assert!(backend.creates(record(id, 1, "x")).await.unwrap());
         }
         server.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
         server.ask(&["CONFIG", "SET", "maxmemory", "1"]);
         for id in ids {
-            let error = backend.update(1, record(id, 2, "y")).await.unwrap_err();
+            let error = backend.updates(1, record(id, 2, "y")).await.unwrap_err();
             assert!(error.to_string().ends_with("OOM"), "{error}");
             assert_eq!(payload(backend, id).await.as_deref(), Some("x"));
             backend.touch(id, 1, HOUR).await.unwrap();
         }
-        let error = backend.create(record(anonymous("new"), 1, "x")).await.unwrap_err();
+        let error = backend.creates(record(anonymous("new"), 1, "x")).await.unwrap_err();
         assert!(error.to_string().ends_with("OOM"), "{error}");
         // Logouts, of both kinds.
         for id in &ids[..2] {
             assert!(backend.delete(*id).await.unwrap());
         }
-        let out = |id| jam_session::Record { ttl: Duration::ZERO, ..record(id, 2, "out") };
+        let out = |id| lasting(Duration::ZERO, record(id, 2, "out"));
         assert_eq!(update(backend, 1, out(ids[3])).await, "done");
-        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 1);
+        assert_eq!(backend.clears(owner("ada"), None).await.unwrap(), 1);
         for id in ids {
             assert!(backend.load(id).await.unwrap().is_none());
         }
-        assert_eq!(backend.clear(owner("nobody"), None).await.unwrap(), 0);
+        assert_eq!(backend.clears(owner("nobody"), None).await.unwrap(), 0);
         server.ask(&["CONFIG", "SET", "maxmemory", "0"]);
-        assert!(backend.create(record(ids[0], 3, "z")).await.unwrap());
+        assert!(backend.creates(record(ids[0], 3, "z")).await.unwrap());
     }
 }
 
@@ -377,9 +379,9 @@ async fn a_replica_is_not_written_to() {
         let sessions = direct(&server).await;
         let backend = sessions.backend();
         let id = of(owner("ada"), "one");
-        assert!(backend.create(record(id, 1, "x")).await.unwrap());
+        assert!(backend.creates(record(id, 1, "x")).await.unwrap());
         server.ask(&["REPLICAOF", "127.0.0.1", "1"]);
-        for verb in [backend.update(1, record(id, 2, "y")).await.map(drop), backend.delete(id).await.map(drop)] {
+        for verb in [backend.updates(1, record(id, 2, "y")).await.map(drop), backend.delete(id).await.map(drop)] {
             let error = verb.unwrap_err();
             assert!(error.to_string().ends_with("READONLY"), "{error}");
         }
@@ -399,9 +401,9 @@ async fn a_master_without_its_replicas_takes_nothing() {
         let server = Process::start(&binary, &[]);
         let sessions = direct(&server).await;
         let id = of(owner("ada"), "one");
-        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
         server.ask(&["CONFIG", "SET", "min-replicas-to-write", "1"]);
-        let error = sessions.backend().update(1, record(id, 2, "y")).await.unwrap_err();
+        let error = sessions.backend().updates(1, record(id, 2, "y")).await.unwrap_err();
         assert!(error.to_string().ends_with("NOREPLICAS"), "{error}");
         assert_eq!(payload(sessions.backend(), id).await.as_deref(), Some("x"));
         server.ask(&["CONFIG", "SET", "min-replicas-to-write", "0"]);
@@ -415,7 +417,7 @@ async fn a_server_that_still_loads_its_data_is_not_empty() {
         let server = Process::start(&binary, &["--appendonly", "yes", "--rdbcompression", "no"]);
         let sessions = direct(&server).await;
         let id = of(owner("ada"), "one");
-        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
         // It answers while it loads, but only after each two megabytes.
         for at in 0..40 {
             server.ask(&["SET", &format!("other{at}"), &"x".repeat(200_000)]);
@@ -444,7 +446,7 @@ async fn an_answer_that_is_none_is_an_error() {
         let server = Process::start(&binary, &[]);
         let sessions = direct(&server).await;
         let id = of(owner("ada"), "one");
-        assert!(sessions.backend().create(record(id, 1, "x")).await.unwrap());
+        assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
         // A right that is missing for one command of three.
         server.ask(&["ACL", "SETUSER", "default", "-pttl"]);
         let error = sessions.backend().load(id).await.unwrap_err();
@@ -464,7 +466,7 @@ async fn scripts_are_sent_whole_only_when_they_must_be() {
         let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
         // The self-test sends one as a whole, to see that this may be done.
         server.ask(&["CONFIG", "RESETSTAT"]);
-        assert!(sessions.backend().create(record(anonymous("one"), 1, "x")).await.unwrap());
+        assert!(sessions.backend().creates(record(anonymous("one"), 1, "x")).await.unwrap());
         assert_eq!(scripts_run(&server), 1);
         assert!(!server.address.info("commandstats", "cmdstat_eval").contains("calls="));
     }

@@ -13,7 +13,7 @@ use super::{
     proxy::Proxy,
     wire::{Reply, Wire},
 };
-use crate::store::in_time;
+use crate::store::{Plain, in_time, lasting};
 
 /// A server, and a proxy before it.
 struct Road {
@@ -53,7 +53,7 @@ fn both() -> [RecordId; 2] {
 }
 
 fn ended(version: i64, id: RecordId) -> Record {
-    Record { ttl: Duration::ZERO, ..record(id, version, "out") }
+    lasting(Duration::ZERO, record(id, version, "out"))
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -62,14 +62,14 @@ async fn a_create_delivered_twice_around_its_end_revives_nothing() {
         let backend = road.backend();
         for (id, end) in both().into_iter().flat_map(|id| (0..5).map(move |end| (id, end))) {
             let ttl = if end == 4 { Duration::from_millis(50) } else { HOUR };
-            assert!(backend.create(Record { ttl, ..record(id, 1, "x") }).await.unwrap());
+            assert!(backend.creates(lasting(ttl, record(id, 1, "x"))).await.unwrap());
             let said = road.proxy.last_request();
             assert_eq!(road.deliver(&said), 1, "it was created");
             match end {
                 0 => assert!(backend.delete(id).await.unwrap()),
                 1 => assert_eq!(update(backend, 1, ended(2, id)).await, "done"),
                 2 => backend.touch(id, 1, Duration::ZERO).await.unwrap(),
-                3 if id.owner().is_some() => assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 1),
+                3 if id.owner().is_some() => assert_eq!(backend.clears(owner("ada"), None).await.unwrap(), 1),
                 3 => assert!(backend.delete(id).await.unwrap()),
                 _ => while backend.load(id).await.unwrap().is_some() {},
             }
@@ -77,7 +77,7 @@ async fn a_create_delivered_twice_around_its_end_revives_nothing() {
             assert!(backend.load(id).await.unwrap().is_none(), "end {end} of {id:?}");
             assert!(backend.list(owner("ada")).await.unwrap().is_empty());
             // Its name is free, and what is said again then is still known.
-            assert!(backend.create(record(id, 3, "new")).await.unwrap());
+            assert!(backend.creates(record(id, 3, "new")).await.unwrap());
             assert_eq!(road.deliver(&said), 1);
             assert_eq!(payload(backend, id).await.as_deref(), Some("new"));
             road.server.ask(&["FLUSHALL"]);
@@ -90,7 +90,7 @@ async fn an_update_is_recognised_even_after_foreign_writes() {
     for road in roads().await {
         let backend = road.backend();
         for id in both() {
-            assert!(backend.create(record(id, 1, "first")).await.unwrap());
+            assert!(backend.creates(record(id, 1, "first")).await.unwrap());
             let created = road.proxy.last_request();
             assert_eq!(update(backend, 1, record(id, 2, "mine")).await, "done");
             let said = road.proxy.last_request();
@@ -118,25 +118,25 @@ async fn a_clear_delivered_twice_spares_who_came_after() {
         let backend = road.backend();
         for members in [0, 3] {
             for at in 0..members {
-                assert!(backend.create(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
+                assert!(backend.creates(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
             }
-            assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), members);
+            assert_eq!(backend.clears(owner("ada"), None).await.unwrap(), members);
             // The clear, or what tidies up behind it.
             let said = road.proxy.last_request();
             let after = of(owner("ada"), &format!("after{members}"));
-            assert!(backend.create(record(after, 1, "x")).await.unwrap());
+            assert!(backend.creates(record(after, 1, "x")).await.unwrap());
             assert_eq!(road.deliver(&said), 1);
             assert!(backend.load(after).await.unwrap().is_some());
             assert!(backend.delete(after).await.unwrap());
         }
         // Not even one that others came after.
-        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 0);
+        assert_eq!(backend.clears(owner("ada"), None).await.unwrap(), 0);
         let said = road.proxy.last_request();
         for _ in 0..7 {
-            assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 0);
+            assert_eq!(backend.clears(owner("ada"), None).await.unwrap(), 0);
         }
         let after = of(owner("ada"), "after");
-        assert!(backend.create(record(after, 1, "x")).await.unwrap());
+        assert!(backend.creates(record(after, 1, "x")).await.unwrap());
         assert_eq!(road.deliver(&said), 1);
         assert!(backend.load(after).await.unwrap().is_some());
     }
@@ -147,10 +147,10 @@ async fn a_delete_delivered_twice_spares_who_came_after() {
     for road in roads().await {
         let backend = road.backend();
         for id in both() {
-            assert!(backend.create(record(id, 1, "x")).await.unwrap());
+            assert!(backend.creates(record(id, 1, "x")).await.unwrap());
             assert!(backend.delete(id).await.unwrap());
             let said = road.proxy.last_request();
-            assert!(backend.create(record(id, 2, "y")).await.unwrap());
+            assert!(backend.creates(record(id, 2, "y")).await.unwrap());
             assert_eq!(road.deliver(&said), 1, "it was ended");
             assert_eq!(payload(backend, id).await.as_deref(), Some("y"));
         }
@@ -167,7 +167,7 @@ async fn a_lost_answer_is_asked_for_again() {
         };
         for id in both() {
             lose();
-            assert!(backend.create(record(id, 1, "x")).await.unwrap());
+            assert!(backend.creates(record(id, 1, "x")).await.unwrap());
             lose();
             assert_eq!(update(backend, 1, record(id, 2, "y")).await, "done");
             lose();
@@ -176,19 +176,19 @@ async fn a_lost_answer_is_asked_for_again() {
             backend.touch(id, 2, HOUR).await.unwrap();
             lose();
             assert!(backend.delete(id).await.unwrap());
-            assert!(backend.create(record(id, 3, "x")).await.unwrap());
+            assert!(backend.creates(record(id, 3, "x")).await.unwrap());
             lose();
             assert_eq!(update(backend, 3, ended(4, id)).await, "done");
             lose();
             assert!(backend.load(id).await.unwrap().is_none());
         }
         for at in 0..3 {
-            assert!(backend.create(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
+            assert!(backend.creates(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
         }
         lose();
         assert_eq!(backend.list(owner("ada")).await.unwrap().len(), 3);
         lose();
-        assert_eq!(backend.clear(owner("ada"), None).await.unwrap(), 3);
+        assert_eq!(backend.clears(owner("ada"), None).await.unwrap(), 3);
         assert!(road.proxy.has_swallowed());
     }
 }
@@ -204,7 +204,7 @@ async fn what_arrives_late_does_nothing() {
                 // A connection of its own each time: what is late is then all that it says.
                 let late = brief(proxy.uri()).await;
                 if verb != "create" {
-                    assert!(direct.backend().create(record(id, 1, "x")).await.unwrap());
+                    assert!(direct.backend().creates(record(id, 1, "x")).await.unwrap());
                 }
                 let before = scripts_run(&server);
                 proxy.freeze_all();
@@ -235,13 +235,13 @@ async fn what_arrives_late_does_nothing() {
 
 async fn say(backend: &RedisBackend, verb: &str, id: RecordId) -> jam_session::backend::Result<()> {
     match verb {
-        "create" => backend.create(record(id, 1, "late")).await.map(drop),
-        "update" => backend.update(1, record(id, 2, "late")).await.map(drop),
-        "logout" => backend.update(1, ended(2, id)).await.map(drop),
+        "create" => backend.creates(record(id, 1, "late")).await.map(drop),
+        "update" => backend.updates(1, record(id, 2, "late")).await.map(drop),
+        "logout" => backend.updates(1, ended(2, id)).await.map(drop),
         "touch" => backend.touch(id, 1, HOUR * 2).await,
         "delete" => backend.delete(id).await.map(drop),
         // Of an anonymous one there is none.
-        _ => backend.clear(id.owner().unwrap_or(owner("ada")), None).await.map(drop),
+        _ => backend.clears(id.owner().unwrap_or(owner("ada")), None).await.map(drop),
     }
 }
 
@@ -293,7 +293,7 @@ async fn the_first_write_learns_the_time_by_itself() {
         until("it answers", || !server.ask(&["PING"]).is_error());
         // Nothing of the server was heard when this was connected.
         let id = anonymous("one");
-        while sessions.backend().create(record(id, 1, "x")).await.is_err() {}
+        while sessions.backend().creates(record(id, 1, "x")).await.is_err() {}
         assert!(sessions.backend().load(id).await.unwrap().is_some());
     }
 }
@@ -330,7 +330,7 @@ async fn what_was_not_lost_is_a_conflict_however_old() {
     for road in roads().await {
         let backend = road.backend();
         for id in both() {
-            assert!(backend.create(record(id, 1, "0")).await.unwrap());
+            assert!(backend.creates(record(id, 1, "0")).await.unwrap());
             for version in 1..20 {
                 assert_eq!(update(backend, version, record(id, version + 1, "x")).await, "done");
             }
@@ -362,7 +362,7 @@ async fn repeat(
     let others = direct.backend();
     let _ = others.delete(id).await.unwrap();
     road.server.ask(&["FLUSHALL"]);
-    assert!(others.create(record(id, 1, "0")).await.unwrap());
+    assert!(others.creates(record(id, 1, "0")).await.unwrap());
     let add = async |version| {
         let there = others.load(id).await.unwrap().unwrap();
         let next = record(id, version, &(count_of(&there) + 1).to_string());
@@ -394,7 +394,7 @@ async fn repeat(
             }
             road.proxy.hold(false);
         },
-        road.backend().update(there.version, mine)
+        road.backend().updates(there.version, mine)
     );
     let said = match said {
         Ok(Outcome::Done) => "done",
@@ -450,7 +450,7 @@ async fn increment(server: &Process, writers: i64, steps: i64, pace: Pace) -> (i
     for _ in 0..2 {
         processes.push(patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap());
     }
-    assert!(processes[0].backend().create(record(id, 0, "0")).await.unwrap());
+    assert!(processes[0].backend().creates(record(id, 0, "0")).await.unwrap());
     let loser = Arc::clone(&proxy);
     let losing = (pace == Pace::Free).then(|| {
         tokio::spawn(async move {
@@ -486,7 +486,7 @@ async fn increment(server: &Process, writers: i64, steps: i64, pace: Pace) -> (i
                 };
                 loop {
                     let next = record(id, 1_000_000 * (writer + 1) + step, &(count_of(&there) + 1).to_string());
-                    match sessions.backend().update(there.version, next).await {
+                    match sessions.backend().updates(there.version, next).await {
                         Ok(Outcome::Done) => done += 1,
                         Ok(Outcome::Conflict(current)) => {
                             there = current;
