@@ -48,10 +48,14 @@
 //! 3. **Each verb is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. A read followed
 //!    by a write without a lock is a lost update. Better still is one statement: `UPDATE … WHERE version = ?`.
 //! 4. **`update` never inserts.** Only `create` uses `INSERT … ON CONFLICT`, and it replaces only expired rows.
-//! 5. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
-//! 6. **No thread of the runtime waits for a disk.** A driver that blocks runs in `spawn_blocking`, with the whole transaction, so
+//! 5. **A row remembers what a retry needs**: its last eight versions, and, for ten seconds after its end, its name without
+//!    the payload. Otherwise a lost answer costs a request, but nothing is written twice.
+//! 6. **The last clear of an owner has a row of its own**, in the same transaction as the end of the sessions. It stays for
+//!    fifteen minutes, and `create` compares the time in it with that of the request.
+//! 7. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
+//! 8. **No thread of the runtime waits for a disk.** A driver that blocks runs in `spawn_blocking`, with the whole transaction, so
 //!    that a dropped future has done all or nothing.
-//! 7. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, and the
+//! 9. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, and the
 //!    cookie stays.
 //!
 //! # What your application does when sessions are away
@@ -67,9 +71,11 @@
 // It is test code: a panic is its answer.
 #![allow(clippy::panic)]
 
+mod crossing;
 mod faulty;
 mod owners;
 mod records;
+mod retries;
 mod samples;
 mod subject;
 mod together;
@@ -118,6 +124,26 @@ macro_rules! __every_promise {
             owners::one_sid_of_two_owners_is_two_records,
             owners::names_are_taken_to_the_letter,
             owners::five_hundred_of_one_owner,
+            crossing::a_repeated_clear_ends_nothing_more,
+            crossing::a_clear_by_a_record_ends_that_one_too,
+            crossing::a_clear_by_another_version_is_a_conflict,
+            crossing::a_clear_that_ended_nothing_is_not_remembered,
+            crossing::a_clear_is_remembered_for_fifteen_minutes,
+            crossing::a_create_since_before_a_clear_is_late,
+            crossing::a_create_since_after_a_clear_is_done,
+            crossing::a_create_as_old_as_the_clear_is_late,
+            crossing::a_create_since_more_than_fifteen_minutes_is_late,
+            crossing::a_record_that_is_there_is_never_late,
+            crossing::no_create_since_before_a_clear_outlives_it,
+            retries::a_create_of_the_very_record_is_done,
+            retries::a_retried_create_that_was_never_made_is_made_or_an_error,
+            retries::a_retried_create_brings_nothing_back,
+            retries::a_retried_create_can_be_late,
+            retries::a_retried_update_that_was_written_is_done,
+            retries::a_retried_update_that_was_never_written_is_written,
+            retries::a_retried_update_that_was_replaced_is_not_made_twice,
+            retries::a_retried_update_that_came_too_late_is_not_done,
+            retries::a_retried_update_of_what_has_ended_is_gone,
             values::what_has_expired_is_absent_in_every_verb,
             values::a_time_to_live_is_never_lengthened,
             values::looking_gives_no_time,

@@ -383,8 +383,14 @@ impl<B: Backend> Subject<B> {
         let ttl = if *end == Ending::Expiry { self.short() } else { LONG };
         let there = Record { ttl, ..record(id) };
         assert!(self.create(&there).await, "`create` refused a name that nothing live has");
+        self.ends(&there, end).await
+    }
+
+    /// Ends a record. Gives what was there last.
+    pub(super) async fn ends(&self, there: &Record, end: &Ending) -> Record {
+        let id = there.id;
         match (end, id.owner()) {
-            (Ending::Expiry, _) => self.outlast(ttl).await,
+            (Ending::Expiry, _) => self.outlast(there.ttl).await,
             (Ending::UpdateForNoTime, _) => {
                 let out = Record { ttl: Duration::ZERO, ..record(id) };
                 self.updates(there.version, &out).await;
@@ -400,7 +406,7 @@ impl<B: Backend> Subject<B> {
             }
             _ => assert!(self.delete(id).await, "`delete` says that a live record was not there"),
         }
-        there
+        there.clone()
     }
 
     /// Updates a record that may have expired, on a slow machine.

@@ -228,6 +228,15 @@ impl<B: Backend> Subject<B> {
         }
     }
 
+    /// Lets as much time pass as the backend can tell.
+    pub(super) async fn wait_a_little(&self) {
+        match &self.0.time {
+            Time::Process(clock) => clock.advance(Duration::from_millis(1)),
+            Time::Moved(pass) => pass(Duration::from_millis(1)).await,
+            Time::Own(shortest) => sleep(*shortest).await,
+        }
+    }
+
     /// Lets time pass until less is left to a record that lives long, and says how much is.
     pub(super) async fn left_after_a_while(&self, id: RecordId) -> Duration {
         let before = self.must_load(id).await.ttl;

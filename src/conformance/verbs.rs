@@ -9,7 +9,7 @@ use super::{
     subject::{PATIENCE, Subject},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Terms},
+    backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Since, Terms},
     record::{
         Record,
         id::{Owner, RecordId},
@@ -51,8 +51,18 @@ impl<B: Backend> Subject<B> {
         assert!(self.create(record).await, "`create` refused a name that nothing has: nobody can sign in");
     }
 
+    /// Creates a record whose first try was not answered. An error is an answer, too.
+    pub(super) async fn creates_again(&self, record: &Record) -> Result<Created> {
+        in_time("create", self.backend().create(record.clone(), Terms { since: None, retry: true })).await
+    }
+
     pub(super) async fn update(&self, expected: i64, record: &Record) -> Outcome {
         answer("update", self.backend().update(expected, record.clone(), false)).await
+    }
+
+    /// Does an update whose first try was not answered. An error is an answer, too.
+    pub(super) async fn updates_again(&self, expected: i64, record: &Record) -> Result<Outcome> {
+        in_time("update", self.backend().update(expected, record.clone(), true)).await
     }
 
     /// Does an update that the exam needs.
@@ -143,6 +153,11 @@ impl<B: Backend> Subject<B> {
     }
 }
 
+/// The terms of a request of that age.
+pub(super) fn since(age: Duration) -> Terms {
+    Terms { since: Some(Since::Age(age)), retry: false }
+}
+
 /// A clear of all that an owner has.
 pub(super) fn everything() -> Clear {
     Clear { name: version(), by: None }
@@ -156,9 +171,16 @@ pub(super) fn by(record: &Record, keep: bool) -> Clear {
 
 /// Waits for the answer of a call.
 pub(super) async fn answer<T>(verb: &str, call: impl Future<Output = Result<T>>) -> T {
+    match in_time(verb, call).await {
+        Ok(answer) => answer,
+        Err(error) => panic!("`{verb}` failed: {error}"),
+    }
+}
+
+/// Waits for the answer of a call, which may be an error.
+async fn in_time<T>(verb: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
     match timeout(PATIENCE, call).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(error)) => panic!("`{verb}` failed: {error}"),
+        Ok(answer) => answer,
         Err(_) => panic!("`{verb}` has not answered for {PATIENCE:?}: requests hang"),
     }
 }

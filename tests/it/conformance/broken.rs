@@ -94,6 +94,42 @@ enum Flaw {
     ListIgnoresTheOwner,
     LoadGivesTime,
     VersionsAreNames,
+    ClearIsMadeAgain,
+    ClearCountsNothingWhenRepeated,
+    ClearLooksAtTheRecordBeforeTheName,
+    ClearIsAlwaysARepeat,
+    ClearAlwaysKeepsWhatItIsBy,
+    ClearIgnoresTheVersion,
+    ClearIsGoneOnConflict,
+    ClearEndsTheOthersOnConflict,
+    ClearEndsAllWhenGone,
+    ClearIsRememberedWhenRefused,
+    ClearOfNothingIsForgotten,
+    ClearThatKeepsIsForgotten,
+    ClearIsForgottenAfterTenMinutes,
+    ClearIsOfEveryOwner,
+    CreateIgnoresSince,
+    CreateStoresWhatIsLate,
+    CreateIsTakenBeforeItIsLate,
+    CreateIsLateForEver,
+    CreateAsOldAsTheClearIsDone,
+    CreateTakesAnyAge,
+    CreateTakesAnyAgeOfVisitors,
+    CreateIsLateThoughItIsThere,
+    CreateLooksAtClearsFirst,
+    CreateOfItsOwnIsTaken,
+    RetriedCreateIsAlwaysAnError,
+    RetriedCreateStoresNothing,
+    RetriedCreateStoresAndFails,
+    RetriedCreateRevives,
+    RetriedCreateIsDoneThoughItEnded,
+    RetriedCreateIsNeverLate,
+    RetriedUpdateOfItsOwnIsAConflict,
+    RetriedUpdateIsNeverWritten,
+    RetriedUpdateForgetsItsVersion,
+    RetriedUpdateIsAlwaysDone,
+    RetriedUpdateIsWrittenOverAnything,
+    RetriedUpdateInserts,
 }
 
 use Flaw::*;
@@ -179,6 +215,62 @@ const CAUGHT: &[(Flaw, &str, &str)] = &[
     (ListIgnoresTheOwner, "a_list_is_complete_and_only_its_owners", "not the owner's"),
     (LoadGivesTime, "looking_gives_no_time", "does not fall"),
     (VersionsAreNames, "one_sid_of_two_owners_is_two_records", "another owner"),
+    (ClearIsMadeAgain, "a_repeated_clear_ends_nothing_more", "who has just signed in is signed out"),
+    (ClearCountsNothingWhenRepeated, "a_repeated_clear_ends_nothing_more", "says 0 when it is repeated"),
+    (
+        ClearLooksAtTheRecordBeforeTheName,
+        "a_repeated_clear_ends_nothing_more",
+        "a sign-out that was made is answered 401",
+    ),
+    (ClearIsAlwaysARepeat, "a_repeated_clear_ends_nothing_more", "of another name"),
+    (ClearAlwaysKeepsWhatItIsBy, "a_clear_by_a_record_ends_that_one_too", "not to be kept"),
+    (ClearIgnoresTheVersion, "a_clear_by_another_version_is_a_conflict", "whoever has an ID that was replaced"),
+    (ClearIsGoneOnConflict, "a_clear_by_another_version_is_a_conflict", "is `Gone`, though the record is live"),
+    (ClearEndsTheOthersOnConflict, "a_clear_by_another_version_is_a_conflict", "by another version ended a record"),
+    (ClearEndsAllWhenGone, "a_clear_by_what_is_not_the_owners_is_gone", "did something"),
+    (ClearIsRememberedWhenRefused, "a_clear_that_ended_nothing_is_not_remembered", "keeps the user from signing in"),
+    (ClearOfNothingIsForgotten, "a_create_since_before_a_clear_is_late", "a `clear` that found nothing"),
+    (ClearThatKeepsIsForgotten, "a_create_since_before_a_clear_is_late", "one that is kept"),
+    (ClearIsForgottenAfterTenMinutes, "a_clear_is_remembered_for_fifteen_minutes", "fourteen minutes ago"),
+    (ClearIsOfEveryOwner, "a_create_since_before_a_clear_is_late", "of another owner"),
+    (CreateIgnoresSince, "a_create_since_before_a_clear_is_late", "survives the sign-out"),
+    (CreateStoresWhatIsLate, "a_create_since_before_a_clear_is_late", "stored a record"),
+    (CreateIsTakenBeforeItIsLate, "a_create_since_before_a_clear_is_late", "is Taken and not `Late`"),
+    (CreateIsLateForEver, "a_create_since_after_a_clear_is_done", "nobody can sign in again"),
+    (CreateAsOldAsTheClearIsDone, "a_create_as_old_as_the_clear_is_late", "at the same moment"),
+    (CreateTakesAnyAge, "a_create_since_more_than_fifteen_minutes_is_late", "more than fifteen minutes"),
+    (CreateTakesAnyAgeOfVisitors, "a_create_since_more_than_fifteen_minutes_is_late", "more than fifteen minutes"),
+    (CreateIsLateThoughItIsThere, "a_record_that_is_there_is_never_late", "a login that was made is answered 401"),
+    (CreateLooksAtClearsFirst, "no_create_since_before_a_clear_outlives_it", "who had the old password is signed in"),
+    (CreateOfItsOwnIsTaken, "a_create_of_the_very_record_is_done", "a login that was made is made again"),
+    (RetriedCreateIsAlwaysAnError, "a_create_of_the_very_record_is_done", "`create` failed"),
+    (RetriedCreateStoresNothing, "a_retried_create_that_was_never_made_is_made_or_an_error", "does not find a record"),
+    (
+        RetriedCreateStoresAndFails,
+        "a_retried_create_that_was_never_made_is_made_or_an_error",
+        "and its record is there",
+    ),
+    (RetriedCreateRevives, "a_retried_create_brings_nothing_back", "who was revoked is signed in"),
+    (RetriedCreateIsDoneThoughItEnded, "a_retried_create_brings_nothing_back", "and no error"),
+    (RetriedCreateIsNeverLate, "a_retried_create_can_be_late", "a `clear` before it was retried"),
+    (RetriedUpdateOfItsOwnIsAConflict, "a_retried_update_that_was_written_is_done", "it is lost, or made twice"),
+    (
+        RetriedUpdateIsNeverWritten,
+        "a_retried_update_that_was_never_written_is_written",
+        "a lost request costs an answer",
+    ),
+    (RetriedUpdateForgetsItsVersion, "a_retried_update_that_was_replaced_is_not_made_twice", "made a second time"),
+    (
+        RetriedUpdateIsWrittenOverAnything,
+        "a_retried_update_that_was_replaced_is_not_made_twice",
+        "`load` after a retried",
+    ),
+    (
+        RetriedUpdateIsAlwaysDone,
+        "a_retried_update_that_came_too_late_is_not_done",
+        "a change that is lost is called done",
+    ),
+    (RetriedUpdateInserts, "a_retried_update_of_what_has_ended_is_gone", "a logout is undone"),
     (EachHandleHasACache, "an_update_replaces_what_it_expects", "the last one written"),
 ];
 
@@ -329,8 +421,23 @@ impl Wrong {
     /// Whether a new record of that name comes too late.
     fn is_late(&self, store: &Store, since: &Since, id: RecordId) -> bool {
         let Since::Age(age) = since else { panic!("it is {since:?}") };
-        let last = id.owner().and_then(|owner| store.last_clears.get(&owner));
-        *age > Duration::from_secs(900) || last.is_some_and(|last| self.now() - last.at <= *age)
+        let last = match self.flaw {
+            CreateIgnoresSince => None,
+            ClearIsOfEveryOwner => store.last_clears.values().next(),
+            _ => id.owner().and_then(|owner| store.last_clears.get(&owner)),
+        };
+        let is_too_old = match self.flaw {
+            CreateTakesAnyAge => false,
+            CreateTakesAnyAgeOfVisitors if id.owner().is_none() => false,
+            _ => *age > Duration::from_secs(900),
+        };
+        let is_since = |last: &LastClear| match (self.flaw, self.now() - last.at) {
+            (CreateIsLateForEver, _) => true,
+            (CreateAsOldAsTheClearIsDone, since) => since < *age,
+            (ClearIsForgottenAfterTenMinutes, since) if since > Duration::from_secs(600) => false,
+            (_, since) => since <= *age,
+        };
+        is_too_old || last.is_some_and(is_since)
     }
 
     /// Why a clear by that record ends nothing, if so.
@@ -340,6 +447,8 @@ impl Wrong {
             _ => entry.record.id.owner() == Some(owner),
         };
         match self.find(store, by.id).filter(is_owners) {
+            Some(there) if there.record.version != by.version && self.has(ClearIsGoneOnConflict) => Some(Cleared::Gone),
+            Some(_) if self.has(ClearIgnoresTheVersion) => None,
             None if self.has(ClearIsByWhatHasEnded) && store.ended.contains(&by.id) => None,
             None => Some(Cleared::Gone),
             Some(there) if there.record.version != by.version => Some(Cleared::Conflict(self.shown(&there))),
@@ -420,10 +529,13 @@ impl Backend for Wrong {
                 }
             };
             let clears = self.store().clears;
+            let was_late = since.as_ref().is_some_and(|since| self.is_late(&self.store(), since, record.id));
             let is_over_expired = self.has(CreateOverExpiredReadsThenWrites)
                 && there.is_none()
                 && self.store().records.contains_key(&self.key(record.id));
-            if self.has(CreateReadsThenWrites) || self.has(CreateEntersTheIndexFirst) || is_over_expired {
+            let waits =
+                matches!(self.flaw, CreateReadsThenWrites | CreateEntersTheIndexFirst | CreateLooksAtClearsFirst);
+            if waits || is_over_expired {
                 pause().await;
             }
             let mut store = self.store();
@@ -432,16 +544,42 @@ impl Backend for Wrong {
             } else {
                 self.find(&store, record.id)
             };
-            if there.as_ref().is_some_and(|entry| entry.record.version == record.version)
-                && !self.has(CreateOverwritesItsOwnVersion)
-            {
-                return Ok(Created::Done);
-            }
-            if since.as_ref().is_some_and(|since| self.is_late(&store, since, record.id)) {
+            let is_late = match self.flaw {
+                CreateLooksAtClearsFirst => was_late,
+                RetriedCreateIsNeverLate if *retry => false,
+                _ => since.as_ref().is_some_and(|since| self.is_late(&store, since, record.id)),
+            };
+            if is_late && self.has(CreateIsLateThoughItIsThere) {
                 return Ok(Created::Late);
             }
-            if *retry && store.ended.contains(&record.id) {
-                return Err("it may have been made and ended".into());
+            let own = there.as_ref().is_some_and(|entry| entry.record.version == record.version);
+            match self.flaw {
+                RetriedCreateIsAlwaysAnError if *retry => return Err("it may have been made".into()),
+                CreateOverwritesItsOwnVersion | CreateOfItsOwnIsTaken => {}
+                _ if own => return Ok(Created::Done),
+                CreateIsTakenBeforeItIsLate if there.is_some() => return Ok(Created::Taken),
+                CreateStoresWhatIsLate if is_late => {
+                    self.put(&mut store, record, None);
+                    return Ok(Created::Late);
+                }
+                _ => {}
+            }
+            if is_late {
+                return Ok(Created::Late);
+            }
+            if *retry {
+                match self.flaw {
+                    RetriedCreateStoresNothing => return Ok(Created::Done),
+                    RetriedCreateStoresAndFails if there.is_none() => {
+                        self.put(&mut store, record, None);
+                        return Err("it may have been made".into());
+                    }
+                    RetriedCreateRevives => {}
+                    _ if there.is_some() => {}
+                    _ if !store.ended.contains(&record.id) && !store.records.contains_key(&self.key(record.id)) => {}
+                    RetriedCreateIsDoneThoughItEnded => return Ok(Created::Done),
+                    _ => return Err("it may have been made and ended".into()),
+                }
             }
             if let Some(entry) = there {
                 let key = self.key(record.id);
@@ -488,14 +626,35 @@ impl Backend for Wrong {
                 there = store.records.get(&self.key(record.id)).cloned();
             }
             let Some(there) = there else {
-                if self.has(UpdateInserts) || (self.has(UpdateOfZeroInserts) && expected == 0) {
+                let inserts = match self.flaw {
+                    UpdateInserts => true,
+                    UpdateOfZeroInserts => expected == 0,
+                    RetriedUpdateInserts => retry,
+                    _ => false,
+                };
+                if inserts {
                     self.put(&mut store, record, None);
                 }
                 return Ok(Outcome::Gone);
             };
-            let is_logout = record.ttl.is_zero() && self.has(UpdateForNoTimeIgnoresTheVersion);
-            if !versions_equal(self.flaw, there.record.version, expected) && !is_logout {
+            if retry && self.has(RetriedUpdateIsNeverWritten) && there.record.version == expected {
+                return Err("it may have been written".into());
+            }
+            let overwrites = match self.flaw {
+                UpdateForNoTimeIgnoresTheVersion => record.ttl.is_zero(),
+                RetriedUpdateIsWrittenOverAnything => retry,
+                _ => false,
+            };
+            if !versions_equal(self.flaw, there.record.version, expected) && !overwrites {
                 return Ok(match self.flaw {
+                    RetriedUpdateOfItsOwnIsAConflict | RetriedUpdateForgetsItsVersion
+                        if retry
+                            && (there.record.version != record.version
+                                || self.has(RetriedUpdateOfItsOwnIsAConflict)) =>
+                    {
+                        Outcome::Conflict(self.shown(&there))
+                    }
+                    RetriedUpdateIsAlwaysDone if retry => Outcome::Done,
                     UpdateIsAlwaysGoneOnConflict => Outcome::Gone,
                     UpdateTakesItsOwnVersionForGone if there.record.version == record.version => Outcome::Gone,
                     UpdateIsAppliedAgainLater if there.first.version == expected => {
@@ -616,13 +775,32 @@ impl Backend for Wrong {
     async fn clear(&self, owner: Owner, clear: Clear) -> backend::Result<Cleared> {
         self.verb(async {
             let Clear { name, by } = clear;
-            let keep = by.filter(|by| by.keep).map(|by| by.id);
+            let keep = by.filter(|by| by.keep || self.has(ClearAlwaysKeepsWhatItIsBy)).map(|by| by.id);
             {
-                let store = self.store();
-                if let Some(last) = store.last_clears.get(&owner).filter(|last| last.name == name) {
-                    return Ok(Cleared::Done(last.ended));
+                let mut store = self.store();
+                let refusal = by.and_then(|by| self.refusal(&store, owner, by));
+                if let Some(refusal) = refusal.clone().filter(|_| self.has(ClearLooksAtTheRecordBeforeTheName)) {
+                    return Ok(refusal);
                 }
-                if let Some(refusal) = by.and_then(|by| self.refusal(&store, owner, by)) {
+                let is_repeat = |last: &&LastClear| last.name == name || self.has(ClearIsAlwaysARepeat);
+                let last = store.last_clears.get(&owner).filter(is_repeat).filter(|_| !self.has(ClearIsMadeAgain));
+                if let Some(last) = last {
+                    return Ok(Cleared::Done(if self.has(ClearCountsNothingWhenRepeated) { 0 } else { last.ended }));
+                }
+                if let Some(refusal) = refusal {
+                    let of_owner = store.records.values().map(|entry| entry.record.id);
+                    let of_owner: Vec<_> = of_owner.filter(|id| id.owner() == Some(owner)).collect();
+                    let ends = match (self.flaw, &refusal) {
+                        (ClearEndsTheOthersOnConflict, Cleared::Conflict(there)) => Some(there.id),
+                        (ClearEndsAllWhenGone, Cleared::Gone) => by.map(|by| by.id),
+                        _ => None,
+                    };
+                    if ends.is_some() {
+                        of_owner.into_iter().filter(|id| Some(*id) != ends).for_each(|id| self.end(&mut store, id));
+                    }
+                    if self.has(ClearIsRememberedWhenRefused) {
+                        store.last_clears.insert(owner, LastClear { name, ended: 0, at: self.now() });
+                    }
                     return Ok(refusal);
                 }
             }
@@ -682,8 +860,14 @@ impl Backend for Wrong {
             if self.has(ClearBarsWhatComesAfter) {
                 store.barred.push(owner);
             }
-            let at = self.now();
-            store.last_clears.insert(owner, LastClear { name, ended, at });
+            let is_forgotten = match self.flaw {
+                ClearOfNothingIsForgotten => ended == 0,
+                ClearThatKeepsIsForgotten => keep.is_some(),
+                _ => false,
+            };
+            if !is_forgotten {
+                store.last_clears.insert(owner, LastClear { name, ended, at: self.now() });
+            }
             Ok(Cleared::Done(ended))
         })
         .await
