@@ -872,8 +872,8 @@ impl Oracle {
             (Got::Set(text), login) => {
                 // What was saved is stored, and its ID must leave. What became of the rest is not known.
                 if let (Some(session), None) = (from, login)
-                    && handle_in(text) == self.sessions[session].handle
                     && let (What::Rework, Cookie::One(value)) = (&ask.what, &presented)
+                    && self.is_same_session(*value, text)
                 {
                     ensure(self.values[*value].successor.is_none(), || "an ID was rotated twice".to_owned())?;
                     self.settle_rework(*value, id, Fate::Sure);
