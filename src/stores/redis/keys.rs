@@ -39,7 +39,7 @@ impl Keyspace {
         format!("{}:{{{owner}}}:i", self.namespace)
     }
 
-    /// Holds the last clears of an owner for a few seconds.
+    /// Holds the last clears of an owner.
     pub(super) fn cleared(&self, owner: Owner) -> String {
         format!("{}:{{{owner}}}:c", self.namespace)
     }

@@ -23,7 +23,7 @@
 //! |---|---|---|
 //! | `sessions:{<owner>}:s:<sid>` | string | a user's record |
 //! | `sessions:{<owner>}:i` | sorted set | the index: each `sid` of that owner, scored by when it ends |
-//! | `sessions:{<owner>}:c` | string | the owner's last clears, for ten seconds |
+//! | `sessions:{<owner>}:c` | string | the owner's last clears, for sixteen minutes: one takes about 150 bytes |
 //! | `sessions:{<sid>}:a` | string | an anonymous record |
 //!
 //! `sessions` is the [`namespace`](crate::Builder::namespace). All keys of an owner are in the same slot of a Cluster.
@@ -34,8 +34,15 @@
 //!
 //! A record is live while its key has more than ten seconds left. An expired or ended record keeps its name and its versions
 //! for these ten seconds, and an ended one no payload. A duplicate of the request that created it is recognized by them, and
-//! does not revive the session. A value begins with a format byte, a count, and the versions of the last eight writes and of
+//! does not revive the session. A caller that repeats its `create` is told that the record was there, and is not told that it is.
+//! A value begins with a format byte, a count, and the versions of the last eight writes and of
 //! the first one, eight bytes each. The payload follows.
+//!
+//! The clears begin with the time of the last one, by the server's clock, in microseconds. A `create` compares it with the age
+//! of its request, and is refused if the user was cleared since the request arrived. If the server's clock is set back, a clear
+//! seems to lie ahead: the first `create` that meets it is refused, and from then on it counts as having just happened. The
+//! names and counts of the last eight clears follow, so that a repeated one is recognised. If Redis evicts this key, a login
+//! that was under way is not refused.
 //!
 //! # Commands
 //!
@@ -67,8 +74,9 @@
 //! [`Unavailable`](crate::ErrorKind::Unavailable). An error is never reported as "no session".
 //!
 //! * A lost connection is replaced once for all callers that wait for it, and the operation is sent again. Scripts are
-//!   idempotent: they recognize a write that was already applied. If eight or more other writes came in between, an update
-//!   cannot tell and fails.
+//!   idempotent: they recognize a write that was already applied, also when it is the caller that tries again after an error.
+//!   If eight or more other writes came in between, an update cannot tell and fails. So does a `create` whose record has ended in
+//!   between.
 //!   This does not cover a connection that retries by itself without saying so, as a Cluster's does. There, such an update is a
 //!   conflict, and a caller that repeats its change may apply it twice.
 //! * A server that does not answer three times in a row gets a new connection. With Sentinel, failovers are followed; in a

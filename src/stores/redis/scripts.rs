@@ -81,3 +81,28 @@ pub(super) static TIDY: LazyLock<Script> = script!("tidy.lua");
 pub(super) fn all() -> [&'static Script; 6] {
     [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &TIDY]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_older_each_time_that_its_script_is_sent() {
+        let (again, age) = (AtomicBool::new(false), Duration::from_secs(7));
+        let then = Instant::now().checked_sub(Duration::from_secs(2)).unwrap_or_else(Instant::now);
+        let call = |age| ScriptCall { keys: &["k"], args: &[b"x"], age, again: &again };
+        let last = |call: ScriptCall<'_>| {
+            let command = CREATE.by_hash(&call);
+            let last = command.args_iter().last();
+            let Some(redis::Arg::Simple(last)) = last else { panic!("a command has a last argument") };
+            String::from_utf8(last.to_vec()).unwrap()
+        };
+        let ages = [0, 1].map(|_| last(call(Some((age, then)))).parse::<u64>().unwrap());
+        assert!(7_000_000 <= ages[0] && ages[0] <= ages[1]);
+        // One that is absurd is a number that Lua can tell from others.
+        assert_eq!(last(call(Some((Duration::MAX, then)))), YEAR.to_string());
+        assert_eq!(last(call(None)), "x");
+        again.store(true, Relaxed);
+        assert_eq!(last(call(Some((age, then)))), "again");
+    }
+}

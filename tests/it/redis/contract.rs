@@ -1,12 +1,12 @@
 //! The layout in Redis: what holds beyond the contract of every backend, on every topology and every server at hand.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use jam_session::{Backend, Outcome, Owner, Record, RecordId, RedisBackend};
+use jam_session::{Backend, Created, Outcome, Owner, Record, RecordId, RedisBackend, Since, Terms};
 use serde_json::json;
 
 use super::{
-    harness::{Place, Topology},
+    harness::{AGE_CLEAR, Place, Topology},
     process::until,
     wire::Reply,
 };
@@ -19,6 +19,8 @@ crate::on_every_redis!(
     a_record_that_was_evicted_is_taken_out_of_the_index,
     the_dead_make_room_in_the_index,
     no_key_is_ever_without_an_end,
+    a_request_right_after_a_clear_is_in_time,
+    a_clear_that_seems_to_lie_ahead_has_just_happened,
     a_session_goes_all_the_way,
     strange_names_are_names,
     two_prefixes_never_meet,
@@ -179,6 +181,46 @@ async fn no_key_is_ever_without_an_end(on: Topology) {
             assert_ne!(left, -1, "{key} after step {versions}");
         }
     }
+}
+
+/// Whether a new record is stored although its request is that old.
+async fn is_in_time(backend: &RedisBackend, id: RecordId, age: Duration) -> bool {
+    let terms = Terms { since: Some(Since::Age(age)), retry: false };
+    match backend.create(record(id, 1, "x"), terms).await.unwrap() {
+        Created::Done => true,
+        Created::Late => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn a_request_right_after_a_clear_is_in_time(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let (backend, ada) = (sessions.backend(), owner("ada"));
+    for round in 0..100 {
+        backend.clears(ada, None).await.unwrap();
+        let after = Instant::now();
+        let (late, in_time) = (of(ada, &format!("late{round}")), of(ada, &format!("time{round}")));
+        assert!(is_in_time(backend, in_time, after.elapsed()).await, "it came after the clear was answered");
+        assert!(!is_in_time(backend, late, HOUR / 10).await, "it came before the clear");
+        assert!(backend.load(late).await.unwrap().is_none());
+    }
+}
+
+/// The server's clock was set back by an hour after the clear.
+async fn a_clear_that_seems_to_lie_ahead_has_just_happened(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let (backend, ada) = (sessions.backend(), owner("ada"));
+    backend.clears(ada, None).await.unwrap();
+    let (server, key) = place.keys().into_iter().find(|(_, key)| key.ends_with(":c")).unwrap();
+    server.ask(&["EVAL", AGE_CLEAR, "1", &key, "-3600000000"]);
+    assert!(!is_in_time(backend, of(ada, "one"), Duration::ZERO).await, "when the clear was is not known");
+    // The next request is in time, and one from before is not.
+    let now = Instant::now();
+    assert!(is_in_time(backend, of(ada, "two"), now.elapsed()).await);
+    assert!(!is_in_time(backend, of(ada, "three"), HOUR / 10).await);
+    assert!(server.ask(&["PTTL", &key]).number() > 900_000);
 }
 
 async fn a_session_goes_all_the_way(on: Topology) {

@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use jam_session::{Backend, ErrorKind, Outcome, Record, RecordId, RedisBackend, RedisSessions, Sessions};
+use jam_session::{
+    Backend, By, Clear, Cleared, ErrorKind, Outcome, Record, RecordId, RedisBackend, RedisSessions, Sessions,
+};
 use tokio::{sync::Barrier, task::JoinSet};
 
 use super::{
@@ -13,7 +15,7 @@ use super::{
     proxy::Proxy,
     wire::{Reply, Wire},
 };
-use crate::store::{Plain, in_time, lasting};
+use crate::store::{Plain, in_time, lasting, name};
 
 /// A server, and a proxy before it.
 struct Road {
@@ -139,6 +141,34 @@ async fn a_clear_delivered_twice_spares_who_came_after() {
         assert!(backend.creates(record(after, 1, "x")).await.unwrap());
         assert_eq!(road.deliver(&said), 1);
         assert!(backend.load(after).await.unwrap().is_some());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_clear_by_a_record_delivered_twice_ends_nothing_more() {
+    for road in roads().await {
+        let (backend, ada) = (road.backend(), owner("ada"));
+        for keep in [true, false] {
+            let (by, other) = (of(ada, &format!("by{keep}")), of(ada, &format!("other{keep}")));
+            assert!(backend.creates(record(by, 1, "x")).await.unwrap());
+            assert!(backend.creates(record(other, 1, "x")).await.unwrap());
+            let clear = Clear { name: name(), by: Some(By { id: by, version: 1, keep }) };
+            let Ok(Cleared::Done(ended)) = backend.clear(ada, clear).await else { panic!("it is there") };
+            // What tidies up behind it may have been said since.
+            let said = road.proxy.last_request();
+            let after = of(ada, &format!("after{keep}"));
+            assert!(backend.creates(record(after, 1, "x")).await.unwrap());
+            if keep {
+                assert_eq!(update(backend, 1, record(by, 2, "y")).await, "done");
+            }
+            assert_eq!(road.deliver(&said), 1, "it was done");
+            for _ in 0..2 {
+                let Ok(Cleared::Done(again)) = backend.clear(ada, clear).await else { panic!("it was done") };
+                assert_eq!((again, backend.load(after).await.unwrap().is_some()), (ended, true));
+            }
+            assert_eq!(backend.load(by).await.unwrap().is_some(), keep);
+            backend.clears(ada, None).await.unwrap();
+        }
     }
 }
 
