@@ -23,7 +23,7 @@ use self::paths::{Module, Parsed, module};
 mod paths;
 
 /// What each folder may use besides itself and the [`GROUND`].
-const FLOORS: [(&str, &[&str]); 9] = [
+const FLOORS: [(&str, &[&str]); 10] = [
     // Requests, responses and cookies.
     ("http", &["session", "sessions", "backend", "record"]),
     // What a handler holds.
@@ -34,9 +34,10 @@ const FLOORS: [(&str, &[&str]); 9] = [
     ("backend", &["record"]),
     // What is stored.
     ("record", &[]),
-    // The stores stand beside each other.
-    ("stores/memory", &["sessions", "backend", "record"]),
-    ("stores/json", &["sessions", "backend", "record"]),
+    // The stores stand beside each other; those in this process remember clears and endings in the same way.
+    ("stores/recent", &["backend", "record"]),
+    ("stores/memory", &["stores/recent", "sessions", "backend", "record"]),
+    ("stores/json", &["stores/recent", "sessions", "backend", "record"]),
     ("stores/redis", &["sessions", "backend", "record"]),
     // The contract as tests.
     ("conformance", &["backend", "record"]),
