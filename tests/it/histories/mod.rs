@@ -191,6 +191,9 @@ fn a_store_that_is_wrong_is_found_out() {
         Wrong::TouchRevives,
         Wrong::CreatesOver,
         Wrong::ExpiresLate,
+        Wrong::CreatesLate,
+        Wrong::ClearsAgain,
+        Wrong::ClearsByAnything,
     ];
     for wrong in wrongs {
         is_found_out(wrong, verbs_alone);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jam_session::{
-    AnyBackend, Backend, Cleared, Created, Outcome, Record, RecordId, Sessions,
+    AnyBackend, Backend, Clear, Cleared, Created, Outcome, Record, RecordId, Sessions, Terms,
     backend::Result,
     conformance::{Answer, Call, Fault, Faults, Faulty, Verb},
 };
@@ -44,6 +44,12 @@ pub enum Wrong {
     CreatesOver,
     /// A record lives a second longer than it should.
     ExpiresLate,
+    /// `create` takes no notice of a `clear`.
+    CreatesLate,
+    /// `clear` does not know a repeat.
+    ClearsAgain,
+    /// `clear` does not look at the record that it is by.
+    ClearsByAnything,
     /// None of these; but the module keeps the ID from before a rework for an hour.
     KeepsPreviousIds,
 }
@@ -232,6 +238,17 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
             change(Verb::Create, |store, call, answer| Box::pin(longer(store, call, answer)));
             change(Verb::Update, |store, call, answer| Box::pin(longer(store, call, answer)));
         }
+        Wrong::CreatesLate => replace(Verb::Create, |store, call| {
+            Box::pin(async move { Ok(Answer::Create(store.create(call.record.unwrap(), Terms::default()).await?)) })
+        }),
+        Wrong::ClearsAgain => replace(Verb::Clear, |store, call| {
+            let clear = Clear { name: crate::store::name(), ..call.clear.unwrap() };
+            Box::pin(async move { Ok(Answer::Clear(store.clear(call.owner.unwrap(), clear).await?)) })
+        }),
+        Wrong::ClearsByAnything => replace(Verb::Clear, |store, call| {
+            let clear = Clear { by: None, ..call.clear.unwrap() };
+            Box::pin(async move { Ok(Answer::Clear(store.clear(call.owner.unwrap(), clear).await?)) })
+        }),
         Wrong::KeepsPreviousIds => {}
     }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use axum::body::Bytes;
-use jam_session::{Backend, Clear, Cleared, Clock, Outcome, Owner, Record, RecordId};
+use jam_session::{Backend, Clear, Cleared, Clock, Created, Outcome, Owner, Record, RecordId, Since, Terms};
 
 use super::{
     check::{Model, Op, OpOf},
@@ -19,7 +19,6 @@ use super::{
     rough::Rough,
 };
 use crate::random::Random;
-use crate::store::Plain;
 
 /// The records of one owner. What differs between stores is only how exactly they can be asked.
 #[derive(Clone, Copy)]
@@ -43,6 +42,8 @@ pub enum Call {
         at: At,
         version: i64,
         ttl: u64,
+        /// The age of the request, for which a clear since then counts.
+        age: Option<u64>,
         now: u64,
     },
     Update {
@@ -63,6 +64,7 @@ pub enum Call {
     /// What a `list` said of one record.
     Listed(At),
     Clear {
+        name: i64,
         by: Option<By>,
         now: u64,
         of: u32,
@@ -76,6 +78,7 @@ pub enum Answer {
     Loaded(Option<Seen>),
     Listed(Vec<(At, Seen)>),
     Did(bool),
+    Late,
     Ended(u64),
     Done,
     Gone,
@@ -101,6 +104,17 @@ pub struct Seen {
 pub struct State {
     now: u64,
     records: BTreeMap<At, Kept>,
+    /// All clears, the last one at the end.
+    clears: Vec<Done>,
+}
+
+/// A clear that was done between these two, and how many records it ended, if that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Done {
+    name: i64,
+    ended: Option<u64>,
+    earliest: u64,
+    latest: u64,
 }
 
 /// It ends between these two.
@@ -119,6 +133,16 @@ impl Verbs {
 }
 
 impl State {
+    /// Whether a request of that age may be late, and whether it may be in time. How old it is counts from some moment after it
+    /// was called.
+    fn late(&self, timed: bool, age: Option<u64>, called: u64) -> (bool, bool) {
+        match (age, self.clears.last()) {
+            (None, _) | (_, None) => (false, true),
+            (Some(_), Some(_)) if !timed => (true, false),
+            (Some(age), Some(last)) => (last.latest + age >= called.min(self.now), last.earliest + age < self.now),
+        }
+    }
+
     /// Whether a record is there; with each answer, what is then known of it.
     fn live(&self, at: At) -> Vec<(Option<Kept>, State)> {
         match self.records.get(&at) {
@@ -191,7 +215,8 @@ impl Model for Verbs {
                 }
                 _ => vec![state.clone()],
             },
-            Call::Create { at, version, ttl, now } => {
+            Call::Create { at, version, ttl, age, now } => {
+                let (may_be_late, may_be_in_time) = state.late(self.timed, age, now);
                 let step = |(there, state): (Option<Kept>, State)| match there {
                     None if may(Answer::Did(true)) => {
                         Some(state.but(at, Some(self.kept(state.now, version, ttl, now))))
@@ -199,7 +224,9 @@ impl Model for Verbs {
                     Some(_) if may(Answer::Did(false)) => Some(state),
                     _ => None,
                 };
-                state.live(at).into_iter().filter_map(step).collect()
+                let live = state.live(at).into_iter().filter(|_| may_be_in_time);
+                let late = may_be_late && may(Answer::Late);
+                live.filter_map(step).chain(late.then(|| state.clone())).collect()
             }
             Call::Update { at, expected, version, ttl, now } => {
                 let step = |(there, state): (Option<Kept>, State)| match there {
@@ -235,9 +262,20 @@ impl Model for Verbs {
                     .map(|(_, state)| state.but(at, None))
                     .collect()
             }
-            Call::Clear { by, now, of } => {
+            Call::Clear { name, by, now, of } => {
                 let (mut ends, mut states) = (Vec::new(), Vec::new());
+                if let Some(done) = state.clears.iter().rfind(|done| done.name == name) {
+                    // Where not all records are looked at, the number says nothing.
+                    let ended = done.ended.filter(|_| of == 0);
+                    if ended.map_or(!matches!(answer, Some(Answer::Gone | Answer::Conflict(_))), |ended| {
+                        may(Answer::Ended(ended))
+                    }) {
+                        states.push(state.clone());
+                    }
+                }
                 match by {
+                    // It must be a repeat. Of one before the last, the store may remember it or not.
+                    _ if state.clears.last().is_some_and(|done| done.name == name) => {}
                     None => ends.push((0, state.clone())),
                     Some(by) => {
                         for (there, state) in state.live(by.at) {
@@ -266,9 +304,14 @@ impl Model for Verbs {
                     };
                     ends = ends.into_iter().flat_map(end).collect();
                 }
-                // Where not all of them are looked at, the number says nothing.
+                let done = |(count, mut state): (u64, State)| {
+                    let earliest = if self.lags { now.min(state.now) } else { state.now };
+                    let ended = (of == 0).then_some(count);
+                    state.clears.push(Done { name, ended, earliest, latest: state.now });
+                    state
+                };
                 let counts = |count: u64| of == 0 && may(Answer::Ended(count)) || of > 0;
-                states.extend(ends.into_iter().filter(|(count, _)| counts(*count)).map(|(_, state)| state));
+                states.extend(ends.into_iter().filter(|(count, _)| counts(*count)).map(done));
                 states.dedup();
                 states
             }
@@ -292,7 +335,7 @@ impl Model for Verbs {
 
     fn is_read(&self, call: &Call, answer: Option<&Answer>) -> bool {
         matches!(call, Call::Load(_) | Call::List | Call::Listed(_))
-            || matches!(answer, Some(Answer::Did(false) | Answer::Gone | Answer::Conflict(_)))
+            || matches!(answer, Some(Answer::Did(false) | Answer::Late | Answer::Gone | Answer::Conflict(_)))
     }
 
     fn subjects(&self, ops: &[OpOf<Self>]) -> Vec<At> {
@@ -325,7 +368,7 @@ impl Model for Verbs {
     fn promise(&self, call: &Call) -> &'static str {
         match call {
             Call::Load(_) => "load: the record that was acknowledged last, unless it was ended or expired (4, 5).",
-            Call::Create { .. } => "create: adds, unless a live one is there (4).",
+            Call::Create { .. } => "create: adds, unless a live one is there (4), or the owner was cleared since (8).",
             Call::Update { .. } => "update: writes only over the version that was seen, and revives nothing (4, 5).",
             Call::Touch { .. } => "touch: only moves the end of the version that was seen (4, 18).",
             Call::Delete(_) => "delete: what was ended is ended once, and stays so (4).",
@@ -352,7 +395,10 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Load(at) => write!(f, "load r{at}"),
-            Self::Create { at, version, ttl, .. } => write!(f, "create r{at} v{version} for {ttl} ms"),
+            Self::Create { at, version, ttl, age, .. } => {
+                write!(f, "create r{at} v{version} for {ttl} ms")?;
+                age.map_or(Ok(()), |age| write!(f, ", {age} ms old"))
+            }
             Self::Update { at, expected, version, ttl, .. } => {
                 write!(f, "update r{at} v{expected} to v{version} for {ttl} ms")
             }
@@ -360,8 +406,8 @@ impl fmt::Debug for Call {
             Self::Delete(at) => write!(f, "delete r{at}"),
             Self::List => write!(f, "list"),
             Self::Listed(at) => write!(f, "list, as for r{at}"),
-            Self::Clear { by, of, .. } => {
-                write!(f, "clear")?;
+            Self::Clear { name, by, of, .. } => {
+                write!(f, "clear {}", name & 0xffff_ffff)?;
                 by.map_or(Ok(()), |by| {
                     write!(f, " by r{} v{}{}", by.at, by.version, if by.keep { ", which is kept" } else { "" })
                 })?;
@@ -389,6 +435,8 @@ pub struct Stage {
     versions: AtomicI64,
     /// The version of each that somebody saw last.
     known: Mutex<BTreeMap<(usize, At), i64>>,
+    /// The name of the last clear of each part.
+    clear: Mutex<BTreeMap<usize, i64>>,
 }
 
 /// Two owners and nobody.
@@ -397,6 +445,8 @@ const RECORDS: usize = 3;
 /// In milliseconds; the first ends at once, which `update` takes for an end.
 const TTLS: [u64; 4] = [0, 1_000, 5_000, 60_000];
 const PASSES: [u64; 4] = [1, 999, 1_000, 5_000];
+/// How old a request is, in milliseconds. Before the last of these there was no history.
+const AGES: [u64; 4] = [0, 1_000, 5_000, 600_000];
 
 impl Stage {
     pub fn new(model: Verbs, backend: Rough, clock: Clock, rng: &mut Random) -> Self {
@@ -420,6 +470,7 @@ impl Stage {
             owners,
             versions: AtomicI64::new(1),
             known: Mutex::default(),
+            clear: Mutex::default(),
         }
     }
 
@@ -458,7 +509,10 @@ impl Stage {
         let now = self.now();
         let call = match rng.below(24) {
             0..4 => Call::Load(at),
-            4..8 => Call::Create { at, version: new, ttl: ttl.max(1_000), now },
+            4..8 => {
+                let age = if self.model.timed { *rng.one(&AGES).unwrap() } else { 600_000 };
+                Call::Create { at, version: new, ttl: ttl.max(1_000), age: rng.one_in(2).then_some(age), now }
+            }
             8..14 => {
                 let ttl = if rng.one_in(8) { 0 } else { ttl };
                 Call::Update { at, expected: known, version: new, ttl, now }
@@ -468,7 +522,11 @@ impl Stage {
             18..21 if part < 2 => Call::List,
             21 if part < 2 => {
                 let by = rng.one_in(2).then(|| By { at, version: known, keep: rng.one_in(2) });
-                Call::Clear { by, now, of: 0 }
+                // At times it is a repeat.
+                let mut last = self.clear.lock().unwrap();
+                let name = last.get(&part).copied().filter(|_| rng.one_in(4)).unwrap_or_else(crate::store::name);
+                last.insert(part, name);
+                Call::Clear { name, by, now, of: 0 }
             }
             _ if self.model.timed && rng.one_in(2) => Call::Pass(*rng.one(&PASSES).unwrap()),
             _ => Call::Load(at),
@@ -502,13 +560,19 @@ impl Stage {
                             let record = backend.load(name(at)).await.ok()?;
                             Some(Answer::Loaded(record.map(|record| self.saw(part, record).1)))
                         }
-                        Call::Create { at, version, ttl, .. } => {
-                            let record = record(name(at), version, ttl);
-                            backend.creates(record).await.ok().map(Answer::Did)
+                        Call::Create { at, version, ttl, age, .. } => {
+                            let since = age.map(|age| Since::Age(Duration::from_millis(age)));
+                            let terms = Terms { since, retry: false };
+                            Some(match backend.create(record(name(at), version, ttl), terms).await.ok()? {
+                                Created::Done => Answer::Did(true),
+                                Created::Taken => Answer::Did(false),
+                                Created::Late => Answer::Late,
+                                other => panic!("{other:?}"),
+                            })
                         }
                         Call::Update { at, expected, version, ttl, .. } => {
                             let record = record(name(at), version, ttl);
-                            Some(match backend.updates(expected, record).await.ok()? {
+                            Some(match backend.update(expected, record, false).await.ok()? {
                                 Outcome::Done => Answer::Done,
                                 Outcome::Gone => Answer::Gone,
                                 Outcome::Conflict(there) => Answer::Conflict(self.saw(part, there).1),
@@ -520,9 +584,9 @@ impl Stage {
                             backend.touch(name(at), version, ttl).await.ok().map(|()| Answer::Done)
                         }
                         Call::Delete(at) => backend.delete(name(at)).await.ok().map(Answer::Did),
-                        Call::Clear { by, .. } => {
+                        Call::Clear { name: of_clear, by, .. } => {
                             let by = by.map(|By { at, version, keep }| jam_session::By { id: name(at), version, keep });
-                            let clear = Clear { name: crate::store::name(), by };
+                            let clear = Clear { name: of_clear, by };
                             Some(match backend.clear(self.owners[part]?, clear).await.ok()? {
                                 Cleared::Done(ended) => Answer::Ended(ended),
                                 Cleared::Gone => Answer::Gone,
