@@ -15,7 +15,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode, header};
 use jam_session::{
-    Backend, Clear, Cleared, Created, Owner, Record, RecordId, Session, SessionLayer, Sessions,
+    Backend, Clear, Cleared, Created, Owner, Record, RecordId, Session, SessionLayer, Sessions, Terms,
     backend::{Outcome, Result},
 };
 use tower::{Layer, ServiceExt, service_fn};
