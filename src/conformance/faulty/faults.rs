@@ -87,7 +87,7 @@ impl Fault {
     /// The verb has acted by then. Together with [`Before`](Self::Before) it has not, and the answer is all that there is.
     ///
     /// ```
-    /// # use jam_session::{ErrorKind, MemoryBackend, Record, Sessions, conformance::{Answer, Fault, Faulty, Verb}};
+    /// # use jam_session::{ErrorKind, MemoryBackend, Sessions, conformance::{Answer, Fault, Faulty, Verb}};
     /// # use serde_json::json;
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), jam_session::Error> {
@@ -99,7 +99,10 @@ impl Fault {
     /// // Every record comes back damaged.
     /// faults.always(Verb::Load, Fault::change(|_, answer| async {
     ///     Ok(match answer? {
-    ///         Answer::Load(Some(record)) => Answer::Load(Some(Record { payload: "damaged".into(), ..record })),
+    ///         Answer::Load(Some(mut record)) => {
+    ///             record.payload = "damaged".into();
+    ///             Answer::Load(Some(record))
+    ///         }
     ///         other => other,
     ///     })
     /// }));
