@@ -358,7 +358,10 @@ impl Backend for JsonBackend {
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
-        let terms = TermsAt::new(terms, self.read()?.now());
+        let terms = {
+            let table = self.read()?;
+            TermsAt::new(terms, || table.now())
+        };
         match self.ask(Op::Create { new: record.into(), terms }).await? {
             OpReply::Created(created) => Ok(created),
             _ => Err(mistaken().into()),

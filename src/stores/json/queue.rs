@@ -258,7 +258,7 @@ mod tests {
         let payload = Payload::new(vec![0; size].into());
         let op = Op::Create {
             new: Put { id, version: 1, ttl: Duration::ZERO, payload },
-            terms: TermsAt::new(Terms::default(), Duration::ZERO),
+            terms: TermsAt::new(Terms::default(), || Duration::ZERO),
         };
         QueuedOp { op, answer: oneshot::channel().0 }
     }

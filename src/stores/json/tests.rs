@@ -81,7 +81,7 @@ impl Ask {
         match self {
             Self::Create(id, version, ttl, payload) => Op::Create {
                 new: new(id, version, ttl, payload),
-                terms: TermsAt::new(Terms::default(), Duration::ZERO),
+                terms: TermsAt::new(Terms::default(), || Duration::ZERO),
             },
             Self::Update(expected, id, version, ttl, payload) => {
                 Op::Update { expected, new: new(id, version, ttl, payload), retry: false }

@@ -163,9 +163,17 @@ impl MemoryBackend {
     }
 
     /// What `create` answers without storing the record, if it does not.
-    fn refusal(shard: &Shard, record: &Record, terms: TermsAt, now: u64) -> Result<Option<Created>> {
+    ///
+    /// `there` is what has its name, dead or alive.
+    fn refusal(
+        shard: &Shard,
+        there: Option<u32>,
+        record: &Record,
+        terms: TermsAt,
+        now: u64,
+    ) -> Result<Option<Created>> {
         let Record { id, version, .. } = *record;
-        let there = shard.live(id, now).map(|at| shard.entry(at));
+        let there = there.map(|at| shard.entry(at)).filter(|there| there.expires > now);
         Ok(match there {
             // Since this one was created it may have been written to.
             Some(there) if there.version == version || there.first == version => Some(Created::Done),
@@ -240,26 +248,27 @@ impl Backend for MemoryBackend {
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
-        let terms = TermsAt::new(terms, Duration::from_nanos(self.now()));
+        let terms = TermsAt::new(terms, || Duration::from_nanos(self.now()));
         let room = Room::of(&record.payload);
         if !self.bounds.take(record.id, room) {
             let (shard, now) = self.shard(record.id, PURGE_PER_LOAD);
             // Nothing gives way for a record that is not added; and that very record may be all that could.
-            if let Some(answer) = Self::refusal(&shard, &record, terms, now)? {
+            if let Some(answer) = Self::refusal(&shard, shard.find(record.id), &record, terms, now)? {
                 return Ok(answer);
             }
             drop(shard);
             self.reserve(record.id, room, Room::default())?;
         }
         let (mut shard, now) = self.shard(record.id, PURGE_PER_WRITE);
-        match Self::refusal(&shard, &record, terms, now) {
+        let there = shard.find(record.id);
+        match Self::refusal(&shard, there, &record, terms, now) {
             Ok(None) => {}
             refused => {
                 self.bounds.release(record.id, room);
                 return Ok(refused?.unwrap_or(Created::Taken));
             }
         }
-        if let Some(dead) = shard.find(record.id) {
+        if let Some(dead) = there {
             self.remove(&mut shard, dead, now);
         }
         shard.insert(record, now);
