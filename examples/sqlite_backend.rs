@@ -262,7 +262,7 @@ fn has_ended(db: &Transaction<'_>, id: RecordId, now: i64) -> Result<bool> {
 
 fn cleared_since(db: &Transaction<'_>, owner: Option<Owner>, since: i64) -> Result<bool> {
     let Some(owner) = owner else { return Ok(false) };
-    let mut query = db.prepare_cached("SELECT 1 FROM clears WHERE owner = ?1 AND at >= ?2")?;
+    let mut query = db.prepare_cached("SELECT 1 FROM clears WHERE owner = ?1 AND at > ?2")?;
     Ok(query.exists(params![owner.as_bytes(), since])?)
 }
 

@@ -42,7 +42,8 @@ pub enum ErrorKind {
     NotLoaded,
     /// 500: the response has left, and with it the last chance to set a cookie.
     ResponseSent,
-    /// 401: the request is not signed in.
+    /// 401: the request is not signed in, or a login or a sign-out was refused because its session has ended, or has a newer ID,
+    /// or because the user was signed out everywhere.
     Unauthorized,
     /// 403: the request came from another site and has no session, so it must not begin a visitor's session.
     ///
@@ -92,6 +93,10 @@ impl Error {
 
     pub(crate) fn cross_site() -> Self {
         Self::new(ErrorKind::CrossSite, "a request from another site must not begin a visitor's session")
+    }
+
+    pub(crate) fn not_newest() -> Self {
+        Self::new(ErrorKind::Unauthorized, "this ID is not valid for its session any more")
     }
 
     pub(crate) fn too_late() -> Self {

@@ -66,14 +66,17 @@
 //! | has no cookie, and the handler has no use for the session | none | 0 | nothing |
 //! | has a cookie, likewise | none | 1: a copy of the cookie's value | nothing |
 //! | reads | `load` | 5 | one pipeline: `ZSCORE`, `GET`, `PTTL` |
-//! | reads and writes | `load`, `update` | 18 | that, and one script |
+//! | reads and writes | `load`, `update` | 17 | that, and one script |
 //! | writes what was there already | `load` | | one pipeline |
-//! | has no session yet, and writes | `create` | 17 | one script |
-//! | signs in ([`bind`](Session::bind)) with an anonymous session | `load`, `create`, `update` | 27 | one pipeline, two scripts |
+//! | has no session yet, and writes | `create` | 20 | one script |
+//! | signs in ([`bind`](Session::bind)) with an anonymous session | `load`, `create`, `update` | 29 | one pipeline, two scripts |
 //! | signs in without one | `create` | | one script |
+//! | signs in again, as the same user | `load`, `update` | | one pipeline, one script |
 //! | [rotates](Session::rework) | `load`, `update` | | one pipeline, one script |
 //! | [signs out](Session::delete) | `load`, `update` | | one pipeline, one script |
 //! | [signs out everywhere](Session::clear) | `load`, `clear` | | one pipeline, one script |
+//! | [signs out everywhere else](Session::clear_others) | `load`, `update`, `clear` | | one pipeline, two scripts |
+//! | reads, with the cookie of a user's session that has ended, and a visitor's | `load` twice | | two pipelines |
 //!
 //! Each call is one trip, and a conflict with another process one more. A read tells the backend now and then that the
 //! session is in use, one [`touch`](Backend::touch) per [`touch_interval`](Builder::touch_interval), which no request waits
@@ -143,8 +146,8 @@ pub use self::{
         keyring::Keyring,
         token::SessionId,
     },
-    session::Session,
-    sessions::{SessionInfo, Sessions, builder::Builder},
+    session::{Session, sign_in::SignIn},
+    sessions::{SessionInfo, Sessions, builder::Builder, login::Login},
     stores::{
         json::{Durability, JsonBackend, JsonSessions},
         memory::{MemoryBackend, MemorySessions},

@@ -179,27 +179,37 @@ struct Credentials {
 
 async fn sign_in(
     State(accounts): State<Accounts>,
+    State(sessions): State<Sessions>,
     session: Session,
     headers: HeaderMap,
     Form(form): Form<Credentials>,
 ) -> Result<Response, Error> {
     // Telephones like to add a space.
     let username = form.username.trim();
+    if username.is_empty() {
+        let page =
+            SignIn { remember: form.remember, next: page_of(&form.next), error: Some(WRONG), ..SignIn::default() };
+        return Ok((StatusCode::UNAUTHORIZED, page.page()).into_response());
+    }
+    // Before the password is checked: it may be changed meanwhile, and everyone signed out.
+    let login = sessions.login(username).await?;
     if let Err(refused) = accounts.verify(username, form.password).await {
         let error = match refused {
-            Refused::Wrong => "That user name and that password do not go together.".to_owned(),
+            Refused::Wrong => WRONG.to_owned(),
             _ => refused.to_string(),
         };
         let next = page_of(&form.next);
         let page = SignIn { username, remember: form.remember, next, error: Some(&error), ..SignIn::default() };
         return Ok((refused.status(), page.page()).into_response());
     }
-    session.bind(username);
+    session.bind(login);
     session.insert("device", device(&headers))?;
     // Also if not: whoever signs in again without the check mark has changed their mind.
     session.set_ttl(if form.remember { REMEMBERED } else { NOT_REMEMBERED });
     Ok(Redirect::to(page_of(&form.next)).into_response())
 }
+
+const WRONG: &str = "That user name and that password do not go together.";
 
 /// How long a session lasts that is not used.
 const REMEMBERED: Duration = Duration::from_secs(30 * 86_400);
@@ -297,6 +307,7 @@ struct PasswordChange {
 
 async fn change_password(
     State(accounts): State<Accounts>,
+    State(sessions): State<Sessions>,
     SessionKey(user): SessionKey,
     session: Session,
     Form(form): Form<PasswordChange>,
@@ -305,6 +316,7 @@ async fn change_password(
         let page = NewPassword { of_new: Some(problem), ..NewPassword::default() };
         return Ok((StatusCode::UNPROCESSABLE_ENTITY, page.page(&user)).into_response());
     }
+    let login = sessions.login(&user).await?;
     if let Err(refused) = accounts.verify(&user, form.current).await {
         let page = NewPassword { of_current: Some(&refused.to_string()), ..NewPassword::default() };
         return Ok((refused.status(), page.page(&user)).into_response());
@@ -313,9 +325,9 @@ async fn change_password(
         eprintln!("a password was not changed: {error}");
         return Ok((StatusCode::INTERNAL_SERVER_ERROR, sorry()).into_response());
     }
-    // Whoever else knew the old one is out, also of this very session: it gets a new ID.
+    // Everyone else who knew the old one is out, also of this very session: it gets a new ID.
     session.clear_others();
-    session.bind(user);
+    session.bind(login);
     session.insert("notice", "Your password is changed, and you are signed out everywhere else.")?;
     Ok(Redirect::to("/sessions").into_response())
 }
@@ -341,18 +353,20 @@ struct Confirmation {
 /// Signs in again: the session goes on, under a new ID.
 async fn confirm(
     State(accounts): State<Accounts>,
+    State(sessions): State<Sessions>,
     SessionKey(user): SessionKey,
     session: Session,
     Form(form): Form<Confirmation>,
-) -> Response {
+) -> Result<Response, Error> {
     let next = page_of(&form.next);
-    match accounts.verify(&user, form.password).await {
+    let login = sessions.login(&user).await?;
+    Ok(match accounts.verify(&user, form.password).await {
         Ok(()) => {
-            session.bind(user);
+            session.bind(login);
             Redirect::to(next).into_response()
         }
         Err(refused) => (refused.status(), pages::confirm(&user, next, Some(&refused.to_string()))).into_response(),
-    }
+    })
 }
 
 impl Refused {

@@ -31,7 +31,7 @@
 //! backend's clock. It remembers it for at least fifteen minutes, also where the clear ended nothing and the owner has no
 //! record left. A clear that was answered with `Gone` or `Conflict` did not happen and is not remembered.
 //!
-//! * A `create` with [`Since::Age`] is [`Late`](Created::Late) if the owner's last clear is no older than that age, or if the
+//! * A `create` with [`Since::Age`] is [`Late`](Created::Late) if the owner's last clear is younger than that age, or if the
 //!   age is above fifteen minutes. Without `since`, it is never late.
 //! * Every `create` of an owner is ordered with `clear`: it is ended by the clear, or it comes after it.
 //! * A `clear` with the name of the owner's last clear is a repeat. It ends nothing, and answers `Done` with the same number.
@@ -115,7 +115,7 @@
 //!             let last = record.id.owner().and_then(|owner| store.clears.get(&owner));
 //!             let is_late = match since {
 //!                 None => false,
-//!                 Some(Since::Age(age)) => age > REMEMBERED || last.is_some_and(|(.., at)| now - *at <= age),
+//!                 Some(Since::Age(age)) => age > REMEMBERED || last.is_some_and(|(.., at)| now - *at < age),
 //!                 Some(_) => return Err("these terms are unknown here".into()),
 //!             };
 //!             match there {

@@ -131,7 +131,7 @@ macro_rules! __every_promise {
             crossing::a_clear_is_remembered_for_fifteen_minutes,
             crossing::a_create_since_before_a_clear_is_late,
             crossing::a_create_since_after_a_clear_is_done,
-            crossing::a_create_as_old_as_the_clear_is_late,
+            crossing::a_create_as_old_as_the_clear_is_done,
             crossing::a_create_since_more_than_fifteen_minutes_is_late,
             crossing::a_record_that_is_there_is_never_late,
             crossing::no_create_since_before_a_clear_outlives_it,

@@ -5,7 +5,14 @@ use std::{borrow::Cow, time::Duration};
 use cookie::{Cookie, SameSite, time};
 use http::{HeaderMap, HeaderValue, header};
 
-use crate::record::token::SessionId;
+use crate::{
+    record::token::SessionId,
+    session::{
+        commit::NewCookie,
+        origin::{CookieValue, VISITOR},
+        presented::MAX_COOKIES,
+    },
+};
 
 /// What the cookie is called and where it goes. What is set is checked against all that was set before.
 #[derive(Clone, Debug)]
@@ -22,6 +29,8 @@ pub(crate) struct CookieConfig {
     persistent: bool,
     /// All of them but `Max-Age`, as they stand behind the value.
     attributes: String,
+    /// All that follows the name of a cookie that is removed.
+    removal: String,
 }
 
 impl CookieConfig {
@@ -29,9 +38,10 @@ impl CookieConfig {
     ///
     /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`. Of more than
     /// [`MAX_VALUES`], which no browser of ours has, the rest is not looked at: they are kept until the session is loaded.
-    pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = &'a str> {
+    pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = CookieValue<'a>> {
         let name = self.name().as_bytes();
         let lines = headers.get_all(header::COOKIE).into_iter();
+        let mut counts = (0, 0);
         let pairs = lines.flat_map(|line| {
             let mut rest = Some(line.as_bytes());
             std::iter::from_fn(move || {
@@ -44,16 +54,30 @@ impl CookieConfig {
         pairs
             .filter_map(move |pair| {
                 let pair = pair.strip_prefix(b" ").unwrap_or(pair);
-                pair.strip_prefix(name)?.strip_prefix(b"=")
+                let rest = pair.strip_prefix(name)?;
+                let is_id = |value: &[u8]| (SessionId::MIN_LEN..=SessionId::MAX_LEN).contains(&value.len());
+                let text = |value| std::str::from_utf8(value).ok();
+                if let Some(value) = rest.strip_prefix(b"=").filter(|value| is_id(value)) {
+                    return text(value).map(CookieValue::User);
+                }
+                let value = rest.strip_prefix(VISITOR.as_bytes())?.strip_prefix(b"=")?;
+                text(value).filter(|value| is_id(value.as_bytes())).map(CookieValue::Visitor)
             })
-            .filter(|value| value.len() <= SessionId::MAX_LEN)
-            .filter_map(|value| std::str::from_utf8(value).ok())
-            .take(MAX_VALUES)
+            .filter(move |cookie| {
+                let count = match cookie {
+                    CookieValue::User(_) => &mut counts.0,
+                    CookieValue::Visitor(_) => &mut counts.1,
+                };
+                *count += 1;
+                // One more than count: then it is known that there are too many.
+                *count <= MAX_COOKIES + 1
+            })
     }
 
     /// Sets the cookie. It is kept for so long, if cookies are to survive the browser's end at all.
-    pub(crate) fn set(&self, id: &SessionId, left: Duration) -> Option<HeaderValue> {
-        let parts = [self.name(), "=", id.as_str(), &self.attributes];
+    pub(crate) fn set(&self, cookie: &NewCookie, left: Duration) -> Option<HeaderValue> {
+        let suffix = if cookie.is_visitors { VISITOR } else { "" };
+        let parts = [self.name(), suffix, "=", cookie.id.as_str(), &self.attributes];
         // Never zero, which would remove it: the session is there, if only for less than a second.
         let left = left.min(MAX_AGE_LIMIT).as_secs().max(1);
         let digits = left.checked_ilog10().map_or(1, |log| log as usize + 1);
@@ -68,11 +92,9 @@ impl CookieConfig {
     }
 
     /// Removes the cookie: with the attributes that it was set with, or the browser keeps it.
-    pub(crate) fn remove(&self) -> Option<HeaderValue> {
-        let mut cookie = self.cookie("");
-        cookie.set_max_age(time::Duration::ZERO);
-        cookie.set_expires(time::OffsetDateTime::UNIX_EPOCH);
-        sensitive(cookie.to_string())
+    pub(crate) fn remove(&self, is_visitors: bool) -> Option<HeaderValue> {
+        let suffix = if is_visitors { VISITOR } else { "" };
+        sensitive([self.name(), suffix, &self.removal].concat())
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -147,6 +169,11 @@ impl CookieConfig {
         self.persistent = persistent;
     }
 
+    /// How long a browser keeps the cookie at most; `None` if it forgets it when it is closed.
+    pub(crate) fn max_age(&self) -> Option<Duration> {
+        self.persistent.then_some(MAX_AGE_LIMIT)
+    }
+
     fn secure(&self) -> bool {
         self.secure.unwrap_or(true)
     }
@@ -162,6 +189,10 @@ impl CookieConfig {
         };
         let line = self.cookie("").to_string();
         self.attributes = line[self.name().len() + 1..].to_owned();
+        let mut removal = self.cookie("");
+        removal.set_max_age(time::Duration::ZERO);
+        removal.set_expires(time::OffsetDateTime::UNIX_EPOCH);
+        self.removal = removal.to_string().split_off(self.name().len());
         if !self.secure() {
             assert!(
                 self.same_site != SameSite::None,
@@ -214,6 +245,7 @@ impl Default for CookieConfig {
             partitioned: false,
             persistent: true,
             attributes: String::new(),
+            removal: String::new(),
         };
         config.check();
         config
@@ -241,9 +273,7 @@ fn sensitive(cookie: String) -> Option<HeaderValue> {
 }
 
 /// What browsers cut longer ones to: RFC 6265bis, section 5.5.
-const MAX_AGE_LIMIT: Duration = Duration::from_secs(400 * 86_400);
-/// How many cookies of one name are looked at, decrypted and kept.
-const MAX_VALUES: usize = 16;
+pub(crate) const MAX_AGE_LIMIT: Duration = Duration::from_secs(400 * 86_400);
 const MAX_AGE: &str = "; Max-Age=";
 
 /// Both attributes, the name and the longest ID stay below the 4096 bytes that browsers take.
@@ -256,17 +286,42 @@ const MAX_DOMAIN: usize = 253;
 mod tests {
     use super::*;
 
-    fn values(lines: &[&'static str]) -> Vec<String> {
+    /// Values are given, and come back, by their first character; they are as long as the shortest ID.
+    fn values(lines: &[&str]) -> Vec<String> {
         let mut headers = HeaderMap::new();
         for line in lines {
-            headers.append(header::COOKIE, HeaderValue::from_static(line));
+            let line = ["x", "y", "z"].iter().fold((*line).to_owned(), |line, value| {
+                line.replace(&format!("={value}"), &format!("={}", value.repeat(SessionId::MIN_LEN)))
+            });
+            headers.append(header::COOKIE, HeaderValue::from_str(&line).unwrap());
         }
-        CookieConfig::default().values(&headers).map(str::to_owned).collect()
+        let config = CookieConfig::default();
+        let text = |value| match value {
+            CookieValue::User(value) => value[..1].to_owned(),
+            CookieValue::Visitor(value) => format!("visitor {}", &value[..1]),
+        };
+        config.values(&headers).map(text).collect()
+    }
+
+    fn named(id: &str) -> NewCookie {
+        NewCookie { id: SessionId::known(id), deadline: 0, is_visitors: false }
+    }
+
+    #[test]
+    fn a_visitors_cookie_has_a_name_of_its_own() {
+        let config = CookieConfig::default();
+        let users = config.set(&named("x"), Duration::from_secs(9)).unwrap();
+        let visitors = config.set(&NewCookie { is_visitors: true, ..named("x") }, Duration::from_secs(9)).unwrap();
+        let users = users.to_str().unwrap();
+        assert_eq!(visitors.to_str().unwrap(), users.replace("__Host-id=", "__Host-id-visitor="));
+        let removed = config.remove(true).unwrap();
+        assert!(removed.to_str().unwrap().starts_with("__Host-id-visitor=; "), "{removed:?}");
     }
 
     #[test]
     fn only_the_very_name_is_ours() {
         assert_eq!(values(&["a=1; __Host-id=x; b=2", "__Host-id=y"]), ["x", "y"]);
+        assert_eq!(values(&["__Host-id-visitor=x; __Host-id=y; __Host-id-visito=z"]), ["visitor x", "y"]);
         assert_eq!(values(&["__Host-id=x;__Host-id=y"]), ["x", "y"]);
         for foreign in [
             "__host-id=x",
@@ -302,7 +357,7 @@ mod tests {
                 if config.persistent {
                     expected.set_max_age(time::Duration::seconds(seconds.clamp(1, 400 * 86_400).cast_signed()));
                 }
-                let set = config.set(&SessionId::known("x"), Duration::from_secs(seconds)).unwrap();
+                let set = config.set(&named("x"), Duration::from_secs(seconds)).unwrap();
                 assert_eq!(set, expected.to_string());
                 assert!(set.is_sensitive());
             }
@@ -339,7 +394,7 @@ mod tests {
                 if config.persistent {
                     expected.set_max_age(time::Duration::seconds(1));
                 }
-                let set = config.set(&SessionId::known("x"), Duration::from_secs(1)).unwrap();
+                let set = config.set(&named("x"), Duration::from_secs(1)).unwrap();
                 assert_eq!(set, expected.to_string());
                 assert_eq!(last.get_or_insert_with(|| set.clone()), &set);
             }
@@ -354,6 +409,6 @@ mod tests {
         config.set_domain(["d".repeat(63), "d".repeat(63), "d".repeat(63), "d".repeat(61)].join("."));
         config.set_partitioned(true);
         config.set_same_site(SameSite::None);
-        assert!(config.remove().unwrap().len() + SessionId::MAX_LEN + 20 <= 4096);
+        assert!(config.remove(true).unwrap().len() + SessionId::MAX_LEN + 20 <= 4096);
     }
 }

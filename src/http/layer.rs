@@ -41,7 +41,8 @@ impl SessionLayer {
     /// A layer over those sessions.
     pub fn new<B: Backend>(sessions: Sessions<B>) -> Self {
         let cookie = CookieConfig::default();
-        let origin = Origin { sessions: sessions.erase(), cookie_name: cookie.name().to_owned() };
+        let origin =
+            Origin { sessions: sessions.erase(), cookie_name: cookie.name().to_owned(), max_age: cookie.max_age() };
         Self { config: Arc::new(HttpConfig { origin: Arc::new(origin), cookie, failed_if: None }) }
     }
 
@@ -163,7 +164,7 @@ impl SessionLayer {
     fn renewed(mut self) -> Self {
         let config = Arc::make_mut(&mut self.config);
         let (sessions, cookie_name) = (config.origin.sessions.clone(), config.cookie.name().to_owned());
-        config.origin = Arc::new(Origin { sessions, cookie_name });
+        config.origin = Arc::new(Origin { sessions, cookie_name, max_age: config.cookie.max_age() });
         self
     }
 }

@@ -10,7 +10,7 @@ use http::{
 use crate::{
     error::{Error, ErrorKind},
     http::config::HttpConfig,
-    session::{Session, commit::CookieChange},
+    session::{Session, commit::CookieChanges},
 };
 
 impl HttpConfig {
@@ -40,24 +40,32 @@ pub(crate) fn respond<B: Default>(
     committed: Result<(), Error>,
     response: Response<B>,
 ) -> Response<B> {
-    let mut response = match committed {
-        Ok(()) => response,
-        Err(error) => refuse(&error),
+    // A response of ours in place of the handler's never removes a cookie.
+    let (mut response, may_remove) = match committed {
+        Ok(()) => (response, true),
+        Err(error) => (refuse(&error), false),
     };
-    let Some(cookie) = session.driver().outcome() else { return response };
+    let Some(cookies) = session.driver().outcome() else { return response };
     let headers = response.headers_mut();
     vary_by_cookie(headers);
-    let cookie = match cookie {
-        Some(CookieChange::Set(id, deadline)) => {
-            let left = deadline.saturating_sub(config.origin.engine().now());
-            config.cookie.set(&id, Duration::from_millis(left))
+    let CookieChanges { set, remove_user, remove_visitor, .. } = cookies;
+    let mut changes = false;
+    for (is_visitors, remove) in [(false, remove_user), (true, remove_visitor)] {
+        let line = match &set {
+            Some(set) if set.is_visitors == is_visitors => {
+                let left = set.deadline.saturating_sub(config.origin.engine().now());
+                config.cookie.set(set, Duration::from_millis(left))
+            }
+            _ if remove && may_remove => config.cookie.remove(is_visitors),
+            _ => None,
+        };
+        if let Some(line) = line {
+            // Appended, because the handler may have set cookies of its own.
+            headers.append(SET_COOKIE, line);
+            changes = true;
         }
-        Some(CookieChange::Remove) => config.cookie.remove(),
-        None => None,
-    };
-    if let Some(cookie) = cookie {
-        // Appended, because the handler may have set cookies of its own.
-        headers.append(SET_COOKIE, cookie);
+    }
+    if changes {
         forbid_storing(headers);
     }
     response

@@ -82,7 +82,7 @@ impl HttpConfig {
             if Arc::ptr_eq(driver.origin(), &self.origin) {
                 return Ok(Opened::Known(Session::of(driver)));
             }
-            if driver.origin().cookie_name == self.origin.cookie_name {
+            if driver.origin().shares_a_name_with(&self.origin) {
                 return Err(Error::new(
                     ErrorKind::Config,
                     "two SessionLayers with the same cookie name are nested: give one of them another cookie_name",

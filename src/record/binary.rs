@@ -3,14 +3,16 @@
 //! | bytes | |
 //! |---|---|
 //! | 1 | the format, 1 |
-//! | 1 | flags: has a session key and an owner (1), a sign-in (2), an idle timeout of its own (4), is a tombstone without data (8), a serializer wrote the data (16) |
+//! | 1 | flags: has a session key and an owner (1), a sign-in (2), an idle timeout of its own (4), a secret that is younger than the session (8), a serializer wrote the data (16), logins (32) |
 //! | text | the tag of namespace and pepper |
 //! | 16 | the owner, if there is one |
 //! | text | the `sid` |
 //! | text | the session key, if there is one |
 //! | 32 | the hash of the secret |
 //! | 1 | how many previous secrets follow, 40 bytes each: a hash, and the time until which it is accepted |
-//! | 8 each | created, signed in, written, deadline, idle timeout |
+//! | 1 | the same of superseded secrets |
+//! | 8 each | created, signed in, written, deadline, idle timeout, when the newest secret was made |
+//! | 4 | how many logins there were after the first |
 //! | 4 | the number of bytes that follow |
 //! | the rest | the [fields](crate::Data), or what the serializer wrote |
 //!
@@ -33,18 +35,19 @@ pub(super) const FORMAT: u8 = 1;
 const OWNED: u8 = 1;
 const SIGNED_IN: u8 = 2;
 const IDLE: u8 = 4;
-const ENDED: u8 = 8;
+const ISSUED: u8 = 8;
 const OWN: u8 = 16;
-const ALL: u8 = OWNED | SIGNED_IN | IDLE | ENDED | OWN;
+const LOGINS: u8 = 32;
+const ALL: u8 = OWNED | SIGNED_IN | IDLE | ISSUED | OWN | LOGINS;
 
-/// The length of the previous secrets.
-pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
-    previous.len() * PREVIOUS_LEN
+/// The length of what comes with new IDs: old secrets, when the newest was made, and how many logins there were.
+pub(super) fn uncounted_len(contents: &Contents) -> usize {
+    (contents.previous.len() + contents.superseded.len()) * OLD_SECRET_LEN
+        + if contents.issued.is_some() { 8 } else { 0 }
+        + if contents.logins > 0 { 4 } else { 0 }
 }
 
 pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Vec<u8> {
-    // There never are more than four.
-    let previous = &contents.previous[..contents.previous.len().min(usize::from(u8::MAX))];
     let times =
         [Some(contents.created), contents.signed_in, Some(contents.written), Some(contents.deadline), contents.idle];
     let body_len = own.map_or_else(|| contents.data.len(), <[u8]>::len);
@@ -55,11 +58,11 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
         + text_len(id.sid())
         + contents.key.as_deref().map_or(0, text_len)
         + contents.hash.as_bytes().len()
-        + 1
-        + previous_len(previous)
+        + 2
+        + uncounted_len(contents)
         + times.iter().flatten().count() * 8
         + BODY_LEN
-        + if contents.ended { 0 } else { body_len };
+        + body_len;
     let mut out = Vec::with_capacity(len);
     let flag = |is_there: bool, flag: u8| if is_there { flag } else { 0 };
     out.push(FORMAT);
@@ -67,8 +70,9 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
         flag(contents.key.is_some(), OWNED)
             | flag(contents.signed_in.is_some(), SIGNED_IN)
             | flag(contents.idle.is_some(), IDLE)
-            | flag(contents.ended, ENDED)
-            | flag(own.is_some(), OWN),
+            | flag(contents.issued.is_some(), ISSUED)
+            | flag(own.is_some(), OWN)
+            | flag(contents.logins > 0, LOGINS),
     );
     push_text(&mut out, namespace);
     if let Some(owner) = id.owner() {
@@ -79,24 +83,28 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
         push_text(&mut out, key);
     }
     out.extend_from_slice(contents.hash.as_bytes());
-    out.push(previous.len() as u8);
-    for (hash, until) in previous {
-        out.extend_from_slice(hash.as_bytes());
-        out.extend_from_slice(&until.to_be_bytes());
+    for secrets in [&contents.previous, &contents.superseded] {
+        // There never are more than sixteen.
+        out.push(secrets.len() as u8);
+        for (hash, until) in secrets {
+            out.extend_from_slice(hash.as_bytes());
+            out.extend_from_slice(&until.to_be_bytes());
+        }
     }
     for time in times.into_iter().flatten() {
         out.extend_from_slice(&time.to_be_bytes());
     }
+    if let Some(issued) = contents.issued {
+        out.extend_from_slice(&issued.to_be_bytes());
+    }
+    if contents.logins > 0 {
+        out.extend_from_slice(&contents.logins.to_be_bytes());
+    }
+    // A longer body is larger than any record may be.
+    out.extend_from_slice(&u32::try_from(body_len).unwrap_or(u32::MAX).to_be_bytes());
     match own {
-        _ if contents.ended => out.extend_from_slice(&[0; BODY_LEN]),
-        _ => {
-            // A longer body is larger than any record may be.
-            out.extend_from_slice(&u32::try_from(body_len).unwrap_or(u32::MAX).to_be_bytes());
-            match own {
-                Some(own) => out.extend_from_slice(own),
-                None => contents.data.write(&mut out),
-            }
-        }
+        Some(own) => out.extend_from_slice(own),
+        None => contents.data.write(&mut out),
     }
     debug_assert_eq!(out.len(), len);
     out
@@ -114,21 +122,19 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Parsed<'_>> {
     let sid = take_text(&mut rest)?;
     let key = if has(OWNED) { Some(Text(take_text(&mut rest)?.into())) } else { None };
     let hash = take_hash(&mut rest)?;
-    let [count] = take(&mut rest)?;
-    let mut previous = Vec::new();
-    for _ in 0..count {
-        previous.push((take_hash(&mut rest)?, take_time(&mut rest)?));
-    }
+    let (previous, superseded) = (take_secrets(&mut rest)?, take_secrets(&mut rest)?);
     let contents = Contents {
         key,
         hash,
         previous,
+        superseded,
         created: take_time(&mut rest)?,
         signed_in: if has(SIGNED_IN) { Some(take_time(&mut rest)?) } else { None },
         written: take_time(&mut rest)?,
         deadline: take_time(&mut rest)?,
         idle: if has(IDLE) { Some(take_time(&mut rest)?) } else { None },
-        ended: has(ENDED),
+        issued: if has(ISSUED) { Some(take_time(&mut rest)?) } else { None },
+        logins: if has(LOGINS) { u32::from_be_bytes(take(&mut rest)?) } else { 0 },
         data: match u32::from_be_bytes(take(&mut rest)?) as usize == rest.len() {
             true if has(OWN) => Body::Own(rest),
             true => Body::Binary(rest),
@@ -158,6 +164,11 @@ fn take_hash(rest: &mut &[u8]) -> Option<SecretHash> {
     take(rest).map(SecretHash::from_bytes)
 }
 
+fn take_secrets(rest: &mut &[u8]) -> Option<Vec<(SecretHash, u64)>> {
+    let [count] = take(rest)?;
+    (0..count).map(|_| Some((take_hash(rest)?, take_time(rest)?))).collect()
+}
+
 fn take_time(rest: &mut &[u8]) -> Option<u64> {
     take(rest).map(u64::from_be_bytes)
 }
@@ -168,5 +179,5 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     Some(*taken)
 }
 
-const PREVIOUS_LEN: usize = 40;
+const OLD_SECRET_LEN: usize = 40;
 const BODY_LEN: usize = 4;

@@ -67,16 +67,15 @@ impl Codec {
     /// `Data` if the serializer fails, `TooLarge` if the payload is too large, `Unavailable` if it is to be encrypted and the
     /// system has no random bytes.
     pub(crate) fn write(&self, id: RecordId, contents: &Contents) -> Result<Bytes, Error> {
-        // A tombstone has no data, and ending a session must not depend on a serializer.
-        let own = if contents.ended { None } else { self.serialize(&contents.data)? };
-        let (namespace, previous) = (self.owners.namespace(), &contents.previous);
+        let own = self.serialize(&contents.data)?;
+        let namespace = self.owners.namespace();
         let (out, passing) = match self.form {
-            Form::Binary => (binary::write(namespace, id, contents, own.as_deref()), binary::previous_len(previous)),
-            Form::Text => (text::write(namespace, id, contents, own.as_deref())?, text::previous_len(previous)),
+            Form::Binary => (binary::write(namespace, id, contents, own.as_deref()), binary::uncounted_len(contents)),
+            Form::Text => (text::write(namespace, id, contents, own.as_deref())?, text::uncounted_len(contents)),
         };
-        // Previous secrets come and go by themselves and do not count, so that a session of the largest size can be rotated.
+        // What comes with new IDs does not count, so that a session of the largest size can be rotated.
         let lasting = out.len().saturating_sub(passing);
-        if lasting > self.max_size.min(u32::MAX as usize) && !contents.ended {
+        if lasting > self.max_size.min(u32::MAX as usize) {
             let message = format!("a session of {} bytes is larger than max_size, {} bytes", out.len(), self.max_size);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
@@ -156,7 +155,6 @@ impl Codec {
             return Err(unreadable("a record belongs to another session key"));
         }
         let data = match (&self.serializer, &contents.data) {
-            _ if contents.ended => Data::default(),
             (None, Body::Text(fields)) => fields.into(),
             (None, Body::Binary(fields)) => {
                 Data::read(payload.slice_ref(fields)).ok_or_else(|| unreadable("a record's data is broken"))?
@@ -203,12 +201,14 @@ mod tests {
             key: key.map(Arc::from),
             hash: Secret::random().unwrap().hash(),
             previous: vec![(Secret::random().unwrap().hash(), 5), (Secret::random().unwrap().hash(), 6)],
+            superseded: vec![(Secret::random().unwrap().hash(), 7)],
+            logins: 8,
+            issued: Some(9),
             created: 1,
             signed_in: key.map(|_| 2),
             written: 3,
             deadline: 4,
             idle: Some(5),
-            ended: false,
             data: Data::from_serialize(json!({"a": [1, 2], "b\"": "c"})).unwrap(),
         }
     }
@@ -229,9 +229,10 @@ mod tests {
                 let read = codec(reader).read(id, &payload, 0).unwrap().0;
                 assert_eq!(read.key, contents.key);
                 assert!(read.hash.matches(&contents.hash));
-                assert_eq!(read.previous.len(), 2);
+                assert_eq!((read.previous.len(), read.superseded.len()), (2, 1));
+                assert_eq!((read.logins, read.issued), (8, Some(9)));
                 assert_eq!((read.created, read.signed_in, read.written), (1, contents.signed_in, 3));
-                assert_eq!((read.deadline, read.idle, read.ended), (4, Some(5), false));
+                assert_eq!((read.deadline, read.idle), (4, Some(5)));
                 assert!(read.data.same_as(&contents.data));
                 assert_eq!(codec(form).write(id, &read).unwrap(), payload);
             }
@@ -287,13 +288,17 @@ mod tests {
         for form in FORMS {
             let (id, mut contents) = (id(None), contents(None));
             contents.previous.clear();
+            contents.superseded.clear();
+            (contents.logins, contents.issued) = (0, None);
             let size = codec(form).write(id, &contents).unwrap().len();
-            for previous in 0..5 {
+            for old in 0..5 {
                 assert!(Codec { max_size: size, ..codec(form) }.write(id, &contents).is_ok());
                 let error = Codec { max_size: size - 1, ..codec(form) }.write(id, &contents).unwrap_err();
                 assert_eq!(error.kind(), ErrorKind::TooLarge);
-                let until = [0, 9, 10, u64::MAX][previous % 4];
-                contents.previous.push((Secret::random().unwrap().hash(), until));
+                let until = [0, 9, 10, u64::MAX][old % 4];
+                let secrets = if old < 3 { &mut contents.previous } else { &mut contents.superseded };
+                secrets.push((Secret::random().unwrap().hash(), until));
+                (contents.logins, contents.issued) = (1 << old, Some(until));
             }
         }
     }
@@ -345,7 +350,7 @@ mod tests {
                 read.data.set(&"a".into(), "0".into());
                 let written = codec(form).write(id, &read).unwrap();
                 let again = codec(form).read(id, &written, 0).unwrap().0;
-                assert!(again.data.same_as(&read.data) || again.ended, "{at}");
+                assert!(again.data.same_as(&read.data), "{at}");
             }
         }
     }
@@ -375,6 +380,7 @@ mod tests {
         for (form, golden) in [(Form::Text, Bytes::from_static(text)), (Form::Binary, binary.into())] {
             let read = codec(form).read(id, &golden, 0).unwrap().0;
             assert_eq!(read.key.as_deref(), Some("ada"));
+            assert_eq!((read.previous.len(), read.superseded.len(), read.logins), (1, 1, 2));
             assert_eq!(read.data.get::<String>("role").unwrap().as_deref(), Some("admin"));
             assert_eq!(codec(form).write(id, &read).unwrap(), golden);
         }

@@ -145,11 +145,11 @@ impl FromStr for Owner {
 }
 
 impl Sid {
-    const MIN: usize = 22;
+    pub(crate) const MIN_LEN: usize = 22;
     const MAX: usize = 43;
 
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let fits = (Self::MIN..=Self::MAX).contains(&text.len())
+        let fits = (Self::MIN_LEN..=Self::MAX).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
         fits.then(|| {
             let mut bytes = [0; Self::MAX];

@@ -25,6 +25,7 @@ pub(crate) mod data;
 pub(crate) mod id;
 pub mod keyring;
 mod parsed;
+pub(crate) mod secrets;
 mod strict;
 mod text;
 pub(crate) mod token;
@@ -109,10 +110,19 @@ pub trait Serializer: Send + Sync + 'static {
 #[derive(Clone, Deserialize)]
 pub(crate) struct Contents<K = Arc<str>, D = Data> {
     pub(crate) key: Option<K>,
+    /// The hash of the newest secret.
     pub(crate) hash: SecretHash,
-    /// Hashes of the previous secrets, the newest last, each with the time until which it is accepted.
+    /// The hashes of previous and of superseded secrets, the latest last, each with the time until which it is accepted.
     #[serde(default)]
     pub(crate) previous: Vec<(SecretHash, u64)>,
+    #[serde(default)]
+    pub(crate) superseded: Vec<(SecretHash, u64)>,
+    /// How often a login or `clear_others` has given this session a new ID. A rotation does not count.
+    #[serde(default)]
+    pub(crate) logins: u32,
+    /// When the newest secret was made, if the session is older than that.
+    #[serde(default)]
+    pub(crate) issued: Option<u64>,
     pub(crate) created: u64,
     pub(crate) signed_in: Option<u64>,
     /// When the record was last written.
@@ -121,34 +131,25 @@ pub(crate) struct Contents<K = Arc<str>, D = Data> {
     pub(crate) deadline: u64,
     /// The idle timeout of this session, if it has one of its own.
     pub(crate) idle: Option<u64>,
-    /// A tombstone: a login ended this session and went on as another one.
-    #[serde(default)]
-    pub(crate) ended: bool,
     #[serde(default)]
     pub(crate) data: D,
 }
 
 impl<K, D> Contents<K, D> {
-    /// Whether a secret leads to this session: the newest one, or a previous one within its grace.
-    pub(crate) fn opens_with(&self, secret: &SecretHash, now: u64) -> bool {
-        // All are compared, so that the time it takes tells nothing.
-        self.previous
-            .iter()
-            .fold(self.hash.matches(secret), |opens, (hash, until)| opens | (hash.matches(secret) & (*until > now)))
-    }
-
-    /// The same with another session key and other data. The previous secrets are moved there.
+    /// The same with another session key and other data. The old secrets are moved there.
     fn take_with<L, E>(&mut self, key: Option<L>, data: E) -> Contents<L, E> {
         Contents {
             key,
             hash: self.hash,
             previous: mem::take(&mut self.previous),
+            superseded: mem::take(&mut self.superseded),
+            logins: self.logins,
+            issued: self.issued,
             created: self.created,
             signed_in: self.signed_in,
             written: self.written,
             deadline: self.deadline,
             idle: self.idle,
-            ended: self.ended,
             data,
         }
     }

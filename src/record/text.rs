@@ -28,12 +28,17 @@ use crate::{
 
 pub(super) const FORMAT: u8 = b'{';
 
-/// The length of the previous secrets.
-pub(super) fn previous_len(previous: &[(SecretHash, u64)]) -> usize {
+/// The length of what comes with new IDs: old secrets, when the newest was made, and how many logins there were.
+pub(super) fn uncounted_len(contents: &Contents) -> usize {
     let digits = |until: u64| until.checked_ilog10().map_or(1, |log| log as usize + 1);
-    let all: usize = previous.iter().map(|(_, until)| r#"["",],"#.len() + HASH_LEN + digits(*until)).sum();
-    // The last one has no comma.
-    if previous.is_empty() { 0 } else { r#","previous":[]"#.len() + all - 1 }
+    let len = |name: &str, secrets: &[(SecretHash, u64)]| {
+        let all: usize = secrets.iter().map(|(_, until)| r#"["",],"#.len() + HASH_LEN + digits(*until)).sum();
+        // The last one has no comma.
+        if secrets.is_empty() { 0 } else { r#","":[]"#.len() + name.len() + all - 1 }
+    };
+    let issued = contents.issued.map_or(0, |issued| r#","issued":"#.len() + digits(issued));
+    let logins = if contents.logins > 0 { r#","logins":"#.len() + digits(contents.logins.into()) } else { 0 };
+    len(PREVIOUS, &contents.previous) + len(SUPERSEDED, &contents.superseded) + issued + logins
 }
 
 pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Option<&[u8]>) -> Result<Vec<u8>, Error> {
@@ -56,11 +61,23 @@ fn write_all(
         serde_json::to_writer(&mut *out, &**key)?;
     }
     write!(out, r#","hash":"{}""#, contents.hash)?;
-    for (i, (hash, until)) in contents.previous.iter().enumerate() {
-        write!(out, r#"{}["{hash}",{until}]"#, if i == 0 { r#","previous":["# } else { "," })?;
+    for (name, secrets) in [(PREVIOUS, &contents.previous), (SUPERSEDED, &contents.superseded)] {
+        for (i, (hash, until)) in secrets.iter().enumerate() {
+            match i {
+                0 => write!(out, r#","{name}":["#)?,
+                _ => out.push(b','),
+            }
+            write!(out, r#"["{hash}",{until}]"#)?;
+        }
+        if !secrets.is_empty() {
+            out.push(b']');
+        }
     }
-    if !contents.previous.is_empty() {
-        out.push(b']');
+    if contents.logins > 0 {
+        write!(out, r#","logins":{}"#, contents.logins)?;
+    }
+    if let Some(issued) = contents.issued {
+        write!(out, r#","issued":{issued}"#)?;
     }
     write!(out, r#","created":{}"#, contents.created)?;
     if let Some(signed_in) = contents.signed_in {
@@ -71,7 +88,6 @@ fn write_all(
         write!(out, r#","idle":{idle}"#)?;
     }
     match own {
-        _ if contents.ended => out.extend_from_slice(br#","ended":true}"#),
         Some(own) => {
             out.push(b'}');
             out.extend_from_slice(own);
@@ -174,5 +190,7 @@ impl<'de> Deserialize<'de> for SecretHash {
     }
 }
 
+const PREVIOUS: &str = "previous";
+const SUPERSEDED: &str = "superseded";
 /// 32 bytes, in base64.
 const HASH_LEN: usize = 43;

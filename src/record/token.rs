@@ -30,8 +30,16 @@ pub struct SessionId(String);
 pub(crate) struct Credentials {
     pub(crate) record: RecordId,
     pub(crate) secret: Secret,
-    /// The text is not as it would be written today: it is plain, or another key than the first encrypted it.
-    pub(crate) stale: bool,
+    /// One of our keys encrypted the text: we have issued it, whatever is in the store.
+    pub(crate) is_proven: bool,
+}
+
+/// What a text is that may be an ID.
+pub(crate) enum IdText {
+    Id(Credentials),
+    /// It has the form of an encrypted ID, and none of our keys decrypts it.
+    Foreign,
+    Malformed,
 }
 
 /// 256 random bits that only the browser keeps.
@@ -67,29 +75,38 @@ impl SessionId {
     }
 
     /// Reads exactly what [`new`](Self::new) can have written, and nothing else.
-    pub(crate) fn read(keys: Option<&Keys>, text: &str, now: impl FnOnce() -> u64) -> Option<Credentials> {
+    pub(crate) fn read(keys: Option<&Keys>, text: &str, now: impl FnOnce() -> u64) -> IdText {
         if text.len() > Self::MAX_LEN {
-            return None;
+            return IdText::Malformed;
         }
-        let Some(keys) = keys else { return Self::parse(text, false) };
         // An encrypted text has no dots.
-        if text.contains('.') {
-            return keys.takes_plain(now()).then(|| Self::parse(text, keys.encrypts()))?;
-        }
-        let sealed = BASE64.decode(text).ok()?;
-        match keys.ids.open(b"", &sealed) {
-            Ok(opened) => Self::parse(std::str::from_utf8(&opened.text).ok()?, opened.stale),
-            // A stranger can send any number of them. Whether one did is logged once a request.
-            Err(_) => None,
-        }
+        let id = match keys {
+            _ if !text.contains('.') => return Self::read_sealed(keys, text),
+            Some(keys) if !keys.takes_plain(now()) => None,
+            _ => Self::parse(text, false),
+        };
+        id.map_or(IdText::Malformed, IdText::Id)
     }
 
-    fn parse(plain: &str, stale: bool) -> Option<Credentials> {
+    fn read_sealed(keys: Option<&Keys>, text: &str) -> IdText {
+        let Some(sealed) = BASE64.decode(text).ok().filter(|sealed| keyring::is_sealed(sealed)) else {
+            return IdText::Malformed;
+        };
+        // A stranger can send any number of them. Whether one did is logged once a request.
+        let Some(opened) = keys.and_then(|keys| keys.ids.open(b"", &sealed).ok()) else { return IdText::Foreign };
+        let id = std::str::from_utf8(&opened.text).ok().and_then(|plain| Self::parse(plain, true));
+        id.map_or(IdText::Malformed, IdText::Id)
+    }
+
+    fn parse(plain: &str, is_proven: bool) -> Option<Credentials> {
         let (record, secret) = plain.rsplit_once('.')?;
-        Some(Credentials { record: RecordId::parse(record)?, secret: Secret(decode(secret)?), stale })
+        Some(Credentials { record: RecordId::parse(record)?, secret: Secret(decode(secret)?), is_proven })
     }
 
     const MAX_PLAIN: usize = RecordId::MAX_LEN + 1 + 43;
+
+    /// The length of the shortest ID: a visitor's, with the shortest name.
+    pub(crate) const MIN_LEN: usize = Sid::MIN_LEN + 1 + 43;
 
     /// The length of the longest ID.
     pub(crate) const MAX_LEN: usize = (4 * (Self::MAX_PLAIN + keyring::OVERHEAD)).div_ceil(3);
@@ -168,7 +185,10 @@ mod tests {
     }
 
     fn read(text: &str) -> Option<Credentials> {
-        SessionId::read(None, text, || 0)
+        match SessionId::read(None, text, || 0) {
+            IdText::Id(id) => Some(id),
+            IdText::Foreign | IdText::Malformed => None,
+        }
     }
 
     #[test]
@@ -179,7 +199,7 @@ mod tests {
             let read = read(id.as_str()).unwrap();
             assert_eq!(read.record, record);
             assert!(read.secret.hash().matches(&secret.hash()));
-            assert!(!read.stale);
+            assert!(!read.is_proven);
             assert_eq!(record.to_string().parse::<RecordId>().unwrap(), record);
         }
     }

@@ -12,7 +12,8 @@ use crate::{
         data::Data,
         value::{Raw, from_raw, json},
     },
-    sessions::loaded::Base,
+    session::{presented::Base, sign_in::SignIn},
+    sessions::engine::check_key,
 };
 
 /// One thing that a handler asked for.
@@ -25,8 +26,8 @@ pub(crate) enum Change {
     /// The whole data, before it is known what that differs from.
     Replace(Data),
     Ttl(Duration),
-    Bind(String),
-    Create(String, Data),
+    Bind(SignIn),
+    Create(SignIn, Data),
     Rework,
     Delete,
     Clear,
@@ -41,7 +42,7 @@ pub(crate) type Modify = Arc<dyn Fn(Option<&[u8]>) -> Result<Raw, Error> + Send 
 /// The base with changes applied: what the handler sees, and what a commit writes.
 #[derive(Clone, Default)]
 pub(crate) struct Staged {
-    /// Runs before everything else.
+    /// Runs after a login.
     pub(crate) clear: Clearing,
     pub(crate) identity: Identity,
     pub(crate) ttl: Option<Duration>,
@@ -71,9 +72,9 @@ pub(crate) enum Identity {
     Keep,
     Rework,
     /// A session of this key. It keeps the data if the session before was a visitor's or the same user's.
-    Bind(String),
+    Bind(SignIn),
     /// A session of this key that starts with its own data.
-    Create(String),
+    Create(SignIn),
     /// None, or a new visitor's session if data is written afterwards.
     Delete,
 }
@@ -87,9 +88,9 @@ impl Staged {
     /// What the handler sees of this base without changes.
     pub(crate) fn on_base(base: &Base) -> Self {
         match base {
-            Base::Live(loaded, _) => Self::on(loaded.contents.data.clone()),
-            Base::Gone(_, data) => Self { gone: true, ..Self::on(data.clone()) },
-            Base::Nothing | Base::Replaced | Base::Unreadable(_) => Self::default(),
+            Base::Live(opened) => Self::on(opened.loaded.contents.data.clone()),
+            Base::Gone(opened) => Self { gone: true, ..Self::on(opened.loaded.contents.data.clone()) },
+            Base::Nothing | Base::Superseded(_) | Base::Refused | Base::Unreadable(_) => Self::default(),
         }
     }
 
@@ -116,13 +117,13 @@ impl Staged {
             Change::Replace(data) => self.data = data.clone(),
             Change::Ttl(ttl) => self.ttl = Some(*ttl),
             Change::Bind(new) => {
-                if self.leaves_user(key, new) || self.gone {
+                if self.leaves_user(key, new.key()) || self.gone {
                     self.start_afresh();
                 }
                 self.identity = Identity::Bind(new.clone());
             }
             Change::Create(new, data) => {
-                self.leaves_user(key, new);
+                self.leaves_user(key, new.key());
                 self.start_afresh();
                 self.data = data.clone();
                 self.identity = Identity::Create(new.clone());
@@ -140,8 +141,8 @@ impl Staged {
             Change::Clear => {
                 self.clear = Clearing::All;
                 match self.identity {
-                    // A login in the same request comes after the clear, and keeps the data that it has by now.
-                    Identity::Bind(_) | Identity::Create(_) => self.fresh = true,
+                    // A login in the same request comes first, and keeps the data that it has by now.
+                    Identity::Bind(_) | Identity::Create(_) => {}
                     Identity::Keep | Identity::Rework | Identity::Delete => {
                         self.ttl = None;
                         self.start_afresh();
@@ -157,10 +158,16 @@ impl Staged {
     /// The session key that there will be.
     pub(crate) fn key<'a>(&'a self, loaded: Option<&'a str>) -> Option<&'a str> {
         match &self.identity {
-            Identity::Bind(key) | Identity::Create(key) => Some(key),
+            Identity::Bind(user) | Identity::Create(user) => Some(user.key()),
             Identity::Delete => None,
             Identity::Keep | Identity::Rework => loaded.filter(|_| self.clear != Clearing::All),
         }
+    }
+
+    /// Whether data was written that belongs to a new visitor's session, after a sign-out.
+    pub(crate) fn is_left_behind(&self) -> bool {
+        let signs_in = matches!(self.identity, Identity::Bind(_) | Identity::Create(_));
+        self.fresh && !signs_in && !self.data.is_empty()
     }
 
     /// Whether signing in as `new` leaves another user's session. Nothing goes over from one user to another.
@@ -212,8 +219,13 @@ impl Change {
         matches!(self, Self::Delete) || self.is_clearing()
     }
 
+    /// Whether it signs in as somebody who can be.
+    pub(crate) fn is_possible_login(&self) -> bool {
+        matches!(self, Self::Bind(user) | Self::Create(user, _) if check_key(user.key()).is_ok())
+    }
+
     /// Whether it ends other sessions too.
-    fn is_clearing(&self) -> bool {
+    pub(crate) fn is_clearing(&self) -> bool {
         matches!(self, Self::Clear | Self::ClearOthers)
     }
 
@@ -266,11 +278,11 @@ mod tests {
     }
 
     fn bind(key: &str) -> Change {
-        Change::Bind(key.to_owned())
+        Change::Bind(key.into())
     }
 
     fn create(key: &str) -> Change {
-        Change::Create(key.to_owned(), data(json!({"new": 1})))
+        Change::Create(key.into(), data(json!({"new": 1})))
     }
 
     /// What several verbs in one request come to: the key, and the data, of ada's session with `{"old": 1}`.

@@ -1,8 +1,8 @@
 //! The commit: turns a request's changes into calls of the session engine.
+//!
+//! Plain changes are here. What signs in is in [`login`](super::login), what signs out in [`sign_out`](super::sign_out).
 
 use std::{mem, sync::Arc, time::Duration};
-
-use tokio::task::yield_now;
 
 use crate::{
     clock::millis,
@@ -10,108 +10,182 @@ use crate::{
     random::random_version,
     record::{
         data::Data,
-        token::{Secret, SecretHash, SessionId},
+        token::{Secret, SessionId},
     },
-    session::change::{Change, Clearing, Identity, Staged},
+    session::{
+        authority::{Plan, SignOut},
+        change::{Change, Identity, Staged},
+        presented::{Base, Besides},
+    },
     sessions::{
-        engine::{Engine, check_key},
-        loaded::{Base, Loaded, WriteOutcome},
+        engine::{Engine, NewId, check_key},
+        loaded::{Loaded, Opened, WriteOutcome},
     },
 };
 
 /// What a request wants to be written.
 pub(crate) struct Commit {
+    pub(crate) plan: Plan,
     pub(crate) base: Base,
+    pub(crate) besides: Option<Arc<Besides>>,
     pub(crate) changes: Vec<Change>,
     /// The base with the changes applied.
     pub(crate) staged: Staged,
     pub(crate) write_id: WriteId,
-    /// The request came from another site and has no session. It must not create a visitor's session.
-    pub(crate) cross_site: bool,
+    /// It was tried before, and the answer was lost.
+    pub(crate) retry: bool,
+    pub(crate) request: RequestFacts,
     /// The response has left, so no cookie can be set.
     pub(crate) response_sent: bool,
+    /// What is stored already, if the rest fails.
+    pub(crate) progress: Option<Progress>,
+}
+
+/// What a commit has to know of the request that it belongs to.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RequestFacts {
+    /// When it arrived, by the clock of its sessions.
+    pub(crate) arrived: Duration,
+    /// The request came from another site, and has no session as far as is known. It must not create a visitor's session.
+    pub(crate) cross_site: bool,
+    /// It came with a user's cookie, and with a visitor's.
+    pub(crate) user_cookie: bool,
+    pub(crate) visitor_cookie: bool,
+    /// It came with an ID of a user's session, also if that leads nowhere.
+    pub(crate) user_id: bool,
 }
 
 /// What a write is recognised by, if it has to be tried again because the answer was lost.
 #[derive(Clone)]
 pub(crate) struct WriteId {
     pub(crate) version: i64,
-    /// The new secret, if it is a rotation.
-    secret: Option<Secret>,
+    /// The new secret of the session that there is.
+    pub(crate) secret: Option<Secret>,
+    /// The name and the secret of a new session.
+    pub(crate) new: Option<Box<NewId>>,
+}
+
+/// A session that is stored and that the browser has to hear of, although a part of the commit was not done.
+pub(crate) struct Progress {
+    pub(crate) base: Base,
+    pub(crate) cookies: CookieChanges,
 }
 
 /// What became of a commit that was carried out.
 pub(crate) struct Committed {
     pub(crate) base: Base,
-    pub(crate) cookie: Option<CookieChange>,
+    pub(crate) cookies: CookieChanges,
     /// Why changes were dropped, if some were.
     pub(crate) dropped: Option<Dropped>,
     /// The changes were applied to other data than the handler saw, because another request had written.
     pub(crate) rebased: bool,
+    /// A login or a sign-out was refused. With it the changes are done with.
+    pub(crate) refused: Option<Error>,
+    /// The other sessions that cookies of the request lead to have ended.
+    pub(crate) ended_others: bool,
 }
 
 /// Why there is no session that changes could be written to.
 #[derive(Clone, Copy)]
 pub(crate) enum Dropped {
-    /// It is gone.
+    /// It is gone, or none of several counts.
     Gone,
     /// There was none, and the request came from another site.
     CrossSite,
 }
 
-/// What the response says about the cookie.
+/// What the response says about the cookies.
+#[derive(Clone, Default)]
+pub(crate) struct CookieChanges {
+    pub(crate) set: Option<NewCookie>,
+    /// The user's session, and the visitor's, has ended: its cookie is not set any more.
+    pub(crate) ends_user: bool,
+    pub(crate) ends_visitor: bool,
+    pub(crate) remove_user: bool,
+    pub(crate) remove_visitor: bool,
+}
+
 #[derive(Clone)]
-pub(crate) enum CookieChange {
-    /// Sets this ID, whose session ends at this time at the latest.
-    Set(SessionId, u64),
-    Remove,
+pub(crate) struct NewCookie {
+    pub(crate) id: SessionId,
+    /// When its session ends at the latest.
+    pub(crate) deadline: u64,
+    pub(crate) is_visitors: bool,
 }
 
 impl WriteId {
-    pub(crate) fn new(staged: &Staged) -> Result<Self, Error> {
-        let secret = match staged.identity {
-            Identity::Rework => Some(Secret::random()?),
-            Identity::Keep | Identity::Bind(_) | Identity::Create(_) | Identity::Delete => None,
+    /// With the names and secrets that a commit of this plan needs.
+    pub(crate) fn new(engine: &Engine, plan: Plan, base: &Base, staged: &Staged) -> Result<Self, Error> {
+        let renews = match plan {
+            Plan::Write | Plan::SignOut(SignOut::Others) => {
+                staged.identity == Identity::Rework && matches!(base, Base::Live(_))
+            }
+            Plan::Renew { .. } | Plan::RenewOrBegin { .. } => true,
+            Plan::Begin { .. } | Plan::Switch { .. } | Plan::SignOut(_) | Plan::Refuse { .. } => false,
         };
-        Ok(Self { version: random_version(), secret })
+        let begins = match plan {
+            Plan::Write | Plan::SignOut(SignOut::Others) => matches!(base, Base::Nothing) && !staged.data.is_empty(),
+            Plan::SignOut(_) => staged.is_left_behind(),
+            Plan::Begin { .. } | Plan::RenewOrBegin { .. } | Plan::Switch { .. } => true,
+            Plan::Renew { .. } | Plan::Refuse { .. } => false,
+        };
+        let secret = if renews { Some(Secret::random()?) } else { None };
+        let version = random_version();
+        let new = if begins { Some(Box::new(engine.new_id(version)?)) } else { None };
+        Ok(Self { version, secret, new })
     }
 }
 
 impl Committed {
     /// Nothing was written, and nothing had to be.
-    fn kept(base: Base) -> Self {
-        Self { base, cookie: None, dropped: None, rebased: false }
+    pub(super) fn kept(base: Base) -> Self {
+        Self {
+            base,
+            cookies: CookieChanges::default(),
+            dropped: None,
+            rebased: false,
+            refused: None,
+            ended_others: false,
+        }
     }
 
-    fn dropped(base: Base) -> Self {
+    pub(super) fn dropped(base: Base) -> Self {
         Self { dropped: Some(Dropped::Gone), ..Self::kept(base) }
     }
 
-    /// A session that the browser has yet to hear of.
-    fn begun(loaded: Arc<Loaded>, id: SessionId, rebased: bool) -> Self {
-        let cookie = Some(CookieChange::Set(id, loaded.contents.deadline));
-        let hash = loaded.contents.hash;
-        Self { base: Base::Live(loaded, hash), cookie, dropped: None, rebased }
+    pub(super) fn refused(base: Base, why: &'static str) -> Self {
+        Self { refused: Some(Error::new(ErrorKind::Unauthorized, why)), ..Self::kept(base) }
+    }
+}
+
+impl CookieChanges {
+    pub(super) fn set(loaded: &Loaded, id: SessionId) -> Self {
+        let is_visitors = loaded.owner().is_none();
+        let set = Some(NewCookie { id, deadline: loaded.contents.deadline, is_visitors });
+        Self { set, ..Self::default() }
+    }
+
+    /// Both, the later one last.
+    pub(crate) fn then(self, later: Self) -> Self {
+        let (remove_user, remove_visitor) =
+            (self.remove_user || later.remove_user, self.remove_visitor || later.remove_visitor);
+        let undone = |set: &NewCookie| if set.is_visitors { later.ends_visitor } else { later.ends_user };
+        let set = later.set.clone().or(self.set.filter(|set| !undone(set)));
+        let (ends_user, ends_visitor) = (self.ends_user || later.ends_user, self.ends_visitor || later.ends_visitor);
+        Self { set, ends_user, ends_visitor, remove_user, remove_visitor }
     }
 }
 
 impl Commit {
-    /// Writes the changes. After an error none of them is known to be written.
+    /// Writes the changes. After an error none of them is known to be written, but for the [`progress`](Self::progress).
     pub(crate) async fn run(&mut self, engine: &Arc<Engine>) -> Result<Committed, Error> {
         self.check()?;
-        let removed = match self.staged.clear {
-            Clearing::All => Box::pin(self.clear(engine)).await?,
-            Clearing::Others => Box::pin(self.clear_others(engine)).await?,
-            Clearing::Nothing => None,
-        };
-        let mut committed = match &self.staged.identity {
-            Identity::Keep | Identity::Rework => self.keep(engine).await?,
+        match self.plan {
+            Plan::Write => self.write(engine).await,
             // Boxed: most commits are neither a login nor a sign-out, and need not be as large as one.
-            Identity::Bind(key) | Identity::Create(key) => Box::pin(self.sign_in(engine, key)).await?,
-            Identity::Delete => Box::pin(self.delete(engine)).await?,
-        };
-        committed.cookie = committed.cookie.or(removed);
-        Ok(committed)
+            Plan::SignOut(what) => Box::pin(self.sign_out(engine, what)).await,
+            plan => Box::pin(self.log_in(engine, plan)).await,
+        }
     }
 
     /// Refuses what could not be carried out, before anything is written.
@@ -125,198 +199,108 @@ impl Commit {
             return Err(Error::new(ErrorKind::Config, "the ttl of a session must not be zero"));
         }
         match &self.staged.identity {
-            Identity::Bind(key) | Identity::Create(key) => check_key(key).map(drop)?,
+            Identity::Bind(user) | Identity::Create(user) => check_key(user.key()).map(drop)?,
             Identity::Keep | Identity::Rework | Identity::Delete => {}
         }
-        if self.response_sent && self.changes_id() {
+        if self.response_sent && self.plan.changes_id(&self.base, &self.staged) {
             return Err(Error::new(ErrorKind::ResponseSent, "the response has left: its cookie can no longer be set"));
         }
         Ok(())
     }
 
-    fn changes_id(&self) -> bool {
-        match (&self.staged.identity, &self.base) {
-            (Identity::Bind(_) | Identity::Create(_), _) | (Identity::Rework, Base::Live(..)) => true,
-            (Identity::Delete, _) | (_, Base::Nothing) => !self.staged.data.is_empty(),
-            _ => self.staged.clear == Clearing::All && !self.staged.data.is_empty(),
-        }
-    }
-
-    /// Ends all sessions of the loaded session's key, or the loaded one alone if it is a visitor's.
-    async fn clear(&mut self, engine: &Arc<Engine>) -> Result<Option<CookieChange>, Error> {
-        let ended = match &self.base {
-            Base::Live(loaded, _) if loaded.id.owner().is_none() => match engine.end(Arc::clone(loaded)).await? {
-                WriteOutcome::Replaced => {
-                    self.base = Base::Replaced;
-                    return Ok(None);
-                }
-                ended => matches!(ended, WriteOutcome::Done(_)),
-            },
-            // It is not known whose sessions these are, so "done" would be a lie.
-            Base::Unreadable(error) => return Err(error.clone()),
-            base => match base.key() {
-                Some(key) => engine.clear(engine.owner(key), None).await?.is_some_and(|ended| ended > 0),
-                None => return Ok(None),
-            },
-        };
-        self.base = Base::Nothing;
-        Ok(ended.then_some(CookieChange::Remove))
-    }
-
-    /// Ends all sessions of the loaded session's key except that one. A visitor's session has no others.
-    async fn clear_others(&self, engine: &Arc<Engine>) -> Result<Option<CookieChange>, Error> {
-        let keep = match &self.base {
-            Base::Live(loaded, _) => Some((loaded.id, loaded.version)),
-            Base::Unreadable(error) => return Err(error.clone()),
-            Base::Nothing | Base::Replaced | Base::Gone(..) => None,
-        };
-        if let Some(key) = self.base.key()
-            && engine.clear(engine.owner(key), keep).await?.is_none()
-        {
-            return Err(Error::new(ErrorKind::Unauthorized, "the session has ended, so no other session has ended"));
-        }
-        Ok(None)
-    }
-
     /// Writes to the session that there is, or creates a visitor's session.
-    async fn keep(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
+    pub(super) async fn write(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
+        let base = self.base.clone();
         match &self.base {
-            Base::Live(loaded, presented) => self.rewrite(engine, loaded, presented).await,
+            Base::Live(opened) => self.rewrite(engine, opened).await,
             Base::Nothing => Box::pin(self.create_for_visitor(engine)).await,
-            Base::Unreadable(error) => Err(error.clone()),
-            Base::Gone(_, data) if !self.staged.data.same_as(data) => Ok(Committed::dropped(self.base.clone())),
-            Base::Replaced if !self.staged.data.is_empty() => Ok(Committed::dropped(Base::Replaced)),
-            Base::Gone(..) | Base::Replaced => Ok(Committed::kept(self.base.clone())),
+            Base::Unreadable(unreadable) => Err(unreadable.error.clone()),
+            Base::Gone(opened) if !self.staged.data.same_as(&opened.loaded.contents.data) => {
+                Ok(Committed::dropped(base))
+            }
+            Base::Superseded(_) | Base::Refused if !self.staged.data.is_empty() => Ok(Committed::dropped(base)),
+            Base::Gone(_) | Base::Superseded(_) | Base::Refused => Ok(Committed::kept(base)),
         }
     }
 
-    async fn rewrite(
-        &self,
-        engine: &Arc<Engine>,
-        loaded: &Arc<Loaded>,
-        presented: &SecretHash,
-    ) -> Result<Committed, Error> {
-        let WriteId { version, secret } = &self.write_id;
-        let id = secret.as_ref().map(|new| engine.id(loaded.id, new)).transpose()?;
-        let (mut first, mut rebased) = (true, false);
-        let written = engine.rewrite(Arc::clone(loaded), *version, |contents| {
+    async fn rewrite(&self, engine: &Arc<Engine>, opened: &Opened) -> Result<Committed, Error> {
+        let WriteId { version, secret, .. } = &self.write_id;
+        let id = secret.as_ref().map(|new| engine.id(opened.loaded.id, new)).transpose()?;
+        let new = secret.as_ref().map(Secret::hash);
+        let logins = opened.loaded.contents.logins;
+        let (mut first, mut rebased, mut superseded) = (true, false, false);
+        let written = engine.rewrite(Arc::clone(&opened.loaded), *version, self.retry, |contents| {
+            superseded = contents.logins != logins;
+            if superseded {
+                return Ok(false);
+            }
             // After a conflict the same changes are applied to what is there by now.
             rebased = !mem::take(&mut first);
-            let (ttl, data) = if rebased {
-                let staged = Staged::rebase(&self.changes, contents.data.clone(), contents.key.as_deref())?;
-                (staged.ttl, staged.data)
-            } else {
-                (self.staged.ttl, self.staged.data.clone())
-            };
+            let (ttl, data) = self.on(contents.data.clone(), rebased, contents.key.as_deref())?;
             let idle = ttl.map(millis).or(contents.idle);
-            let rotated = secret.as_ref().is_some_and(|new| engine.rotate(contents, presented, new));
+            let rotated = new.is_some_and(|new| contents.rotate(&opened.secret, new, engine.grace(), engine.now()));
             let changed = rotated || idle != contents.idle || !data.same_as(&contents.data);
             contents.idle = idle;
             contents.data = data;
             Ok(changed)
         });
         let written = match written.await? {
-            WriteOutcome::Done(written) => written,
-            WriteOutcome::Replaced => return Ok(Committed::dropped(Base::Replaced)),
-            WriteOutcome::Unreadable(error) => return Err(error),
-            WriteOutcome::Gone | WriteOutcome::Conflict(_) => {
-                let (key, last_seen) = (loaded.contents.key.clone(), self.staged.data.clone());
-                return Ok(Committed::dropped(Base::Gone(key, last_seen)));
+            // It was written, and its user has signed in again since.
+            WriteOutcome::Done(written) if !superseded && written.contents.logins != logins => {
+                return Ok(Committed::kept(self.gone(opened)));
             }
+            WriteOutcome::Done(written) if !superseded => written,
+            WriteOutcome::Unreadable(error) => return Err(error),
+            _ => return Ok(Committed::dropped(self.gone(opened))),
         };
-        let new = secret.as_ref().map(Secret::hash).filter(|new| written.contents.hash.matches(new));
-        let cookie = id.filter(|_| new.is_some()).map(|id| CookieChange::Set(id, written.contents.deadline));
-        let hash = new.unwrap_or(*presented);
-        Ok(Committed { base: Base::Live(written, hash), cookie, dropped: None, rebased })
+        let new = new.filter(|new| written.contents.hash.matches(new));
+        let cookies = id.filter(|_| new.is_some()).map(|id| CookieChanges::set(&written, id)).unwrap_or_default();
+        let base = Base::Live(Opened { loaded: written, secret: new.unwrap_or(opened.secret) });
+        Ok(Committed { cookies, rebased, ..Committed::kept(base) })
     }
 
-    async fn create_for_visitor(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
+    /// The idle timeout and the data that there will be: as the handler saw it, or worked out again on other data.
+    pub(super) fn on(&self, data: Data, again: bool, key: Option<&str>) -> Result<(Option<Duration>, Data), Error> {
+        match again {
+            true => Staged::rebase(&self.changes, data, key).map(|staged| (staged.ttl, staged.data)),
+            false => Ok((self.staged.ttl, self.staged.data.clone())),
+        }
+    }
+
+    /// That session is not there any more for this request: what the handler saw last is left.
+    pub(super) fn gone(&self, opened: &Opened) -> Base {
+        let mut loaded = Loaded::clone(&opened.loaded);
+        loaded.contents.data = self.staged.data.clone();
+        Base::Gone(opened.at(Arc::new(loaded)))
+    }
+
+    pub(super) async fn create_for_visitor(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
         if self.staged.data.is_empty() {
             return Ok(Committed::kept(Base::Nothing));
         }
-        if self.cross_site {
+        if self.request.cross_site {
             return Ok(Committed { dropped: Some(Dropped::CrossSite), ..Committed::kept(Base::Nothing) });
         }
+        let new = self.new_id(engine)?;
         let contents = engine.contents(None, self.staged.data.clone(), self.staged.ttl.map(millis));
-        let (loaded, id) = engine.create(contents).await?;
-        Ok(Committed::begun(loaded, id, false))
+        match engine.create(contents, &new, None, self.retry).await? {
+            Some((loaded, id)) => Ok(begun(loaded, id)),
+            // No user, and nobody who could have been cleared.
+            None => Ok(Committed::dropped(Base::Nothing)),
+        }
     }
 
-    /// Ends the session that there is. Data that was written after that belongs to a new visitor's session.
-    async fn delete(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
-        let removed = match &self.base {
-            // A client that holds a replaced ID has a new one on its way.
-            Base::Replaced => return self.keep(engine).await,
-            Base::Live(loaded, _) => match engine.end(Arc::clone(loaded)).await? {
-                WriteOutcome::Replaced if self.staged.data.is_empty() => return Ok(Committed::kept(Base::Replaced)),
-                WriteOutcome::Replaced => return Ok(Committed::dropped(Base::Replaced)),
-                ended => matches!(ended, WriteOutcome::Done(_)),
-            },
-            // The record stays, but the browser forgets it.
-            Base::Unreadable(_) => true,
-            Base::Nothing | Base::Gone(..) => false,
-        };
-        let mut committed = self.create_for_visitor(engine).await?;
-        if removed && committed.cookie.is_none() {
-            committed.cookie = Some(CookieChange::Remove);
+    /// The name and secret of a new session, the same for every try.
+    pub(super) fn new_id(&self, engine: &Engine) -> Result<NewId, Error> {
+        match &self.write_id.new {
+            Some(new) => Ok(NewId::clone(new)),
+            None => engine.new_id(self.write_id.version),
         }
-        Ok(committed)
-    }
-
-    /// Creates a session of this key, under a new name and with a new secret, and ends the session before.
-    async fn sign_in(&self, engine: &Arc<Engine>, key: &str) -> Result<Committed, Error> {
-        let mut old = match &self.base {
-            Base::Live(loaded, _) => Some(Arc::clone(loaded)),
-            _ => None,
-        };
-        let foreign = old.take_if(|loaded| loaded.contents.key.as_deref().is_some_and(|owner| owner != key));
-        let kept = old.as_ref().filter(|_| !self.staged.known);
-        let idle = self.staged.ttl.map(millis).or(kept.and_then(|old| old.contents.idle));
-        let contents = engine.contents(Some(key), self.staged.data.clone(), idle);
-        if let Some(loaded) = foreign {
-            // Another user's session ends first, so that a later failure leaves no one signed in to it.
-            engine.check_size(&contents)?;
-            replace(engine, loaded).await?;
-        }
-        let (mut new, id) = engine.create(contents).await?;
-        let orphan = engine.remove_on_drop(new.id);
-        let (mut alive, mut rebased, mut last_seen) = (true, false, self.staged.data.clone());
-        while let Some(loaded) = old.take() {
-            let data = match engine.bury(&loaded, engine.grace()).await? {
-                // A record that became unreadable is left behind.
-                WriteOutcome::Done(_) | WriteOutcome::Unreadable(_) => break,
-                // It ended meanwhile, and its data with it; or another request wrote to it, and that goes over too.
-                WriteOutcome::Gone | WriteOutcome::Replaced => Data::default(),
-                WriteOutcome::Conflict(current) => old.insert(current).contents.data.clone(),
-            };
-            if !self.staged.fresh {
-                rebased = true;
-                last_seen = Staged::rebase(&self.changes, data, loaded.contents.key.as_deref())?.data;
-                let rewritten = engine.rewrite(Arc::clone(&new), random_version(), |contents| {
-                    contents.data = last_seen.clone();
-                    Ok(true)
-                });
-                match rewritten.await? {
-                    WriteOutcome::Done(rewritten) => new = rewritten,
-                    // All sessions of the key have been ended since.
-                    _ => alive = false,
-                }
-            }
-            yield_now().await;
-        }
-        orphan.disarm();
-        Ok(match alive {
-            true => Committed::begun(new, id, rebased),
-            false => Committed::dropped(Base::Gone(Some(key.into()), last_seen)),
-        })
     }
 }
 
-/// Ends a session for a login, whatever other requests write to it, and leaves a tombstone.
-async fn replace(engine: &Arc<Engine>, mut loaded: Arc<Loaded>) -> Result<(), Error> {
-    while let WriteOutcome::Conflict(current) = engine.bury(&loaded, engine.grace()).await? {
-        loaded = current;
-        yield_now().await;
-    }
-    Ok(())
+/// A session that the browser has yet to hear of.
+fn begun(loaded: Arc<Loaded>, id: SessionId) -> Committed {
+    let cookies = CookieChanges::set(&loaded, id);
+    Committed { cookies, ..Committed::kept(Base::Live(Opened::newest(loaded))) }
 }

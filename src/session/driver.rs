@@ -11,19 +11,22 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
+    clock::millis,
     detached::Detached,
     error::{Error, ErrorKind},
-    record::token::Credentials,
+    record::token::{Credentials, IdText},
     session::{
-        change::Change,
-        commit::{CookieChange, WriteId},
-        origin::Origin,
-        pending::{Adopted, Pending, Trigger},
+        authority::Trigger,
+        change::{Change, Staged},
+        commit::{CookieChanges, RequestFacts, WriteId},
+        origin::{CookieValue, Origin},
+        pending::{Adopted, Pending},
+        presented::{Base, Besides, Presented},
     },
     sessions::{
         background::{OnDrop, Permit},
         engine::Engine,
-        loaded::Base,
+        loaded::Opened,
     },
     timeout::within,
 };
@@ -31,12 +34,19 @@ use crate::{
 /// The session of one request: where it came from, and what is pending.
 pub(crate) struct Driver {
     origin: Arc<Origin>,
-    /// The values of our cookies as they came, separated by semicolons. Gone once the session is loaded.
-    cookies: Mutex<Option<Box<str>>>,
-    cross_site: bool,
+    /// Gone once the session is loaded.
+    cookies: Mutex<Option<Cookies>>,
+    request: RequestFacts,
     /// The session of a layer around this one's.
     outer: Option<Arc<Driver>>,
     first_use: OnceLock<FirstUse>,
+}
+
+/// The values of our cookies as they came.
+struct Cookies {
+    /// Each with a semicolon after it: the user's, then the visitor's.
+    text: Box<str>,
+    visitors_at: usize,
 }
 
 /// When the session was first looked at or written to. The response depends on the cookie only if that was before it left.
@@ -58,21 +68,32 @@ impl Driver {
     #[inline]
     pub(crate) fn new<'a>(
         origin: Arc<Origin>,
-        cookies: impl Iterator<Item = &'a str>,
+        cookies: impl Iterator<Item = CookieValue<'a>>,
         cross_site: bool,
         outer: Option<Arc<Self>>,
     ) -> Self {
-        let mut joined = String::new();
-        for value in cookies {
-            match joined.is_empty() {
+        let (mut users, mut visitors) = (String::new(), String::new());
+        for cookie in cookies {
+            let (joined, value) = match cookie {
+                CookieValue::User(value) => (&mut users, value),
+                CookieValue::Visitor(value) => (&mut visitors, value),
+            };
+            if joined.is_empty() {
                 // There is hardly ever more than one.
-                true => joined.reserve_exact(value.len()),
-                false => joined.push(';'),
+                joined.reserve_exact(value.len() + 1);
             }
             joined.push_str(value);
+            joined.push(';');
         }
-        let cookies = Mutex::new((!joined.is_empty()).then(|| joined.into_boxed_str()));
-        Self { origin, cookies, cross_site, outer, first_use: OnceLock::new() }
+        let (user_cookie, visitor_cookie) = (!users.is_empty(), !visitors.is_empty());
+        let visitors_at = users.len();
+        let cookies = (user_cookie || visitor_cookie).then(|| {
+            users.push_str(&visitors);
+            Cookies { text: users.into_boxed_str(), visitors_at }
+        });
+        let arrived = origin.engine().policy().clock.elapsed();
+        let request = RequestFacts { arrived, cross_site, user_cookie, visitor_cookie, user_id: false };
+        Self { origin, cookies: Mutex::new(cookies), request, outer, first_use: OnceLock::new() }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -87,10 +108,10 @@ impl Driver {
         self.outer.as_ref()
     }
 
-    /// What the response says about the cookie, if the response depends on it at all.
-    pub(crate) fn outcome(&self) -> Option<Option<CookieChange>> {
+    /// What the response says about the cookies, if it depends on them at all.
+    pub(crate) fn outcome(&self) -> Option<CookieChanges> {
         match self.first_use.get()? {
-            FirstUse::BeforeResponse(shared) => Some(shared.pending(Pending::cookie)),
+            FirstUse::BeforeResponse(shared) => Some(shared.pending(Pending::cookies)),
             FirstUse::AfterResponse(_) => None,
         }
     }
@@ -102,7 +123,7 @@ impl Driver {
             FirstUse::AfterResponse(_) => return None,
         };
         if let Ok(mut waited) = shared.turn.try_lock()
-            && shared.pending(Pending::leave_if_idle)
+            && shared.pending(|pending| self.due(pending).is_none() && pending.leave_if_idle())
         {
             *waited = Duration::ZERO;
             return None;
@@ -113,16 +134,15 @@ impl Driver {
     /// Signs out if the handler asked for it, although there is no response that could carry a cookie: the request was
     /// dropped, or the handler has panicked.
     pub(crate) fn abandon(self: &Arc<Self>) {
-        if let Some(FirstUse::BeforeResponse(shared)) = self.first_use.get() {
-            shared.pending(Pending::stale);
+        if let FirstUse::BeforeResponse(_) = self.first_use.get_or_init(|| FirstUse::AfterResponse(OnceLock::new())) {
+            // Dropped, the commit goes on in a task.
+            drop(self.begin_commit(Trigger::Abandoned));
         }
-        // Dropped, the commit goes on in a task.
-        drop(self.respond(|| true));
     }
 
     fn shared(&self) -> &InUse {
         let shared = |response_sent| {
-            let pending = Mutex::new(Pending::new(self.cross_site, response_sent));
+            let pending = Mutex::new(Pending::new(self.request, response_sent));
             Box::new(InUse { turn: tokio::sync::Mutex::new(Duration::ZERO), pending })
         };
         match self.first_use.get_or_init(|| FirstUse::BeforeResponse(shared(false))) {
@@ -161,69 +181,63 @@ impl Driver {
         if self.pending(|pending| pending.is_loaded()) {
             return Ok(());
         }
-        let (base, stale) = self.within_budget(waited, pin!(self.fetch())).await?;
-        self.rebase(self.pending(|pending| pending.load(base, stale)));
+        let (base, besides, user_id) = self.within_budget(waited, pin!(self.fetch())).await?;
+        self.rebase(self.pending(|pending| pending.load(base, besides, user_id)));
         // Nothing asks for them again, and a stream may hold its session for hours.
         drop(self.cookies().take());
         Ok(())
     }
 
-    /// What the cookies lead to, and the ID that did if its cookie has to be encrypted again.
-    async fn fetch(&self) -> Result<(Base, Option<Box<Credentials>>), Error> {
+    /// What the cookies lead to, and whether an ID of a user's session is among them.
+    async fn fetch(&self) -> Result<(Base, Option<Box<Besides>>, bool), Error> {
         let engine = self.engine();
         // No iterator over the cookies: it would be a part of the future, which is moved.
-        let (mut at, mut tried) = (0, 0);
-        let (mut best, mut stale) = (Base::Nothing, None);
-        while tried < MAX_COOKIES
-            && let Some(id) = self.next_credentials(&mut at)
-        {
-            tried += 1;
-            match (engine.find(&id).await?, &best) {
-                (Base::Live(loaded, _), Base::Live(first, _)) if loaded.id.owner() != first.id.owner() => {
-                    // One of them was planted, and nothing tells which.
-                    tracing::debug!("a request came with live sessions of different owners, and got none");
-                    return Ok((Base::Nothing, None));
-                }
-                // Of several sessions of one user the first counts.
-                (_, Base::Live(..)) => {}
-                (Base::Live(loaded, hash), _) => {
-                    // A client that came with a previous secret has the newest one on its way.
-                    stale = (id.stale && loaded.contents.hash.matches(&hash)).then(|| Box::new(id));
-                    best = Base::Live(loaded, hash);
-                }
-                (Base::Replaced, _) => best = Base::Replaced,
-                (Base::Unreadable(error), Base::Nothing) => best = Base::Unreadable(error),
-                (Base::Unreadable(_) | Base::Nothing | Base::Gone(..), _) => {}
+        let (mut presented, mut at, mut loads) = (Presented::default(), 0, 0);
+        while let Some(id) = self.next_id(&mut at, &mut presented) {
+            if loads == MAX_LOADS {
+                presented.take_too_many();
+                break;
             }
+            loads += 1;
+            presented.take(engine.find(&id).await?);
         }
-        if let Base::Live(loaded, _) = &best {
+        if let Some(loaded) = presented.live() {
             engine.touch(loaded);
         }
-        Ok((best, stale))
-    }
-
-    /// The next ID in the cookies, from this place on.
-    fn next_credentials(&self, at: &mut usize) -> Option<Credentials> {
-        let cookies = self.cookies();
-        let cookies = cookies.as_deref()?;
-        let mut refused = 0;
-        let credentials = loop {
-            let Some(rest) = cookies.get(*at..) else { break None };
-            let text = &rest[..memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len())];
-            *at += text.len() + 1;
-            match self.engine().credentials(text) {
-                Some(credentials) => break Some(credentials),
-                None => refused += 1,
-            }
-        };
-        if refused > 0 {
+        if presented.malformed > 0 {
             // One line for all of them: a stranger can send any number.
-            tracing::debug!(refused, "cookies of our name are not valid IDs");
+            tracing::debug!(count = presented.malformed, "cookies of our name are not valid IDs");
         }
-        credentials
+        let user_id = presented.user_id;
+        let (base, besides) = presented.finish();
+        Ok((base, besides, user_id))
     }
 
-    fn cookies(&self) -> MutexGuard<'_, Option<Box<str>>> {
+    /// The next ID in the cookies, from this place on. Visitors' cookies come last, and count only if no user's did.
+    fn next_id(&self, at: &mut usize, presented: &mut Presented) -> Option<Credentials> {
+        let cookies = self.cookies();
+        let Cookies { text, visitors_at } = cookies.as_ref()?;
+        loop {
+            let is_visitors = *at >= *visitors_at;
+            let rest = text.get(*at..).filter(|rest| !rest.is_empty())?;
+            if is_visitors && !presented.wants_visitors() || !presented.may_look_at_one_more() {
+                return None;
+            }
+            let value = &rest[..memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len())];
+            *at += value.len() + 1;
+            match self.engine().credentials(value) {
+                IdText::Id(id) if id.record.owner().is_none() == is_visitors => {
+                    presented.user_id |= !is_visitors;
+                    return Some(id);
+                }
+                // It may be an ID of ours, by a key that this process does not have.
+                IdText::Foreign if !is_visitors => presented.besides.unproven = true,
+                IdText::Id(_) | IdText::Foreign | IdText::Malformed => presented.malformed += 1,
+            }
+        }
+    }
+
+    fn cookies(&self) -> MutexGuard<'_, Option<Cookies>> {
         self.cookies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -235,8 +249,8 @@ impl Driver {
             async move {
                 // A closure of the handler may panic in the commit. That does not undo a sign-out.
                 let sign_out = OnDrop::new(|| {
-                    if trigger != Trigger::Save && driver.pending(|pending| pending.has_endings()) {
-                        drop(driver.begin_commit(Trigger::Failure));
+                    if trigger != Trigger::Save {
+                        drop(driver.begin_commit(Trigger::Abandoned));
                     }
                 });
                 let committed = driver.commit_with(trigger, &permit).await;
@@ -253,7 +267,7 @@ impl Driver {
 
     async fn commit_with(&self, trigger: Trigger, permit: &Result<Permit, Error>) -> Result<(), Error> {
         let mut waited = self.shared().turn.lock().await;
-        let committed = match permit {
+        let mut committed = match permit {
             Ok(_) => self.commit(trigger, &mut waited).await,
             Err(closed) => Err(closed.clone()),
         };
@@ -263,30 +277,38 @@ impl Driver {
         let refused = committed.as_ref().is_err_and(|error| error.kind() != ErrorKind::Unavailable);
         if refused && self.pending(|pending| pending.has_endings()) {
             // Whatever else is wrong with the changes does not keep anyone signed in.
-            self.commit(Trigger::Failure, &mut waited).await?;
+            if let Err(error) = self.commit(Trigger::Failure, &mut waited).await {
+                committed = Err(error);
+            }
         }
-        if committed.is_ok() {
+        if committed.is_ok() && trigger == Trigger::Response {
             self.renew_cookie(&mut waited).await;
         }
         self.pending(|pending| pending.leave(committed.is_ok()));
+        self.remove_orphan();
         *waited = Duration::ZERO;
         committed
     }
 
     async fn commit(&self, trigger: Trigger, waited: &mut Duration) -> Result<(), Error> {
         let (anything, _) = self.pending(|pending| pending.begin(trigger));
+        self.remove_orphan();
         if !anything {
             return Ok(());
         }
         self.load_in_turn(waited).await?;
         loop {
-            let Some(mut commit) = self.pending(|pending| pending.next(&mut WriteId::new))? else { break };
-            let result = self.within_budget(waited, pin!(commit.run(self.engine()))).await;
+            let engine = self.engine();
+            let mut new_id = |plan, base: &Base, staged: &Staged| WriteId::new(engine, plan, base, staged);
+            let Some(mut commit) = self.pending(|pending| pending.next(&mut new_id))? else { break };
+            let result = self.within_budget(waited, pin!(commit.run(engine))).await;
             if result.is_ok() {
                 *waited = Duration::ZERO;
             }
-            let (result, adopted) = self.pending(|pending| pending.finish(result));
+            let progress = commit.progress.take();
+            let (result, adopted) = self.pending(|pending| pending.finish(result, progress));
             self.rebase(adopted);
+            self.remove_orphan();
             result?;
         }
         self.pending(|pending| pending.outcome(trigger))
@@ -300,20 +322,35 @@ impl Driver {
         }
     }
 
-    /// Encrypts the cookie again if its encryption key is to go, and nothing else sets the cookie.
-    ///
-    /// The session is loaded once more, because the cookie of a login or a rotation that has answered since must stay.
+    /// Removes a new session that no response will bring.
+    fn remove_orphan(&self) {
+        if let Some(id) = self.pending(Pending::orphan) {
+            self.engine().remove_orphan(id);
+        }
+    }
+
+    /// The session whose cookie ends before it does, and has lived for half of its time.
+    fn due(&self, pending: &Pending) -> Option<Opened> {
+        let max_age = self.origin.max_age.map(millis)?;
+        pending.due(|opened| {
+            let contents = &opened.loaded.contents;
+            let issued = contents.issued.unwrap_or(contents.created);
+            contents.deadline.saturating_sub(issued) > max_age
+                && self.engine().now().saturating_sub(issued) >= max_age / 2
+        })
+    }
+
+    /// Gives a session a new secret, and so sets its cookie again, long before the cookie ends. If it fails, it is due at the
+    /// next request.
     async fn renew_cookie(&self, waited: &mut Duration) {
-        let Some(stale) = self.pending(Pending::stale) else { return };
-        let engine = self.engine();
-        match self.within_budget(waited, pin!(engine.find(&stale))).await {
-            Ok(Base::Live(loaded, hash)) if loaded.contents.hash.matches(&hash) => {
-                let id = engine.id(stale.record, &stale.secret).ok();
-                let cookie = id.map(|id| CookieChange::Set(id, loaded.contents.deadline));
-                self.pending(|pending| pending.set_cookie(cookie));
+        let Some(opened) = self.pending(|pending| self.due(pending)) else { return };
+        match self.within_budget(waited, pin!(self.engine().renew_secret(&opened))).await {
+            Ok(Some((opened, id))) => {
+                let cookies = CookieChanges::set(&opened.loaded, id);
+                self.pending(|pending| pending.rotated(opened, cookies));
             }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "a cookie was not encrypted again"),
+            Ok(None) => {}
+            Err(error) => tracing::debug!(%error, "a cookie was not set again"),
         }
     }
 
@@ -350,5 +387,5 @@ impl InUse {
     }
 }
 
-/// How many cookies of our name are tried.
-const MAX_COOKIES: usize = 3;
+/// How many sessions are loaded for the cookies of one request.
+const MAX_LOADS: usize = 3;

@@ -15,33 +15,55 @@
 //!
 //! # Several verbs in one request
 //!
-//! [`clear`](Session::clear) and [`clear_others`](Session::clear_others) run first, on the session key that was loaded. Then the
-//! identity is decided: a [`rework`](Session::rework) only counts if nothing else was asked for, and of
-//! [`bind`](Session::bind), [`create`](Session::create) and [`delete`](Session::delete) the last one counts. Each value is
-//! written to the session that is current at that point:
+//! A login comes first, then [`clear`](Session::clear) or [`clear_others`](Session::clear_others), then what else was written. Of
+//! [`bind`](Session::bind), [`create`](Session::create) and [`delete`](Session::delete) the last one counts; a
+//! [`rework`](Session::rework) only counts if there is none of them. Each value is written to the session that is current at that
+//! point:
 //!
-//! | recorded | afterwards |
-//! |---|---|
-//! | `insert`, `bind(same or first key)`, `insert` | a new ID with all data |
-//! | `insert`, `bind(another key)`, `insert` | the other user's new session with the second value only |
-//! | `insert`, `create(key, data)`, `insert` | a new session with `data` and the second value |
-//! | `insert`, `delete`, `insert` | a new visitor's session with the second value |
-//! | `bind` or `create`, then `delete` | signed out |
-//! | `delete`, then `bind` or `create` | signed in, with the data written after `delete` |
-//! | `clear`, then `bind` or `create` | all others ended; signed in, with the data written after `clear` |
-//! | `bind` or `create`, then `clear` | all others ended; signed in, with the data that it had |
-//! | `clear_others` and `rework` or `bind(same key)` | all others ended, and a new ID with all data |
-//! | `clear_others` and `delete`, or `clear` | signed out everywhere |
-//! | `clear_others` and `bind(another key)` | signed out everywhere, and signed in as the other user |
+//! | recorded, same user | the data afterwards | the user's other sessions |
+//! |---|---|---|
+//! | `clear` or `delete`, then `bind` | what was written after `clear` or `delete` | end; after `delete` they stay |
+//! | `bind`, then `clear`; `clear_others` with `bind` or `rework`, in any order | kept | end |
+//! | `create` with any of them | `create`'s, and what was written after it | as above |
+//! | `bind` or `create`, then `delete` | signed out | stay |
+//! | `insert`, `delete`, `insert` | a new visitor's session with the second value | stay |
+//!
+//! [`bind`](Session::bind) of another user drops the data, and ends the session that there was.
+//!
+//! A `clear` or `clear_others` recorded together with a login is for the user who signs in, and keeps the session that the login
+//! made: this is how a password-reset link ends all sessions of the user and signs in. There is one exception: beside a switch
+//! from one signed-in user to another by a session key, `clear` is for the user before.
 //!
 //! A sign-out counts whatever else of the request fails: after `clear` and then `bind("")` the response is a 500, and all
 //! sessions have ended.
 //!
+//! # When a login or a sign-out is refused
+//!
+//! A request holds the session as it was when it was loaded. Until it commits, its user may sign out everywhere, and somebody who
+//! has copied its cookie may hold a request back for as long as the server allows. Therefore:
+//!
+//! * [`bind`](Session::bind) and [`create`](Session::create) with the key of the user who is signed in need the newest ID of a
+//!   session that is live at the moment of the commit. Otherwise the response is a 401, and
+//!   [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized). This also happens while another tab rotates
+//!   or signs in. With a [`Login`](crate::Login) it never does.
+//! * A login of a visitor is refused if all sessions of that user were ended since the request arrived, and a `Login` if they were
+//!   since it was taken.
+//! * [`delete`](Session::delete), [`clear`](Session::clear) and [`clear_others`](Session::clear_others) act only if the ID that came
+//!   is valid for the session at that moment. A `delete` of a session that has ended already is done. A `clear` by one is a 401.
+//!
+//! A refused login or sign-out is dropped together with what was recorded beside it.
+//!
 //! # When the session is gone
 //!
-//! A session may end while a request holds it: signed out elsewhere, cleared, expired. The request's changes are then dropped,
-//! and its response leaves as it is. [`save`](Session::save) returns [`NotFound`](crate::ErrorKind::NotFound). Only a login creates a session
-//! again.
+//! A session may end while a request holds it: signed out elsewhere, cleared, expired. Or its user signs in again on it, or calls
+//! `clear_others`, and it has a new ID. The request's changes are then dropped, and its response leaves as it is.
+//! [`save`](Session::save) returns [`NotFound`](crate::ErrorKind::NotFound).
+//!
+//! # Two cookies
+//!
+//! A visitor's session has a cookie of its own, named like the user's with `-visitor` behind it. Whatever a visitor's page
+//! writes, and in whatever order responses arrive, it never replaces the cookie of a user who is signed in. The cookie of a user's
+//! session that has ended stays until the next login: such a browser costs two loads for each request that looks at its session.
 //!
 //! # Requests from other sites
 //!
@@ -82,11 +104,16 @@
 //! are committed at that point. What a clone changes later waits for its own `save`. There is no response left to
 //! carry a cookie, so such a `save` can do anything except change the ID: that is [`ResponseSent`](crate::ErrorKind::ResponseSent).
 
+pub(crate) mod authority;
 pub(crate) mod change;
 pub(crate) mod commit;
 pub(crate) mod driver;
+mod login;
 pub(crate) mod origin;
 pub(crate) mod pending;
+pub(crate) mod presented;
+pub(crate) mod sign_in;
+mod sign_out;
 
 use std::{
     fmt,
@@ -101,12 +128,13 @@ use crate::{
     error::Error,
     record::{data::Data, value::json},
     session::{
+        authority::Trigger,
         change::{Change, Clearing, Identity, Staged},
         driver::Driver,
-        origin::Origin,
-        pending::Trigger,
+        origin::{CookieValue, Origin},
+        presented::Base,
+        sign_in::SignIn,
     },
-    sessions::loaded::Base,
 };
 
 /// The session of a request. See the [module docs](self).
@@ -130,7 +158,7 @@ pub struct Session(Arc<Driver>);
 impl Session {
     pub(crate) fn new<'a>(
         origin: Arc<Origin>,
-        cookies: impl Iterator<Item = &'a str>,
+        cookies: impl Iterator<Item = CookieValue<'a>>,
         cross_site: bool,
         outer: Option<Arc<Driver>>,
     ) -> Self {
@@ -288,23 +316,28 @@ impl Session {
 
     /// Signs in: gives the session a session key and a new ID, and keeps its data. The old ID ends.
     ///
+    /// Takes a session key, or a [`Login`](crate::Login). Take a `Login` wherever a credential is checked: it is then refused if
+    /// the user was signed out everywhere during the check. See [when a login is refused](self#when-a-login-or-a-sign-out-is-refused).
+    ///
     /// Call it whenever privileges rise, also for the user who is signed in already. Another user's data is not kept. A key
-    /// that is empty or longer than 1024 bytes fails the commit.
+    /// that is empty or longer than 1024 bytes fails the commit. A handler that itself calls
+    /// [`Sessions::clear`](crate::Sessions::clear) for this user takes a `Login` after that, or calls
+    /// [`clear_others`](Self::clear_others) instead: a plain key is refused then.
     #[doc(alias = "login", alias = "sign_in")]
-    pub fn bind(&self, key: impl Into<String>) {
-        self.0.stage_plain(Change::Bind(key.into()));
+    pub fn bind(&self, user: impl Into<SignIn>) {
+        self.0.stage_plain(Change::Bind(user.into()));
     }
 
-    /// Signs in with a new session that has only this data. The old ID ends.
+    /// Signs in with a session that has only this data. The old ID ends. It is refused as [`bind`](Self::bind) is.
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the data does not serialize to an object, or a value in it would be refused by
     /// [`insert`](Self::insert).
     #[doc(alias = "login", alias = "sign_in")]
-    pub fn create(&self, key: impl Into<String>, data: impl Serialize) -> Result<(), Error> {
+    pub fn create(&self, user: impl Into<SignIn>, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data)?;
         self.0.engine().codec().check_data(&data)?;
-        self.0.stage(Change::Create(key.into(), data))
+        self.0.stage(Change::Create(user.into(), data))
     }
 
     /// Gives the session a new ID and keeps its data.
@@ -317,30 +350,38 @@ impl Session {
     }
 
     /// Signs out: ends this session. Nothing brings it back, not even a request that is under way.
+    ///
+    /// Every session that a cookie of this request opens ends. If one lives on, because its cookie has an ID that is not valid
+    /// any more, the response is a 401.
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub fn delete(&self) {
         self.0.stage_plain(Change::Delete);
     }
 
     /// Signs out everywhere: ends all sessions of this session's key. A visitor's session is ended alone.
+    ///
+    /// A session that has expired or was ended can end no others: the response is a 401. Logins of the user that are under way are
+    /// refused; put this behind the rate limit of the login, or ask for the password.
     #[doc(alias = "revoke_all", alias = "logout")]
     pub fn clear(&self) {
         self.0.stage_plain(Change::Clear);
     }
 
-    /// Signs out everywhere else: ends all other sessions of this session's key, and keeps this one. A visitor's session has
-    /// no others.
+    /// Signs out everywhere else: gives this session a new ID, and ends all other sessions of its key. A copy of the old ID ends
+    /// too. A visitor's session has no others.
     ///
-    /// After a password change call [`bind`](Self::bind) too: it also ends this session's old ID, which somebody else may have.
-    /// As with [`clear`](Self::clear), the key that was loaded counts: a user who signs in with this very request has to
-    /// [`save`](Self::save) before the others can be ended.
+    /// It is the verb for "sign out my other devices", and for a new password. On a 5xx the response carries the new ID. If the
+    /// request is dropped before the response is ready, this session ends as well. If the ID that came is not the newest one, the
+    /// response is a 401 and nothing ends: a double click sends the ID that the first click has replaced.
     ///
     /// ```
-    /// # use jam_session::{Session, SessionKey};
-    /// async fn change_password(SessionKey(user): SessionKey, session: Session) {
-    ///     // Check the old password, and store the new one, first.
+    /// # use jam_session::{Error, Session, SessionKey, Sessions};
+    /// async fn change_password(SessionKey(user): SessionKey, session: Session, sessions: Sessions) -> Result<(), Error> {
+    ///     let login = sessions.login(&user).await?;
+    ///     // Check the old password, and store the new one.
     ///     session.clear_others();
-    ///     session.bind(user);
+    ///     session.bind(login);
+    ///     Ok(())
     /// }
     /// ```
     #[doc(alias = "revoke_all")]
@@ -374,10 +415,10 @@ impl Session {
     pub fn signed_in(&self) -> Option<SystemTime> {
         self.0.pending(|pending| match (&pending.staged().identity, pending.base()) {
             (Identity::Bind(_) | Identity::Create(_), _) => Some(time(self.0.engine().now())),
-            (Identity::Keep | Identity::Rework, Some(Base::Live(loaded, _)))
+            (Identity::Keep | Identity::Rework, Some(Base::Live(opened)))
                 if pending.staged().clear != Clearing::All =>
             {
-                loaded.contents.signed_in.map(time)
+                opened.loaded.contents.signed_in.map(time)
             }
             _ => None,
         })
@@ -387,7 +428,7 @@ impl Session {
     /// no session, or it is not loaded. A login has no handle until it is committed.
     pub fn handle(&self) -> Option<String> {
         self.0.pending(|pending| match pending.base() {
-            Some(Base::Live(loaded, _)) => Some(loaded.id.sid().to_owned()),
+            Some(Base::Live(opened)) => Some(opened.loaded.id.sid().to_owned()),
             _ => None,
         })
     }
@@ -402,10 +443,12 @@ impl Session {
     /// Commits the changes now, instead of with the response.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if the session is gone, [`CrossSite`](crate::ErrorKind::CrossSite) if there is none and the
-    /// request [came from another site](self#requests-from-other-sites), [`ResponseSent`](crate::ErrorKind::ResponseSent) if a cookie
-    /// would be needed and the response has left: after these three the changes are dropped. And whatever prevents a commit, after
-    /// which they are still recorded: [`Unavailable`](crate::ErrorKind::Unavailable), [`Unreadable`](crate::ErrorKind::Unreadable),
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the session is gone, [`Unauthorized`](crate::ErrorKind::Unauthorized) if a
+    /// [login or a sign-out is refused](self#when-a-login-or-a-sign-out-is-refused), [`CrossSite`](crate::ErrorKind::CrossSite) if
+    /// there is no session and the request [came from another site](self#requests-from-other-sites),
+    /// [`ResponseSent`](crate::ErrorKind::ResponseSent) if a cookie would be needed and the response has left: after these four the
+    /// changes are dropped. And whatever prevents a commit, after which they are still recorded:
+    /// [`Unavailable`](crate::ErrorKind::Unavailable), [`Unreadable`](crate::ErrorKind::Unreadable),
     /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Data`](crate::ErrorKind::Data).
     ///
     /// # Cancel safety

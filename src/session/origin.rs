@@ -1,6 +1,6 @@
 //! The origin of a session: the layer that made it.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::sessions::{Sessions, engine::Engine};
 
@@ -8,11 +8,29 @@ use crate::sessions::{Sessions, engine::Engine};
 #[derive(Clone)]
 pub(crate) struct Origin {
     pub(crate) sessions: Sessions,
+    /// The name of the user's cookie. The visitor's has [`VISITOR`] behind it.
     pub(crate) cookie_name: String,
+    /// How long a browser keeps a cookie at most; `None` if it forgets it when it is closed.
+    pub(crate) max_age: Option<Duration>,
 }
+
+/// The value of a cookie of ours.
+pub(crate) enum CookieValue<'a> {
+    User(&'a str),
+    Visitor(&'a str),
+}
+
+/// What the name of a visitor's cookie has behind the user's, so that it can never take that one's place.
+pub(crate) const VISITOR: &str = "-visitor";
 
 impl Origin {
     pub(crate) fn engine(&self) -> &Arc<Engine> {
         self.sessions.engine()
+    }
+
+    /// Whether a cookie of one layer has the name of one of the other.
+    pub(crate) fn shares_a_name_with(&self, other: &Self) -> bool {
+        let (a, b) = (&self.cookie_name, &other.cookie_name);
+        a == b || a.strip_suffix(VISITOR) == Some(b) || b.strip_suffix(VISITOR) == Some(a)
     }
 }

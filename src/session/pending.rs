@@ -4,53 +4,44 @@
 //! next; [`Session`](super::Session) waits in between. See the [picture](super) for base, change, staged, commit, conflict and
 //! rebase.
 
-use std::{fmt, mem};
+use std::{mem, sync::Arc};
 
 use crate::{
     error::{Error, ErrorKind},
-    record::{
-        data::Data,
-        token::{Credentials, SecretHash},
-    },
+    record::{data::Data, id::RecordId, token::Secret},
     session::{
+        authority::{Authority, Plan, Trigger},
         change::{Change, Identity, Staged},
-        commit::{Commit, Committed, CookieChange, Dropped, WriteId},
+        commit::{Commit, Committed, CookieChanges, Dropped, Progress, RequestFacts, WriteId},
+        presented::{Base, Besides},
     },
-    sessions::loaded::Base,
+    sessions::{engine::NewId, loaded::Opened},
 };
 
 /// What a request has recorded, and what became of it.
 pub(crate) struct Pending {
+    request: RequestFacts,
     /// What the request came with. The base changes with every commit, this does not.
     authority: Authority,
-    /// The request came from another site, and has no session as far as is known. It must not create a visitor's session.
-    cross_site: bool,
     /// What was loaded, or written last. `None` until the session is loaded.
     base: Option<Base>,
+    /// What the cookies lead to besides.
+    besides: Option<Arc<Besides>>,
     /// What is recorded and not known to be written.
     changes: Vec<Change>,
     staged: Staged,
     writing: Writing,
+    /// A new secret of the session that may be stored: its answer was lost, and a failure keeps the sign-out that it was for.
+    unknown_secret: Option<Secret>,
+    /// A new session whose answer was lost, and that is not asked for again.
+    orphan: Option<RecordId>,
     /// Counts how often changes were taken out of the list: a rebase that began before starts again.
     revision: u64,
     /// Why changes were dropped since the last [`outcome`](Self::outcome), if some were.
     dropped: Option<Dropped>,
+    trigger: Trigger,
     response_sent: bool,
-    cookie: Option<CookieChange>,
-    /// The ID that the request came with, if its cookie has to be encrypted again.
-    stale: Option<Box<Credentials>>,
-}
-
-/// What the request came with: by which right it acts.
-#[derive(Clone, Copy)]
-pub(crate) enum Authority {
-    /// No ID, or one that leads nowhere.
-    Visitor,
-    /// An ID whose secret opened this session.
-    #[allow(dead_code, reason = "logins and sign-outs do not ask for it yet")]
-    Session(SecretHash),
-    /// The ID of a session that a login has replaced.
-    Superseded,
+    cookies: CookieChanges,
 }
 
 /// How many of the changes, counted from the first, are being written.
@@ -61,17 +52,6 @@ enum Writing {
     /// They may be written already: the answer was lost. They are written again alone and under the same ID, so that
     /// nothing is applied twice.
     Unknown(usize, WriteId),
-}
-
-/// Why a commit happens.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Trigger {
-    /// The handler asked for it.
-    Save,
-    /// The response is ready.
-    Response,
-    /// The response is a failure, or there is none. Only sign-outs count.
-    Failure,
 }
 
 /// Changes that are no longer needed. They hold closures of the application, which must be dropped outside every lock.
@@ -100,19 +80,22 @@ pub(crate) enum Adopted {
 
 impl Pending {
     #[inline]
-    pub(crate) fn new(cross_site: bool, response_sent: bool) -> Self {
+    pub(crate) fn new(request: RequestFacts, response_sent: bool) -> Self {
         Self {
+            request,
             authority: Authority::Visitor,
-            cross_site,
             base: None,
+            besides: None,
             changes: Vec::new(),
             staged: Staged::default(),
             writing: Writing::Nothing,
+            unknown_secret: None,
+            orphan: None,
             revision: 0,
             dropped: None,
+            trigger: Trigger::Response,
             response_sent,
-            cookie: None,
-            stale: None,
+            cookies: CookieChanges::default(),
         }
     }
 
@@ -138,8 +121,8 @@ impl Pending {
     pub(crate) fn data(&self) -> Result<&Data, Error> {
         match &self.base {
             None => Err(Error::new(ErrorKind::NotLoaded, "the session was read before it was loaded")),
-            Some(Base::Unreadable(error)) if matches!(self.staged.identity, Identity::Keep | Identity::Rework) => {
-                Err(error.clone())
+            Some(Base::Unreadable(unreadable)) if matches!(self.staged.identity, Identity::Keep | Identity::Rework) => {
+                Err(unreadable.error.clone())
             }
             Some(_) => Ok(&self.staged.data),
         }
@@ -163,7 +146,7 @@ impl Pending {
     pub(crate) fn replace(&mut self, data: Data) -> Result<Discarded, Error> {
         let change = Change::Replace(data);
         match &self.base {
-            Some(Base::Unreadable(error)) if !self.staged.known => return Err(error.clone()),
+            Some(Base::Unreadable(unreadable)) if !self.staged.known => return Err(unreadable.error.clone()),
             _ if self.is_known() => {
                 for change in change.resolve(&self.staged) {
                     // A value that is set or removed undoes nothing.
@@ -181,29 +164,33 @@ impl Pending {
     }
 
     /// Takes what the cookies of the request lead to. What was recorded before is applied to it.
-    pub(crate) fn load(&mut self, base: Base, stale: Option<Box<Credentials>>) -> Adopted {
+    pub(crate) fn load(&mut self, base: Base, besides: Option<Box<Besides>>, user_id: bool) -> Adopted {
         self.authority = match &base {
-            Base::Live(_, secret) => Authority::Session(*secret),
-            Base::Replaced => Authority::Superseded,
-            Base::Nothing | Base::Gone(..) | Base::Unreadable(_) => Authority::Visitor,
+            Base::Live(opened) if opened.key().is_some() => Authority::Session,
+            Base::Superseded(_) => Authority::Superseded,
+            _ => Authority::Visitor,
         };
-        if stale.is_some() {
-            self.stale = stale;
-        }
+        self.besides = besides.map(Arc::from);
+        self.request.user_id = user_id;
         // A request that has a session came with its cookie: there is no other one that it could replace.
-        self.cross_site &= matches!(base, Base::Nothing);
+        self.request.cross_site &= matches!(base, Base::Nothing);
         self.take_base(base, false, Vec::new())
     }
 
     /// Begins a commit: after a failure only the sign-outs are left. Returns whether there is anything to write.
     pub(crate) fn begin(&mut self, trigger: Trigger) -> (bool, Discarded) {
+        self.trigger = trigger;
         // A commit that was interrupted by a panic may have written.
         if let Writing::InFlight(count, id, _) = &self.writing {
             self.writing = Writing::Unknown(*count, id.clone());
         }
-        let discarded = match trigger {
-            Trigger::Failure => self.discard_all_but(Change::is_ending),
-            Trigger::Save | Trigger::Response => Vec::new(),
+        let discarded = match trigger.is_kept() {
+            true => Vec::new(),
+            false => {
+                // That a login was recorded says that the credential was right: a `clear` beside it is for its user.
+                let clears = self.changes.iter().any(Change::is_clearing);
+                self.discard_all_but(|change| change.is_ending() || clears && change.is_possible_login())
+            }
         };
         (!self.changes.is_empty(), discarded)
     }
@@ -211,51 +198,85 @@ impl Pending {
     /// What is to be written now. It asks for an ID of the write only if there is something.
     pub(crate) fn next(
         &mut self,
-        new_id: &mut dyn FnMut(&Staged) -> Result<WriteId, Error>,
+        new_id: &mut dyn FnMut(Plan, &Base, &Staged) -> Result<WriteId, Error>,
     ) -> Result<Option<Commit>, Error> {
         let Some(base) = self.base.as_ref().filter(|_| !self.changes.is_empty()) else { return Ok(None) };
-        let (changes, staged, write_id) = match &self.writing {
+        let plan = |staged: &Staged| Plan::new(self.authority, base, staged, self.trigger);
+        let (changes, staged, known_id) = match &self.writing {
             Writing::Unknown(count, id) if *count < self.changes.len() => {
                 let changes = self.changes[..*count].to_vec();
                 let mut staged = Staged::on_base(base);
                 changes.iter().try_for_each(|change| staged.apply(change, base.key()))?;
-                (changes, staged, id.clone())
+                (changes, staged, Some(id.clone()))
             }
-            Writing::Unknown(_, id) => (self.changes.clone(), self.staged.clone(), id.clone()),
-            Writing::Nothing | Writing::InFlight(..) => {
-                (self.changes.clone(), self.staged.clone(), new_id(&self.staged)?)
-            }
+            Writing::Unknown(_, id) => (self.changes.clone(), self.staged.clone(), Some(id.clone())),
+            Writing::Nothing | Writing::InFlight(..) => (self.changes.clone(), self.staged.clone(), None),
         };
-        let is_retry = matches!(self.writing, Writing::Unknown(..));
-        self.writing = Writing::InFlight(changes.len(), write_id.clone(), is_retry);
-        let (cross_site, response_sent) = (self.cross_site, self.response_sent);
-        Ok(Some(Commit { base: base.clone(), changes, staged, write_id, cross_site, response_sent }))
+        let (plan, retry) = (plan(&staged), known_id.is_some());
+        let mut write_id = match known_id {
+            Some(id) => id,
+            None => new_id(plan, base, &staged)?,
+        };
+        if let Plan::Renew { .. } = plan {
+            write_id.secret = self.unknown_secret.take().or(write_id.secret);
+        }
+        self.writing = Writing::InFlight(changes.len(), write_id.clone(), retry);
+        Ok(Some(Commit {
+            plan,
+            base: base.clone(),
+            besides: self.besides.clone(),
+            changes,
+            staged,
+            write_id,
+            retry,
+            request: self.request,
+            response_sent: self.response_sent,
+            progress: None,
+        }))
     }
 
     /// Takes what became of the commit: written, perhaps written, or refused.
-    pub(crate) fn finish(&mut self, result: Result<Committed, Error>) -> (Result<(), Error>, Adopted) {
+    pub(crate) fn finish(
+        &mut self,
+        result: Result<Committed, Error>,
+        progress: Option<Progress>,
+    ) -> (Result<(), Error>, Adopted) {
         let (count, is_retry) = (self.writing.count(), matches!(self.writing, Writing::InFlight(_, _, true)));
-        match result {
-            Ok(committed) => {
+        match (result, progress) {
+            (Ok(committed), _) => {
                 self.dropped = self.dropped.or(committed.dropped);
-                self.cookie = committed.cookie.or(self.cookie.take());
+                self.take_cookies(&committed.base, committed.cookies);
+                if committed.ended_others
+                    && let Some(besides) = &mut self.besides
+                {
+                    Arc::make_mut(besides).others.clear();
+                }
                 let written = self.forget(count);
                 // What the first try has stored may be based on data that the handler never saw.
-                let rebased = committed.rebased || is_retry;
-                (Ok(()), self.take_base(committed.base, rebased, written))
+                let rebased = committed.rebased || is_retry || committed.refused.is_some();
+                (committed.refused.map_or(Ok(()), Err), self.take_base(committed.base, rebased, written))
             }
-            Err(error) if error.kind() == ErrorKind::ResponseSent => {
+            // The login is made, and the browser will hear of it. What is left to do is to end the other sessions.
+            (Err(error), Some(progress)) => {
+                self.take_cookies(&progress.base, progress.cookies);
+                let written = self.forget(count);
+                if written.iter().any(Change::is_clearing) {
+                    self.changes.insert(0, Change::ClearOthers);
+                }
+                (Err(error), self.take_base(progress.base, true, written))
+            }
+            (Err(error), None) if error.kind() == ErrorKind::ResponseSent => {
                 let refused = self.forget(count);
                 let base = self.base.clone().unwrap_or(Base::Nothing);
                 (Err(error), self.take_base(base, true, refused))
             }
-            Err(error) => {
-                self.writing = match mem::replace(&mut self.writing, Writing::Nothing) {
+            (Err(error), None) => {
+                match mem::replace(&mut self.writing, Writing::Nothing) {
                     Writing::InFlight(count, id, _) if error.kind() == ErrorKind::Unavailable => {
-                        Writing::Unknown(count, id)
+                        self.writing = Writing::Unknown(count, id);
                     }
-                    _ => Writing::Nothing,
-                };
+                    other => self.abandon(&other),
+                }
                 (Err(error), Adopted::Done(Vec::new()))
             }
         }
@@ -284,11 +305,11 @@ impl Pending {
             (None, _) => Ok(()),
             (Some(Dropped::Gone), Trigger::Save) => Err(Error::not_found()),
             (Some(Dropped::CrossSite), Trigger::Save) => Err(Error::cross_site()),
-            (Some(Dropped::Gone), Trigger::Response | Trigger::Failure) => {
+            (Some(Dropped::Gone), _) => {
                 tracing::info!(came_with = ?self.authority, "changes to a session that is gone were dropped");
                 Ok(())
             }
-            (Some(Dropped::CrossSite), Trigger::Response | Trigger::Failure) => {
+            (Some(Dropped::CrossSite), _) => {
                 // Any site can cause it.
                 tracing::debug!("a request from another site has no session, and what it wrote was dropped");
                 Ok(())
@@ -304,7 +325,7 @@ impl Pending {
 
     /// The same if there is nothing to write and nothing to wait for; `false` if there is.
     pub(crate) fn leave_if_idle(&mut self) -> bool {
-        let idle = self.changes.is_empty() && self.stale.is_none();
+        let idle = self.changes.is_empty();
         self.response_sent |= idle;
         idle
     }
@@ -314,19 +335,49 @@ impl Pending {
         self.response_sent
     }
 
-    /// What the response says about the cookie.
-    pub(crate) fn cookie(&mut self) -> Option<CookieChange> {
-        self.cookie.take()
+    /// What the response says about the cookies.
+    pub(crate) fn cookies(&mut self) -> CookieChanges {
+        mem::take(&mut self.cookies)
     }
 
-    /// Sets a cookie that no change asked for.
-    pub(crate) fn set_cookie(&mut self, cookie: Option<CookieChange>) {
-        self.cookie = cookie;
+    /// A new session that may be stored and that no response will bring. It is told once.
+    pub(crate) fn orphan(&mut self) -> Option<RecordId> {
+        self.orphan.take()
     }
 
-    /// The ID that has to be encrypted again, unless another cookie is set anyway. It is told once.
-    pub(crate) fn stale(&mut self) -> Option<Box<Credentials>> {
-        self.stale.take().filter(|_| self.cookie.is_none())
+    /// The session whose cookie ends before it does, if `is_due` says so: it needs a new secret. Not while anything else is
+    /// to be written, and not by a previous secret: the newest one is on its way then.
+    pub(crate) fn due(&self, is_due: impl FnOnce(&Opened) -> bool) -> Option<Opened> {
+        match &self.base {
+            Some(Base::Live(opened)) if self.cookies.set.is_none() && opened.is_newest() && is_due(opened) => {
+                Some(opened.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// That session has a new secret, which no change asked for.
+    pub(crate) fn rotated(&mut self, opened: Opened, cookies: CookieChanges) {
+        self.base = Some(Base::Live(opened));
+        self.cookies = mem::take(&mut self.cookies).then(cookies);
+    }
+
+    fn take_cookies(&mut self, base: &Base, cookies: CookieChanges) {
+        self.cookies = mem::take(&mut self.cookies).then(cookies);
+        match base {
+            // An ID that leads nowhere any more is not brought.
+            Base::Gone(_) => self.cookies.set = None,
+            Base::Live(opened) if opened.key().is_some() => self.authority = Authority::Session,
+            _ => {}
+        }
+    }
+
+    /// A commit that is not asked for again.
+    fn abandon(&mut self, writing: &Writing) {
+        if let Writing::InFlight(_, id, _) | Writing::Unknown(_, id) = writing {
+            self.unknown_secret = id.secret.clone();
+            self.orphan = id.new.as_deref().and_then(NewId::sent);
+        }
     }
 
     /// Another base: at once if there is nothing to apply to it.
@@ -361,7 +412,8 @@ impl Pending {
     fn discard_all_but(&mut self, is_kept: impl Fn(&Change) -> bool) -> Discarded {
         let (kept, discarded) = mem::take(&mut self.changes).into_iter().partition(is_kept);
         self.changes = kept;
-        self.writing = Writing::Nothing;
+        let writing = mem::replace(&mut self.writing, Writing::Nothing);
+        self.abandon(&writing);
         self.revision += 1;
         self.staged = self.base.as_ref().map(Staged::on_base).unwrap_or_default();
         let key = self.base.as_ref().and_then(Base::key);
@@ -380,17 +432,6 @@ impl Pending {
             return mem::take(&mut self.changes);
         }
         self.changes.drain(..count).collect()
-    }
-}
-
-/// For logs: nothing of the secret.
-impl fmt::Debug for Authority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Visitor => "no session",
-            Self::Session(_) => "a session",
-            Self::Superseded => "a replaced session",
-        })
     }
 }
 
@@ -421,15 +462,14 @@ impl Rebase {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
-
     use serde_json::json;
 
     use super::*;
     use crate::{
-        random::{STEP, mix},
-        record::{Contents, id::RecordId, value},
-        sessions::loaded::Loaded,
+        random::{STEP, mix, random_version},
+        record::value,
+        session::authority::{SignOut, Then},
+        sessions::loaded::{Loaded, sample},
     };
 
     fn data(value: serde_json::Value) -> Data {
@@ -437,25 +477,28 @@ mod tests {
     }
 
     fn loaded(version: i64, data: Data) -> Base {
-        let hash = SecretHash::none();
-        let contents = Contents {
-            key: Some("ada".into()),
-            hash,
-            previous: Vec::new(),
-            created: 0,
-            signed_in: Some(0),
-            written: 0,
-            deadline: u64::MAX,
-            idle: None,
-            ended: false,
-            data,
-        };
-        let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
-        Base::Live(Arc::new(Loaded { id, version, ttl: Duration::MAX, contents, stale: false }), hash)
+        Base::Live(opened(version, data))
+    }
+
+    fn opened(version: i64, data: Data) -> Opened {
+        let opened = sample(1, Some("ada"), data);
+        opened.at(Arc::new(Loaded { version, ..Loaded::clone(&opened.loaded) }))
     }
 
     fn done(base: Base) -> Committed {
-        Committed { base, cookie: None, dropped: None, rebased: false }
+        Committed {
+            base,
+            cookies: CookieChanges::default(),
+            dropped: None,
+            rebased: false,
+            refused: None,
+            ended_others: false,
+        }
+    }
+
+    /// Without names and secrets, which the core never looks at.
+    fn write_id(_: Plan, _: &Base, _: &Staged) -> Result<WriteId, Error> {
+        Ok(WriteId { version: random_version(), secret: None, new: None })
     }
 
     fn lost() -> Error {
@@ -487,18 +530,18 @@ mod tests {
     }
 
     fn load(base: Base) -> Pending {
-        let mut pending = Pending::new(false, false);
-        let adopted = pending.load(base, None);
+        let mut pending = Pending::new(RequestFacts::default(), false);
+        let adopted = pending.load(base, None, false);
         run(&mut pending, adopted);
         pending
     }
 
     fn next(pending: &mut Pending) -> Option<Commit> {
-        pending.next(&mut WriteId::new).unwrap()
+        pending.next(&mut write_id).unwrap()
     }
 
     fn finish(pending: &mut Pending, result: Result<Committed, Error>) -> Result<(), Error> {
-        let (result, adopted) = pending.finish(result);
+        let (result, adopted) = pending.finish(result, None);
         run(pending, adopted);
         result
     }
@@ -513,20 +556,20 @@ mod tests {
         let (anything, _) = pending.begin(Trigger::Response);
         assert!(!anything && pending.leave_if_idle());
         let mut asked = false;
-        let commit = pending.next(&mut |staged| {
+        let commit = pending.next(&mut |plan, base, staged| {
             asked = true;
-            WriteId::new(staged)
+            write_id(plan, base, staged)
         });
         assert!(commit.unwrap().is_none() && !asked);
     }
 
     #[test]
     fn what_was_recorded_before_the_load_is_applied_to_what_is_loaded() {
-        let mut pending = Pending::new(false, false);
+        let mut pending = Pending::new(RequestFacts::default(), false);
         stage(&mut pending, add("n", 2));
         stage(&mut pending, set("a", 1));
         assert_eq!(pending.data().err().unwrap().kind(), ErrorKind::NotLoaded);
-        let adopted = pending.load(loaded(1, data(json!({"n": 40}))), None);
+        let adopted = pending.load(loaded(1, data(json!({"n": 40}))), None, false);
         run(&mut pending, adopted);
         assert_eq!((seen(&pending, "n"), seen(&pending, "a")), (Some(42), Some(1)));
     }
@@ -604,14 +647,68 @@ mod tests {
     #[test]
     fn after_a_failure_only_the_sign_outs_are_left() {
         let mut pending = load(loaded(1, data(json!({"n": 1}))));
-        for change in [set("n", 9), Change::ClearOthers, Change::Bind("ada".into())] {
+        for change in [set("n", 9), Change::Delete, Change::Bind("ada".into())] {
             stage(&mut pending, change);
         }
         let (anything, discarded) = pending.begin(Trigger::Failure);
-        assert!(anything && discarded.len() == 2 && pending.has_endings());
-        assert_eq!(seen(&pending, "n"), Some(1));
+        assert!(anything && discarded.len() == 1 && pending.has_endings());
         let commit = next(&mut pending).unwrap();
-        assert!(matches!(commit.changes[..], [Change::ClearOthers]));
+        assert!(matches!(commit.changes[..], [Change::Delete]));
+        assert_eq!(commit.plan, Plan::SignOut(SignOut::Delete));
+    }
+
+    /// Rule 9: that the login was recorded says that the credential was right.
+    #[test]
+    fn after_a_failure_a_login_beside_a_clear_is_made_all_the_same() {
+        let mut pending = load(Base::Nothing);
+        for change in [set("n", 9), Change::ClearOthers, Change::Bind("ada".into())] {
+            stage(&mut pending, change);
+        }
+        pending.begin(Trigger::Failure);
+        let commit = next(&mut pending).unwrap();
+        assert!(matches!(commit.changes[..], [Change::ClearOthers, Change::Bind(_)]));
+        assert_eq!(commit.plan, Plan::Begin { then: Then::EndAll });
+        // Not one that nobody can make.
+        let mut pending = load(Base::Nothing);
+        stage(&mut pending, Change::Clear);
+        stage(&mut pending, Change::Bind(String::new().into()));
+        pending.begin(Trigger::Failure);
+        assert!(matches!(next(&mut pending).unwrap().changes[..], [Change::Clear]));
+    }
+
+    #[test]
+    fn a_login_whose_second_half_failed_is_not_made_again() {
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        for change in [add("n", 1), Change::Bind("ada".into()), Change::Clear] {
+            stage(&mut pending, change);
+        }
+        let commit = next(&mut pending).unwrap();
+        assert_eq!(commit.plan, Plan::Renew { login: true, then: Then::EndOthers });
+        let cookies = CookieChanges { remove_visitor: true, ..CookieChanges::default() };
+        let progress = Progress { base: loaded(2, data(json!({"n": 2}))), cookies };
+        let (result, adopted) = pending.finish(Err(lost()), Some(progress));
+        run(&mut pending, adopted);
+        assert!(result.is_err() && pending.cookies().remove_visitor);
+        // What is left to do is to end the others. The increment is not done twice.
+        let commit = next(&mut pending).unwrap();
+        assert!(matches!(commit.changes[..], [Change::ClearOthers]) && !commit.retry);
+        assert_eq!(seen(&pending, "n"), Some(2));
+    }
+
+    /// Rule 6: once it was reported, it is dropped with what was recorded beside it.
+    #[test]
+    fn a_refused_login_is_reported_once() {
+        let mut pending = load(loaded(1, data(json!({}))));
+        stage(&mut pending, set("a", 1));
+        stage(&mut pending, Change::Bind("ada".into()));
+        next(&mut pending).unwrap();
+        stage(&mut pending, set("later", 1));
+        let refused = Some(Error::new(ErrorKind::Unauthorized, "it is refused"));
+        let base = loaded(2, data(json!({"b": 1})));
+        let result = finish(&mut pending, Ok(Committed { refused, ..done(base) }));
+        assert_eq!(result.unwrap_err().kind(), ErrorKind::Unauthorized);
+        assert_eq!((seen(&pending, "a"), seen(&pending, "b"), seen(&pending, "later")), (None, Some(1), Some(1)));
+        assert_eq!(next(&mut pending).unwrap().plan, Plan::Write);
     }
 
     #[test]
@@ -646,7 +743,7 @@ mod tests {
         let mut pending = load(loaded(1, data(json!({}))));
         stage(&mut pending, set("a", 1));
         let commit = next(&mut pending).unwrap();
-        let gone = Base::Gone(Some("ada".into()), commit.staged.data.clone());
+        let gone = Base::Gone(opened(1, commit.staged.data.clone()));
         finish(&mut pending, Ok(Committed { dropped: Some(Dropped::Gone), ..done(gone) })).unwrap();
         assert_eq!(pending.outcome(Trigger::Save).unwrap_err().kind(), ErrorKind::NotFound);
         assert!(pending.outcome(Trigger::Save).is_ok());
@@ -654,19 +751,19 @@ mod tests {
 
     #[test]
     fn only_a_request_without_a_session_is_barred_from_beginning_one() {
-        for (base, is_barred) in [(Base::Nothing, true), (loaded(1, data(json!({}))), false), (Base::Replaced, false)] {
-            let mut pending = Pending::new(true, false);
+        for (base, is_barred) in [(Base::Nothing, true), (loaded(1, data(json!({}))), false), (Base::Refused, false)] {
+            let mut pending = Pending::new(RequestFacts { cross_site: true, ..RequestFacts::default() }, false);
             stage(&mut pending, set("a", 1));
-            let adopted = pending.load(base, None);
+            let adopted = pending.load(base, None, false);
             run(&mut pending, adopted);
-            assert_eq!(next(&mut pending).unwrap().cross_site, is_barred);
+            assert_eq!(next(&mut pending).unwrap().request.cross_site, is_barred);
         }
     }
 
     #[test]
     fn what_another_site_wrote_is_reported_once() {
-        let mut pending = Pending::new(true, false);
-        let adopted = pending.load(Base::Nothing, None);
+        let mut pending = Pending::new(RequestFacts { cross_site: true, ..RequestFacts::default() }, false);
+        let adopted = pending.load(Base::Nothing, None, false);
         run(&mut pending, adopted);
         stage(&mut pending, set("a", 1));
         next(&mut pending).unwrap();
@@ -684,7 +781,9 @@ mod tests {
         stage(&mut pending, add("n", 10));
         // Another request has written meanwhile.
         let committed = Committed { rebased: true, ..done(loaded(3, data(json!({"n": 6})))) };
-        let (_, Adopted::After(mut rebase)) = pending.finish(Ok(committed)) else { panic!("nothing is left to apply") };
+        let (_, Adopted::After(mut rebase)) = pending.finish(Ok(committed), None) else {
+            panic!("nothing is left to apply")
+        };
         rebase.run();
         // A closure, or another clone, records more while the rebase runs.
         stage(&mut pending, set("late", 1));
@@ -695,9 +794,9 @@ mod tests {
 
     #[test]
     fn a_rebase_starts_again_when_a_sign_out_took_changes_out() {
-        let mut pending = Pending::new(false, false);
+        let mut pending = Pending::new(RequestFacts::default(), false);
         stage(&mut pending, set("a", 1));
-        let Adopted::After(mut rebase) = pending.load(loaded(1, data(json!({}))), None) else {
+        let Adopted::After(mut rebase) = pending.load(loaded(1, data(json!({}))), None, false) else {
             panic!("it was not applied")
         };
         rebase.run();
@@ -709,13 +808,26 @@ mod tests {
 
     #[test]
     fn it_carries_what_the_request_came_with() {
+        let plan = |pending: &mut Pending| {
+            stage(pending, Change::Bind("ada".into()));
+            next(pending).unwrap().plan
+        };
+        // The session that it came with has ended: a session key is not enough any more.
         let mut pending = load(loaded(1, data(json!({}))));
-        stage(&mut pending, Change::Bind("ada".into()));
+        stage(&mut pending, set("a", 1));
         next(&mut pending).unwrap();
-        finish(&mut pending, Ok(done(Base::Gone(None, Data::default())))).unwrap();
-        assert!(matches!(pending.authority, Authority::Session(_)));
-        assert!(matches!(load(Base::Nothing).authority, Authority::Visitor));
-        assert!(matches!(load(Base::Replaced).authority, Authority::Superseded));
+        finish(&mut pending, Ok(done(Base::Gone(opened(1, data(json!({}))))))).unwrap();
+        assert_eq!(plan(&mut pending), Plan::Refuse { clears: false });
+        // The request has signed in and out again.
+        let mut pending = load(Base::Nothing);
+        assert_eq!(plan(&mut pending), Plan::Begin { then: Then::Nothing });
+        finish(&mut pending, Ok(done(loaded(2, data(json!({})))))).unwrap();
+        stage(&mut pending, Change::Delete);
+        next(&mut pending).unwrap();
+        finish(&mut pending, Ok(done(Base::Nothing))).unwrap();
+        assert_eq!(plan(&mut pending), Plan::Refuse { clears: false });
+        // Its ID was superseded before it was loaded.
+        assert_eq!(plan(&mut load(Base::Superseded(opened(1, Data::default())))), Plan::Refuse { clears: false });
     }
 
     /// A store of one record, and the naive rebase beside it: each change is applied once, to the data that there is when it
@@ -769,7 +881,7 @@ mod tests {
             if self.written.contains(&version) {
                 return done(loaded(self.version, self.data.clone()));
             }
-            let rebased = !matches!(&commit.base, Base::Live(base, _) if base.version == self.version);
+            let rebased = !matches!(&commit.base, Base::Live(base) if base.loaded.version == self.version);
             self.data = match rebased {
                 true => Staged::rebase(&commit.changes, self.data.clone(), Some("ada")).unwrap().data,
                 false => commit.staged.data.clone(),

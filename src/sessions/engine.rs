@@ -2,12 +2,16 @@
 //!
 //! [`Sessions`](crate::Sessions) and the layer are made of it.
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Outcome, Terms, any::AnyBackend},
+    backend::{Backend, Created, Outcome, Since, Terms, any::AnyBackend},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     random::random_version,
@@ -16,11 +20,12 @@ use crate::{
         codec::Codec,
         data::Data,
         id::{Owner, RecordId, Sid},
-        token::{Credentials, Secret, SecretHash, SessionId},
+        secrets::Opening,
+        token::{Credentials, IdText, Secret, SecretHash, SessionId},
     },
     sessions::{
-        background::{Background, OnDrop, Permit},
-        loaded::{Base, Loaded, WriteOutcome},
+        background::{Background, Permit},
+        loaded::{Found, Loaded, Opened, Unreadable, WriteOutcome},
         policy::Policy,
         turns::Turns,
     },
@@ -31,6 +36,16 @@ use crate::{
 pub(crate) struct Engine<B = AnyBackend> {
     backend: Arc<B>,
     shared: Arc<Shared>,
+}
+
+/// What a new session is stored under. A repeat has the same.
+#[derive(Clone)]
+pub(crate) struct NewId {
+    pub(crate) sid: Sid,
+    pub(crate) secret: Secret,
+    pub(crate) version: i64,
+    /// The record that may be stored, from when it is sent to the backend.
+    sent: Arc<Mutex<Option<RecordId>>>,
 }
 
 struct Shared {
@@ -91,8 +106,8 @@ impl<B: Backend> Engine<B> {
         self.codec().owners.owner(key)
     }
 
-    /// What the text of an ID says; `None` if it is not a valid ID, or does not decrypt.
-    pub(crate) fn credentials(&self, text: &str) -> Option<Credentials> {
+    /// What the text of an ID says.
+    pub(crate) fn credentials(&self, text: &str) -> IdText {
         SessionId::read(self.codec().keys.as_deref(), text, || self.now())
     }
 
@@ -101,30 +116,41 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Loads the record of an ID. The secret is compared before anything else is done with it.
-    pub(crate) async fn find(&self, credentials: &Credentials) -> Result<Base, Error> {
-        // Not by way of `load`: each future around another one is moved with it.
-        let Some(record) = self.backend.load(credentials.record).await.map_err(on_load)? else {
-            return Ok(Base::Nothing);
-        };
-        let (id, now, secret) = (credentials.record, self.now(), credentials.secret.hash());
-        let opened = self.codec().read_if(id, &record.payload, now, |head| head.opens_with(&secret, now));
-        let (contents, stale) = match opened {
-            Ok(Some(opened)) => opened,
-            Ok(None) => {
-                tracing::debug!(session = id.sid(), "an ID with the wrong secret was refused");
-                return Ok(Base::Nothing);
+    pub(crate) async fn find(&self, credentials: &Credentials) -> Result<Found, Error> {
+        // A secret has to open the session before a call and after it: what does not before did not when the store was asked.
+        let (id, secret, mut now) = (credentials.record, credentials.secret.hash(), self.now());
+        loop {
+            // Not by way of `load`: each future around another one is moved with it.
+            let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
+            let (mut opening, mut is_live) = (None, false);
+            let opened = self.codec().read_if(id, &record.payload, now, |head| {
+                (opening, is_live) = (head.opening(&secret, now), head.deadline > now);
+                opening.is_some() && is_live
+            });
+            match (opened, opening) {
+                (Ok(Some((contents, stale))), Some(opening)) => {
+                    let loaded = Arc::new(Loaded { id, version: record.version, ttl: record.ttl, contents, stale });
+                    let opened = Opened { loaded, secret };
+                    if opening != Opening::Newest {
+                        now = self.now();
+                        if opened.opening(now).is_none() {
+                            // Its grace has ended since, and so may the session have.
+                            continue;
+                        }
+                    }
+                    return Ok(Found::Opened(opened, opening));
+                }
+                (Ok(_), None) if is_live => {
+                    tracing::debug!(session = id.sid(), "an ID with the wrong secret was refused");
+                    return Ok(Found::Closed);
+                }
+                (Ok(_), _) => return Ok(Found::Nothing),
+                (Err(error), _) => {
+                    tracing::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
+                    return Ok(Found::Unreadable(Box::new(Unreadable { id, error, is_proven: credentials.is_proven })));
+                }
             }
-            Err(error) => {
-                tracing::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
-                return Ok(Base::Unreadable(error));
-            }
-        };
-        let loaded = Loaded { id, version: record.version, ttl: record.ttl, contents, stale };
-        Ok(match loaded {
-            loaded if loaded.contents.ended => Base::Replaced,
-            loaded if loaded.is_live_at(now) => Base::Live(Arc::new(loaded), secret),
-            _ => Base::Nothing,
-        })
+        }
     }
 
     pub(crate) async fn load(&self, id: RecordId) -> Result<Option<Record>, Error> {
@@ -146,60 +172,87 @@ impl<B: Backend> Engine<B> {
     /// What a new session starts with. [`create`](Self::create) adds its secret.
     pub(crate) fn contents(&self, key: Option<&str>, data: Data, idle: Option<u64>) -> Contents {
         let now = self.now();
-        let policy = self.policy();
-        let lifetime = if key.is_some() { policy.max_lifetime } else { policy.anonymous_lifetime };
         Contents {
             key: key.map(Arc::from),
             hash: SecretHash::none(),
             previous: Vec::new(),
+            superseded: Vec::new(),
+            logins: 0,
+            issued: None,
             created: now,
             signed_in: key.map(|_| now),
             written: now,
-            deadline: now.saturating_add(millis(lifetime)),
+            deadline: self.deadline(key.is_some(), now),
             idle,
-            ended: false,
             data,
         }
     }
 
-    /// Stores a new session, under a new name and with a new secret.
-    pub(crate) async fn create(self: &Arc<Self>, mut contents: Contents) -> Result<(Arc<Loaded>, SessionId), Error> {
+    /// When a session that begins at that time ends at the latest.
+    pub(crate) fn deadline(&self, is_signed_in: bool, now: u64) -> u64 {
+        let policy = self.policy();
+        now.saturating_add(millis(if is_signed_in { policy.max_lifetime } else { policy.anonymous_lifetime }))
+    }
+
+    /// A name and a secret for a new session.
+    pub(crate) fn new_id(&self, version: i64) -> Result<NewId, Error> {
+        let (secret, sid) = match &self.policy().id_factory {
+            None => Secret::random_with_sid()?,
+            Some(_) => (Secret::random()?, self.new_sid()?),
+        };
+        Ok(NewId { sid, secret, version, sent: Arc::default() })
+    }
+
+    /// Stores a new session; `None` if its user was cleared since that moment. A repeat gives what was stored before.
+    pub(crate) async fn create(
+        &self,
+        mut contents: Contents,
+        new: &NewId,
+        since: Option<Duration>,
+        mut retry: bool,
+    ) -> Result<Option<(Arc<Loaded>, SessionId)>, Error> {
         let owner = match &contents.key {
             Some(key) => Some(self.owner(check_key(key)?)),
             None => None,
         };
-        let (secret, mut sid) = match &self.policy().id_factory {
-            None => Secret::random_with_sid()?,
-            Some(_) => (Secret::random()?, self.new_sid()?),
-        };
+        let NewId { mut sid, ref secret, version, .. } = *new;
         contents.hash = secret.hash();
         // A name may be taken; one from a broken factory always is.
         for _ in 0..TRIES_FOR_A_NAME {
             let id = RecordId::new(owner, sid);
-            let new = Loaded { id, version: random_version(), ttl: self.ttl(&contents), contents, stale: false };
-            let (record, text) = (self.record(&new)?, self.id(id, &secret)?);
-            let orphan = self.remove_on_drop(id);
-            let created = self.backend.create(record, Terms::default()).await;
-            let created = created.map_err(|error| Error::backend("a session could not be created", error))?;
-            orphan.disarm();
-            match created {
+            let loaded = Loaded { id, version, ttl: self.ttl(&contents), contents, stale: false };
+            let (record, text) = (self.record(&loaded)?, self.id(id, secret)?);
+            let terms = Terms { since: since.map(|moment| self.since(moment)), retry };
+            new.set_sent(Some(id));
+            let created = self.backend.create(record, terms).await;
+            match created.map_err(|error| Error::backend("a session could not be created", error))? {
                 Created::Done => {
                     tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
-                    return Ok((Arc::new(new), text));
+                    return Ok(Some((Arc::new(loaded), text)));
                 }
-                // Without terms it is never late.
-                Created::Taken | Created::Late => {}
+                Created::Late => {
+                    new.set_sent(None);
+                    return Ok(None);
+                }
+                // Perhaps by another session.
+                Created::Taken => new.set_sent(None),
             }
-            contents = new.contents;
-            sid = self.new_sid()?;
+            // The name may be taken by this very session: the first try's answer was lost, and it was written to since.
+            if let Some(record) = self.load(id).await?
+                && let Ok(there) = self.read(id, record)
+                && there.contents.hash.matches(&loaded.contents.hash)
+            {
+                return Ok(Some((Arc::new(there), text)));
+            }
+            contents = loaded.contents;
+            (sid, retry) = (self.new_sid()?, false);
         }
         Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
     }
 
-    /// Whether a new session with these contents would be stored.
-    pub(crate) fn check_size(&self, contents: &Contents) -> Result<(), Error> {
-        let owner = contents.key.as_deref().map(|key| self.owner(key));
-        self.codec().write(RecordId::new(owner, self.new_sid()?), contents).map(drop)
+    /// How long ago that moment of our clock was.
+    fn since(&self, moment: Duration) -> Since {
+        Since::Age(self.policy().clock.elapsed().saturating_sub(moment))
     }
 
     /// Changes a session: compare and swap, and after each conflict the same change on what is there by then. The change
@@ -210,6 +263,7 @@ impl<B: Backend> Engine<B> {
         &self,
         mut loaded: Arc<Loaded>,
         version: i64,
+        mut retry: bool,
         mut change: impl FnMut(&mut Contents) -> Result<bool, Error>,
     ) -> Result<WriteOutcome, Error> {
         let mut turn = None;
@@ -224,7 +278,7 @@ impl<B: Backend> Engine<B> {
                     if !change(&mut new.contents)? {
                         return Ok(WriteOutcome::Done(loaded));
                     }
-                    self.write(&loaded, new)
+                    self.write(&loaded, new, retry)
                 };
                 let mut write = pin!(write);
                 match within(|| MAX_TURN, write.as_mut()).await {
@@ -240,126 +294,77 @@ impl<B: Backend> Engine<B> {
                 WriteOutcome::Conflict(current) => loaded = current,
                 outcome => return Ok(outcome),
             }
+            retry = false;
             // With a backend that never waits, the request's time would never run out.
             yield_now().await;
         }
     }
 
     /// Writes new contents over a session, as it was loaded.
-    fn write(&self, loaded: &Loaded, mut new: Loaded) -> impl Future<Output = Result<WriteOutcome, Error>> {
+    fn write(
+        &self,
+        loaded: &Loaded,
+        mut new: Loaded,
+        retry: bool,
+    ) -> impl Future<Output = Result<WriteOutcome, Error>> {
         new.contents.written = self.now();
         new.ttl = self.ttl_at(&new.contents, new.contents.written);
         new.stale = false;
-        self.swap(loaded.version, Arc::new(new))
+        self.swap(loaded.version, Arc::new(new), retry)
     }
 
     /// Compare and swap: stores the session if the record still has this version.
-    async fn swap(&self, expected: i64, new: Arc<Loaded>) -> Result<WriteOutcome, Error> {
+    async fn swap(&self, expected: i64, new: Arc<Loaded>, retry: bool) -> Result<WriteOutcome, Error> {
         let record = self.record(&new)?;
-        let updated = self.backend.update(expected, record, false).await;
-        let current = match updated.map_err(|error| Error::backend("a session could not be updated", error))? {
-            Outcome::Done => return Ok(WriteOutcome::Done(new)),
-            Outcome::Gone => return Ok(WriteOutcome::Gone),
-            Outcome::Conflict(current) => current,
-        };
-        Ok(match self.read(new.id, current) {
+        let updated = self.backend.update(expected, record, retry).await;
+        match updated.map_err(on_update)? {
+            // The first try may have been stored, on other data than this one has; and others may have written since.
+            Outcome::Done if retry => match self.load(new.id).await? {
+                Some(stored) => self.read(new.id, stored).map(|stored| WriteOutcome::Done(Arc::new(stored))),
+                None => Ok(WriteOutcome::Gone),
+            },
+            Outcome::Done => Ok(WriteOutcome::Done(new)),
+            Outcome::Gone => Ok(WriteOutcome::Gone),
+            Outcome::Conflict(current) => Ok(self.conflict(&new, current)),
+        }
+    }
+
+    /// What a record that was there in place of the expected one says.
+    pub(super) fn conflict(&self, new: &Loaded, current: Record) -> WriteOutcome {
+        match self.read(new.id, current) {
             // Our own write, whose answer was lost. What is stored counts, not what we would write now.
             Ok(current) if current.version == new.version => WriteOutcome::Done(Arc::new(current)),
-            Ok(current) if current.contents.ended => WriteOutcome::Replaced,
             Ok(current) if current.is_live_at(self.now()) => WriteOutcome::Conflict(Arc::new(current)),
             Ok(_) => WriteOutcome::Gone,
             Err(error) => WriteOutcome::Unreadable(error),
-        })
+        }
     }
 
-    /// Gives the session another secret. It does nothing if `presented` is not the newest one: another request has just
-    /// rotated it.
-    pub(crate) fn rotate(&self, contents: &mut Contents, presented: &SecretHash, new: &Secret) -> bool {
-        if !contents.hash.matches(presented) {
-            return false;
-        }
-        let now = self.now();
-        contents.previous.retain(|(_, until)| *until > now);
-        let grace = millis(self.grace());
-        if grace > 0 {
-            contents.previous.push((contents.hash, now.saturating_add(grace)));
-            let surplus = contents.previous.len().saturating_sub(MAX_PREVIOUS);
-            contents.previous.drain(..surplus);
-        }
-        contents.hash = new.hash();
-        true
+    /// How long a previous secret is accepted.
+    pub(crate) fn grace(&self) -> u64 {
+        millis(self.policy().rework_grace)
     }
 
-    /// Ends a session for good. `Done` says that it was still there.
-    pub(crate) async fn end(&self, mut loaded: Arc<Loaded>) -> Result<WriteOutcome, Error> {
-        for _ in 0..TRIES_TO_END {
-            match self.bury(&loaded, Duration::ZERO).await? {
-                WriteOutcome::Conflict(current) => loaded = current,
-                // It has become unreadable. It was the right one when it was loaded.
-                WriteOutcome::Unreadable(_) => break,
-                outcome => return Ok(outcome),
+    /// Gives a session a new secret because its cookie is about to end; `None` if another request was first. The browser may
+    /// take some time to come with it, also where a rotation has no grace.
+    pub(crate) async fn renew_secret(&self, opened: &Opened) -> Result<Option<(Opened, SessionId)>, Error> {
+        let (new, version) = (Secret::random()?, random_version());
+        let (id, hash, grace) = (self.id(opened.loaded.id, &new)?, new.hash(), self.grace().max(MIN_GRACE));
+        let write = async |retry| {
+            let rotate = |contents: &mut Contents| Ok(contents.rotate(&opened.secret, hash, grace, self.now()));
+            self.rewrite(Arc::clone(&opened.loaded), version, retry, rotate).await
+        };
+        let written = match write(false).await {
+            // If the secret is stored and nobody gets it, the user is signed out when the grace is over.
+            Err(error) if error.kind() == ErrorKind::Unavailable => write(true).await?,
+            written => written?,
+        };
+        Ok(match written {
+            WriteOutcome::Done(loaded) if loaded.contents.hash.matches(&hash) => {
+                Some((Opened { loaded, secret: hash }, id))
             }
-        }
-        // A sign-out wins against any number of writers.
-        let ended = self.delete(loaded.id).await?;
-        Ok(if ended { WriteOutcome::Done(loaded) } else { WriteOutcome::Gone })
-    }
-
-    /// Ends a session if nobody has written to it meanwhile, and leaves a tombstone that lives for `ttl`.
-    ///
-    /// It is no `delete`, even if `ttl` is zero, because only this tells whether a session was ended or a tombstone.
-    pub(crate) async fn bury(&self, loaded: &Loaded, ttl: Duration) -> Result<WriteOutcome, Error> {
-        let contents = Contents { ended: true, data: Data::default(), ..loaded.contents.clone() };
-        let new = Loaded { id: loaded.id, version: random_version(), ttl, contents, stale: false };
-        let outcome = self.swap(loaded.version, Arc::new(new)).await?;
-        if let WriteOutcome::Done(_) = outcome {
-            tracing::debug!(session = loaded.id.sid(), "a session was ended");
-        }
-        Ok(outcome)
-    }
-
-    /// Ends a record, whatever it is.
-    pub(crate) async fn delete(&self, id: RecordId) -> Result<bool, Error> {
-        self.backend.delete(id).await.map_err(|error| Error::backend("a session could not be ended", error))
-    }
-
-    /// Removes a session that no client has the ID of when the returned guard is dropped: by an error, or because the time
-    /// was over.
-    pub(crate) fn remove_on_drop(self: &Arc<Self>, id: RecordId) -> OnDrop<impl FnOnce()> {
-        let engine = self;
-        OnDrop::new(move || {
-            let Ok(runtime) = Handle::try_current() else { return };
-            let (engine, permit) = (Arc::clone(engine), engine.permit());
-            runtime.spawn(async move {
-                // If it fails, the session ends by itself.
-                if !matches!(timeout(engine.request_time(), engine.delete(id)).await, Ok(Ok(_))) {
-                    tracing::warn!(session = id.sid(), "a session that no client has the ID of was not removed");
-                }
-                drop(permit);
-            });
+            _ => None,
         })
-    }
-
-    /// How long a previous ID, or a tombstone, lives on.
-    pub(crate) fn grace(&self) -> Duration {
-        self.policy().rework_grace
-    }
-
-    /// Ends all sessions of an owner, or all but the one to keep, which is given with its version. `None` says that the one
-    /// to keep has ended, and that no other has.
-    pub(crate) async fn clear(&self, owner: Owner, keep: Option<(RecordId, i64)>) -> Result<Option<u64>, Error> {
-        let mut by = keep.map(|(id, version)| By { id, version, keep: true });
-        loop {
-            let cleared = self.backend.clear(owner, Clear { name: random_version(), by }).await;
-            match cleared.map_err(|error| Error::backend("the sessions of a key could not be cleared", error))? {
-                Cleared::Done(ended) => return Ok(Some(ended)),
-                Cleared::Gone => return Ok(None),
-                // Another request has written to it meanwhile. It is live, so it is still the one to keep.
-                Cleared::Conflict(current) => by = by.map(|by| By { version: current.version, ..by }),
-            }
-            // With a backend that never waits, the request's time would never run out.
-            yield_now().await;
-        }
     }
 
     /// Tells the backend in the background that the session is in use, unless it was told lately. A record that is not
@@ -396,7 +401,7 @@ impl<B: Backend> Engine<B> {
         if loaded.stale {
             // If another request has written meanwhile, it has encrypted the record again.
             let new = Loaded { version: random_version(), ..Loaded::clone(loaded) };
-            return self.write(loaded, new).await.map(drop);
+            return self.write(loaded, new, false).await.map(drop);
         }
         let touched = self.backend.touch(loaded.id, loaded.version, self.ttl(&loaded.contents)).await;
         touched.map_err(|error| Error::backend("a session could not be touched", error))
@@ -441,8 +446,23 @@ impl<B: Backend> Engine<B> {
     }
 }
 
+impl NewId {
+    /// The record that may be stored.
+    pub(crate) fn sent(&self) -> Option<RecordId> {
+        *self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_sent(&self, id: Option<RecordId>) {
+        *self.sent.lock().unwrap_or_else(PoisonError::into_inner) = id;
+    }
+}
+
 fn on_load(error: BoxError) -> Error {
     Error::backend("a session could not be loaded", error)
+}
+
+pub(super) fn on_update(error: BoxError) -> Error {
+    Error::backend("a session could not be updated", error)
 }
 
 /// Whether this text can be a session key.
@@ -455,7 +475,6 @@ pub(crate) fn check_key(key: &str) -> Result<&str, Error> {
 
 const MAX_KEY: usize = 1024;
 const MAX_TURN: Duration = Duration::from_millis(100);
-const MAX_PREVIOUS: usize = 4;
 const MAX_TOUCH_INTERVAL: Duration = Duration::from_secs(300);
+const MIN_GRACE: u64 = 10_000;
 const TRIES_FOR_A_NAME: usize = 5;
-const TRIES_TO_END: usize = 3;

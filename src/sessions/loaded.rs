@@ -4,7 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use crate::{
     error::Error,
-    record::{Contents, data::Data, id::RecordId, token::SecretHash},
+    record::{
+        Contents,
+        id::{Owner, RecordId},
+        secrets::Opening,
+        token::SecretHash,
+    },
 };
 
 /// A live session as it was when it was last read or written.
@@ -19,46 +24,87 @@ pub(crate) struct Loaded {
     pub(crate) stale: bool,
 }
 
-/// Where an ID leads.
+/// A session, and the hash of the secret that it was asked for with.
 #[derive(Clone)]
-pub(crate) enum Base {
-    /// To no session.
+pub(crate) struct Opened {
+    pub(crate) loaded: Arc<Loaded>,
+    pub(crate) secret: SecretHash,
+}
+
+/// A record that is there and cannot be read.
+#[derive(Clone)]
+pub(crate) struct Unreadable {
+    pub(crate) id: RecordId,
+    pub(crate) error: Error,
+    /// The ID that led there was encrypted with one of our keys: we have issued it.
+    pub(crate) is_proven: bool,
+}
+
+/// Where an ID leads.
+pub(crate) enum Found {
+    /// To no live session.
     Nothing,
-    /// To a session, by the secret with this hash.
-    Live(Arc<Loaded>, SecretHash),
-    /// To a record that a login left behind. No cookie is set here, not even to remove it: the login's cookie is on its way.
-    Replaced,
-    /// To a session that ended while the request ran. Its session key and its data, as they were last seen, are left.
-    Gone(Option<Arc<str>>, Data),
-    /// To a record that cannot be read. It is left alone.
-    Unreadable(Error),
+    /// To a live session that its secret does not open.
+    Closed,
+    Opened(Opened, Opening),
+    Unreadable(Box<Unreadable>),
 }
 
 /// What became of a write.
 pub(crate) enum WriteOutcome {
     Done(Arc<Loaded>),
     Gone,
-    /// A login has replaced the session.
-    Replaced,
     /// Another request has written: this.
     Conflict(Arc<Loaded>),
     /// Another request has written, and what it wrote cannot be read.
     Unreadable(Error),
 }
 
+/// What became of a sign-out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// This call has ended it.
+    Now,
+    /// It had ended before.
+    Before,
+    /// It lives on: the secret does not open it.
+    Refused,
+}
+
 impl Loaded {
     pub(crate) fn is_live_at(&self, now: u64) -> bool {
-        !self.contents.ended && self.contents.deadline > now
+        self.contents.deadline > now
+    }
+
+    pub(crate) fn owner(&self) -> Option<Owner> {
+        self.id.owner()
     }
 }
 
-impl Base {
+impl Opened {
+    /// A session that was just stored, by its newest secret.
+    pub(crate) fn newest(loaded: Arc<Loaded>) -> Self {
+        let secret = loaded.contents.hash;
+        Self { loaded, secret }
+    }
+
+    /// Which of its secrets opens the session as it was loaded, at that time.
+    pub(crate) fn opening(&self, now: u64) -> Option<Opening> {
+        self.loaded.contents.opening(&self.secret, now)
+    }
+
+    /// Whether its secret is the newest one of the session as it was loaded.
+    pub(crate) fn is_newest(&self) -> bool {
+        self.loaded.contents.hash.matches(&self.secret)
+    }
+
+    /// The same session as it is by now.
+    pub(crate) fn at(&self, loaded: Arc<Loaded>) -> Self {
+        Self { loaded, secret: self.secret }
+    }
+
     pub(crate) fn key(&self) -> Option<&str> {
-        match self {
-            Self::Live(loaded, _) => loaded.contents.key.as_deref(),
-            Self::Gone(key, _) => key.as_deref(),
-            Self::Nothing | Self::Replaced | Self::Unreadable(_) => None,
-        }
+        self.loaded.contents.key.as_deref()
     }
 }
 
@@ -68,7 +114,35 @@ impl WriteOutcome {
         match self {
             Self::Done(loaded) => Ok(loaded),
             Self::Unreadable(error) => Err(error),
-            Self::Gone | Self::Replaced | Self::Conflict(_) => Err(Error::not_found()),
+            Self::Gone | Self::Conflict(_) => Err(Error::not_found()),
         }
     }
+}
+
+/// A session for the tests of the core: its name ends in this number, and its newest secret is made of it.
+#[cfg(test)]
+pub(crate) fn sample(number: u8, key: Option<&str>, data: crate::record::data::Data) -> Opened {
+    let secret = SecretHash::from_bytes([number; 32]);
+    let contents = Contents {
+        key: key.map(Arc::from),
+        hash: secret,
+        previous: Vec::new(),
+        superseded: Vec::new(),
+        logins: 0,
+        issued: None,
+        created: 0,
+        signed_in: key.map(|_| 0),
+        written: 0,
+        deadline: u64::MAX,
+        idle: None,
+        data,
+    };
+    let owner = key.map(|key| Owner::from([key.len() as u8; 16]));
+    let sid = format!("AAAAAAAAAAAAAAAAAAAA{number:02}");
+    let id = match owner {
+        Some(owner) => format!("{owner}.{sid}").parse(),
+        None => sid.parse(),
+    };
+    let loaded = Loaded { id: id.unwrap(), version: number.into(), ttl: Duration::MAX, contents, stale: false };
+    Opened { loaded: Arc::new(loaded), secret }
 }

@@ -2,32 +2,36 @@
 
 pub(crate) mod background;
 pub(crate) mod builder;
+pub(crate) mod endings;
 pub(crate) mod engine;
 pub(crate) mod loaded;
+pub(crate) mod login;
 pub(crate) mod policy;
 mod turns;
 
 use std::{fmt, pin::pin, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
-use tokio::time::timeout;
 
 use crate::{
     backend::{Backend, any::AnyBackend},
     clock::{millis, time},
-    error::Error,
+    detached::Detached,
+    error::{Error, ErrorKind},
     random::random_version,
     record::{
-        Record,
         codec::Codec,
         data::Data,
-        id::{Owner, RecordId, Sid},
-        token::{Credentials, Secret, SessionId},
+        id::{RecordId, Sid},
+        secrets::Opening,
+        token::{IdText, Secret, SessionId},
     },
     sessions::{
+        background::OnDrop,
         builder::Builder,
-        engine::Engine,
-        loaded::{Base, Loaded, WriteOutcome},
+        engine::{Engine, check_key},
+        loaded::{Ended, Found, Loaded, Opened, WriteOutcome},
+        login::Login,
         policy::Policy,
     },
     timeout::within,
@@ -72,7 +76,7 @@ pub struct SessionInfo {
     pub handle: String,
     /// When the session began.
     pub created: SystemTime,
-    /// When its user signed in to it. A login always begins a session, so this equals `created` today.
+    /// When its user last signed in to it. Signing in again on the same browser does not begin a new session.
     pub signed_in: Option<SystemTime>,
     /// When the session was last used, as far as the backend knows. It may have been used since, up to
     /// [`touch_interval`](Builder::touch_interval) ago.
@@ -114,12 +118,33 @@ impl<B: Backend> Sessions<B> {
     /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "login", alias = "sign_in")]
     pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
-        let contents = Data::from_serialize(data).map(|data| self.0.contents(Some(key.as_ref()), data, None));
+        let engine = &self.0;
+        let contents = Data::from_serialize(data).map(|data| engine.contents(Some(key.as_ref()), data, None));
         self.within_time(async {
-            let (_, id) = self.0.create(contents?).await?;
-            Ok(id)
+            let new = engine.new_id(random_version())?;
+            // Nobody tries again: without an answer no client gets its ID.
+            let orphan = OnDrop::new(|| {
+                if let Some(id) = new.sent() {
+                    engine.remove_orphan(id);
+                }
+            });
+            let created = engine.create(contents?, &new, None, false).await?;
+            orphan.disarm();
+            created.map(|(_, id)| id).ok_or_else(Error::not_found)
         })
         .await
+    }
+
+    /// Begins a login: take it before the credential is checked, and pass it to [`Session::bind`](crate::Session::bind) or
+    /// [`Session::create`](crate::Session::create). The login is refused if the user was signed out everywhere meanwhile.
+    ///
+    /// # Errors
+    /// [`Data`](crate::ErrorKind::Data) if the key is empty or longer than 1024 bytes,
+    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    pub async fn login(&self, key: impl AsRef<str>) -> Result<Login, Error> {
+        let key = check_key(key.as_ref())?;
+        let _permit = self.0.permit()?;
+        Ok(Login { key: key.into(), taken: self.0.policy().clock.elapsed() })
     }
 
     /// Returns the data of a session, or `None` if there is no such session. This counts as use of the session.
@@ -144,11 +169,14 @@ impl<B: Backend> Sessions<B> {
         self.within_time(async {
             let data = data?;
             let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-            let updated = self.0.rewrite(loaded, random_version(), |contents| {
+            let (mut superseded, logins) = (false, loaded.contents.logins);
+            let updated = self.0.rewrite(loaded, random_version(), false, |contents| {
+                superseded = contents.logins != logins;
                 contents.data = data.clone();
-                Ok(true)
+                Ok(!superseded)
             });
-            updated.await?.done().map(drop)
+            let updated = updated.await?.done().map(drop);
+            if superseded { Err(Error::not_found()) } else { updated }
         })
         .await
     }
@@ -163,20 +191,23 @@ impl<B: Backend> Sessions<B> {
     pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
         self.within_time(async {
             let engine = &self.0;
-            let old = engine.credentials(id.as_ref()).ok_or_else(Error::not_found)?;
-            let loaded = self.find_by(&old).await?.ok_or_else(Error::not_found)?;
+            let old = self.opened(id.as_ref()).await?.ok_or_else(Error::not_found)?;
             let new = Secret::random()?;
-            let (new_id, old_hash) = (engine.id(old.record, &new)?, old.secret.hash());
-            let rotated = engine.rewrite(loaded, random_version(), |contents| {
-                engine.rotate(contents, &old_hash, &new);
-                Ok(true)
+            let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
+            let logins = old.loaded.contents.logins;
+            let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
+                contents.rotate(&old.secret, hash, engine.grace(), engine.now());
+                // To the session of a later login nothing is written, not even that it is in use.
+                Ok(contents.logins == logins)
             });
             let loaded = rotated.await?.done()?;
-            match loaded.contents.hash.matches(&new.hash()) {
-                true => Ok(new_id),
-                // Another call has rotated it. Without a grace the ID is invalid by now.
-                false if loaded.contents.opens_with(&old_hash, engine.now()) => Ok(SessionId::known(id.as_ref())),
-                false => Err(Error::not_found()),
+            let now = engine.now();
+            match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, now)) {
+                (true, _) => Ok(new_id),
+                // Another call has rotated it, or it was rotated too often to forget one more secret.
+                (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
+                // Without a grace the ID is invalid by now.
+                (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
             }
         })
         .await
@@ -185,48 +216,85 @@ impl<B: Backend> Sessions<B> {
     /// Ends a session. An ID that leads to no session is not an error.
     ///
     /// # Errors
+    /// [`Unauthorized`](crate::ErrorKind::Unauthorized) if the session lives on because this ID is not valid for it any more,
     /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {
         self.within_time(async {
-            match self.find(id.as_ref()).await? {
-                Some(loaded) => self.0.end(loaded).await.map(drop),
-                None => Ok(()),
-            }
+            let ended = match self.look_up(id.as_ref()).await? {
+                Found::Nothing => Ended::Before,
+                Found::Closed => Ended::Refused,
+                Found::Opened(opened, _) => self.0.sign_out(&opened).await?,
+                Found::Unreadable(unreadable) if unreadable.is_proven => {
+                    self.0.delete(unreadable.id).await?;
+                    Ended::Now
+                }
+                Found::Unreadable(unreadable) => return Err(unreadable.error),
+            };
+            if ended == Ended::Refused { Err(Error::not_newest()) } else { Ok(()) }
         })
         .await
     }
 
     /// Ends all sessions of a session key, and returns how many there were.
     ///
-    /// A session that is created meanwhile has either ended or is listed afterwards. The number may be off by sessions that
-    /// begin or expire during the call, because counting and ending are two steps.
+    /// A session that is created meanwhile has either ended or is listed afterwards. A [login](Self::login) that is under way is
+    /// refused.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "revoke_all", alias = "logout")]
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
-        let owner = self.0.owner(key.as_ref());
-        self.within_time(self.clear_and_count(owner, None)).await
+        self.within_time(self.0.clear(self.0.owner(key.as_ref()))).await
     }
 
-    /// Ends all other sessions of this session's key, keeps this one, and returns how many there were. A session without a
-    /// session key has no others. If it has ended, or ends at the same moment, no other ends.
+    /// Gives a session a new ID, and ends all other sessions of its session key and every copy of the old ID. Returns the new ID
+    /// and how many sessions ended. A session without a session key has no others, and keeps its ID.
     ///
     /// For an application that gets its IDs from elsewhere than a cookie, and has just changed a password.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session. Otherwise as [`get`](Self::get).
+    /// [`Unauthorized`](crate::ErrorKind::Unauthorized) if this is not the newest ID of a live session; no session ends then.
+    /// Otherwise as [`get`](Self::get).
     #[doc(alias = "revoke_all")]
-    pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<u64, Error> {
-        self.within_time(async {
-            let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-            match loaded.id.owner() {
-                Some(owner) => self.clear_and_count(owner, Some((loaded.id, loaded.version))).await,
-                None => Ok(0),
+    ///
+    /// # Cancel safety
+    /// Once begun it runs to its end, also when this future is dropped. Nobody has the new ID then.
+    pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<(SessionId, u64), Error> {
+        let (sessions, id) = (self.clone(), id.as_ref().to_owned());
+        let cleared = async move { sessions.within_time(sessions.renew_and_clear(&id)).await };
+        Detached::new(cleared, |cleared| {
+            if let Err(error) = cleared {
+                tracing::warn!(error = %error.chain(), "a call that was dropped has not ended other sessions");
             }
         })
         .await
+    }
+
+    async fn renew_and_clear(&self, id: &str) -> Result<(SessionId, u64), Error> {
+        let engine = &self.0;
+        let old = self.opened(id).await?.ok_or_else(Error::not_newest)?;
+        if old.loaded.owner().is_none() {
+            return Ok((SessionId::known(id), 0));
+        }
+        let (new, name) = (Secret::random()?, random_version());
+        let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
+        let renewed = engine.rewrite(Arc::clone(&old.loaded), name, false, |contents| {
+            Ok(contents.supersede(&old.secret, hash, engine.now()))
+        });
+        let loaded = match renewed.await? {
+            WriteOutcome::Done(loaded) if loaded.contents.hash.matches(&hash) => loaded,
+            WriteOutcome::Unreadable(error) => return Err(error),
+            _ => return Err(Error::not_newest()),
+        };
+        let kept = Opened { loaded, secret: hash };
+        let cleared = match engine.clear_by(&kept, true, name).await {
+            // The new ID is stored, so it is worth a second try, which is known by its name.
+            Err(error) if error.kind() == ErrorKind::Unavailable => engine.clear_by(&kept, true, name).await?,
+            cleared => cleared?,
+        };
+        let cleared = cleared.ok_or_else(Error::not_newest)?;
+        Ok((new_id, cleared.ended))
     }
 
     /// Returns all live sessions of a session key, in the order in which they began. It never contains an ID.
@@ -267,9 +335,7 @@ impl<B: Backend> Sessions<B> {
         self.within_time(async {
             let Some(record) = engine.load(id).await? else { return Ok(false) };
             match engine.read(id, record) {
-                Ok(loaded) if loaded.is_live_at(engine.now()) => {
-                    Ok(matches!(engine.end(Arc::new(loaded)).await?, WriteOutcome::Done(_)))
-                }
+                Ok(loaded) if loaded.is_live_at(engine.now()) => Ok(engine.end(&Arc::new(loaded)).await? == Ended::Now),
                 Ok(_) => Ok(false),
                 Err(_) => engine.delete(id).await,
             }
@@ -292,20 +358,26 @@ impl<B: Backend> Sessions<B> {
         within(|| self.0.request_time(), pin!(work)).await.unwrap_or_else(|| Err(Error::too_late()))
     }
 
-    /// The session that the text of an ID leads to.
-    async fn find(&self, id: &str) -> Result<Option<Arc<Loaded>>, Error> {
+    /// Where the text of an ID leads.
+    async fn look_up(&self, id: &str) -> Result<Found, Error> {
         match self.0.credentials(id) {
-            Some(credentials) => self.find_by(&credentials).await,
-            None => Ok(None),
+            IdText::Id(id) => self.0.find(&id).await,
+            IdText::Foreign => Ok(Found::Closed),
+            IdText::Malformed => Ok(Found::Nothing),
         }
     }
 
-    async fn find_by(&self, id: &Credentials) -> Result<Option<Arc<Loaded>>, Error> {
-        match self.0.find(id).await? {
-            Base::Live(loaded, _) => Ok(Some(loaded)),
-            Base::Unreadable(error) => Err(error),
-            Base::Nothing | Base::Replaced | Base::Gone(..) => Ok(None),
+    /// The session that the text of an ID leads to, if it may read and write.
+    async fn opened(&self, id: &str) -> Result<Option<Opened>, Error> {
+        match self.look_up(id).await? {
+            Found::Opened(opened, Opening::Newest | Opening::Previous) => Ok(Some(opened)),
+            Found::Unreadable(unreadable) => Err(unreadable.error),
+            Found::Nothing | Found::Closed | Found::Opened(_, Opening::Superseded) => Ok(None),
         }
+    }
+
+    async fn find(&self, id: &str) -> Result<Option<Arc<Loaded>>, Error> {
+        Ok(self.opened(id).await?.map(|opened| opened.loaded))
     }
 
     fn info(&self, loaded: Loaded, now: u64) -> SessionInfo {
@@ -322,22 +394,6 @@ impl<B: Backend> Sessions<B> {
             expires: time(now.saturating_add(left).min(contents.deadline)),
             data: contents.data,
         }
-    }
-
-    /// What a login left behind under an old ID is not a session, although the backend counts it. Ending matters more than
-    /// counting, so it does not depend on a list.
-    async fn clear_and_count(&self, owner: Owner, keep: Option<(RecordId, i64)>) -> Result<u64, Error> {
-        let records = timeout(self.0.request_time() / 2, self.0.list(owner)).await;
-        let tombstones = match records {
-            Ok(Ok(records)) => records.iter().filter(|record| self.is_tombstone(record)).count() as u64,
-            _ => 0,
-        };
-        let ended = self.0.clear(owner, keep).await?.ok_or_else(Error::not_found)?;
-        Ok(ended.saturating_sub(tombstones))
-    }
-
-    fn is_tombstone(&self, record: &Record) -> bool {
-        self.0.read(record.id, record.clone()).is_ok_and(|loaded| loaded.contents.ended)
     }
 }
 

@@ -85,7 +85,7 @@ impl RecentClears {
 
     fn is_since(&self, owner: Owner, age: Duration, now: Duration) -> bool {
         let last = self.last.get(&owner).map(|last| last.at).max(self.floor);
-        last.is_some_and(|at| now.saturating_sub(at) <= age)
+        last.is_some_and(|at| now.saturating_sub(at) < age)
     }
 }
 
@@ -181,12 +181,13 @@ mod tests {
         let mut clears = RecentClears::new(100);
         clears.remember(owner(1), 7, 3, minutes(1));
         assert_eq!((clears.repeat(owner(1), 7), clears.repeat(owner(1), 8)), (Some(3), None));
-        for (age, is) in [(0, false), (4, false), (5, true), (15, true), (16, true)] {
+        for (age, is) in [(0, false), (5, false), (6, true), (15, true), (16, true)] {
             assert_eq!(is_late(&clears, 1, minutes(age), minutes(6)), is, "{age}");
         }
         assert!(!is_late(&clears, 2, minutes(15), minutes(6)) && is_late(&clears, 2, minutes(16), minutes(6)));
+        assert!(is_late(&clears, 1, minutes(15), minutes(15)));
         clears.forget(minutes(16));
-        assert!(is_late(&clears, 1, minutes(15), minutes(16)));
+        assert!(clears.last.len() == 1);
         clears.forget(minutes(17));
         assert!(clears.last.is_empty() && clears.order.is_empty() && clears.floor.is_none());
     }
@@ -210,7 +211,7 @@ mod tests {
         assert_eq!((clears.repeat(owner(1), 9), clears.repeat(owner(1), 8)), (Some(9), None));
         // The first of them is forgotten, and the last is not.
         clears.forget(minutes(16));
-        assert!(is_late(&clears, 1, minutes(7), minutes(16)) && !is_late(&clears, 1, minutes(6), minutes(16)));
+        assert!(is_late(&clears, 1, minutes(8), minutes(16)) && !is_late(&clears, 1, minutes(7), minutes(16)));
     }
 
     #[test]
@@ -221,9 +222,9 @@ mod tests {
         }
         assert_eq!(clears.last.len(), 2);
         for n in 1..=2 {
-            assert!(is_late(&clears, n, minutes(3), minutes(5)) && clears.repeat(owner(n), 7).is_none());
+            assert!(is_late(&clears, n, minutes(4), minutes(5)) && clears.repeat(owner(n), 7).is_none());
         }
-        assert!(is_late(&clears, 9, minutes(3), minutes(5)) && !is_late(&clears, 9, minutes(2), minutes(5)));
+        assert!(is_late(&clears, 9, minutes(4), minutes(5)) && !is_late(&clears, 9, minutes(3), minutes(5)));
     }
 
     #[test]

@@ -196,9 +196,11 @@ impl Browser {
         self.command(Command::get("cookie")).as_array().unwrap().clone()
     }
 
-    /// The session's cookie.
+    /// The session's cookie: the user's, otherwise the visitor's.
     pub fn cookie(&self) -> Option<Value> {
-        self.cookies().into_iter().find(|cookie| cookie["name"] == "__Host-id")
+        let cookies = self.cookies();
+        let named = |name: &str| cookies.iter().find(|cookie| cookie["name"] == name).cloned();
+        named("__Host-id").or_else(|| named("__Host-id-visitor"))
     }
 
     /// Its value.

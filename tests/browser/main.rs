@@ -32,6 +32,7 @@ on_every_store! {
     a_wrong_password_is_told_in_words,
     one_browser_ends_the_session_of_the_other,
     signing_out_everywhere_else_keeps_this_browser,
+    a_session_that_has_ended_signs_nobody_else_out,
     a_new_password_signs_out_everywhere_else,
     a_rotation_while_another_tab_loads_signs_nobody_out,
     after_signing_out_the_back_button_shows_nothing_private,
@@ -71,7 +72,7 @@ fn the_cookie_is_out_of_reach(scene: &Scene) {
             scene.sign_in(&browser, ADA);
         }
         let [cookie] = &browser.cookies()[..] else { panic!("{:?}", browser.cookies()) };
-        assert_eq!(cookie["name"], "__Host-id");
+        assert_eq!(cookie["name"], if signed_in { "__Host-id" } else { "__Host-id-visitor" });
         assert_eq!(cookie["secure"], true);
         assert_eq!(cookie["httpOnly"], true);
         assert_eq!(cookie["sameSite"], "Lax");
@@ -157,12 +158,20 @@ fn one_browser_ends_the_session_of_the_other(scene: &Scene) {
 fn signing_out_everywhere_else_keeps_this_browser(scene: &Scene) {
     let (laptop, phone) = (scene.ada(), scene.ada());
     phone.expect(401);
-    let id = laptop.id();
+    // Somebody has copied this browser's cookie.
+    let (id, thief) = (laptop.id(), scene.browser());
+    thief.expect(401);
+    thief.open(&scene.at("/login"));
+    thief.set_id(&id);
+    thief.open(&scene.at("/"));
+    thief.shows("Hello, ada");
     laptop.open(&scene.at("/sessions"));
     laptop.press("Sign out everywhere else");
     assert_eq!(laptop.text_of("[role=status]"), "You are signed out everywhere else.");
     assert_eq!(laptop.count(".sessions li"), 1);
-    assert_eq!(laptop.id(), id);
+    assert_ne!(laptop.id(), id, "a copy of the cookie is out as well");
+    thief.open(&scene.at("/sessions"));
+    thief.shows("Please sign in first.");
     phone.open(&scene.at("/sessions"));
     phone.shows("Please sign in first.");
 
@@ -172,6 +181,26 @@ fn signing_out_everywhere_else_keeps_this_browser(scene: &Scene) {
     laptop.expect(401);
     laptop.reload();
     laptop.shows("Please sign in first.");
+}
+
+/// A page from before still has the button. It says that this session has ended, and ends no other.
+fn a_session_that_has_ended_signs_nobody_else_out(scene: &Scene) {
+    let (laptop, phone) = (scene.ada(), scene.ada());
+    phone.open(&scene.at("/sessions"));
+    laptop.open(&scene.at("/sessions"));
+    laptop.follow(".sessions li:not(.this) button");
+    assert_eq!(laptop.text_of("[role=status]"), "That session is signed out.");
+    phone.expect(401);
+    phone.press("Sign out everywhere");
+    phone.shows("Please sign in first.");
+    laptop.reload();
+    assert_eq!(laptop.count(".sessions li"), 1);
+    // The form, sent by a browser with a dead cookie just after all sessions ended, signs in: never a redirect that did nothing.
+    laptop.press("Sign out everywhere");
+    nobody_is_signed_in(&laptop);
+    scene.sign_in(&phone, ADA);
+    phone.open(&scene.at("/"));
+    phone.shows("Hello, ada");
 }
 
 fn a_new_password_signs_out_everywhere_else(scene: &Scene) {

@@ -36,7 +36,7 @@ impl Client {
         Self { layer: self.layer.clone(), jar: Arc::new(Mutex::new(self.jar.lock().unwrap().clone())) }
     }
 
-    /// The session's cookie: name and value.
+    /// The session's cookie: name and value; the user's if there are both.
     pub fn cookie(&self) -> Option<(String, String)> {
         let jar = self.jar.lock().unwrap();
         jar.iter().next().map(|(name, value)| (name.clone(), value.clone()))
@@ -46,8 +46,12 @@ impl Client {
         self.cookie().map(|(_, value)| value)
     }
 
+    /// Under the name of its kind, as far as that can be seen: an ID that is encrypted goes under both.
     pub fn set_id(&self, value: &str) {
-        self.jar.lock().unwrap().insert("__Host-id".to_owned(), value.to_owned());
+        let dots = value.matches('.').count();
+        for (name, _) in [("__Host-id", 1), ("__Host-id-visitor", 2)].iter().filter(|(_, other)| dots != *other) {
+            self.jar.lock().unwrap().insert((*name).to_owned(), value.to_owned());
+        }
     }
 
     /// A request to a handler that takes the session.
@@ -135,18 +139,16 @@ impl Answer {
 
     /// The one cookie that was set, not removed.
     pub fn new_id(&self) -> Option<String> {
-        match self.set_cookies()[..] {
-            [] => None,
-            [one] => {
-                let cookie = cookie::Cookie::parse(one.to_owned()).unwrap();
-                (!cookie.value().is_empty()).then(|| cookie.value().to_owned())
-            }
-            ref more => panic!("{} cookies were set", more.len()),
-        }
+        let cookies = self.set_cookies().into_iter().map(|line| cookie::Cookie::parse(line.to_owned()).unwrap());
+        let set: Vec<_> = cookies.filter(|cookie| !cookie.value().is_empty()).collect();
+        assert!(set.len() < 2, "{set:?} were set");
+        set.first().map(|cookie| cookie.value().to_owned())
     }
 
+    /// Whether cookies are removed, and none is set.
     pub fn removes_cookie(&self) -> bool {
-        matches!(self.set_cookies()[..], [one] if one.contains("Max-Age=0"))
+        let lines = self.set_cookies();
+        !lines.is_empty() && lines.iter().all(|line| line.contains("Max-Age=0"))
     }
 
     #[track_caller]

@@ -369,11 +369,10 @@ async fn p05_what_was_answered_503_is_not_applied_later_by_a_clone(store: Store)
 
 async fn p05_save_says_so_when_an_insert_on_a_replaced_id_is_dropped(store: Store) {
     let client = Client::new(&store.layer());
-    client.does(|session| session.insert("n", 1)).await.ok();
+    client.does(|session| session.create("ada", json!({}))).await.ok();
     let old = client.thief();
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let answer = old.visit(async |session: Session| {
-        session.delete();
         session.insert("m", 1)?;
         let saved = session.save().await.map_err(|error| error.kind());
         Ok(format!("{saved:?} {:?}", session.get::<u8>("m")?))

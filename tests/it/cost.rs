@@ -117,10 +117,26 @@ async fn every_kind_of_request_makes_the_calls_that_the_docs_say(store: Store) {
     assert_eq!(calls(|session| session.insert("n", 2)).await, [Verb::Load], "a write that changes nothing");
     assert_eq!(calls(bind_ada).await, [Verb::Load, Verb::Create, Verb::Update], "login");
     assert_eq!(calls(rework).await, [Verb::Load, Verb::Update], "rotation");
+    assert_eq!(calls(bind_ada).await, [Verb::Load, Verb::Update], "login of the user who is signed in");
+    let clear_others: fn(&Session) -> Result<(), Error> = |session| {
+        session.clear_others();
+        Ok(())
+    };
+    assert_eq!(calls(clear_others).await, [Verb::Load, Verb::Update, Verb::Clear], "logout everywhere else");
     // To a record that has ended: so that two logouts at once are told apart.
     assert_eq!(calls(delete).await, [Verb::Load, Verb::Update], "logout");
     assert_eq!(calls(bind_ada).await, [Verb::Create], "login without a session");
+    let dead = client.thief();
     assert_eq!(calls(clear).await, [Verb::Load, Verb::Clear], "logout everywhere");
+
+    // Another device is signed out everywhere, and its browser keeps the cookie until the next login.
+    let calls_of_dead = async |handler: fn(&Session) -> Result<(), Error>| {
+        store.faults.calls();
+        dead.does(handler).await.ok();
+        store.faults.calls()
+    };
+    assert_eq!(calls_of_dead(write).await, [Verb::Load, Verb::Create], "first write with a dead cookie");
+    assert_eq!(calls_of_dead(|_| Ok(())).await, [Verb::Load, Verb::Load], "read with a dead cookie");
 }
 
 /// Such as a stream of server-sent events, of which there may be very many.

@@ -262,7 +262,7 @@ async fn layers_with_different_names_work_together(store: Store) {
     let client = Client::new(&outer);
     let (_, headers, _) = get_path(&app, &client, "/both").await;
     let names: Vec<_> = headers.get_all("set-cookie").iter().map(|v| v.to_str().unwrap().split('=').next()).collect();
-    assert_eq!(names, [Some("__Host-inner"), Some("__Host-outer")]);
+    assert_eq!(names, [Some("__Host-inner-visitor"), Some("__Host-outer-visitor")]);
     store.faults.calls();
     assert_eq!(get_path(&app, &client, "/in").await.2, "inner");
     assert_eq!(store.faults.calls(), [Verb::Load, Verb::Load, Verb::Update]);
@@ -382,5 +382,5 @@ async fn the_innermost_layers_session_is_the_one_that_handlers_get() {
     let request = http::Request::new(axum::body::Body::empty());
     let response = tower::ServiceExt::oneshot(app, request).await.unwrap();
     let cookie = response.headers()["set-cookie"].to_str().unwrap();
-    assert!(cookie.starts_with("__Host-a="), "{cookie}");
+    assert!(cookie.starts_with("__Host-a-visitor="), "{cookie}");
 }

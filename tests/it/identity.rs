@@ -382,7 +382,10 @@ async fn p03_a_known_handle_is_of_no_use(store: Store) {
     let (owner, _) = id.split_once('.').unwrap();
 
     let thief = Client::new(&layer);
-    for forged in [format!("{handle}.{}", "A".repeat(43)), format!("{owner}.{handle}.{}", "A".repeat(43))] {
+    // To nothing; and to a live session that it does not open.
+    for (forged, status) in
+        [(format!("{handle}.{}", "A".repeat(43)), 200), (format!("{owner}.{handle}.{}", "A".repeat(43)), 401)]
+    {
         thief.set_id(&forged);
         let answer = thief
             .does(|session| {
@@ -392,7 +395,7 @@ async fn p03_a_known_handle_is_of_no_use(store: Store) {
                 Ok(())
             })
             .await;
-        answer.ok().sets_no_cookie();
+        assert_eq!(answer.sets_no_cookie().status, status);
     }
     // The real secret under another owner's name is no more than that.
     let (_, secret) = id.rsplit_once('.').unwrap();

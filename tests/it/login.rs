@@ -308,7 +308,7 @@ impl Browser {
     }
 
     fn id(&self) -> String {
-        self.cookies["__Host-id"].clone()
+        self.cookies.get("__Host-id").or(self.cookies.get("__Host-id-visitor")).unwrap().clone()
     }
 
     fn send(&mut self, method: &str, path: &str, body: &str) -> Page {
@@ -350,7 +350,7 @@ impl Browser {
         if name == "__Host-out" {
             return;
         }
-        assert_eq!(name, "__Host-id");
+        assert!(["__Host-id", "__Host-id-visitor"].contains(&name), "{name}");
         if attributes.contains(&"Max-Age=0") {
             self.cookies.remove(name);
         } else {

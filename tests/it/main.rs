@@ -12,6 +12,7 @@ mod ports;
 mod random;
 mod store;
 
+mod authority;
 mod cancellation;
 mod concurrency;
 mod conformance;

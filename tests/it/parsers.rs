@@ -66,7 +66,9 @@ pub fn id_text(bytes: &[u8]) {
     for sessions in &*SESSIONS {
         RUNTIME.block_on(async {
             assert!(sessions.get(text).await.unwrap().is_none());
-            sessions.delete(text).await.unwrap();
+            let deleted = sessions.delete(text).await.map_err(|error| error.kind());
+            // It may be an ID of another process, by a key that this one does not have.
+            assert!(matches!(deleted, Ok(()) | Err(ErrorKind::Unauthorized)), "{deleted:?}");
         });
     }
 }

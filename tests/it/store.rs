@@ -129,7 +129,8 @@ impl Store {
     pub async fn memory() -> Self {
         let clock = Clock::manual();
         let store = MemorySessions::builder().clock(clock.clone()).build().unwrap().erase();
-        Self::with(store, clock, knows_updates)
+        let backend = store.backend().clone();
+        Self::with(store, clock, |faults| knows_updates(faults, backend))
     }
 
     pub async fn json() -> Self {
@@ -329,17 +330,30 @@ pub async fn in_time<T>(mut attempt: impl AsyncFnMut() -> Option<T>) -> T {
     done.unwrap()
 }
 
-/// Lets a store know an update again that it has done already, as one has to whose answers a test takes away.
-pub fn knows_updates(faults: &Faults) {
-    let done = Mutex::new(HashSet::new());
+/// Lets a store know its updates again, as one has to whose answers a test takes away: those that it has done, and those that it
+/// has not.
+pub fn knows_updates(faults: &Faults, store: AnyBackend) {
+    let done = Arc::new(Mutex::new(HashSet::new()));
     faults.always(
         Verb::Update,
         Fault::change(move |call, answer| {
-            let (mut done, name) = (done.lock().unwrap(), call.record.map(|record| (record.id, record.version)));
-            if matches!(answer, Ok(Answer::Update(Outcome::Done))) {
-                done.insert(name);
+            let (done, store) = (Arc::clone(&done), store.clone());
+            async move {
+                let name = call.record.as_ref().map(|record| (record.id, record.version));
+                if matches!(answer, Ok(Answer::Update(Outcome::Done))) {
+                    done.lock().unwrap().insert(name);
+                }
+                if done.lock().unwrap().contains(&name) {
+                    return Ok(Answer::Update(Outcome::Done));
+                }
+                match (answer, call.id) {
+                    (Err(_), Some(id)) if call.retry => Ok(Answer::Update(match store.load(id).await? {
+                        Some(there) => Outcome::Conflict(there),
+                        None => Outcome::Gone,
+                    })),
+                    (answer, _) => answer,
+                }
             }
-            ready(answer.map(|answer| if done.contains(&name) { Answer::Update(Outcome::Done) } else { answer }))
         }),
     );
 }

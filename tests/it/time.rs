@@ -131,7 +131,7 @@ async fn p18_only_login_starts_a_new_deadline(store: Store) {
         Ok(())
     });
     assert!(set_cookie(bound.await).contains(&format!("Max-Age={}", 30 * 86_400)));
-    assert_eq!(sessions.list("ada").await.unwrap()[0].created, store.clock.now());
+    assert_eq!(sessions.list("ada").await.unwrap()[0].signed_in, Some(store.clock.now()));
 }
 
 async fn p18_anonymous_sessions_have_a_deadline_of_their_own(store: Store) {

@@ -18,7 +18,7 @@ if clears then
     at = micros
     redis.call('SET', KEYS[3], string.format('%016.0f', at) .. string.sub(clears, 17), 'KEEPTTL')
   end
-  if micros - at <= age then return {4, now} end
+  if micros - at < age then return {4, now} end
 end
 if known then return {-3, now} end
 if not older or there then return {0, now} end

@@ -112,7 +112,7 @@ enum Flaw {
     CreateStoresWhatIsLate,
     CreateIsTakenBeforeItIsLate,
     CreateIsLateForEver,
-    CreateAsOldAsTheClearIsDone,
+    CreateAsOldAsTheClearIsLate,
     CreateTakesAnyAge,
     CreateTakesAnyAgeOfVisitors,
     CreateIsLateThoughItIsThere,
@@ -237,7 +237,7 @@ const CAUGHT: &[(Flaw, &str, &str)] = &[
     (CreateStoresWhatIsLate, "a_create_since_before_a_clear_is_late", "stored a record"),
     (CreateIsTakenBeforeItIsLate, "a_create_since_before_a_clear_is_late", "is Taken and not `Late`"),
     (CreateIsLateForEver, "a_create_since_after_a_clear_is_done", "nobody can sign in again"),
-    (CreateAsOldAsTheClearIsDone, "a_create_as_old_as_the_clear_is_late", "at the same moment"),
+    (CreateAsOldAsTheClearIsLate, "a_create_as_old_as_the_clear_is_done", "nobody can sign in"),
     (CreateTakesAnyAge, "a_create_since_more_than_fifteen_minutes_is_late", "more than fifteen minutes"),
     (CreateTakesAnyAgeOfVisitors, "a_create_since_more_than_fifteen_minutes_is_late", "more than fifteen minutes"),
     (CreateIsLateThoughItIsThere, "a_record_that_is_there_is_never_late", "a login that was made is answered 401"),
@@ -433,9 +433,9 @@ impl Wrong {
         };
         let is_since = |last: &LastClear| match (self.flaw, self.now() - last.at) {
             (CreateIsLateForEver, _) => true,
-            (CreateAsOldAsTheClearIsDone, since) => since < *age,
+            (CreateAsOldAsTheClearIsLate, since) => since <= *age,
             (ClearIsForgottenAfterTenMinutes, since) if since > Duration::from_secs(600) => false,
-            (_, since) => since <= *age,
+            (_, since) => since < *age,
         };
         is_too_old || last.is_some_and(is_since)
     }

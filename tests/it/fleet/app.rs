@@ -13,14 +13,18 @@ use axum::{
     routing::post,
 };
 use http::StatusCode;
-use jam_session::{Data, Error, ErrorKind, Session, SessionLayer, Sessions};
+use jam_session::{Data, Error, ErrorKind, Session, SessionLayer, Sessions, SignIn};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use super::ask::{Ask, End, Moment, Said, Seen, What, Write};
+use super::{
+    ask::{Ask, End, Moment, Said, Seen, What, Write},
+    sabotage::Sabotage,
+};
 
 pub struct App {
     sessions: Sessions,
+    sabotage: Option<Sabotage>,
     gates: Mutex<HashMap<usize, Arc<Gate>>>,
     /// Requests whose handler has recorded what it was asked to, with the handle of what it had loaded.
     pub recorded: Mutex<HashMap<usize, Option<String>>>,
@@ -34,8 +38,9 @@ struct Gate {
 }
 
 impl App {
-    pub fn new(sessions: Sessions) -> Arc<Self> {
-        Arc::new(Self { sessions, gates: Mutex::default(), recorded: Mutex::default(), saved: Mutex::default() })
+    pub fn new(sessions: Sessions, sabotage: Option<Sabotage>) -> Arc<Self> {
+        let (gates, recorded, saved) = Default::default();
+        Arc::new(Self { sessions, sabotage, gates, recorded, saved })
     }
 
     pub fn router(self: &Arc<Self>) -> Router {
@@ -98,16 +103,40 @@ impl App {
         if !ask.blind {
             said.seen = Some(seen(&session)?);
         }
+        let login = match ask.login() {
+            Some(user) if ask.takes_login => Some(self.sessions.login(user).await?),
+            _ => None,
+        };
         self.wait(&ask, Moment::Loaded).await;
+        let late = match ask.login() {
+            Some(user) if self.sabotage == Some(Sabotage::SlowBindsSurvive) => {
+                // As if it was enough that there was a session when the request came.
+                let seen = said.seen.as_ref().filter(|seen| seen.key.is_some()).and_then(|seen| seen.handle.as_ref());
+                let listed = self.list(session.key().as_deref().unwrap_or(user)).await?;
+                let is_live = seen.is_some() && listed.iter().any(|listed| listed.handle.as_ref() == seen);
+                if is_live { None } else { Some(self.sessions.login(user).await?) }
+            }
+            _ => None,
+        };
+        let sign_in = |user: &String| late.or(login).map_or_else(|| SignIn::from(user), SignIn::from);
         match &ask.what {
+            // As if only a live session could be ended.
+            _ if self.sabotage == Some(Sabotage::SupersededSignOutsDoNothing)
+                && matches!(ask.what, What::Delete | What::Clear)
+                && session.handle().is_none() => {}
             What::Bind(user) => {
-                session.bind(user);
+                session.bind(sign_in(user));
                 session.insert("login", ask.id)?;
             }
-            What::Create(user) => session.create(user, json!({"login": ask.id}))?,
+            What::Create(user) => session.create(sign_in(user), json!({"login": ask.id}))?,
             What::ClearAndBind(user) => {
                 session.clear();
-                session.bind(user);
+                session.bind(sign_in(user));
+                session.insert("login", ask.id)?;
+            }
+            What::OthersAndBind(user) => {
+                session.clear_others();
+                session.bind(sign_in(user));
                 session.insert("login", ask.id)?;
             }
             What::Rework => session.rework(),

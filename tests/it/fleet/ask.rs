@@ -20,6 +20,8 @@ pub struct Ask {
     pub end: End,
     /// It writes without having loaded.
     pub blind: bool,
+    /// It signs in with a `Login`, taken before the handler waits with what it has loaded.
+    pub takes_login: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -32,10 +34,12 @@ pub enum What {
     Create(String),
     /// Signs out everywhere, and in again.
     ClearAndBind(String),
+    /// Signs out everywhere else, and in: a new password, or a link that resets it.
+    OthersAndBind(String),
     Rework,
     Delete,
     Clear,
-    /// Signs out everywhere else, and keeps the session.
+    /// Signs out everywhere else, and keeps the session under a new ID.
     ClearOthers,
     /// The sessions of whoever is signed in.
     List,
@@ -108,20 +112,26 @@ pub struct Reply {
 
 impl Ask {
     pub fn new(id: usize, what: What) -> Self {
-        Self { id, what, writes: vec![], save: false, late: vec![], wait: None, end: End::Well, blind: false }
+        let (writes, late) = (vec![], vec![]);
+        Self { id, what, writes, save: false, late, wait: None, end: End::Well, blind: false, takes_login: false }
     }
 
     /// The user whom it signs in.
     pub fn login(&self) -> Option<&str> {
         match &self.what {
-            What::Bind(user) | What::Create(user) | What::ClearAndBind(user) => Some(user),
+            What::Bind(user) | What::Create(user) | What::ClearAndBind(user) | What::OthersAndBind(user) => Some(user),
             _ => None,
         }
     }
 
+    /// Whether it ends sessions besides the login that it makes.
+    pub fn logs_in_and_clears(&self) -> bool {
+        matches!(self.what, What::ClearAndBind(_) | What::OthersAndBind(_))
+    }
+
     /// Whether it ends sessions whatever else goes wrong.
     pub fn signs_out(&self) -> bool {
-        matches!(self.what, What::Delete | What::Clear | What::ClearOthers | What::ClearAndBind(_))
+        matches!(self.what, What::Delete | What::Clear | What::ClearOthers) || self.logs_in_and_clears()
     }
 
     /// Whether what it writes goes to the session that it came with.

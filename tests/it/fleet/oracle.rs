@@ -4,15 +4,18 @@
 //! other if it was answered before the other was sent; else they overlap, and both orders are possible. What a request does
 //! is *sure* from its answer on, *not* done if the answer says so, and *maybe* done, at any moment after it was sent, if its
 //! answer was lost or is a 503. A response is wrong if it fits none of the possible orders.
+//!
+//! A login of the same user, and `clear_others`, leave the record and its handle, and nothing can be read by an ID from before:
+//! here that is another session, the *next* of the one before. What ends the record ends both.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::Value as Json;
 
-use super::ask::{Ask, COUNTERS, End, Reply, Seen, What, Write};
+use super::ask::{Ask, COUNTERS, End, Moment, Reply, Said, Seen, What, Write};
 
 pub struct Oracle {
-    /// How long an ID from before a rework still leads to its session, and a tombstone lives; in milliseconds.
+    /// How long an ID from before a rework still leads to its session; in milliseconds.
     grace: u64,
     /// Nothing is made to fail: there is no reason for a 503.
     steady: bool,
@@ -20,6 +23,7 @@ pub struct Oracle {
     /// By the clock of the application.
     ms: u64,
     pub sessions: Vec<Known>,
+    /// The last session of each handle.
     handles: HashMap<String, usize>,
     pub values: Vec<Value>,
     texts: HashMap<String, usize>,
@@ -35,17 +39,22 @@ pub struct Oracle {
     pub tally: BTreeMap<&'static str, u64>,
 }
 
-/// A session.
+/// A session, from one login or `clear_others` to the next.
 pub struct Known {
     pub key: Option<String>,
     pub handle: Option<String>,
-    /// When it was there for sure, at first.
+    /// When its record was there for sure, at first.
     born: u64,
     /// When its ID was handed out.
     settled: u64,
     born_by: usize,
+    /// The login that its data names; and which it may be instead, if that one was discarded.
+    login: Option<usize>,
+    or_login: Option<usize>,
     /// Its cookie was lost: it is known from lists alone, and the one who made it may still remove it.
     orphan: bool,
+    /// The same record after the next login or `clear_others`.
+    next: Option<usize>,
     /// What may have ended it.
     enders: Vec<Effect>,
     rotations: Vec<Effect>,
@@ -58,28 +67,40 @@ pub struct Known {
 pub struct Value {
     pub text: String,
     pub session: usize,
-    /// What may have rotated it away.
-    reworks: Vec<Effect>,
-    /// By which rework it was, and when that was answered.
-    successor: Option<(usize, u64)>,
+    /// What may have replaced it: rotations, logins in place and `clear_others`.
+    links: Vec<Effect>,
+    /// By which of them it was, and by what.
+    successor: Option<(usize, usize)>,
+    /// Logins to other sessions that may have ended its grace.
+    cut: Vec<Effect>,
 }
 
+/// What a request brings.
+#[derive(Clone, Debug, Default)]
+pub struct Cookies {
+    users: Vec<usize>,
+    visitors: Vec<usize>,
+    forged: Option<Forged>,
+}
+
+/// Nothing that was ever given to anybody under that name. If it is not even shaped like an ID, the store is not asked.
 #[derive(Clone, Debug)]
-pub enum Cookie {
-    None,
-    One(usize),
-    /// Two of our name.
-    Two(usize, usize),
-    /// Nothing that was ever given to anybody. If it is not even shaped like an ID, the store is not asked.
-    Forged {
-        text: String,
-        malformed: bool,
-    },
+pub struct Forged {
+    pub text: String,
+    pub malformed: bool,
+    pub is_visitors: bool,
 }
 
 /// What the browser is told.
-#[derive(Debug, PartialEq)]
-pub enum Jar {
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Jar {
+    pub user: Slot,
+    pub visitor: Slot,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Slot {
+    #[default]
     Keep,
     Set(usize),
     Remove,
@@ -87,12 +108,21 @@ pub enum Jar {
 
 struct Asked {
     ask: Ask,
-    cookie: Cookie,
+    cookies: Cookies,
     cross_site: bool,
-    sent: u64,
-    sent_ms: u64,
+    sent: Instant,
     browser: usize,
-    answered: Option<u64>,
+    /// When it was known to wait in its handler, and when it was let go on.
+    waits: Option<Instant>,
+    goes_on: Option<Instant>,
+    answered: Option<Instant>,
+}
+
+/// A moment of the walk, and of the clock of the application.
+#[derive(Clone, Copy, Debug)]
+struct Instant {
+    at: u64,
+    ms: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -107,6 +137,8 @@ enum Fate {
 struct Effect {
     ask: usize,
     late: bool,
+    /// The record stays, under a new ID.
+    renews: bool,
     sent: u64,
     sent_ms: u64,
     done: Option<u64>,
@@ -143,7 +175,50 @@ struct Line {
     text: String,
 }
 
+/// Where a request's cookies led.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Found {
+    Nobody,
+    User(usize),
+    Visitor(usize),
+}
+
 type Checked<T = ()> = Result<T, String>;
+
+impl Cookies {
+    pub fn forged(forged: Forged) -> Self {
+        Self { forged: Some(forged), ..Self::default() }
+    }
+
+    /// More than one of a name.
+    pub fn is_several(&self) -> bool {
+        self.users.len() > 1 || self.visitors.len() > 1
+    }
+
+    fn all(&self) -> impl Iterator<Item = usize> {
+        self.users.iter().chain(&self.visitors).copied()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.all().next().is_none() && self.forged.is_none()
+    }
+
+    fn came(&self, is_visitors: bool) -> bool {
+        let values = if is_visitors { &self.visitors } else { &self.users };
+        !values.is_empty() || self.forged.as_ref().is_some_and(|it| it.is_visitors == is_visitors && !it.is_too_long())
+    }
+
+    /// A user's ID that leads to no session of the one who brings it, or is not known to.
+    fn forges_user(&self) -> bool {
+        self.forged.as_ref().is_some_and(|forged| !forged.is_visitors && !forged.malformed)
+    }
+}
+
+impl Forged {
+    fn is_too_long(&self) -> bool {
+        self.text.len() > 1000
+    }
+}
 
 impl Oracle {
     pub fn new(grace: u64, steady: bool) -> Self {
@@ -166,16 +241,50 @@ impl Oracle {
         }
     }
 
+    pub fn is_steady(&self) -> bool {
+        self.steady
+    }
+
     /// The number of the next request.
     pub fn next_id(&self) -> usize {
         self.asked.len()
     }
 
-    pub fn session_of(&self, cookie: &Cookie) -> Option<usize> {
-        match cookie {
-            Cookie::One(value) => Some(self.values[*value].session),
-            _ => None,
-        }
+    /// A request with these values, each under the name of its kind.
+    pub fn cookies(&self, values: impl IntoIterator<Item = usize>) -> Cookies {
+        let (visitors, users) = values.into_iter().partition(|value| self.is_visitors(*value));
+        Cookies { users, visitors, forged: None }
+    }
+
+    pub fn is_visitors(&self, value: usize) -> bool {
+        self.sessions[self.values[value].session].key.is_none()
+    }
+
+    pub fn header(&self, cookies: &Cookies) -> Option<String> {
+        let value = |value: usize| {
+            let name = if self.is_visitors(value) { VISITORS } else { USERS };
+            format!("{name}={}", self.values[value].text)
+        };
+        let forged = cookies.forged.iter().map(|forged| {
+            let name = if forged.is_visitors { VISITORS } else { USERS };
+            format!("{name}={}", forged.text)
+        });
+        let pairs: Vec<String> = cookies.all().map(value).chain(forged).collect();
+        (!pairs.is_empty()).then(|| pairs.join("; "))
+    }
+
+    /// The session that these cookies lead to, as far as is known.
+    pub fn session_of(&self, cookies: &Cookies) -> Option<usize> {
+        let sessions: Vec<usize> = cookies.all().map(|value| self.values[value].session).collect();
+        sessions.iter().copied().find(|session| self.may_live(*session)).or(sessions.first().copied())
+    }
+
+    pub fn user_of(&self, cookies: &Cookies) -> Option<String> {
+        cookies.users.first().and_then(|value| self.sessions[self.values[*value].session].key.clone())
+    }
+
+    fn user_of_value(&self, value: usize) -> Option<&str> {
+        self.sessions[self.values[value].session].key.as_deref()
     }
 
     /// Whether that session may be live, as far as is known.
@@ -196,48 +305,38 @@ impl Oracle {
     }
 
     /// A request is about to be sent.
-    pub fn send(&mut self, ask: &Ask, cookie: Cookie, cross_site: bool, browser: usize, ms: u64) {
+    pub fn send(&mut self, ask: &Ask, cookies: Cookies, cross_site: bool, browser: usize, ms: u64) {
         assert_eq!(ask.id, self.asked.len());
         self.now += 1;
-        let effect = Effect { ask: ask.id, late: false, sent: self.now, sent_ms: ms, done: None, fate: Fate::Maybe };
-        if let Cookie::One(value) = cookie {
-            let session = self.values[value].session;
-            if ask.is_plain() {
-                self.note_writes(session, &ask.writes, effect);
-                self.note_writes(session, &ask.late, Effect { late: true, ..effect });
-            }
-            let known = &mut self.sessions[session];
-            match (&ask.what, known.key.clone()) {
-                (What::Rework, _) => {
-                    known.rotations.push(effect);
-                    self.values[value].reworks.push(effect);
-                }
-                (What::Bind(_) | What::Create(_) | What::Delete, _) | (What::Clear | What::ClearAndBind(_), None) => {
-                    known.enders.push(effect)
-                }
-                (What::Clear | What::ClearAndBind(_), Some(key)) => self.note_clear(&key, effect),
-                (What::ClearOthers, Some(key)) => {
-                    self.note_clear(&key, effect);
-                    self.sessions[session].enders.retain(|ender| ender.ask != effect.ask);
-                }
-                (What::Revoke(handle), Some(key)) => {
-                    let target = self.handles.get(handle).map(|target| &mut self.sessions[*target]);
-                    if let Some(target) = target.filter(|target| target.key == Some(key)) {
-                        target.enders.push(effect);
-                    }
-                }
-                _ => {}
-            }
+        let (sent, renews) = (Instant { at: self.now, ms }, false);
+        let effect =
+            Effect { ask: ask.id, late: false, renews, sent: sent.at, sent_ms: ms, done: None, fate: Fate::Maybe };
+        for value in cookies.all() {
+            self.note(value, ask, effect);
         }
-        if let What::ClearOf(user) = &ask.what {
-            self.note_clear(user, effect);
+        match &ask.what {
+            What::ClearOf(user) | What::ClearAndBind(user) | What::OthersAndBind(user) => self.note_clear(user, effect),
+            _ => {}
         }
-        let from = self.session_of(&cookie);
-        let shown = self.show(&cookie);
+        let from = cookies.all().map(|value| self.values[value].session).collect();
+        let shown = self.show(&cookies);
         let text = format!("-> {shown}: {}{}", told(ask), if cross_site { ", from another site" } else { "" });
-        self.log.push(Line { ms, ask: ask.id, browser, sessions: from.into_iter().collect(), text });
-        let (ask, sent) = (ask.clone(), self.now);
-        self.asked.push(Asked { ask, cookie, cross_site, sent, sent_ms: ms, browser, answered: None });
+        self.log.push(Line { ms, ask: ask.id, browser, sessions: from, text });
+        let (waits, goes_on, answered) = (None, None, None);
+        self.asked.push(Asked { ask: ask.clone(), cookies, cross_site, sent, browser, waits, goes_on, answered });
+    }
+
+    /// It is known that its handler waits.
+    pub fn waits(&mut self, id: usize, ms: u64) {
+        self.now += 1;
+        self.asked[id].waits = Some(Instant { at: self.now, ms });
+    }
+
+    /// The handler is let go on.
+    pub fn goes_on(&mut self, id: usize, ms: u64) {
+        self.now += 1;
+        self.asked[id].goes_on = Some(Instant { at: self.now, ms });
+        self.line(id, ms, vec![], "goes on".to_owned());
     }
 
     /// Nobody heard the answer.
@@ -263,13 +362,25 @@ impl Oracle {
     /// The handler of that request had recorded what it was asked to, and everything has come to its end since. If its answer was
     /// lost, a sign-out is done all the same. `loaded` is the handle of what it had loaded.
     pub fn recorded(&mut self, id: usize, loaded: Option<&str>) {
-        let Asked { ask, answered, .. } = &self.asked[id];
-        if !self.steady || answered.is_some() || !ask.signs_out() || ask.blind {
+        let Asked { ask, answered, cookies, .. } = &self.asked[id];
+        let is_sign_out = matches!(ask.what, What::Delete | What::Clear);
+        if !self.steady || answered.is_some() || !is_sign_out || ask.blind {
             return;
         }
+        let cookies = cookies.clone();
+        let [value] = cookies.all().collect::<Vec<_>>()[..] else { return };
+        let session = self.values[value].session;
         self.now += 1;
-        self.count("sign-outs of lost requests");
-        self.settle_endings(id, if loaded.is_some() { Fate::Sure } else { Fate::Not });
+        // Whoever holds what was replaced is let in for a while, and for how long this request was nobody knows.
+        let opens = self.replacers(id, value).is_empty() && self.is_record_alone(id, session);
+        match loaded {
+            Some(_) if opens => {
+                self.count("sign-outs of lost requests");
+                self.settle_endings(id, Fate::Sure);
+            }
+            None if !self.may_be_superseded(id, value) => self.settle_endings(id, Fate::Not),
+            _ => {}
+        }
     }
 
     pub fn is_answered_well(&self, id: usize) -> bool {
@@ -281,7 +392,7 @@ impl Oracle {
     pub fn answered(&mut self, id: usize, reply: &Reply, saved: bool, ms: u64) -> Jar {
         self.now += 1;
         self.ms = ms;
-        self.asked[id].answered = Some(self.now);
+        self.asked[id].answered = Some(Instant { at: self.now, ms });
         let said = reply.said().filter(|said| said.id == id);
         let text = match &said {
             Some(said) => {
@@ -305,26 +416,23 @@ impl Oracle {
             }
             None => format!("<- {} {}", reply.status, String::from_utf8_lossy(&reply.body)),
         };
-        let sessions = self.session_of(&self.asked[id].cookie).into_iter().collect();
-        self.line(id, ms, sessions, text);
+        self.line(id, ms, vec![], text);
         self.looked_at = None;
         match self.check(id, reply, said, saved, ms) {
             Ok(jar) => {
-                let text = match jar {
-                    Jar::Keep => return jar,
-                    Jar::Set(value) => format!("<- the cookie is {}", self.show(&Cookie::One(value))),
-                    Jar::Remove => "<- the cookie is removed".to_owned(),
-                };
-                let sessions = match jar {
-                    Jar::Set(value) => vec![self.values[value].session],
-                    _ => vec![],
-                };
-                self.line(id, ms, sessions, text);
+                for (slot, whose) in [(jar.user, "user's"), (jar.visitor, "visitor's")] {
+                    let (sessions, text) = match slot {
+                        Slot::Keep => continue,
+                        Slot::Set(value) => (vec![self.values[value].session], self.show_one(value)),
+                        Slot::Remove => (vec![], "removed".to_owned()),
+                    };
+                    self.line(id, ms, sessions, format!("<- the {whose} cookie is {text}"));
+                }
                 jar
             }
             Err(wrong) => {
                 self.blame(id, &wrong);
-                Jar::Keep
+                Jar::default()
             }
         }
     }
@@ -334,16 +442,12 @@ impl Oracle {
         if self.wrong.is_some() {
             return;
         }
-        let asked = &self.asked[id];
-        let mut about: Vec<usize> = match asked.cookie {
-            Cookie::One(a) => vec![self.values[a].session],
-            Cookie::Two(a, b) => vec![self.values[a].session, self.values[b].session],
-            _ => vec![],
-        };
-        about.extend(self.looked_at);
-        // And what it came from.
+        let of = |id: usize| self.asked[id].cookies.all().map(|value| self.values[value].session);
+        let mut about: Vec<usize> = of(id).chain(self.looked_at).collect();
+        // And what it came from, and is by now.
         for session in about.clone() {
-            about.extend(self.session_of(&self.asked[self.sessions[session].born_by].cookie));
+            about.extend(of(self.sessions[session].born_by));
+            about.extend(self.lineage(session));
         }
         let lines: Vec<&Line> = self.log.iter().collect();
         let is_about = |line: &&&Line| line.ask == id || line.sessions.iter().any(|session| about.contains(session));
@@ -370,22 +474,72 @@ impl Oracle {
         *self.tally.entry(what).or_default() += 1;
     }
 
-    fn show(&self, cookie: &Cookie) -> String {
-        let one = |value: &usize| match self.sessions[self.values[*value].session].key.as_deref() {
-            Some(key) => format!("v{value} of session {}, {key:?}", self.values[*value].session),
-            None => format!("v{value} of session {}", self.values[*value].session),
-        };
-        match cookie {
-            Cookie::None => "no cookie".to_owned(),
-            Cookie::One(value) => one(value),
-            Cookie::Two(a, b) => format!("{} and {}", one(a), one(b)),
-            Cookie::Forged { .. } => "a forged cookie".to_owned(),
+    fn show_one(&self, value: usize) -> String {
+        let session = self.values[value].session;
+        match self.sessions[session].key.as_deref() {
+            Some(key) => format!("v{value} of session {session}, {key:?}"),
+            None => format!("v{value} of session {session}"),
         }
+    }
+
+    fn show(&self, cookies: &Cookies) -> String {
+        if cookies.is_empty() {
+            return "no cookie".to_owned();
+        }
+        let forged = cookies.forged.iter().map(|_| "a forged cookie".to_owned());
+        cookies.all().map(|value| self.show_one(value)).chain(forged).collect::<Vec<_>>().join(" and ")
     }
 }
 
 /// What requests do.
 impl Oracle {
+    /// What a request that brings this value may do.
+    fn note(&mut self, value: usize, ask: &Ask, effect: Effect) {
+        let session = self.values[value].session;
+        let renews = Effect { renews: true, ..effect };
+        if ask.is_plain() {
+            self.note_writes(session, &ask.writes, effect);
+            self.note_writes(session, &ask.late, Effect { late: true, ..effect });
+        }
+        let key = self.sessions[session].key.clone();
+        match (&ask.what, key) {
+            (What::Rework, _) => {
+                self.sessions[session].rotations.push(effect);
+                self.values[value].links.push(effect);
+            }
+            (What::Delete, _) | (What::Clear, None) => self.note_ending(session, effect),
+            (What::Clear, Some(key)) => self.note_clear(&key, effect),
+            (What::ClearOthers, Some(key)) => {
+                self.note_clear(&key, effect);
+                self.sessions[session].enders.push(renews);
+                self.values[value].links.push(renews);
+            }
+            (What::Revoke(handle), Some(key)) => {
+                if let Some(target) = self.handles.get(handle).copied()
+                    && self.sessions[target].key == Some(key)
+                {
+                    self.note_ending(target, effect);
+                }
+            }
+            (what, key) => match ask.login() {
+                Some(user) if key.as_deref() == Some(user) => {
+                    self.sessions[session].enders.push(renews);
+                    self.values[value].links.push(renews);
+                    if ask.takes_login {
+                        self.values[value].cut.push(effect);
+                    }
+                }
+                Some(_) => {
+                    self.note_ending(session, effect);
+                    if let (What::ClearAndBind(_), Some(key)) = (what, key) {
+                        self.note_clear(&key, effect);
+                    }
+                }
+                None => {}
+            },
+        }
+    }
+
     fn note_writes(&mut self, session: usize, writes: &[Write], effect: Effect) {
         let known = &mut self.sessions[session];
         for write in writes {
@@ -403,6 +557,13 @@ impl Oracle {
         }
     }
 
+    /// The record ends, whatever it is by now.
+    fn note_ending(&mut self, session: usize, effect: Effect) {
+        for session in self.lineage(session) {
+            self.sessions[session].enders.push(effect);
+        }
+    }
+
     fn note_clear(&mut self, key: &str, effect: Effect) {
         for known in self.sessions.iter_mut().filter(|known| known.key.as_deref() == Some(key)) {
             known.enders.push(effect);
@@ -410,112 +571,224 @@ impl Oracle {
         self.clears.push((key.to_owned(), effect));
     }
 
-    fn settle_writes(&mut self, session: usize, id: usize, late: bool, fate: Fate) {
-        let now = self.now;
-        let known = &mut self.sessions[session];
-        let adds = known.counters.iter_mut().flat_map(|counter| &mut counter.adds);
-        let puts = known.puts.values_mut().flat_map(|put| std::iter::once(&mut put.put).chain(&mut put.takes));
-        for effect in adds.chain(puts).chain(&mut known.themes) {
-            if effect.ask == id && effect.late == late {
-                (effect.fate, effect.done) = (fate, Some(now));
-            }
-        }
+    /// This session, and what its record became.
+    fn lineage(&self, session: usize) -> Vec<usize> {
+        std::iter::successors(Some(session), |session| self.sessions[*session].next).collect()
     }
 
-    fn settle_endings(&mut self, id: usize, fate: Fate) {
+    /// All that its record was and became.
+    fn record(&self, session: usize) -> Vec<usize> {
+        (0..self.sessions.len()).filter(|at| *at == session || self.shares_record(*at, session)).collect()
+    }
+
+    fn shares_record(&self, a: usize, b: usize) -> bool {
+        self.lineage(a).contains(&b) || self.lineage(b).contains(&a)
+    }
+
+    fn settle_writes(&mut self, session: usize, id: usize, late: bool, fate: Fate) {
         let now = self.now;
-        let is_clear = self.clears.iter().any(|(_, effect)| effect.ask == id);
-        for known in &mut self.sessions {
-            let born = known.born;
-            for effect in known.enders.iter_mut().filter(|effect| effect.ask == id) {
-                // Of a session that began meanwhile it is not known whether it was cleared.
-                if fate == Fate::Not || !is_clear || born < effect.sent {
+        for (at, session) in self.lineage(session).into_iter().enumerate() {
+            // Whether it was in time for what the record has become since is not known.
+            if at > 0 && fate != Fate::Not {
+                break;
+            }
+            let known = &mut self.sessions[session];
+            let adds = known.counters.iter_mut().flat_map(|counter| &mut counter.adds);
+            let puts = known.puts.values_mut().flat_map(|put| std::iter::once(&mut put.put).chain(&mut put.takes));
+            for effect in adds.chain(puts).chain(&mut known.themes) {
+                if effect.ask == id && effect.late == late {
                     (effect.fate, effect.done) = (fate, Some(now));
                 }
             }
         }
-        for (_, effect) in self.clears.iter_mut().filter(|(_, effect)| effect.ask == id) {
+    }
+
+    /// What that request ends of the sessions that are picked.
+    fn settle_enders(&mut self, id: usize, fate: Fate, is_picked: impl Fn(usize, &Known, &Effect) -> bool) {
+        let now = self.now;
+        let is_clear = self.clears.iter().any(|(_, effect)| effect.ask == id);
+        for at in 0..self.sessions.len() {
+            let mut enders = std::mem::take(&mut self.sessions[at].enders);
+            let known = &self.sessions[at];
+            for effect in enders.iter_mut().filter(|effect| effect.ask == id && is_picked(at, known, effect)) {
+                // Of a session that began meanwhile it is not known whether it was cleared. But if its login was under way when
+                // the clear was sent, either it was, or the login would have been refused.
+                let was_there = known.born < effect.sent || self.would_refuse(known.born_by, effect);
+                let is_known = fate != Fate::Sure || !is_clear || was_there;
+                effect.fate = if is_known { fate } else { Fate::Maybe };
+                effect.done = Some(now);
+            }
+            self.sessions[at].enders = enders;
+        }
+    }
+
+    fn settle_clears(&mut self, id: usize, key: &str, fate: Fate) {
+        let now = self.now;
+        for (_, effect) in self.clears.iter_mut().filter(|(of, effect)| of == key && effect.ask == id) {
             (effect.fate, effect.done) = (fate, Some(now));
         }
     }
 
-    fn settle_rework(&mut self, value: usize, id: usize, fate: Fate) {
+    /// All sessions of that user, except what the record of that one has become.
+    fn settle_clear(&mut self, id: usize, key: &str, fate: Fate, except: Option<usize>) {
+        let kept = except.map(|session| self.record(session)).unwrap_or_default();
+        self.settle_enders(id, fate, |at, known, effect| {
+            !effect.renews && known.key.as_deref() == Some(key) && !kept.contains(&at)
+        });
+        self.settle_clears(id, key, fate);
+    }
+
+    /// What ends a record, whichever.
+    fn settle_endings(&mut self, id: usize, fate: Fate) {
+        self.settle_enders(id, fate, |_, _, effect| !effect.renews);
+        let keys: Vec<String> = self.clears.iter().filter(|(_, e)| e.ask == id).map(|(key, _)| key.clone()).collect();
+        keys.iter().for_each(|key| self.settle_clears(id, key, fate));
+    }
+
+    fn settle_ending_of(&mut self, id: usize, session: usize, fate: Fate) {
+        let lineage = self.lineage(session);
+        self.settle_enders(id, fate, |at, _, effect| !effect.renews && lineage.contains(&at));
+    }
+
+    /// What gives the session of that value a new ID.
+    fn settle_link(&mut self, value: usize, id: usize, fate: Fate) {
         let now = self.now;
         let session = self.values[value].session;
-        let of_value = self.values[value].reworks.iter_mut();
-        for effect in of_value.chain(&mut self.sessions[session].rotations).filter(|effect| effect.ask == id) {
+        let (links, known) = (self.values[value].links.iter_mut(), &mut self.sessions[session]);
+        let enders = known.enders.iter_mut().filter(|effect| effect.renews);
+        for effect in links.chain(&mut known.rotations).chain(enders).filter(|effect| effect.ask == id) {
             (effect.fate, effect.done) = (fate, Some(now));
         }
+    }
+
+    fn settle_cut(&mut self, value: usize, id: usize, fate: Fate) {
+        let now = self.now;
+        for effect in self.values[value].cut.iter_mut().filter(|effect| effect.ask == id) {
+            (effect.fate, effect.done) = (fate, Some(now));
+        }
+    }
+
+    /// It did nothing at all.
+    fn settle_nothing(&mut self, id: usize) {
+        self.settle_endings(id, Fate::Not);
+        let values: Vec<usize> = self.asked[id].cookies.all().collect();
+        for value in values {
+            self.settle_link(value, id, Fate::Not);
+            self.settle_cut(value, id, Fate::Not);
+            for late in [false, true] {
+                self.settle_writes(self.values[value].session, id, late, Fate::Not);
+            }
+        }
+    }
+
+    /// That ID was replaced by this one: all else that may have replaced it did not.
+    fn replace(&mut self, value: usize, id: usize, text: &str, session: usize) -> Checked<usize> {
+        ensure(self.values[value].successor.is_none(), || "an ID was replaced twice".to_owned())?;
+        self.is_there(id, self.values[value].session)?;
+        let others: Vec<usize> = self.values[value].links.iter().map(|effect| effect.ask).collect();
+        for other in others.into_iter().filter(|other| *other != id) {
+            self.settle_link(value, other, Fate::Not);
+        }
+        self.settle_link(value, id, Fate::Sure);
+        let new = self.hand_out(text, session);
+        self.values[value].successor = Some((id, new));
+        Ok(new)
+    }
+
+    /// Nobody had ended it for sure before that request wrote anything.
+    fn is_there(&self, id: usize, session: usize) -> Checked {
+        let commits = self.commits(id).at;
+        let ender = self.sessions[session].enders.iter().find(|ender| ender.ask != id && ender.is_before(commits));
+        ender.map_or(Ok(()), |ender| Err(format!("a session that #{} had ended was written to", ender.ask)))
     }
 
     /// A session began: with that cookie, or known from a list alone.
-    fn bear(&mut self, id: usize, handle: Option<String>, cookie: Option<&str>, came: Came) -> Checked<usize> {
+    fn bear(&mut self, id: usize, birth: Birth) -> Checked<usize> {
+        let Birth { key, handle, login, or_login, cookie, renews, from, early, late } = birth;
         let asked = &self.asked[id];
-        let (sent, sent_ms, key) = (asked.sent, asked.sent_ms, asked.ask.login().map(str::to_owned));
-        let (early, late) = (asked.ask.writes.clone(), asked.ask.late.clone());
-        let existing = match handle.as_ref().and_then(|handle| self.handles.get(handle)) {
-            Some(session) => Some(*session),
-            None => (0..self.sessions.len()).find(|s| self.sessions[*s].orphan && self.sessions[*s].born_by == id),
+        let Instant { at: sent, ms: sent_ms } = asked.sent;
+        let writes = match early {
+            Some(_) => (asked.ask.writes.clone(), asked.ask.late.clone()),
+            None => (vec![], vec![]),
         };
+        let orphan = |known: &&Known| known.orphan && known.born_by == id;
+        let of_handle = handle.as_ref().and_then(|handle| self.handles.get(handle)).copied();
+        let existing = match of_handle.filter(|at| orphan(&&self.sessions[*at])) {
+            Some(at) => Some(at),
+            None if handle.is_none() => self.sessions.iter().position(|known| orphan(&known)),
+            None => None,
+        };
+        ensure(of_handle.is_none() || existing.is_some() || renews.is_some(), || {
+            "a new session has the name of another".to_owned()
+        })?;
         let mut session = Known {
             key,
-            handle: handle.clone(),
+            handle,
             born: self.now,
             settled: self.now,
             born_by: id,
+            login,
+            or_login,
             orphan: cookie.is_none(),
+            next: None,
             enders: vec![],
             rotations: vec![],
             counters: Default::default(),
             puts: BTreeMap::new(),
             themes: vec![],
         };
-        let at = match existing {
-            None => self.sessions.len(),
-            Some(at) => {
-                let orphan = &self.sessions[at];
-                ensure(orphan.orphan && orphan.born_by == id, || "a new session has the name of another".to_owned())?;
-                ensure(orphan.handle == handle || handle.is_none(), || "one login made two sessions".to_owned())?;
-                (session.handle, session.born, session.enders) =
-                    (orphan.handle.clone(), orphan.born, orphan.enders.clone());
-                at
-            }
-        };
-        // Who is being cleared meanwhile may have been cleared with it.
-        for (key, effect) in &self.clears {
-            let overlaps = effect.done.is_none_or(|done| done > sent) && effect.fate != Fate::Not;
-            if existing.is_none() && session.key.as_ref() == Some(key) && effect.ask != id && overlaps {
-                session.enders.push(Effect { fate: Fate::Maybe, done: None, ..*effect });
+        if let Some(before) = renews {
+            // What ends the record ends this, and there is no other one that it could have become.
+            let before = &self.sessions[before];
+            (session.handle, session.born) = (before.handle.clone(), before.born);
+            session.enders = before.enders.iter().copied().filter(|ender| !ender.renews && ender.ask != id).collect();
+        } else {
+            // Who is being cleared meanwhile may have been cleared with it.
+            for (key, clear) in &self.clears {
+                let overlaps = clear.done.is_none_or(|done| done > sent) && clear.fate != Fate::Not;
+                if existing.is_none() && session.key.as_ref() == Some(key) && clear.ask != id && overlaps {
+                    // And surely was, if the login would have been refused otherwise.
+                    let is_sure = clear.fate == Fate::Sure && self.would_refuse(id, clear);
+                    let is_before = is_sure && clear.is_before(self.commits(id).at);
+                    ensure(!is_before, || format!("a login that began before #{} came after it", clear.ask))?;
+                    let (fate, done) = if is_sure { (Fate::Sure, clear.done) } else { (Fate::Maybe, None) };
+                    session.enders.push(Effect { fate, done, ..*clear });
+                }
             }
         }
-        if let Some((from, is_sure)) = came.from {
+        if let Some(at) = existing {
+            (session.handle, session.born) = (self.sessions[at].handle.clone(), self.sessions[at].born);
+            session.enders = self.sessions[at].enders.clone();
+            session.next = self.sessions[at].next;
+        }
+        if let Some((from, is_sure)) = from {
             self.inherit(&mut session, from, is_sure, id, sent);
         }
+        let (at, handle) = (existing.unwrap_or(self.sessions.len()), session.handle.clone());
         match existing {
             None => self.sessions.push(session),
             Some(_) => self.sessions[at] = session,
         }
+        if let Some(before) = renews.filter(|before| *before != at) {
+            self.sessions[before].next = Some(at);
+        }
         let fate = |is_sure| if is_sure { Fate::Sure } else { Fate::Maybe };
         let done = Some(self.now);
-        let effect = Effect { ask: id, late: false, sent, sent_ms, done, fate: fate(came.early) };
-        self.note_writes(at, &early, effect);
-        if let Some(is_sure) = came.late {
-            self.note_writes(at, &late, Effect { late: true, fate: fate(is_sure), ..effect });
+        let fate_early = fate(early.unwrap_or(false));
+        let effect = Effect { ask: id, late: false, renews: false, sent, sent_ms, done, fate: fate_early };
+        self.note_writes(at, &writes.0, effect);
+        if let Some(is_sure) = late {
+            self.note_writes(at, &writes.1, Effect { late: true, fate: fate(is_sure), ..effect });
         }
         if let Some(handle) = handle {
             self.handles.insert(handle, at);
         }
-        if let Some(text) = cookie {
-            self.hand_out(text, at);
-        }
         Ok(at)
     }
 
-    /// What goes over at a login. It is all there is if the login was sure to be what ended the session before.
+    /// What goes over at a login. It is all there is if it is known that the request had loaded it.
     fn inherit(&self, session: &mut Known, from: usize, is_sure: bool, id: usize, sent: u64) {
         let from = &self.sessions[from];
-        let others = from.enders.iter().any(|ender| ender.ask != id && ender.fate != Fate::Not);
-        let is_sure = is_sure && !others;
         let is_before = |effect: &Effect| effect.fate == Fate::Sure && effect.done.is_some_and(|done| done < sent);
         let goes_over = |effect: &Effect| match is_sure && is_before(effect) {
             true => *effect,
@@ -541,64 +814,247 @@ impl Oracle {
         session.themes = from.themes.iter().map(goes_over).collect();
     }
 
+    /// Or it is that one whose data are in it.
+    fn may_come_from(&mut self, id: usize, session: usize, from: usize) {
+        let may = |effect: &Effect| match effect.fate {
+            Fate::Not => *effect,
+            Fate::Maybe | Fate::Sure => Effect { fate: Fate::Maybe, done: None, ..*effect },
+        };
+        let from = &self.sessions[from];
+        let most = from.counters.each_ref().map(|counter| counter.most(self.now, id));
+        let themes: Vec<Effect> = from.themes.iter().map(may).collect();
+        let puts: Vec<(usize, Put)> = from.puts.iter().map(|(name, put)| (*name, put.clone())).collect();
+        let known = &mut self.sessions[session];
+        known.themes.retain(|theme| theme.fate != Fate::Not);
+        known.themes.extend(themes.into_iter().filter(|theme| theme.fate != Fate::Not));
+        for (counter, most) in known.counters.iter_mut().zip(most) {
+            counter.high = counter.high.max(most);
+        }
+        known.puts.retain(|_, put| put.put.fate != Fate::Not);
+        for (name, Put { put, takes }) in puts {
+            known.puts.entry(name).or_insert(Put { put: may(&put), takes });
+        }
+    }
+
     fn hand_out(&mut self, text: &str, session: usize) -> usize {
         let value = self.values.len();
         self.texts.insert(text.to_owned(), value);
-        self.values.push(Value { text: text.to_owned(), session, reworks: vec![], successor: None });
+        let (links, successor, cut) = (vec![], None, vec![]);
+        self.values.push(Value { text: text.to_owned(), session, links, successor, cut });
         value
     }
 }
 
 /// How a session came to be.
-struct Came {
-    /// From which one, and whether all that was in that one for sure is in this one.
+struct Birth<'a> {
+    key: Option<String>,
+    handle: Option<String>,
+    login: Option<usize>,
+    or_login: Option<usize>,
+    cookie: Option<&'a str>,
+    /// The session whose record it is.
+    renews: Option<usize>,
+    /// From which one its data are, and whether all that was in that one for sure is in this one.
     from: Option<(usize, bool)>,
-    /// Whether what was written with it, and after the save, is in it.
-    early: bool,
+    /// Whether what was written with it, and after the save, is in it. Nothing was, if there is no telling.
+    early: Option<bool>,
     late: Option<bool>,
+}
+
+/// What may be the case while a request is under way.
+impl Oracle {
+    /// No earlier it has loaded its session.
+    fn loads(&self, id: usize) -> Instant {
+        let asked = &self.asked[id];
+        asked.goes_on.filter(|_| asked.ask.wait == Some(Moment::Come)).unwrap_or(asked.sent)
+    }
+
+    /// No earlier it has written anything.
+    fn commits(&self, id: usize) -> Instant {
+        let asked = &self.asked[id];
+        asked.goes_on.filter(|_| asked.ask.wait != Some(Moment::Saved)).unwrap_or(asked.sent)
+    }
+
+    /// No later its login began: whatever cleared its user since refuses it.
+    fn marked(&self, id: usize) -> Option<Instant> {
+        let asked = &self.asked[id];
+        asked.waits.filter(|_| !asked.ask.takes_login || asked.ask.wait != Some(Moment::Come))
+    }
+
+    /// Whether a login could not come after that clear. For how long its call is on its way to the store does not count.
+    fn would_refuse(&self, login: usize, clear: &Effect) -> bool {
+        let (Some(marked), Some(answered)) = (self.marked(login), self.asked[login].answered) else { return false };
+        let on_its_way = answered.ms.saturating_sub(self.commits(login).ms);
+        marked.at < clear.sent && marked.ms + on_its_way < clear.sent_ms
+    }
+
+    /// When what it did was answered, by the clock of the application; `None` if that is not known.
+    fn answered_ms(&self, effect: &Effect) -> Option<u64> {
+        self.asked[effect.ask].answered.map(|answered| answered.ms)
+    }
+
+    /// What other requests may have replaced that ID by, and what it was replaced by, one after the other.
+    fn replacers(&self, id: usize, value: usize) -> Vec<Effect> {
+        let after = |value: &usize| self.values[*value].successor.map(|(_, next)| next);
+        let chain = std::iter::successors(Some(value), after);
+        let links = chain.flat_map(|value| &self.values[value].links);
+        let may = |effect: &&Effect| effect.ask != id && effect.fate != Fate::Not;
+        let cut = self.values[value].cut.iter().map(|effect| Effect { renews: true, ..*effect });
+        links.copied().chain(cut).filter(|effect| may(&effect)).collect()
+    }
+
+    fn values_of_record(&self, session: usize) -> usize {
+        let lineage = self.lineage(session);
+        self.values.iter().filter(|value| lineage.contains(&value.session)).count()
+    }
+
+    /// Nobody has ended it for sure, nor has its ID died of age.
+    fn may_lead(&mut self, id: usize, value: usize) -> Checked {
+        let loads = self.loads(id);
+        let value = &self.values[value];
+        let known = &self.sessions[value.session];
+        if let Some(ender) = known.enders.iter().find(|ender| ender.is_before(loads.at)) {
+            return Err(format!("a session that #{} had ended was revived", ender.ask));
+        }
+        if let Some(login) = value.cut.iter().find(|effect| effect.is_before(loads.at)) {
+            return Err(format!("an ID leads to the session that its holder has left with #{}", login.ask));
+        }
+        let Some((rework, _)) = value.successor else { return Ok(()) };
+        let over = self.asked[rework].answered.map(|answered| answered.ms + self.grace);
+        if over.is_some_and(|over| loads.ms > over) {
+            return Err(format!("an ID that #{rework} had replaced leads to its session long after"));
+        }
+        self.count("old IDs within the grace");
+        Ok(())
+    }
+
+    /// Nobody may have ended it, and its ID cannot have died of age.
+    fn must_lead(&self, id: usize, value: usize, ms: u64) -> bool {
+        if !self.is_alone(id, self.values[value].session) {
+            return false;
+        }
+        let replacers = self.replacers(id, value);
+        let first = replacers.iter().map(|effect| effect.sent_ms).min();
+        replacers.iter().all(|effect| !effect.renews) && first.is_none_or(|first| ms < first + self.grace)
+    }
+
+    /// It may be the newest ID when the request commits.
+    fn must_be_newest(&self, id: usize, value: usize) -> bool {
+        self.replacers(id, value).is_empty()
+    }
+
+    fn may_be_superseded(&self, id: usize, value: usize) -> bool {
+        let loads = self.loads(id).ms;
+        self.replacers(id, value).iter().any(|effect| {
+            let over = self.answered_ms(effect).map(|ms| ms + SUPERSEDED_FOR);
+            effect.renews && (effect.fate == Fate::Maybe || over.is_none_or(|over| loads <= over))
+        })
+    }
+
+    /// A login, or `clear_others`, has replaced it, its record is there, and the ten seconds are not over.
+    fn must_be_superseded(&self, id: usize, value: usize, ms: u64) -> bool {
+        let loads = self.loads(id).at;
+        let (of, session) = (&self.values[value], self.values[value].session);
+        let mut renewals = self.sessions[session].enders.iter().filter(|ender| ender.renews);
+        let Some(renewal) = renewals.find(|renewal| renewal.ask != id && renewal.is_before(loads)) else {
+            return false;
+        };
+        let was_good = of.successor.is_some_and(|(first, _)| {
+            let until = self.asked[first].sent.ms + self.grace;
+            first == renewal.ask || self.answered_ms(renewal).is_some_and(|ms| ms < until)
+        });
+        was_good
+            && of.cut.iter().all(|effect| effect.fate == Fate::Not)
+            && ms < renewal.sent_ms + SUPERSEDED_FOR
+            && self.values_of_record(session) <= MOST_SUPERSEDED
+            && self.is_record_alone(id, session)
+    }
+
+    /// If its record is there, a sign-out by this ID acts.
+    fn must_open(&self, id: usize, value: usize, ms: u64) -> bool {
+        let first = self.replacers(id, value).iter().map(|effect| effect.sent_ms).min();
+        let many = self.values_of_record(self.values[value].session) > MOST_SUPERSEDED;
+        first.is_none_or(|first| !many && ms < first + self.grace.min(SUPERSEDED_FOR))
+    }
+
+    /// A sign-out by this ID may act.
+    fn may_open(&self, id: usize, value: usize) -> bool {
+        let commits = self.commits(id).ms;
+        let replacers = self.replacers(id, value);
+        let is_open = |effect: &Effect| {
+            let window = if effect.renews { SUPERSEDED_FOR } else { self.grace };
+            let answered = self.answered_ms(effect).filter(|_| effect.fate == Fate::Sure);
+            answered.is_none_or(|ms| commits <= ms + window)
+        };
+        let [first, ..] = &replacers[..] else { return true };
+        is_open(first) || replacers.iter().any(|effect| effect.renews && is_open(effect))
+    }
+
+    /// Whether nobody but that request may have ended the session, or given it a new ID.
+    fn is_alone(&self, id: usize, session: usize) -> bool {
+        let mut enders = self.sessions[session].enders.iter();
+        !enders.any(|ender| ender.ask != id && ender.fate != Fate::Not)
+    }
+
+    /// Whether nobody but that request may have ended the record, under whatever ID.
+    fn is_record_alone(&self, id: usize, session: usize) -> bool {
+        let lineage = self.lineage(session);
+        let mut enders = lineage.iter().flat_map(|session| &self.sessions[*session].enders);
+        !enders.any(|ender| !ender.renews && ender.ask != id && ender.fate != Fate::Not)
+    }
+
+    fn is_record_over(&self, session: usize, at: u64) -> bool {
+        let lineage = self.lineage(session);
+        let mut enders = lineage.iter().flat_map(|session| &self.sessions[*session].enders);
+        enders.any(|ender| !ender.renews && ender.is_before(at))
+    }
+
+    /// A login as that user may have been refused, because all of the user's sessions were ended since it began.
+    fn may_be_late(&self, id: usize, user: &str) -> bool {
+        let Instant { at: sent, ms } = self.asked[id].sent;
+        let overlaps = |clear: &Effect| clear.done.is_none_or(|done| done > sent) && clear.fate != Fate::Not;
+        let mut clears = self.clears.iter().filter(|(key, clear)| key == user && clear.ask != id);
+        clears.any(|(_, clear)| overlaps(clear)) || self.ms > ms + LOGINS_ARE_GOOD_FOR
+    }
+
+    /// `save` may have found that the session is gone.
+    fn may_be_gone(&self, id: usize, found: Option<Found>) -> bool {
+        let cookies = &self.asked[id].cookies;
+        let session = |value: usize| self.values[value].session;
+        match found {
+            Some(Found::User(value) | Found::Visitor(value)) => !self.is_alone(id, session(value)),
+            Some(Found::Nobody) | None => {
+                let superseded = cookies.users.iter().any(|value| self.may_be_superseded(id, *value));
+                superseded
+                    || cookies.is_several()
+                    || found.is_none() && cookies.all().any(|value| !self.is_alone(id, session(value)))
+            }
+        }
+    }
 }
 
 /// What may be answered.
 impl Oracle {
-    fn check(
-        &mut self,
-        id: usize,
-        reply: &Reply,
-        said: Option<super::ask::Said>,
-        witnessed: bool,
-        ms: u64,
-    ) -> Checked<Jar> {
-        let cookie = self.check_headers(id, reply)?;
+    fn check(&mut self, id: usize, reply: &Reply, said: Option<Said>, witnessed: bool, ms: u64) -> Checked<Jar> {
+        let got = self.check_headers(id, reply)?;
         let asked = &self.asked[id];
-        let (ask, presented, cross_site) = (asked.ask.clone(), asked.cookie.clone(), asked.cross_site);
-        let from = self.session_of(&presented);
-        let value = match presented {
-            Cookie::One(value) => Some(value),
-            _ => None,
-        };
+        let ask = asked.ask.clone();
         let said = match (reply.status, said) {
             (200, Some(said)) if ask.end == End::Well => said,
             (500, Some(said)) if ask.end == End::Fail => said,
             (503, None) => {
                 self.count("503");
-                return self.check_unavailable(id, reply, &cookie, witnessed, ms);
+                return self.check_unavailable(id, reply, &got, witnessed);
             }
-            (401, None) if ask.what == What::ClearOthers => {
-                self.count("refused sign-outs");
-                ensure(cookie == Got::Nothing, || "a refused sign-out set a cookie".to_owned())?;
-                let enders = from.iter().flat_map(|session| &self.sessions[*session].enders);
-                let has_ended = enders.into_iter().any(|ender| ender.ask != id && ender.fate != Fate::Not);
-                ensure(has_ended, || "a sign-out was refused, and nothing had ended its session".to_owned())?;
-                self.settle_endings(id, Fate::Not);
-                return Ok(Jar::Keep);
+            (401, None) => {
+                ensure(got == Got::default(), || format!("a 401 came with {got:?}"))?;
+                return self.check_refused(id, ms).map(|()| Jar::default());
             }
             (507, None) if ask.what == What::Huge => {
                 self.count("too large");
-                ensure(cookie == Got::Nothing, || "a refused write set a cookie".to_owned())?;
-                for late in [false, true] {
-                    from.inspect(|session| self.settle_writes(*session, id, late, Fate::Not));
-                }
-                return Ok(Jar::Keep);
+                ensure(got == Got::default(), || "a refused write set a cookie".to_owned())?;
+                self.settle_nothing(id);
+                return Ok(Jar::default());
             }
             _ => return Err(format!("nothing explains a {}", reply.status)),
         };
@@ -606,244 +1062,186 @@ impl Oracle {
         self.count(if failed { "500" } else { "200" });
         match &ask.what {
             What::Unused => {
-                return ensure(cookie == Got::Nothing, || "who did not look set a cookie".to_owned())
-                    .map(|()| Jar::Keep);
+                ensure(got == Got::default(), || "who did not look set a cookie".to_owned())?;
+                return Ok(Jar::default());
             }
-            What::ClearOf(_) => {
-                self.settle_endings(id, Fate::Sure);
-                return Ok(Jar::Keep);
+            What::ClearOf(user) => {
+                self.settle_clear(id, user, Fate::Sure, None);
+                return Ok(Jar::default());
             }
             What::ListOf(user) => {
                 self.check_list(id, user, said.list.as_deref().unwrap_or_default())?;
-                return Ok(Jar::Keep);
+                return Ok(Jar::default());
             }
             _ => {}
         }
-
         // Whom it found. Of a blind one that is not known.
         let found = match &said.seen {
-            None => None,
+            None => self.guess(id, &got, ms),
             Some(seen) => Some(self.check_seen(id, seen, ms)?),
         };
-        let is_nobody = found == Some(None) || from.is_none();
-        let found = found.flatten();
-
         let saved = said.saved.as_deref();
-        ensure(saved != Some("gone") || self.may_be_gone(id, from), || {
+        ensure(saved != Some("gone") || self.may_be_gone(id, found) || ask.login().is_some(), || {
             "`save` said that the session is gone, and nobody has ended it".to_owned()
         })?;
-        ensure(saved != Some("cross-site") || (cross_site && found.is_none()), || {
+        let cross_site = self.asked[id].cross_site;
+        ensure(saved != Some("cross-site") || (cross_site && matches!(found, Some(Found::Nobody) | None)), || {
             "`save` said that another site must not begin a session, and there is one, or it is this site".to_owned()
         })?;
         let is_dropped = matches!(saved, Some("gone" | "cross-site"));
-        let early = match saved {
-            Some("ok") => true,
-            Some(_) => false,
-            None => !failed,
-        };
-        let late = !failed && !is_dropped;
-        let fate = |is_sure| if is_sure { Fate::Sure } else { Fate::Not };
-        let kept = ask.what != What::Huge
-            && ((early && Ask::is_kept(&ask.writes)) || (late && ask.save && Ask::is_kept(&ask.late)));
-        let came = |from: Option<(usize, bool)>| Came { from, early, late: late.then_some(true).filter(|_| ask.save) };
-
-        // What was written to the session that it came with.
-        if let Some(session) = from.filter(|_| ask.is_plain()) {
-            let elsewhere = is_nobody || (ask.blind && matches!(cookie, Got::Set(_)));
-            let here = |is_sure| if elsewhere || ask.what == What::Huge { Fate::Not } else { fate(is_sure) };
-            // A blind one may have come with an ID that led nowhere, and have left no trace.
-            let is_told = !ask.blind || matches!(cookie, Got::Set(_)) || (kept && !cross_site);
-            if is_told || value.is_some_and(|value| self.must_lead(id, value, ms)) {
-                self.settle_writes(session, id, false, here(early));
-                self.settle_writes(session, id, true, here(late));
-            }
-        }
-        // What was ended.
-        let signs_out = ask.signs_out();
-        match &ask.what {
-            What::Revoke(handle) => self.check_revoked(id, handle, said.revoked, found)?,
-            _ if is_nobody => self.settle_endings(id, Fate::Not),
-            _ if !(signs_out || early || is_dropped) => self.settle_endings(id, Fate::Not),
-            // A blind one may have come with an ID that led nowhere any more.
-            _ if found.is_some() || value.is_some_and(|value| self.must_lead(id, value, ms)) => {
-                self.settle_endings(id, Fate::Sure)
-            }
-            _ => {}
-        }
-
+        let early = if saved.is_some() { saved == Some("ok") } else { !failed };
+        let done = Done { early, late: !failed && !is_dropped, is_dropped, saved: saved == Some("ok") };
         let jar = match &ask.what {
-            What::Bind(user) | What::Create(user) | What::ClearAndBind(user) => {
-                let is_cleared = self.clears.iter().any(|(key, clear)| {
-                    key == user
-                        && clear.ask != id
-                        && clear.fate != Fate::Not
-                        && clear.done.is_none_or(|done| done > self.asked[id].sent)
-                });
-                // Or its session was found in the list, and revoked.
-                let orphan = self.sessions.iter().find(|known| known.orphan && known.born_by == id);
-                let is_cleared =
-                    is_cleared || orphan.is_some_and(|known| known.enders.iter().any(|e| e.fate != Fate::Not));
-                match (&cookie, early) {
-                    (Got::Set(text), true) => {
-                        self.count("logins");
-                        let goes_over = found.filter(|found| {
-                            let key = &self.sessions[*found].key;
-                            matches!(ask.what, What::Bind(_)) && key.as_ref().is_none_or(|key| key == user)
-                        });
-                        let handle = handle_in(text);
-                        let born = self.bear(id, handle, Some(text), came(goes_over.map(|from| (from, true))))?;
-                        self.check_after(id, born, said.after.as_ref())?;
-                        Jar::Set(self.texts[text])
-                    }
-                    (Got::Nothing, _) if is_cleared => Jar::Keep,
-                    (Got::Remove, _) if is_cleared && ask.what != What::Bind(user.clone()) => Jar::Remove,
-                    (Got::Nothing, false) => Jar::Keep,
-                    (Got::Remove, false) if found.is_some() && signs_out => Jar::Remove,
-                    (Got::Nothing, true) => return Err("a login set no cookie".to_owned()),
-                    (got, _) => return Err(format!("a login answered with {got:?}")),
-                }
-            }
-            What::Delete | What::Clear => match &cookie {
-                Got::Remove => {
-                    self.count("logouts");
-                    ensure(ask.blind && from.is_some() || found.is_some(), || {
-                        "a cookie was removed by a sign-out that found nobody".to_owned()
-                    })?;
-                    Jar::Remove
-                }
-                Got::Set(text) => {
-                    ensure(kept, || "a sign-out set a cookie".to_owned())?;
-                    let had_one = found.is_some() || (ask.blind && from.is_some());
-                    ensure(had_one || !cross_site, || "a request from another site made a session".to_owned())?;
-                    self.check_tombstone(id, value, ms)?;
-                    let born = self.bear(id, handle_in(text), Some(text), came(None))?;
-                    self.check_after(id, born, said.after.as_ref())?;
-                    Jar::Set(self.texts[text])
-                }
-                Got::Nothing => {
-                    let alone = found.is_some_and(|found| self.is_alone(id, found));
-                    ensure(!alone, || "a sign-out left the cookie".to_owned())?;
-                    ensure(!kept || !matches!(presented, Cookie::None) || cross_site, || {
-                        "the first write set no cookie".to_owned()
-                    })?;
-                    Jar::Keep
-                }
-            },
-            What::Rework if !is_nobody && early => match (&cookie, value) {
-                (Got::Set(text), Some(value)) => {
-                    self.count("rotations");
-                    let session = self.values[value].session;
-                    ensure(self.values[value].successor.is_none(), || "an ID was rotated twice".to_owned())?;
-                    ensure(self.is_same_session(value, text), || "a rework changed the handle".to_owned())?;
-                    let others: Vec<usize> = self.values[value].reworks.iter().map(|effect| effect.ask).collect();
-                    for other in others.into_iter().filter(|other| *other != id) {
-                        self.settle_rework(value, other, Fate::Not);
-                    }
-                    self.settle_rework(value, id, Fate::Sure);
-                    self.values[value].successor = Some((id, ms));
-                    self.check_after(id, session, said.after.as_ref())?;
-                    Jar::Set(self.hand_out(text, session))
-                }
-                (Got::Nothing, Some(value)) => {
-                    let session = self.values[value].session;
-                    let others = self.values[value].reworks.iter().any(|e| e.ask != id && e.fate != Fate::Not);
-                    let must = found.is_some() && !others && self.is_alone(id, session);
-                    let must = must && self.values[value].successor.is_none();
-                    ensure(!must, || "a rework gave no new ID".to_owned())?;
-                    self.settle_rework(value, id, Fate::Not);
-                    self.check_after(id, session, said.after.as_ref())?;
-                    Jar::Keep
-                }
-                (got, _) => return Err(format!("a rework answered with {got:?}")),
-            },
-            _ => {
-                if let Some(value) = value.filter(|_| ask.what == What::Rework) {
-                    self.settle_rework(value, id, Fate::Not);
-                }
-                match &cookie {
-                    Got::Remove => return Err("a cookie was removed, and nobody signed out".to_owned()),
-                    Got::Nothing => {
-                        let must = kept && matches!(presented, Cookie::None) && !cross_site;
-                        ensure(!must, || "the first write set no cookie".to_owned())?;
-                        if let Some(session) = from.filter(|_| !is_nobody) {
-                            self.check_after(id, session, said.after.as_ref())?;
-                        }
-                        Jar::Keep
-                    }
-                    Got::Set(text) => {
-                        ensure(found.is_none(), || "a cookie was set for a session that had one".to_owned())?;
-                        ensure(!cross_site, || "a request from another site made a session".to_owned())?;
-                        let leads = ask.blind && value.is_some_and(|value| self.must_lead(id, value, ms));
-                        ensure(!leads, || "a second session was made".to_owned())?;
-                        self.be_first(id, value, text, kept, came(None), &said, ms)?
-                    }
-                }
-            }
+            What::Delete => self.check_delete(id, &got, &said, found, done, ms)?,
+            What::Clear => self.check_clear(id, &got, &said, found, done, ms)?,
+            What::ClearOthers => self.check_clear_others(id, &got, &said, found)?,
+            _ if ask.login().is_some() => self.check_login(id, &got, &said, found, done, ms)?,
+            _ => self.check_plain(id, &got, &said, found, done, ms)?,
         };
-        if let (Some(found), Some(list)) = (found, &said.list) {
-            let user = self.sessions[found].key.clone().unwrap_or_default();
+        if let (Some(Found::User(value)), Some(list)) = (found, &said.list) {
+            let user = self.sessions[self.values[value].session].key.clone().unwrap_or_default();
             self.check_list(id, &user, list)?;
         }
         Ok(jar)
     }
 
-    /// The first write of a visitor.
-    #[expect(clippy::too_many_arguments, reason = "all of it is the response at hand")]
-    fn be_first(
-        &mut self,
-        id: usize,
-        value: Option<usize>,
-        text: &str,
-        kept: bool,
-        came: Came,
-        said: &super::ask::Said,
-        ms: u64,
-    ) -> Checked<Jar> {
-        self.count("first writes");
-        ensure(kept, || "a cookie was set, and nothing was written".to_owned())?;
-        self.check_tombstone(id, value, ms)?;
-        let born = self.bear(id, handle_in(text), Some(text), came)?;
-        self.check_after(id, born, said.after.as_ref())?;
-        Ok(Jar::Set(self.texts[text]))
-    }
-
     /// What every response must be like.
     fn check_headers(&mut self, id: usize, reply: &Reply) -> Checked<Got> {
-        let cookies: Vec<&str> = reply.all("set-cookie").collect();
-        let got = match cookies[..] {
-            [] => Got::Nothing,
-            [cookie] => {
-                for attribute in ["HttpOnly", "Secure", "SameSite=Lax", "Path=/"] {
-                    let has = cookie.split("; ").any(|part| part == attribute);
-                    ensure(has, || format!("a cookie without {attribute}"))?;
-                }
-                let no_store = reply.all("cache-control").any(|value| value.contains("no-store"));
-                ensure(no_store, || "a response with a cookie may be stored".to_owned())?;
-                let text = cookie.split("; ").next().and_then(|pair| pair.strip_prefix("__Host-id="));
-                let text = text.ok_or("a cookie of another name")?;
-                match cookie.split("; ").any(|part| part == "Max-Age=0") {
-                    true => Got::Remove,
-                    false => {
-                        ensure(cookie.len() <= 4096, || "a cookie is too long".to_owned())?;
-                        ensure(!self.texts.contains_key(text), || "an ID was given out twice".to_owned())?;
-                        Got::Set(text.to_owned())
-                    }
-                }
+        let mut got = Got::default();
+        let mut last = None;
+        for cookie in reply.all("set-cookie") {
+            for attribute in ["HttpOnly", "Secure", "SameSite=Lax", "Path=/"] {
+                let has = cookie.split("; ").any(|part| part == attribute);
+                ensure(has, || format!("a cookie without {attribute}"))?;
             }
-            _ => return Err("more than one cookie was set".to_owned()),
-        };
+            let no_store = reply.all("cache-control").any(|value| value.contains("no-store"));
+            ensure(no_store, || "a response with a cookie may be stored".to_owned())?;
+            let pair = cookie.split("; ").next().and_then(|pair| pair.split_once('='));
+            let (is_visitors, text) = match pair {
+                Some((USERS, text)) => (false, text),
+                Some((VISITORS, text)) => (true, text),
+                _ => return Err("a cookie of another name".to_owned()),
+            };
+            ensure(last.is_none_or(|last: bool| !last && is_visitors), || {
+                "two cookies of one name, or the visitor's came first".to_owned()
+            })?;
+            last = Some(is_visitors);
+            let is_removed = cookie.split("; ").any(|part| part == "Max-Age=0");
+            ensure(!is_removed || self.asked[id].cookies.came(is_visitors), || {
+                "a cookie was removed that had not come".to_owned()
+            })?;
+            ensure(cookie.len() <= 4096, || "a cookie is too long".to_owned())?;
+            ensure(!self.texts.contains_key(text), || "an ID was given out twice".to_owned())?;
+            let parts = text.split('.').count();
+            ensure(is_removed || parts == 1 || (parts == 2) == is_visitors, || {
+                "an ID is in the cookie of the other kind".to_owned()
+            })?;
+            let change = if is_removed { Change::Remove } else { Change::Set(text.to_owned()) };
+            *(if is_visitors { &mut got.visitor } else { &mut got.user }) = change;
+        }
+        ensure(got.user.text().is_none() || got.visitor.text().is_none(), || "two cookies were set".to_owned())?;
         let looked = !matches!(self.asked[id].ask.what, What::Unused | What::ListOf(_) | What::ClearOf(_));
         let varies = reply.all("vary").any(|value| value.eq_ignore_ascii_case("cookie"));
         ensure(varies || !looked, || "a response that depends on the cookie does not say so".to_owned())?;
         Ok(got)
     }
 
+    /// Whom a request without loading has found, if that is sure.
+    fn guess(&self, id: usize, got: &Got, ms: u64) -> Option<Found> {
+        let cookies = &self.asked[id].cookies;
+        match (&cookies.users[..], &cookies.visitors[..]) {
+            _ if got.visitor.text().is_some() => Some(Found::Nobody),
+            ([], []) => Some(Found::Nobody),
+            ([user], _) if self.must_lead(id, *user, ms) => Some(Found::User(*user)),
+            ([], [visitor]) if self.must_lead(id, *visitor, ms) => Some(Found::Visitor(*visitor)),
+            _ => None,
+        }
+    }
+
+    /// What a handler loaded: which session, if any.
+    fn check_seen(&mut self, id: usize, seen: &Seen, ms: u64) -> Checked<Found> {
+        let is_found = seen.handle.is_some();
+        ensure(is_found || (seen.key.is_none() && seen.data.is_empty()), || "no session has data".to_owned())?;
+        let loads = self.loads(id).at;
+        let cookies = self.asked[id].cookies.clone();
+        let values = match (is_found, seen.key.is_some()) {
+            (true, false) => {
+                for user in &cookies.users {
+                    ensure(!self.must_lead(id, *user, ms), || {
+                        "a visitor's session was found in place of the user's".to_owned()
+                    })?;
+                    ensure(!self.must_be_superseded(id, *user, ms), || {
+                        "a visitor's session was found beside an ID that a login had replaced".to_owned()
+                    })?;
+                }
+                &cookies.visitors
+            }
+            _ => &cookies.users,
+        };
+        if cookies.is_several() {
+            self.count("two cookies");
+        }
+        if !is_found {
+            self.count(if cookies.is_empty() { "strangers" } else { "found nothing" });
+        }
+        let is_over = |value: usize| self.sessions[self.values[value].session].is_over(loads);
+        let must = |value: usize| self.must_lead(id, value, ms);
+        if !is_found {
+            let key = |value: usize| &self.sessions[self.values[value].session].key;
+            let is_wrong = match (&cookies.users[..], &cookies.visitors[..]) {
+                ([user], _) if must(*user) => true,
+                ([a, b], _) => {
+                    (must(*a) && must(*b) && key(*a) == key(*b))
+                        || (must(*a) && is_over(*b))
+                        || (must(*b) && is_over(*a))
+                }
+                (users, [visitor]) => must(*visitor) && users.iter().all(|user| !self.may_be_superseded(id, *user)),
+                ([], [a, b]) => (must(*a) && is_over(*b)) || (must(*b) && is_over(*a)),
+                _ => false,
+            };
+            ensure(!is_wrong, || "signed out, and nobody asked for it".to_owned())?;
+            return Ok(Found::Nobody);
+        }
+        let value = match values[..] {
+            [] => return Err("a stranger was given a session".to_owned()),
+            [value] => value,
+            _ => {
+                let (first, second) = (values[0], values[1]);
+                let session = |value: usize| &self.sessions[self.values[value].session];
+                let same_owner = session(first).key.is_some() && session(first).key == session(second).key;
+                let is_one = session(first).handle.is_some() && session(first).handle == session(second).handle;
+                let is_unknown = !seen.handle.as_ref().is_some_and(|handle| self.handles.contains_key(handle));
+                let is = |value: usize| {
+                    let known = session(value);
+                    known.handle == seen.handle || (is_unknown && known.handle.is_none() && known.key == seen.key)
+                };
+                ensure(is(first) || is(second), || "two cookies led to a third session".to_owned())?;
+                ensure(is_one || !(must(first) && must(second) && !same_owner), || {
+                    "one of two users' cookies was taken".to_owned()
+                })?;
+                ensure(is_one || !must(first) || is(first) || !same_owner, || {
+                    "the second cookie was taken".to_owned()
+                })?;
+                match is(first) && !(is(second) && is_over(first)) {
+                    // With two IDs of one session either may be the one that led there.
+                    true if is_one && self.may_lead(id, first).is_err() => second,
+                    true => first,
+                    false => second,
+                }
+            }
+        };
+        self.observe(id, self.values[value].session, seen, false)?;
+        self.may_lead(id, value)?;
+        self.count("found");
+        Ok(if seen.key.is_some() { Found::User(value) } else { Found::Visitor(value) })
+    }
+
     /// Nobody knows what happened, unless a cookie tells.
-    fn check_unavailable(&mut self, id: usize, reply: &Reply, cookie: &Got, saved: bool, ms: u64) -> Checked<Jar> {
-        let Asked { ask, cookie: presented, .. } = &self.asked[id];
-        let (ask, presented) = (ask.clone(), presented.clone());
+    fn check_unavailable(&mut self, id: usize, reply: &Reply, got: &Got, saved: bool) -> Checked<Jar> {
+        let Asked { ask, cookies, .. } = &self.asked[id];
+        let (ask, cookies) = (ask.clone(), cookies.clone());
         let is_kept = Ask::is_kept(&ask.writes) || Ask::is_kept(&ask.late);
-        let is_stranger = matches!(presented, Cookie::None | Cookie::Forged { malformed: true, .. });
+        let is_stranger = cookies.all().next().is_none() && cookies.forged.as_ref().is_none_or(|f| f.malformed);
         let needs_none = match &ask.what {
             What::Unused => true,
             What::Visit
@@ -858,156 +1256,647 @@ impl Oracle {
         ensure(!self.steady, || "503, and nothing is wrong".to_owned())?;
         ensure(!needs_none, || "a request without a session depended on the store".to_owned())?;
         ensure(reply.all("retry-after").next().is_some(), || "a 503 without Retry-After".to_owned())?;
-        let from = self.session_of(&presented);
-        match (cookie, ask.login()) {
+        let removes = got.user == Change::Remove || got.visitor == Change::Remove;
+        if removes {
             // The save failed, and the sign-out came through with the response that says so.
-            (Got::Remove, _) if ask.save && ask.signs_out() && ask.what != What::ClearOthers && from.is_some() => {
-                self.settle_endings(id, Fate::Sure);
-                Ok(Jar::Remove)
+            let may = ask.save && ask.signs_out() && (got.user.text().is_none() || ask.logs_in_and_clears());
+            ensure(may, || "an outage removed a cookie".to_owned())?;
+        }
+        let mut jar = got.removals();
+        if let Some(text) = got.visitor.text() {
+            ensure(ask.save, || "an outage set a cookie".to_owned())?;
+            let rotated = cookies.visitors.first().filter(|_| ask.what == What::Rework).copied();
+            jar.visitor = Slot::Set(match rotated.filter(|value| self.is_same_session(*value, text)) {
+                Some(value) if handle_in(text).is_some() || cookies.users.is_empty() => {
+                    self.settle_writes(self.values[value].session, id, false, Fate::Sure);
+                    self.replace(value, id, text, self.values[value].session)?
+                }
+                _ => self.bear_visitor(id, text, (Some(true), Some(false)))?,
+            });
+        }
+        let Some(text) = got.user.text() else {
+            let may = got.visitor.text().is_some() || ask.login().is_none() || !saved;
+            ensure(may, || "a login was saved, and its cookie is missing".to_owned())?;
+            return Ok(jar);
+        };
+        // What was saved is stored, and its ID must leave. What became of the rest is not known.
+        ensure(ask.save || ask.logs_in_and_clears() || ask.what == What::ClearOthers, || {
+            "an outage set a cookie".to_owned()
+        })?;
+        let user = cookies.users.first().copied();
+        let is_same = user.is_some_and(|value| self.is_same_session(value, text));
+        jar.user = Slot::Set(match (&ask.what, user) {
+            (What::Rework, Some(value)) if is_same => {
+                self.settle_writes(self.values[value].session, id, false, Fate::Sure);
+                self.replace(value, id, text, self.values[value].session)?
             }
-            (Got::Remove, _) => Err("an outage removed a cookie".to_owned()),
-            (Got::Nothing, Some(_)) if saved => Err("a login was saved, and its cookie is missing".to_owned()),
-            (Got::Nothing, _) => Ok(Jar::Keep),
-            (Got::Set(_), _) if !ask.save => Err("an outage set a cookie".to_owned()),
-            (Got::Set(text), login) => {
-                // What was saved is stored, and its ID must leave. What became of the rest is not known.
-                if let (Some(session), None) = (from, login)
-                    && let (What::Rework, Cookie::One(value)) = (&ask.what, &presented)
-                    && self.is_same_session(*value, text)
+            (What::ClearOthers, Some(value)) if is_same => self.renew(id, value, text, (None, None), true)?,
+            (_, value) if ask.login().is_some() => {
+                let in_place = value.filter(|value| is_same && self.user_of_value(*value) == ask.login());
+                let early = Some(false);
+                match in_place {
+                    Some(value) => self.renew(id, value, text, (early, Some(false)), false)?,
+                    None => {
+                        let of_user = |value: &usize| self.user_of_value(*value) == ask.login() && ask.takes_login;
+                        let from = value.filter(of_user).or(cookies.visitors.first().copied());
+                        let goes_over = matches!(ask.what, What::Bind(_) | What::OthersAndBind(_));
+                        let session = |value: usize| self.values[value].session;
+                        let (from, or) = (from.map(session), cookies.visitors.first().copied().map(session));
+                        let new = self.begin(
+                            id,
+                            text,
+                            from.filter(|_| goes_over).map(|it| (it, false)),
+                            (early, Some(false)),
+                        )?;
+                        if let Some(or) = or.filter(|or| goes_over && from != Some(*or)) {
+                            self.may_come_from(id, self.values[new].session, or);
+                        }
+                        new
+                    }
+                }
+            }
+            _ => return Err("an outage set a user's cookie".to_owned()),
+        });
+        Ok(jar)
+    }
+
+    /// A 401: what it was for may be gone, or have another ID by now.
+    fn check_refused(&mut self, id: usize, ms: u64) -> Checked {
+        self.count("refused");
+        let Asked { ask, cookies, .. } = &self.asked[id];
+        let (ask, cookies) = (ask.clone(), cookies.clone());
+        let session = |value: usize| self.values[value].session;
+        let loads = self.loads(id).at;
+        let may_be_closed =
+            |value: usize| !self.must_open(id, value, ms) && !self.is_record_over(session(value), loads);
+        let is_newest_for_sure = |value: usize| self.must_be_newest(id, value) && self.is_alone(id, session(value));
+        let may = match &ask.what {
+            What::Delete => cookies.forges_user() || cookies.forged.is_some() || cookies.all().any(may_be_closed),
+            What::Clear => {
+                let user =
+                    |value: &usize| !self.must_open(id, *value, ms) || !self.is_record_alone(id, session(*value));
+                cookies.forged.is_some()
+                    || cookies.users.iter().any(user)
+                    || cookies.visitors.iter().any(|value| may_be_closed(*value))
+            }
+            What::ClearOthers => {
+                cookies.is_several()
+                    || cookies.forged.is_some()
+                    || cookies.visitors.iter().any(|value| may_be_closed(*value))
+                    || cookies.users.iter().any(|value| !is_newest_for_sure(*value))
+            }
+            _ => match ask.login() {
+                Some(user) => {
+                    let needs_no_session = ask.takes_login;
+                    let ended = |known: &Known| known.born_by == id && !known.enders.is_empty();
+                    let gone = cookies.users.iter().any(|value| !is_newest_for_sure(*value));
+                    self.may_be_late(id, user)
+                        || (gone && (!needs_no_session || ask.logs_in_and_clears()))
+                        || (ask.logs_in_and_clears() && self.sessions.iter().any(ended))
+                }
+                None => false,
+            },
+        };
+        ensure(may, || "a 401, and nothing explains it".to_owned())?;
+        match &ask.what {
+            // What could be ended was.
+            What::Delete if cookies.all().count() > 1 => {}
+            What::Clear if cookies.is_several() => {}
+            What::ClearAndBind(_) | What::OthersAndBind(_) => {
+                if let [value] = cookies.users[..]
+                    && let What::ClearAndBind(_) = ask.what
+                    && !ask.takes_login
+                    && self.is_alone_but_for_rotations(id, value, ms)
                 {
-                    ensure(self.values[*value].successor.is_none(), || "an ID was rotated twice".to_owned())?;
-                    self.settle_rework(*value, id, Fate::Sure);
-                    self.values[*value].successor = Some((id, ms));
-                    self.settle_writes(session, id, false, Fate::Sure);
-                    return Ok(Jar::Set(self.hand_out(text, session)));
+                    // The login was refused, and the clear beside it acted.
+                    let key = self.sessions[self.values[value].session].key.clone().unwrap_or_default();
+                    self.count("clears beside refused logins");
+                    self.settle_clear(id, &key, Fate::Sure, None);
                 }
-                let goes_over = from.filter(|_| matches!(ask.what, What::Bind(_)));
-                let goes_over = goes_over.filter(|from| {
-                    let key = self.sessions[*from].key.as_deref();
-                    key.is_none() || key == login
-                });
-                let came = Came { from: goes_over.map(|from| (from, false)), early: true, late: Some(false) };
-                self.bear(id, handle_in(text), Some(text), came)?;
-                Ok(Jar::Set(self.texts[text]))
             }
+            What::ClearOthers => {
+                // It has a new ID all the same, if it ended only then; and nothing else did.
+                self.settle_endings(id, Fate::Not);
+                for value in cookies.users {
+                    let may_be = !self.is_record_alone(id, self.values[value].session);
+                    self.settle_link(value, id, if may_be { Fate::Maybe } else { Fate::Not });
+                }
+            }
+            _ => self.settle_nothing(id),
         }
+        Ok(())
     }
 
-    /// What a handler loaded: which session, if any.
-    fn check_seen(&mut self, id: usize, seen: &Seen, ms: u64) -> Checked<Option<usize>> {
-        let is_found = seen.handle.is_some();
-        ensure(is_found || (seen.key.is_none() && seen.data.is_empty()), || "no session has data".to_owned())?;
-        let sent = self.asked[id].sent;
-        match self.asked[id].cookie.clone() {
-            Cookie::None | Cookie::Forged { .. } => {
-                self.count("strangers");
-                ensure(!is_found, || "a stranger was given a session".to_owned())?;
-                Ok(None)
+    /// Its session is there for sure, and lets this ID sign out, which another one has replaced.
+    fn is_alone_but_for_rotations(&self, id: usize, value: usize, ms: u64) -> bool {
+        let replacers = self.replacers(id, value);
+        let is_replaced = replacers.iter().any(|effect| effect.is_before(self.loads(id).at));
+        is_replaced && self.must_open(id, value, ms) && self.is_alone(id, self.values[value].session)
+    }
+
+    /// What is neither a login nor a sign-out.
+    fn check_plain(
+        &mut self,
+        id: usize,
+        got: &Got,
+        said: &Said,
+        found: Option<Found>,
+        done: Done,
+        ms: u64,
+    ) -> Checked<Jar> {
+        let Asked { ask, cookies, cross_site, .. } = &self.asked[id];
+        let (ask, cookies, cross_site) = (ask.clone(), cookies.clone(), *cross_site);
+        ensure(got.user != Change::Remove && got.visitor != Change::Remove, || {
+            "a cookie was removed, and nobody signed out".to_owned()
+        })?;
+        let kept = ask.what != What::Huge
+            && ((done.early && Ask::is_kept(&ask.writes)) || (done.late && ask.save && Ask::is_kept(&ask.late)));
+        // What was written to the sessions that it came with.
+        for value in cookies.all().filter(|_| ask.is_plain()) {
+            let session = self.values[value].session;
+            let is_it = found.map(|found| matches!(found, Found::User(it) | Found::Visitor(it) if it == value));
+            let loads = self.loads(id).at;
+            let known = &self.sessions[session];
+            // A new ID, or an end, that came between leaves nothing of what is written without a word.
+            let mut renewals = known.enders.iter().filter(|ender| ender.renews && ender.ask != id);
+            let may_be_late = renewals.any(|renewal| renewal.fate != Fate::Not && !renewal.is_before(loads));
+            let fate = |counts: bool, told: bool| match is_it {
+                _ if ask.what == What::Huge => Fate::Not,
+                Some(false) => Fate::Not,
+                None => Fate::Maybe,
+                Some(true) if !counts => Fate::Not,
+                Some(true) if may_be_late && !told => Fate::Maybe,
+                Some(true) => Fate::Sure,
+            };
+            let (early, late) = (fate(done.early, done.saved), fate(done.late, false));
+            if done.saved && is_it == Some(true) && Ask::is_kept(&ask.writes) {
+                self.is_there(id, session)?;
             }
-            Cookie::One(value) if is_found => {
+            self.settle_writes(session, id, false, early);
+            self.settle_writes(session, id, true, late);
+        }
+        if let What::Revoke(handle) = &ask.what {
+            self.check_revoked(id, handle, said.revoked, found)?;
+        }
+        let value = match found {
+            Some(Found::User(value) | Found::Visitor(value)) => Some(value),
+            _ => None,
+        };
+        let mut jar = Jar::default();
+        if let (What::Rework, true) = (&ask.what, done.early || done.is_dropped) {
+            let is_user = matches!(found, Some(Found::User(_)));
+            let text = if is_user { got.user.text() } else { got.visitor.text() };
+            if let Some(value) = value {
                 let session = self.values[value].session;
-                self.observe(id, session, seen, false)?;
-                self.may_lead(id, value)?;
-                self.count("found");
-                Ok(Some(session))
-            }
-            Cookie::One(value) => {
-                self.count("found nothing");
-                ensure(!self.must_lead(id, value, ms), || "signed out, and nobody asked for it".to_owned())?;
-                Ok(None)
-            }
-            Cookie::Two(a, b) => {
-                let (first, second) = (self.values[a].session, self.values[b].session);
-                let (must_first, must_second) = (self.must_lead(id, a, ms), self.must_lead(id, b, ms));
-                let same_owner = self.sessions[first].key == self.sessions[second].key;
-                self.count("two cookies");
-                if !is_found {
-                    let dead = |session: usize| self.sessions[session].is_over(sent);
-                    let wrong = (must_first && must_second && same_owner)
-                        || (must_first && dead(second))
-                        || (must_second && dead(first));
-                    ensure(!wrong, || "of two cookies none was taken".to_owned())?;
-                    return Ok(None);
+                if let Some(text) = text {
+                    self.count("rotations");
+                    ensure(self.is_same_session(value, text), || "a rework changed the handle".to_owned())?;
+                    ensure(self.fewest_previous(id, session, ms) < MOST_PREVIOUS, || {
+                        "a rotation while four IDs are in their grace".to_owned()
+                    })?;
+                    let new = self.replace(value, id, text, session)?;
+                    self.check_after(id, session, said.after.as_ref())?;
+                    let slot = Slot::Set(new);
+                    return Ok(if is_user { Jar { user: slot, ..jar } } else { Jar { visitor: slot, ..jar } });
                 }
-                let is_unknown = !seen.handle.as_ref().is_some_and(|handle| self.handles.contains_key(handle));
-                let is = |session: usize| {
-                    let known = &self.sessions[session];
-                    known.handle == seen.handle || (is_unknown && known.handle.is_none() && known.key == seen.key)
-                };
-                ensure(is(first) || is(second), || "two cookies led to a third session".to_owned())?;
-                ensure(!(must_first && must_second && !same_owner), || {
-                    "one of two users' cookies was taken".to_owned()
+                let must = done.early
+                    && self.must_be_newest(id, value)
+                    && self.is_alone(id, session)
+                    && self.values[value].successor.is_none()
+                    && self.most_previous(id, session) < MOST_PREVIOUS;
+                ensure(!must, || "a rework gave no new ID".to_owned())?;
+            }
+        }
+        for value in cookies.all().filter(|_| ask.what == What::Rework) {
+            self.settle_link(value, id, Fate::Not);
+        }
+        ensure(got.user == Change::Nothing, || "a user's cookie was set, and nobody signed in".to_owned())?;
+        match (got.visitor.text(), value) {
+            (Some(_), Some(_)) => return Err("a cookie was set for a session that had one".to_owned()),
+            (Some(text), None) => {
+                self.count("first writes");
+                ensure(kept, || "a cookie was set, and nothing was written".to_owned())?;
+                ensure(!cross_site, || "a request from another site made a session".to_owned())?;
+                for value in cookies.all() {
+                    ensure(!self.must_lead(id, value, ms), || "a second session was made".to_owned())?;
+                    ensure(self.is_visitors(value) || !self.must_be_superseded(id, value, ms), || {
+                        "what a login had replaced was given a visitor's cookie".to_owned()
+                    })?;
+                }
+                let late = done.late.then_some(true).filter(|_| ask.save);
+                let new = self.bear_visitor(id, text, (Some(done.early), late))?;
+                self.check_after(id, self.values[new].session, said.after.as_ref())?;
+                jar.visitor = Slot::Set(new);
+            }
+            (None, Some(value)) => self.check_after(id, self.values[value].session, said.after.as_ref())?,
+            (None, None) => {
+                let loads = self.loads(id).at;
+                let is_over = |value: usize| self.is_record_over(self.values[value].session, loads);
+                let is_nobody = found == Some(Found::Nobody) && cookies.all().all(is_over) && !cookies.is_several();
+                let must = kept && is_nobody && !cross_site && !done.is_dropped;
+                ensure(!must, || "the first write set no cookie".to_owned())?;
+            }
+        }
+        Ok(jar)
+    }
+
+    /// So many IDs are in their grace for sure when that request rotates.
+    fn fewest_previous(&self, id: usize, session: usize, ms: u64) -> usize {
+        let is = |effect: &&Effect| {
+            effect.ask != id && effect.is_before(self.commits(id).at) && ms < effect.sent_ms + self.grace
+        };
+        self.sessions[session].rotations.iter().filter(is).count()
+    }
+
+    /// And so many at most.
+    fn most_previous(&self, id: usize, session: usize) -> usize {
+        let commits = self.commits(id).ms;
+        let may = |effect: &&Effect| {
+            let over = self.answered_ms(effect).filter(|_| effect.fate == Fate::Sure).map(|ms| ms + self.grace);
+            effect.ask != id && effect.fate != Fate::Not && over.is_none_or(|over| over >= commits)
+        };
+        self.sessions[session].rotations.iter().filter(may).count()
+    }
+
+    /// Signing out here.
+    fn check_delete(
+        &mut self,
+        id: usize,
+        got: &Got,
+        said: &Said,
+        found: Option<Found>,
+        done: Done,
+        ms: u64,
+    ) -> Checked<Jar> {
+        let cookies = self.asked[id].cookies.clone();
+        let loads = self.loads(id).at;
+        let session = |oracle: &Self, value: usize| oracle.values[value].session;
+        let user_ended = got.user == Change::Remove;
+        if user_ended {
+            self.count("logouts");
+            let may = |value: &usize| self.may_open(id, *value) && !self.is_record_over(session(self, *value), loads);
+            ensure(cookies.users.iter().any(may), || "a user's cookie was removed that led nowhere".to_owned())?;
+            if let (&[value], Some(seen)) = (&cookies.users[..], &said.seen)
+                && seen.handle.is_none()
+            {
+                self.count("sign-outs by superseded IDs");
+                ensure(self.may_be_superseded(id, value), || {
+                    "a cookie was removed by a sign-out that found nobody".to_owned()
                 })?;
-                ensure(!must_first || is(first) || !same_owner, || "the second cookie was taken".to_owned())?;
-                let (value, session) = if is(first) { (a, first) } else { (b, second) };
-                self.observe(id, session, seen, false)?;
-                // With two IDs of one session either may be the one that led there.
-                if first != second {
-                    self.may_lead(id, value)?;
+            }
+        }
+        for value in cookies.users.clone() {
+            let session = session(self, value);
+            ensure(user_ended || !self.is_record_alone(id, session), || {
+                "a sign-out was answered as done, and its session is there".to_owned()
+            })?;
+            ensure(cookies.users.len() > 1 || !self.is_closed(id, value), || {
+                "a sign-out by an ID that does not count was answered as done".to_owned()
+            })?;
+            // Nothing lives under its name by now.
+            self.settle_ending_of(id, session, Fate::Sure);
+        }
+        for value in cookies.visitors.clone() {
+            let session = session(self, value);
+            let fate = match found {
+                Some(Found::Visitor(it)) if it == value => Fate::Sure,
+                _ if cookies.visitors.len() > 1 => Fate::Sure,
+                Some(_) => Fate::Not,
+                None if user_ended => Fate::Not,
+                None if cookies.users.is_empty() => Fate::Sure,
+                None => Fate::Maybe,
+            };
+            if fate == Fate::Sure && got.visitor == Change::Nothing {
+                ensure(!self.is_record_alone(id, session), || "a sign-out left the visitor's session".to_owned())?;
+            }
+            self.settle_ending_of(id, session, fate);
+        }
+        self.check_removed_visitor(id, got, user_ended, loads)?;
+        self.check_left_behind(id, got, said, done, ms)
+    }
+
+    /// Signing out everywhere.
+    fn check_clear(
+        &mut self,
+        id: usize,
+        got: &Got,
+        said: &Said,
+        found: Option<Found>,
+        done: Done,
+        ms: u64,
+    ) -> Checked<Jar> {
+        let cookies = self.asked[id].cookies.clone();
+        let loads = self.loads(id).at;
+        let user_ended = got.user == Change::Remove;
+        if cookies.users.is_empty() {
+            ensure(!cookies.forges_user(), || "an ID of nobody has signed out everywhere".to_owned())?;
+            for value in cookies.visitors.clone() {
+                let session = self.values[value].session;
+                ensure(got.visitor == Change::Remove || !self.is_record_alone(id, session), || {
+                    "a sign-out left the visitor's session".to_owned()
+                })?;
+                self.settle_ending_of(id, session, Fate::Sure);
+            }
+        } else {
+            ensure(user_ended, || "signing out everywhere was answered as done, and is not".to_owned())?;
+            self.count("logouts");
+            if found == Some(Found::Nobody) && cookies.users.len() == 1 {
+                self.count("sign-outs by superseded IDs");
+                ensure(self.may_be_superseded(id, cookies.users[0]), || {
+                    "an ID that leads nowhere has signed out everywhere".to_owned()
+                })?;
+            }
+            let may =
+                |value: &usize| self.may_open(id, *value) && !self.is_record_over(self.values[*value].session, loads);
+            ensure(cookies.users.iter().any(may), || "an ID that counts no more has signed out everywhere".to_owned())?;
+            for value in cookies.users.clone() {
+                let session = self.values[value].session;
+                let key = self.sessions[session].key.clone().unwrap_or_default();
+                let is_sure =
+                    cookies.users.len() == 1 || self.must_open(id, value, ms) && self.is_record_alone(id, session);
+                self.settle_clear(id, &key, if is_sure { Fate::Sure } else { Fate::Maybe }, None);
+            }
+            for value in cookies.visitors.clone() {
+                self.settle_ending_of(id, self.values[value].session, Fate::Not);
+            }
+        }
+        self.check_removed_visitor(id, got, user_ended, loads)?;
+        self.check_left_behind(id, got, said, done, ms)
+    }
+
+    /// The visitor's cookie goes with the user's, or with its own session.
+    fn check_removed_visitor(&mut self, id: usize, got: &Got, user_ended: bool, loads: u64) -> Checked {
+        let cookies = &self.asked[id].cookies;
+        let is_live = |value: &usize| !self.is_record_over(self.values[*value].session, loads);
+        match got.visitor {
+            Change::Remove => ensure(user_ended || cookies.visitors.iter().any(is_live), || {
+                "a visitor's cookie was removed by a sign-out that found nobody".to_owned()
+            }),
+            Change::Nothing => {
+                ensure(!user_ended || !cookies.came(true), || "a sign-out left the visitor's cookie".to_owned())
+            }
+            Change::Set(_) => Ok(()),
+        }
+    }
+
+    /// What was written after a sign-out is the first write of a visitor.
+    fn check_left_behind(&mut self, id: usize, got: &Got, said: &Said, done: Done, _ms: u64) -> Checked<Jar> {
+        let Asked { ask, cookies, cross_site, .. } = &self.asked[id];
+        let (ask, cookies, cross_site) = (ask.clone(), cookies.clone(), *cross_site);
+        let kept = done.early && Ask::is_kept(&ask.writes);
+        let mut jar = got.removals();
+        ensure(got.user.text().is_none(), || "a sign-out set a user's cookie".to_owned())?;
+        match got.visitor.text() {
+            Some(text) => {
+                ensure(kept, || "a sign-out set a cookie".to_owned())?;
+                let may = !cross_site || cookies.all().next().is_some();
+                ensure(may, || "a request from another site made a session".to_owned())?;
+                let new = self.bear_visitor(id, text, (Some(true), None))?;
+                self.check_after(id, self.values[new].session, said.after.as_ref())?;
+                jar.visitor = Slot::Set(new);
+            }
+            None => ensure(!kept || cross_site || !cookies.is_empty(), || "the first write set no cookie".to_owned())?,
+        }
+        Ok(jar)
+    }
+
+    /// Signing out everywhere else.
+    fn check_clear_others(&mut self, id: usize, got: &Got, said: &Said, found: Option<Found>) -> Checked<Jar> {
+        let cookies = self.asked[id].cookies.clone();
+        let Some(Found::User(value)) = found else {
+            ensure(got == &Got::default(), || "without a session `clear_others` set a cookie".to_owned())?;
+            ensure(cookies.users.is_empty() && !cookies.forges_user(), || {
+                "`clear_others` without a session was answered as done".to_owned()
+            })?;
+            self.settle_nothing(id);
+            return Ok(Jar::default());
+        };
+        let text = got.user.text().ok_or("`clear_others` gave no new ID")?;
+        ensure(got.visitor == Change::Nothing, || "`clear_others` changed the visitor's cookie".to_owned())?;
+        self.count("other sessions ended");
+        let new = self.renew(id, value, text, (None, None), true)?;
+        let key = self.sessions[self.values[value].session].key.clone().unwrap_or_default();
+        self.settle_clear(id, &key, Fate::Sure, Some(self.values[value].session));
+        self.settle_ending_of(id, self.values[value].session, Fate::Not);
+        self.check_after(id, self.values[new].session, said.after.as_ref())?;
+        Ok(Jar { user: Slot::Set(new), ..Jar::default() })
+    }
+
+    /// A login, alone or with what ends other sessions.
+    fn check_login(
+        &mut self,
+        id: usize,
+        got: &Got,
+        said: &Said,
+        found: Option<Found>,
+        done: Done,
+        ms: u64,
+    ) -> Checked<Jar> {
+        let Asked { ask, cookies, .. } = &self.asked[id];
+        let (ask, cookies) = (ask.clone(), cookies.clone());
+        let user = ask.login().unwrap_or_default().to_owned();
+        let own = match found {
+            Some(Found::User(value)) => Some((value, self.values[value].session)),
+            _ => None,
+        };
+        let key = own.and_then(|(_, session)| self.sessions[session].key.clone());
+        let is_same_user = key.as_ref() == Some(&user);
+        if !done.early {
+            // The handler's login is discarded, what it ends is not.
+            let all = got.removals();
+            let with_key = !ask.takes_login && own.is_some();
+            return match (&ask.what, own) {
+                (What::ClearAndBind(_), Some((_, _))) if with_key => {
+                    ensure(got.user == Change::Remove, || "a clear was discarded with its login".to_owned())?;
+                    let key = key.unwrap_or_default();
+                    self.settle_clear(id, &key, Fate::Sure, None);
+                    if key != user {
+                        self.settle_clear(id, &user, Fate::Not, None);
+                    }
+                    Ok(all)
                 }
-                Ok(Some(session))
+                (What::OthersAndBind(_), Some((value, session))) if with_key && is_same_user => {
+                    let text = got.user.text().ok_or("`clear_others` gave no new ID")?;
+                    let new = self.renew(id, value, text, (None, None), true)?;
+                    self.settle_clear(id, &user, Fate::Sure, Some(session));
+                    self.settle_ending_of(id, session, Fate::Not);
+                    Ok(Jar { user: Slot::Set(new), ..Jar::default() })
+                }
+                (What::ClearAndBind(_) | What::OthersAndBind(_), _) => {
+                    ensure(got == &Got::default(), || "a login that was discarded set a cookie".to_owned())?;
+                    self.settle_clear(id, &user, Fate::Sure, None);
+                    for value in cookies.all() {
+                        let session = self.values[value].session;
+                        match found {
+                            Some(Found::User(it) | Found::Visitor(it)) if it == value => {
+                                self.settle_ending_of(id, session, Fate::Sure)
+                            }
+                            _ if self.sessions[session].key.as_ref() != Some(&user) => {
+                                self.settle_ending_of(id, session, Fate::Not)
+                            }
+                            _ => {}
+                        }
+                    }
+                    Ok(Jar::default())
+                }
+                _ => {
+                    ensure(got == &Got::default(), || format!("a login that was discarded answered with {got:?}"))?;
+                    self.settle_nothing(id);
+                    Ok(Jar::default())
+                }
+            };
+        }
+        let text = got.user.text().ok_or_else(|| format!("a login answered with {got:?}"))?;
+        self.count("logins");
+        ensure((got.visitor == Change::Remove) == cookies.came(true) && got.visitor.text().is_none(), || {
+            format!("a login left the visitor's cookie, or set it: {got:?}")
+        })?;
+        if let (false, Some(value)) = (ask.takes_login, cookies.users.first()) {
+            ensure(found != Some(Found::Nobody) || !self.must_be_superseded(id, *value, ms), || {
+                "a login by an ID that a login had replaced".to_owned()
+            })?;
+        }
+        let late = done.late.then_some(true).filter(|_| ask.save);
+        let writes = (Some(true), late);
+        let new_handle = handle_in(text).or_else(|| said.after.as_ref().and_then(|after| after.handle.clone()));
+        let in_place = own.filter(|(_, session)| {
+            let handle = &self.sessions[*session].handle;
+            is_same_user && (!ask.takes_login || new_handle.is_some() && *handle == new_handle)
+        });
+        // Whatever it did not do.
+        for value in cookies.all() {
+            let session = self.values[value].session;
+            let is_it = matches!(found, Some(Found::User(it) | Found::Visitor(it)) if it == value);
+            if in_place.is_none_or(|(it, _)| it != value) {
+                self.settle_link(value, id, Fate::Not);
+            }
+            let has_left = is_it && in_place.is_none() && is_same_user;
+            self.settle_cut(value, id, if has_left { Fate::Sure } else { Fate::Not });
+            if !is_it && self.sessions[session].key.as_ref() != Some(&user) {
+                self.settle_ending_of(id, session, Fate::Not);
             }
         }
-    }
-
-    /// Nobody has ended it for sure, nor has its ID died of age.
-    fn may_lead(&mut self, id: usize, value: usize) -> Checked {
-        let (sent, sent_ms) = (self.asked[id].sent, self.asked[id].sent_ms);
-        let value = &self.values[value];
-        let known = &self.sessions[value.session];
-        if let Some(ender) = known.enders.iter().find(|ender| ender.is_before(sent)) {
-            return Err(format!("a session that #{} had ended was revived", ender.ask));
-        }
-        match value.successor {
-            Some((rework, ms)) if sent_ms > ms + self.grace => {
-                Err(format!("an ID that #{rework} had replaced leads to its session long after"))
+        let new = match (in_place, found) {
+            (Some((value, _)), _) => {
+                self.count("logins in place");
+                self.renew(id, value, text, writes, false)?
             }
-            Some(_) => {
-                self.count("old IDs within the grace");
-                Ok(())
+            (None, Some(Found::User(value) | Found::Visitor(value))) => {
+                let (session, is_newest) = (self.values[value].session, self.values[value].successor.is_none());
+                if is_same_user {
+                    self.count("logins beside");
+                    let must = self.must_be_newest(id, value) && self.is_alone(id, session);
+                    ensure(!must, || "a login of the same user made another session".to_owned())?;
+                } else {
+                    let commits = self.commits(id).at;
+                    let needs_it = !ask.takes_login && own.is_some();
+                    let replaced = self.values[value]
+                        .successor
+                        .is_some_and(|(by, _)| self.asked[by].answered.is_some_and(|answered| answered.at < commits));
+                    ensure(!needs_it || is_newest || !replaced, || "a switch by an ID that was replaced".to_owned())?;
+                    ensure(!needs_it || !self.sessions[session].is_over(commits), || {
+                        "a session that had ended has become another user's".to_owned()
+                    })?;
+                    self.settle_ending_of(id, session, Fate::Sure);
+                }
+                let goes_over = matches!(ask.what, What::Bind(_) | What::OthersAndBind(_));
+                let goes_over = goes_over && (is_same_user || own.is_none());
+                self.begin(id, text, goes_over.then_some((session, true)), writes)?
             }
-            None => Ok(()),
+            _ => self.begin(id, text, None, writes)?,
+        };
+        let session = self.values[new].session;
+        if ask.logs_in_and_clears() {
+            let of_old =
+                own.is_some() && !is_same_user && !ask.takes_login && matches!(ask.what, What::ClearAndBind(_));
+            let kept = in_place.map_or(session, |(_, before)| before);
+            self.settle_clear(id, &user, if of_old { Fate::Not } else { Fate::Sure }, Some(kept));
+            if let Some((_, before)) = in_place {
+                self.settle_ending_of(id, before, Fate::Not);
+            }
+            if let Some(key) = key.filter(|_| !is_same_user) {
+                self.settle_clear(id, &key, if of_old { Fate::Sure } else { Fate::Not }, None);
+                if let Some((_, session)) = own {
+                    self.settle_ending_of(id, session, Fate::Sure);
+                }
+            }
         }
+        self.check_after(id, session, said.after.as_ref())?;
+        Ok(Jar { user: Slot::Set(new), ..got.removals() })
     }
 
-    /// Nobody may have ended it, and its ID cannot have died of age.
-    fn must_lead(&self, id: usize, value: usize, ms: u64) -> bool {
-        let value = &self.values[value];
-        let known = &self.sessions[value.session];
-        if !self.is_alone(id, value.session) {
-            return false;
+    /// A new ID for the session of that value. `keeps` if all data stay as they are.
+    fn renew(
+        &mut self,
+        id: usize,
+        value: usize,
+        text: &str,
+        (early, late): (Option<bool>, Option<bool>),
+        keeps: bool,
+    ) -> Checked<usize> {
+        let before = self.values[value].session;
+        self.is_there(id, before)?;
+        ensure(self.is_same_session(value, text), || "a login in place changed the handle".to_owned())?;
+        let what = &self.asked[id].ask.what;
+        let goes_over = keeps || matches!(what, What::Bind(_) | What::OthersAndBind(_));
+        let is_sure = early != Some(false);
+        let birth = Birth {
+            key: self.sessions[before].key.clone(),
+            handle: self.sessions[before].handle.clone(),
+            login: if keeps { self.sessions[before].login } else { Some(id) },
+            // A login that fails with `clear_others` beside it may be that alone.
+            or_login: self.sessions[before].login.filter(|_| early == Some(false)),
+            cookie: Some(text),
+            renews: Some(before),
+            from: goes_over.then_some((before, is_sure)),
+            early,
+            late,
+        };
+        let session = self.bear(id, birth)?;
+        let new = self.replace(value, id, text, session)?;
+        // It was the newest ID of a live session: no other one has replaced it, nor the others.
+        let now = self.now;
+        for ender in self.sessions[before].enders.iter_mut().filter(|ender| ender.renews && ender.ask != id) {
+            (ender.fate, ender.done) = (Fate::Not, Some(now));
         }
-        let mut reworks = value.reworks.iter().filter(|effect| effect.ask != id && effect.fate != Fate::Not);
-        // They were noted in the order in which they were sent.
-        let Some(first) = reworks.next() else { return true };
-        let since = |effect: &&Effect| effect.fate != Fate::Not && effect.done.is_none_or(|done| done > first.sent);
-        let rotations = known.rotations.iter().filter(|effect| effect.ask != id).filter(since);
-        ms < first.sent_ms + self.grace && rotations.count() <= MOST_PREVIOUS
+        self.settle_cut(value, id, Fate::Not);
+        Ok(new)
     }
 
-    /// Whether nobody but that request may have ended the session.
-    fn is_alone(&self, id: usize, session: usize) -> bool {
-        let mut enders = self.sessions[session].enders.iter();
-        !enders.any(|ender| ender.ask != id && ender.fate != Fate::Not)
+    fn begin(
+        &mut self,
+        id: usize,
+        text: &str,
+        from: Option<(usize, bool)>,
+        (early, late): (Option<bool>, Option<bool>),
+    ) -> Checked<usize> {
+        let key = self.asked[id].ask.login().map(str::to_owned);
+        let birth = Birth {
+            key,
+            handle: handle_in(text),
+            login: Some(id),
+            or_login: None,
+            cookie: Some(text),
+            renews: None,
+            from,
+            early,
+            late,
+        };
+        let session = self.bear(id, birth)?;
+        Ok(self.hand_out(text, session))
     }
 
-    fn may_be_gone(&self, id: usize, from: Option<usize>) -> bool {
-        // A login may be cleared at once.
-        from.is_some_and(|session| !self.is_alone(id, session)) || self.asked[id].ask.login().is_some()
+    fn bear_visitor(&mut self, id: usize, text: &str, (early, late): (Option<bool>, Option<bool>)) -> Checked<usize> {
+        let (key, login, or_login, renews, from) = (None, None, None, None, None);
+        let birth =
+            Birth { key, handle: handle_in(text), login, or_login, cookie: Some(text), renews, from, early, late };
+        let session = self.bear(id, birth)?;
+        Ok(self.hand_out(text, session))
     }
 
-    /// Who still holds what a login has replaced gets no cookie but by a login of their own.
-    fn check_tombstone(&self, id: usize, value: Option<usize>, ms: u64) -> Checked {
-        let Some(value) = value else { return Ok(()) };
-        let known = &self.sessions[self.values[value].session];
-        let enders: Vec<&Effect> =
-            known.enders.iter().filter(|ender| ender.fate != Fate::Not && ender.ask != id).collect();
-        let [ender] = enders[..] else { return Ok(()) };
-        let is_login = matches!(self.asked[ender.ask].ask.what, What::Bind(_) | What::Create(_));
-        // Of an ID that was rotated away before, the tombstone need not know.
-        let is_newest = self.values[value].reworks.iter().all(|effect| effect.fate == Fate::Not);
-        let stands = is_login && is_newest && ender.is_before(self.asked[id].sent) && ms < ender.sent_ms + self.grace;
-        ensure(!stands, || format!("what #{} had replaced was given a cookie", ender.ask))
+    /// It surely does not open its record, which is surely there.
+    fn is_closed(&self, id: usize, value: usize) -> bool {
+        !self.may_open(id, value) && self.is_record_alone(id, self.values[value].session)
     }
 
     /// What there was after a save that said yes.
@@ -1019,7 +1908,7 @@ impl Oracle {
             return Ok(());
         }
         if after.handle.is_none() && self.asked[id].ask.blind && !Ask::is_kept(&writes) {
-            let must = matches!(self.asked[id].cookie, Cookie::One(value) if self.must_lead(id, value, self.ms));
+            let must = self.asked[id].cookies.all().any(|value| self.must_lead(id, value, self.ms));
             return ensure(!must, || "a session that nobody has ended was not found".to_owned());
         }
         self.observe(id, session, after, true)?;
@@ -1032,9 +1921,12 @@ impl Oracle {
         Ok(())
     }
 
-    fn check_revoked(&mut self, id: usize, handle: &str, revoked: Option<bool>, found: Option<usize>) -> Checked {
-        let key = found.and_then(|found| self.sessions[found].key.clone());
-        let sent = self.asked[id].sent;
+    fn check_revoked(&mut self, id: usize, handle: &str, revoked: Option<bool>, found: Option<Found>) -> Checked {
+        let key = match found {
+            Some(Found::User(value)) => self.sessions[self.values[value].session].key.clone(),
+            _ => None,
+        };
+        let sent = self.asked[id].sent.at;
         let target =
             self.handles.get(handle).copied().filter(|target| key.is_some() && self.sessions[*target].key == key);
         match (revoked, target) {
@@ -1047,7 +1939,7 @@ impl Oracle {
             (Some(true), None) => Err("a session was revoked that is not the user's".to_owned()),
             (Some(false), Some(target)) => {
                 let known = &self.sessions[target];
-                let must = !known.orphan && known.born < sent && self.is_alone(id, target);
+                let must = !known.orphan && known.born < sent && self.is_record_alone(id, target);
                 self.settle_endings(id, Fate::Not);
                 ensure(!must, || "a live session was not revoked".to_owned())
             }
@@ -1060,38 +1952,61 @@ impl Oracle {
 
     fn check_list(&mut self, id: usize, user: &str, list: &[Seen]) -> Checked {
         self.count("lists");
-        let sent = self.asked[id].sent;
+        let sent = self.asked[id].sent.at;
         let mut listed = HashSet::new();
         // Their names are random, and must not decide which session gets which number.
         let mut list: Vec<&Seen> = list.iter().collect();
         list.sort_by_key(|seen| seen.data.get("login").and_then(Json::as_u64));
         for seen in list {
             let handle = seen.handle.clone().unwrap_or_default();
-            let session = match self.handles.get(&handle) {
-                Some(session) => *session,
-                None => self.adopt(id, user, &handle, seen)?,
-            };
-            ensure(listed.insert(session), || "a session was listed twice".to_owned())?;
-            let known = &self.sessions[session];
-            ensure(known.key.as_deref() == Some(user), || format!("{user:?} saw session {session} in the list"))?;
-            ensure(!known.is_over(sent), || format!("session {session} had ended, and was listed"))?;
-            // As long as a login is under way, what is written to the session before goes over to its own; and none of it stays, if
-            // that is ended by somebody else.
-            let is_settled = !known.orphan && known.settled < sent;
-            let by = seen.data.get("login").and_then(Json::as_u64);
-            ensure(by == Some(known.born_by as u64), || format!("session {session} is not the login of {by:?}"))?;
-            if is_settled {
-                self.observe(id, session, seen, false)?;
+            let by = seen.data.get("login").and_then(Json::as_u64).map(|login| login as usize);
+            // A record that has a new ID meanwhile may be listed as it was before.
+            let of_handle = |s: &usize| self.sessions[*s].handle.as_ref() == Some(&handle);
+            let mut may_be: Vec<usize> = (0..self.sessions.len()).filter(of_handle).collect();
+            may_be.retain(|session| self.sessions[*session].is_login(by.map(|by| by as u64)));
+            if by.is_none() && may_be.is_empty() && self.may_be_discarded(id, user) {
+                continue;
             }
+            if let [.., last] = may_be[..] {
+                may_be.retain(|session| *session == last || !self.sessions[*session].is_over(sent));
+            } else {
+                may_be.push(self.adopt(id, user, &handle, seen)?);
+            }
+            ensure(listed.insert(handle), || "a session was listed twice".to_owned())?;
+            let mut looks = Err("a session was listed that nobody made".to_owned());
+            for session in may_be.into_iter().rev() {
+                let known = &self.sessions[session];
+                ensure(known.key.as_deref() == Some(user), || format!("{user:?} saw session {session} in the list"))?;
+                // As long as a login is under way, what is written to the session before goes over to its own.
+                let is_settled = !known.orphan && known.settled < sent;
+                looks = match known.is_over(sent) {
+                    true => Err(format!("session {session} had ended, and was listed")),
+                    false if is_settled => self.observe(id, session, seen, false),
+                    false => Ok(()),
+                };
+                if looks.is_ok() {
+                    break;
+                }
+            }
+            looks?;
         }
         for session in 0..self.sessions.len() {
             let known = &self.sessions[session];
             let must = known.key.as_deref() == Some(user) && known.born < sent && !known.orphan;
             if must && self.is_alone(id, session) {
-                ensure(listed.contains(&session), || format!("session {session} is not in the list"))?;
+                let is_listed = known.handle.as_ref().is_some_and(|handle| listed.contains(handle));
+                ensure(is_listed, || format!("session {session} is not in the list"))?;
             }
         }
         Ok(())
+    }
+
+    /// A login whose data was discarded, because its handler has failed: what it made ends with all others.
+    fn may_be_discarded(&self, id: usize, user: &str) -> bool {
+        let sent = self.asked[id].sent.at;
+        let overlaps = |asked: &Asked| asked.answered.is_none_or(|answered| answered.at > sent);
+        let may = |asked: &Asked| asked.ask.logs_in_and_clears() && asked.ask.login() == Some(user);
+        self.asked.iter().enumerate().any(|(at, asked)| may(asked) && (overlaps(asked) || self.is_open(at)))
     }
 
     /// A session that nobody has told of: made by a login whose answer was lost, or is still to come.
@@ -1101,54 +2016,78 @@ impl Oracle {
         let by = self.asked.get(login).ok_or("a session was listed that nobody made")?;
         ensure(by.ask.login() == Some(user), || format!("{user:?} saw the login of another in the list"))?;
         // One whose name is not in its cookie.
-        if let Some(at) = self.sessions.iter().position(|known| known.born_by == login && known.handle.is_none()) {
-            self.sessions[at].handle = Some(handle.to_owned());
-            self.handles.insert(handle.to_owned(), at);
+        if let Some(at) = self.sessions.iter().position(|known| known.login == Some(login) && known.handle.is_none()) {
+            self.name(at, handle)?;
             return Ok(at);
         }
-        ensure(!self.sessions.iter().any(|known| known.born_by == login && known.key.is_some()), || {
+        ensure(!self.sessions.iter().any(|known| known.login == Some(login)), || {
             format!("#{login} made two sessions")
         })?;
-        let sent = self.asked[id].sent;
-        ensure(by.answered.is_none_or(|at| at > sent) || self.is_open(login), || {
+        let sent = self.asked[id].sent.at;
+        ensure(by.answered.is_none_or(|answered| answered.at > sent) || self.is_open(login), || {
             format!("#{login} was refused, and its session was listed")
         })?;
-        let from = self.session_of(&by.cookie).filter(|_| matches!(by.ask.what, What::Bind(_)));
-        let from = from.filter(|from| self.sessions[*from].key.as_deref().is_none_or(|key| key == user));
+        let (cookies, goes_over) = (by.cookies.clone(), matches!(by.ask.what, What::Bind(_) | What::OthersAndBind(_)));
+        let session = |value: &usize| self.values[*value].session;
+        let is_it = |session: &usize| self.sessions[*session].handle.as_deref() == Some(handle);
+        let in_place = cookies.users.iter().map(session).find(is_it);
+        let mut before = cookies.all().map(|value| self.values[value].session);
+        let from = before.find(|from| self.sessions[*from].key.as_deref().is_none_or(|key| key == user));
         self.count("orphans");
-        let came = Came { from: from.map(|from| (from, false)), early: false, late: Some(false) };
-        self.bear(login, Some(handle.to_owned()), None, came)
+        let birth = Birth {
+            key: Some(user.to_owned()),
+            handle: Some(handle.to_owned()),
+            login: Some(login),
+            or_login: None,
+            cookie: None,
+            renews: in_place,
+            from: from.filter(|_| goes_over).map(|from| (in_place.unwrap_or(from), false)),
+            early: Some(false),
+            late: Some(false),
+        };
+        self.bear(login, birth)
     }
 
-    /// Whether what a login did is not known: its answer was a 503.
+    /// Whether what a login did is not known: its answer was a 503, or a 401 after what it had begun was not undone.
     fn is_open(&self, login: usize) -> bool {
-        self.log.iter().any(|line| line.ask == login && line.text.starts_with("<- 503"))
+        let is_open =
+            |line: &Line| line.text.starts_with("<- 503") || (!self.steady && line.text.starts_with("<- 401"));
+        self.log.iter().any(|line| line.ask == login && is_open(line))
+    }
+
+    /// The handle of a session that was not known by it.
+    fn name(&mut self, session: usize, handle: &str) -> Checked {
+        ensure(!self.handles.contains_key(handle), || "two sessions with one handle".to_owned())?;
+        let lineage = self.lineage(session);
+        let first = (0..self.sessions.len()).filter(|at| self.lineage(*at).contains(&session)).collect::<Vec<_>>();
+        for at in first.into_iter().chain(lineage) {
+            self.sessions[at].handle = Some(handle.to_owned());
+            self.handles.insert(handle.to_owned(), at);
+        }
+        Ok(())
     }
 
     /// What was seen of a session, at some moment since the request was sent. `own` is whether what the request has written itself is
     /// to be in it.
     fn observe(&mut self, id: usize, session: usize, seen: &Seen, own: bool) -> Checked {
-        let (sent, now) = (self.asked[id].sent, self.now);
+        let (sent, now) = (self.asked[id].sent.at, self.now);
         self.looked_at = Some(session);
-        let known = &mut self.sessions[session];
+        let known = &self.sessions[session];
         ensure(seen.key == known.key, || {
             format!("session {session} is that of {:?}, and {:?} was seen", known.key, seen.key)
         })?;
         let handle = seen.handle.clone().ok_or("a session without a handle")?;
         match &known.handle {
             Some(known) => ensure(*known == handle, || format!("another session than {session} was seen"))?,
-            None => {
-                known.handle = Some(handle.clone());
-                ensure(self.handles.insert(handle, session).is_none(), || "two sessions with one handle".to_owned())?;
-            }
+            None => self.name(session, &handle)?,
         }
-        let known = &mut self.sessions[session];
+        let known = &self.sessions[session];
         for (name, value) in &seen.data {
             let number = value.as_u64();
             let put = name.strip_prefix('w').and_then(|name| name.parse().ok());
             match (name.as_str(), put) {
                 ("n0" | "n1", _) => {}
-                ("login", _) => ensure(known.key.is_some() && number == Some(known.born_by as u64), || {
+                ("login", _) => ensure(known.key.is_some() && known.is_login(number), || {
                     format!("session {session} was seen to be the login of #{value}")
                 })?,
                 ("theme", _) => {}
@@ -1188,13 +2127,18 @@ impl Oracle {
                 ensure(!over, || "a theme came back".to_owned())?;
             }
         }
-        for (at, counter) in known.counters.iter_mut().enumerate() {
+        let counts = |at: usize, counter: &Counter| {
             let n = count_in(seen, at);
             let mine = counter.adds.iter().filter(|add| own && add.ask == id && !add.late).count() as u64;
-            let (least, most) = (counter.least(sent) + mine, counter.most(now, id) + mine);
+            (n, counter.least(sent) + mine, counter.most(now, id) + mine)
+        };
+        for (at, counter) in known.counters.iter().enumerate() {
+            let (n, least, most) = counts(at, counter);
             ensure(n >= least, || format!("n{at} is {n}, and was to be {least} at least: an increment is lost"))?;
             ensure(n <= most, || format!("n{at} is {n}, and was to be {most} at most: an increment counted twice"))?;
-            counter.sights.push(Sight { sent, done: now, n });
+        }
+        for (at, counter) in self.sessions[session].counters.iter_mut().enumerate() {
+            counter.sights.push(Sight { sent, done: now, n: count_in(seen, at) });
             if counter.sights.len() > SIGHTS {
                 counter.sights.remove(0);
             }
@@ -1208,15 +2152,55 @@ impl Oracle {
     }
 }
 
-/// What a response says about the cookie.
-#[derive(Debug, PartialEq)]
-enum Got {
+/// What became of what a request has recorded.
+#[derive(Clone, Copy)]
+struct Done {
+    /// What it wrote before the save, and after it, counts.
+    early: bool,
+    late: bool,
+    is_dropped: bool,
+    /// `save` has said so.
+    saved: bool,
+}
+
+/// What a response says about the cookies.
+#[derive(Debug, Default, PartialEq)]
+struct Got {
+    user: Change,
+    visitor: Change,
+}
+
+#[derive(Debug, Default, PartialEq)]
+enum Change {
+    #[default]
     Nothing,
     Set(String),
     Remove,
 }
 
+impl Change {
+    fn text(&self) -> Option<&str> {
+        match self {
+            Self::Set(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+impl Got {
+    fn removals(&self) -> Jar {
+        let slot = |change: &Change| if *change == Change::Remove { Slot::Remove } else { Slot::Keep };
+        Jar { user: slot(&self.user), visitor: slot(&self.visitor) }
+    }
+}
+
 impl Known {
+    /// Whether that may be the login that its data names.
+    fn is_login(&self, number: Option<u64>) -> bool {
+        let is = |login: Option<usize>| login.map(|login| login as u64) == number;
+        is(self.login) || self.or_login.is_some() && is(self.or_login)
+    }
+
     fn is_over(&self, at: u64) -> bool {
         self.enders.iter().any(|ender| ender.is_before(at))
     }
@@ -1277,6 +2261,9 @@ fn told(ask: &Ask) -> String {
     if ask.blind {
         text += ", without loading";
     }
+    if ask.takes_login {
+        text += ", with a login";
+    }
     if !ask.writes.is_empty() {
         text += &format!(", writes {:?}", ask.writes);
     }
@@ -1297,7 +2284,14 @@ fn told(ask: &Ask) -> String {
     text
 }
 
-/// So many IDs from before reworks are kept.
+/// The names of the cookies.
+const USERS: &str = "__Host-id";
+const VISITORS: &str = "__Host-id-visitor";
+/// So many IDs from before reworks are in their grace at most, and so many in all are kept that a login has replaced.
 const MOST_PREVIOUS: usize = 4;
+const MOST_SUPERSEDED: usize = 11;
+/// In milliseconds: how long an ID still signs out that a login has replaced; and a little less than how long a login may take.
+const SUPERSEDED_FOR: u64 = 10_000;
+const LOGINS_ARE_GOOD_FOR: u64 = 14 * 60_000;
 const SIGHTS: usize = 24;
 const LINES: usize = 60;

@@ -51,7 +51,7 @@ pub fn walk_through_processes(seed: u64, size: Size) -> Option<Rc<Walk<Processes
         let ports: [u16; 2] = ports(2).try_into().unwrap();
         let servers = ports.map(|port| RefCell::new(Some(Server::start(port, &proxy.uri()))));
         let site = Processes { servers, ports, redis, proxy, ending: Cell::new(false), healed: Semaphore::new(0) };
-        let walk = Walk::new(site, Oracle::new(u64::try_from(GRACE.as_millis()).unwrap(), false), size);
+        let walk = Walk::new(site, Oracle::new(u64::try_from(GRACE.as_millis()).unwrap(), false), size, false);
         let mut random = Random(seed);
         let (chaos, mut chance) = (Rc::clone(&walk), random.fork());
         spawn_local(async move {
@@ -161,6 +161,11 @@ impl Site for Processes {
 
     fn shake(&self, _: &mut Random) {}
 
+    async fn pass(&self) {
+        // An ID that a login has replaced counts for longer than anybody wants to wait.
+        sleep(GRACE + Duration::from_millis(50)).await;
+    }
+
     async fn settle(&self) {
         self.ending.set(true);
         drop(self.healed.acquire().await);
@@ -224,7 +229,7 @@ fn serves() {
             .connect()
             .await
             .unwrap();
-        let app = App::new(sessions.erase());
+        let app = App::new(sessions.erase(), None);
         let listener = TcpListener::bind(("127.0.0.1", port.parse().unwrap())).await.unwrap();
         println!("\nlistening");
         axum::serve(listener, app.router()).await.unwrap();

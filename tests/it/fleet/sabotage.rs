@@ -12,7 +12,7 @@ use std::{
 
 use axum::{Router, extract::Request, middleware::Next, response::Response};
 use http::{HeaderValue, header};
-use jam_session::{AnyBackend, Backend, By, Clear, Outcome, Owner, Record, RecordId, backend::Result};
+use jam_session::{AnyBackend, Backend, By, Clear, Outcome, Owner, Record, RecordId, Terms, backend::Result};
 use tower::Service;
 
 use crate::store::Plain;
@@ -58,9 +58,19 @@ pub enum Sabotage {
     NoVary,
     /// A handler that panics takes the sign-out along.
     PanicsForget,
+    /// A login that was under way survives a sign-out everywhere.
+    ForgetsClears,
+    /// A slow login survives the end of the session that it came with: it is made all the same.
+    SlowBindsSurvive,
+    /// A sign-out with an ID that a login has just replaced is answered as done, and does nothing.
+    SupersededSignOutsDoNothing,
+    /// The first write of a visitor removes the user's cookie that led nowhere.
+    RemovesDeadCookies,
+    /// A visitor's session is in the user's cookie.
+    OneCookieName,
 }
 
-pub const ALL: [Sabotage; 20] = [
+pub const ALL: [Sabotage; 25] = [
     Sabotage::Upserts,
     Sabotage::DropsUpdates,
     Sabotage::DropsEndings,
@@ -81,6 +91,11 @@ pub const ALL: [Sabotage; 20] = [
     Sabotage::MixesResponses,
     Sabotage::NoVary,
     Sabotage::PanicsForget,
+    Sabotage::ForgetsClears,
+    Sabotage::SlowBindsSurvive,
+    Sabotage::SupersededSignOutsDoNothing,
+    Sabotage::RemovesDeadCookies,
+    Sabotage::OneCookieName,
 ];
 
 pub struct Saboteur {
@@ -116,6 +131,13 @@ impl Saboteur {
 
     pub fn skips_create(&self) -> bool {
         self.now_and_then(Sabotage::DropsCreations, 20)
+    }
+
+    pub fn terms(&self, terms: Terms) -> Terms {
+        match self.what {
+            Sabotage::ForgetsClears => Terms { since: None, ..terms },
+            _ => terms,
+        }
     }
 
     pub async fn update(&self, backend: &AnyBackend, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
@@ -186,19 +208,22 @@ pub fn around(what: Option<Sabotage>, router: Router) -> Router {
     let last: &'static Mutex<Option<HeaderValue>> = Box::leak(Box::default());
     let count: &'static AtomicUsize = Box::leak(Box::default());
     router.layer(axum::middleware::from_fn(move |request: Request, next: Next| async move {
+        let cookies = request.headers().get(header::COOKIE).and_then(|cookies| cookies.to_str().ok());
+        let users_came = cookies.is_some_and(|cookies| cookies.contains("__Host-id="));
         let mut response: Response = next.run(request).await;
         let failed = response.status().is_server_error();
         let headers = response.headers_mut();
         match what {
             Sabotage::CookiesOnlyOnSuccess if failed => drop(headers.remove(header::SET_COOKIE)),
-            Sabotage::FailuresRemoveCookies if failed => {
+            Sabotage::FailuresRemoveCookies if failed && users_came => {
                 let removal = "__Host-id=; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=0";
                 headers.insert(header::SET_COOKIE, HeaderValue::from_static(removal));
                 headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             }
             Sabotage::CookiesForReaders if !headers.contains_key(header::SET_COOKIE) => {
                 let n = count.fetch_add(1, SeqCst);
-                let cookie = format!("__Host-id=n{n:021}.{n:043}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60");
+                let cookie =
+                    format!("__Host-id-visitor=n{n:021}.{n:043}; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=60");
                 headers.insert(header::SET_COOKIE, cookie.parse().unwrap());
                 headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
             }
@@ -208,6 +233,23 @@ pub fn around(what: Option<Sabotage>, router: Router) -> Router {
                     if let Some(other) = other.filter(|_| count.fetch_add(1, SeqCst) % 10 == 9) {
                         headers.insert(header::SET_COOKIE, other);
                     }
+                }
+            }
+            Sabotage::RemovesDeadCookies if users_came => {
+                let set =
+                    headers.get(header::SET_COOKIE).filter(|set| set.as_bytes().starts_with(b"__Host-id-visitor="));
+                if let Some(set) = set.cloned() {
+                    let removal = "__Host-id=; HttpOnly; SameSite=Lax; Secure; Path=/; Max-Age=0";
+                    headers.insert(header::SET_COOKIE, HeaderValue::from_static(removal));
+                    headers.append(header::SET_COOKIE, set);
+                }
+            }
+            Sabotage::OneCookieName => {
+                let cookies: Vec<_> = headers.get_all(header::SET_COOKIE).iter().cloned().collect();
+                headers.remove(header::SET_COOKIE);
+                for cookie in cookies {
+                    let cookie = cookie.to_str().unwrap().replace("__Host-id-visitor=", "__Host-id=");
+                    headers.append(header::SET_COOKIE, cookie.parse().unwrap());
                 }
             }
             Sabotage::NoVary => drop(headers.remove(header::VARY)),

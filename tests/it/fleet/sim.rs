@@ -113,7 +113,7 @@ impl Sim {
             if let Some(keyring) = &self.options.keyring {
                 builder = builder.encrypt(keyring.clone());
             }
-            let app = App::new(builder.build().unwrap().erase());
+            let app = App::new(builder.build().unwrap().erase(), self.options.sabotage);
             let router = super::sabotage::around(self.options.sabotage, app.router());
             (app, router)
         });
@@ -175,6 +175,10 @@ impl Site for Sim {
             let failing = random.one(&[0, 0, 50, 200, 1000]).copied().unwrap();
             self.nerves.failing.store(failing, SeqCst);
         }
+    }
+
+    async fn pass(&self) {
+        self.clock.advance(self.options.grace + Duration::from_secs(1));
     }
 
     async fn settle(&self) {
@@ -256,6 +260,10 @@ impl Backend for Shaky {
         if self.sabotage.as_ref().is_some_and(|saboteur| saboteur.skips_create()) {
             return Ok(Created::Done);
         }
+        let terms = match &self.sabotage {
+            Some(saboteur) => saboteur.terms(terms),
+            None => terms,
+        };
         self.call(self.store.backend().create(record, terms)).await
     }
 

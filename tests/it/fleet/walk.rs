@@ -12,7 +12,7 @@ use tokio::task::{JoinHandle, spawn_local, yield_now};
 
 use super::{
     ask::{Ask, COUNTERS, End, Moment, Reply, What, Write},
-    oracle::{Cookie, Jar, Oracle},
+    oracle::{Cookies, Forged, Jar, Oracle, Slot},
 };
 use crate::{random::Random, store::PATIENCE};
 
@@ -38,6 +38,9 @@ pub trait Site: 'static {
     /// Called now and then: time may pass, and what can fail may begin to fail.
     fn shake(&self, random: &mut Random);
 
+    /// Lets the time pass that an ID which was replaced still counts.
+    fn pass(&self) -> impl Future<Output = ()>;
+
     /// Lets everything come to an end, heals what is broken, and lets the grace of all reworks pass.
     fn settle(&self) -> impl Future<Output = ()>;
 
@@ -60,16 +63,29 @@ pub struct Walk<S> {
     pub site: S,
     pub oracle: RefCell<Oracle>,
     /// What each browser has.
-    jars: Vec<Cell<Option<usize>>>,
+    jars: Vec<Held>,
+    /// Nobody but the servers can read a cookie.
+    is_sealed: bool,
+    /// Which session a new ID leads to can be told from the answer, whatever it is. If not, there are no logins with a `Login`,
+    /// which make a new session or not, and no rotations that are saved before the store fails.
+    takes_logins: bool,
+}
+
+/// A jar of cookies: a user's, and a visitor's.
+#[derive(Default)]
+struct Held {
+    user: Cell<Option<usize>>,
+    visitor: Cell<Option<usize>>,
 }
 
 /// Names that would meet in a store that is not careful.
 pub const USERS: [&str; 3] = ["ada", "ada:s", "{ada}*\0\u{1f980}"];
 
 impl<S: Site> Walk<S> {
-    pub fn new(site: S, oracle: Oracle, size: Size) -> Rc<Self> {
-        let jars = (0..size.browsers).map(|_| Cell::new(None)).collect();
-        Rc::new(Self { site, oracle: RefCell::new(oracle), jars })
+    pub fn new(site: S, oracle: Oracle, size: Size, is_sealed: bool) -> Rc<Self> {
+        let jars = (0..size.browsers).map(|_| Held::default()).collect();
+        let takes_logins = !is_sealed || oracle.is_steady();
+        Rc::new(Self { site, oracle: RefCell::new(oracle), jars, is_sealed, takes_logins })
     }
 
     /// Walks, and looks at everything once more in the end. What is wrong is in the oracle.
@@ -104,7 +120,8 @@ impl<S: Site> Walk<S> {
         self.site.shake(random);
         match random.below(100) {
             0..60 => self.quick(browser, random).await,
-            60..82 => self.slow(browser, random).await,
+            60..77 => self.slow(browser, random).await,
+            77..82 => self.hold_back(browser, random).await,
             82..90 => self.leave(browser, random).await,
             _ => self.steal(browser, random).await,
         }
@@ -122,11 +139,7 @@ impl<S: Site> Walk<S> {
         let moment = random.one(&moments).copied();
         let cookie = self.jar(browser);
         let (mut task, server, id) = self.ask(browser, cookie, random, moment);
-        let has_arrived = {
-            let arrived = pin!(self.site.arrived(server, id));
-            matches!(select(arrived, &mut task).await, Either::Left(_))
-        };
-        if !has_arrived {
+        if !self.arrives(&mut task, server, id).await {
             return;
         }
         for _ in 0..random.below(4) {
@@ -137,9 +150,82 @@ impl<S: Site> Walk<S> {
         }
         match random.percent(30) {
             true => task.abort(),
-            false => self.site.open(server, id).await,
+            false => self.go_on(server, id).await,
         }
         let _ = task.await;
+    }
+
+    /// A request of what signs in or out, mostly, that somebody holds back: until others have signed in and out, and what the
+    /// request came with counts no more.
+    async fn hold_back(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let cookies = self.jar(browser);
+        let mut ask = self.random_ask(&cookies, random);
+        if random.percent(80) {
+            let user = match self.oracle.borrow().user_of(&cookies) {
+                Some(user) if random.percent(75) => user,
+                _ => (*random.one(&USERS).unwrap()).to_owned(),
+            };
+            let what = match random.below(8) {
+                0..3 => What::Bind(user),
+                3 => What::Create(user),
+                4 if self.takes_logins => What::OthersAndBind(user),
+                4 | 5 => What::Delete,
+                6 => What::Clear,
+                _ => What::ClearOthers,
+            };
+            ask = Ask::new(ask.id, what);
+            ask.takes_login = self.takes_logins && ask.login().is_some() && random.percent(40);
+            ask.save = ask.takes_login && self.is_sealed || random.percent(20);
+        }
+        ask.wait = random.one(&[Moment::Come, Moment::Loaded, Moment::Loaded, Moment::Recorded]).copied();
+        let (mut task, server, id) = self.send(browser, ask, cookies.clone(), false, random.below(2), true);
+        if !self.arrives(&mut task, server, id).await {
+            return;
+        }
+        for _ in 0..1 + random.below(3) {
+            match random.below(10) {
+                // The owner, on the same cookies.
+                0..5 => {
+                    let user = self.oracle.borrow().user_of(&cookies);
+                    let what = match (random.below(7), user) {
+                        (0 | 1, Some(user)) => What::Bind(user),
+                        (2, Some(user)) if self.takes_logins => What::OthersAndBind(user),
+                        (3, _) => What::ClearOthers,
+                        (4, _) => What::Rework,
+                        (5, _) => What::Clear,
+                        _ => What::Delete,
+                    };
+                    let ask = Ask::new(self.oracle.borrow().next_id(), what);
+                    let task = self.send(browser, ask, self.jar(browser), false, random.below(2), true).0;
+                    task.await.unwrap();
+                }
+                5..9 => self.quick(browser, random).await,
+                _ => self.steal(browser, random).await,
+            }
+        }
+        if random.percent(50) {
+            self.site.pass().await;
+        }
+        match random.percent(15) {
+            true => task.abort(),
+            false => self.go_on(server, id).await,
+        }
+        let _ = task.await;
+    }
+
+    /// Waits until that request waits in its handler, or is answered before.
+    async fn arrives(&self, task: &mut JoinHandle<()>, server: usize, id: usize) -> bool {
+        let arrived = pin!(self.site.arrived(server, id));
+        let has_arrived = matches!(select(arrived, task).await, Either::Left(_));
+        if has_arrived {
+            self.oracle.borrow_mut().waits(id, self.site.now());
+        }
+        has_arrived
+    }
+
+    async fn go_on(&self, server: usize, id: usize) {
+        self.oracle.borrow_mut().goes_on(id, self.site.now());
+        self.site.open(server, id).await;
     }
 
     /// The client leaves at some moment: before the handler runs, meanwhile, or after.
@@ -166,58 +252,63 @@ impl<S: Site> Walk<S> {
         };
         let (a, b) = (any(random), any(random));
         let cookie = match random.below(10) {
-            0..6 => Cookie::One(a),
-            6 | 7 if a != b => Cookie::Two(a, b),
+            0..6 => self.oracle.borrow().cookies([a]),
+            6 | 7 if a != b => self.oracle.borrow().cookies([a, b]),
             _ => self.forge(a, b, random),
         };
         let mut ask = self.random_ask(&cookie, random);
-        if let Cookie::Two(..) = cookie {
-            ask = Ask::new(ask.id, What::Visit);
+        if cookie.is_several() {
+            ask = Ask::new(ask.id, random.one(&[What::Visit, What::Visit, What::Delete, What::Clear]).unwrap().clone());
         }
         // A thief has no jar of ours.
         let (task, ..) = self.send(browser, ask, cookie, false, random.below(2), false);
         task.await.unwrap();
     }
 
-    fn forge(&self, a: usize, b: usize, random: &mut Random) -> Cookie {
+    fn forge(&self, a: usize, b: usize, random: &mut Random) -> Cookies {
         let oracle = self.oracle.borrow();
+        let is_visitors = oracle.is_visitors(a);
         let (a, b) = (&oracle.values[a].text, &oracle.values[b].text);
-        let malformed = |text: &str| Cookie::Forged { text: text.to_owned(), malformed: true };
-        match random.below(5) {
-            0 => malformed("nonsense"),
-            1 => malformed("a.b.c.d.e"),
+        let forged = |text: String, malformed, is_visitors| Cookies::forged(Forged { text, malformed, is_visitors });
+        let malformed = |text: &str| forged(text.to_owned(), true, is_visitors);
+        match random.below(6) {
+            0 => malformed(&"nonsense".repeat(9)),
+            1 => malformed(&"a.b.c.d.e".repeat(9)),
             2 => malformed(&"x".repeat(3000)),
             // Another secret.
             3 => {
                 let at = a.len() - 20;
                 let other = if a.as_bytes()[at] == b'A' { 'B' } else { 'A' };
-                Cookie::Forged { text: format!("{}{other}{}", &a[..at], &a[at + 1..]), malformed: false }
+                forged(format!("{}{other}{}", &a[..at], &a[at + 1..]), false, is_visitors)
             }
+            // Under the name of the other kind.
+            4 => forged(a.clone(), true, !is_visitors),
             // The name of one with the secret of another.
             _ => match (a.rsplit_once('.'), b.rsplit_once('.')) {
                 (Some((name, _)), Some((other, secret))) if name != other => {
-                    Cookie::Forged { text: format!("{name}.{secret}"), malformed: false }
+                    forged(format!("{name}.{secret}"), false, is_visitors)
                 }
-                _ => malformed(""),
+                _ => malformed(&"-".repeat(70)),
             },
         }
     }
 
-    fn jar(&self, browser: usize) -> Cookie {
-        self.jars[browser].get().map_or(Cookie::None, Cookie::One)
+    fn jar(&self, browser: usize) -> Cookies {
+        let Held { user, visitor } = &self.jars[browser];
+        self.oracle.borrow().cookies(user.get().into_iter().chain(visitor.get()))
     }
 
     fn ask(
         self: &Rc<Self>,
         browser: usize,
-        cookie: Cookie,
+        cookie: Cookies,
         random: &mut Random,
         wait: Option<Moment>,
     ) -> (JoinHandle<()>, usize, usize) {
         let mut ask = self.random_ask(&cookie, random);
         ask.wait = wait;
         if wait == Some(Moment::Saved) && !matches!(ask.what, What::Unused) {
-            ask.save = true;
+            ask.save = self.takes_logins || ask.what != What::Rework;
         }
         self.send(browser, ask, cookie, random.percent(5), random.below(2), true)
     }
@@ -226,7 +317,7 @@ impl<S: Site> Walk<S> {
         self: &Rc<Self>,
         browser: usize,
         ask: Ask,
-        cookie: Cookie,
+        cookie: Cookies,
         cross_site: bool,
         server: usize,
         keeps: bool,
@@ -235,15 +326,7 @@ impl<S: Site> Walk<S> {
         let mut headers = Vec::new();
         {
             let mut oracle = self.oracle.borrow_mut();
-            let text = match &cookie {
-                Cookie::None => None,
-                Cookie::One(value) => Some(format!("__Host-id={}", oracle.values[*value].text)),
-                Cookie::Two(a, b) => {
-                    Some(format!("__Host-id={}; __Host-id={}", oracle.values[*a].text, oracle.values[*b].text))
-                }
-                Cookie::Forged { text, .. } => Some(format!("__Host-id={text}")),
-            };
-            headers.extend(text.map(|text| ("cookie", text)));
+            headers.extend(oracle.header(&cookie).map(|text| ("cookie", text)));
             if cross_site {
                 headers.push(("sec-fetch-site", "cross-site".to_owned()));
             }
@@ -257,16 +340,20 @@ impl<S: Site> Walk<S> {
             answer.is_lost = false;
             let saved = walk.site.saved(id);
             let jar = walk.oracle.borrow_mut().answered(id, &reply, saved, walk.site.now());
-            match jar {
-                Jar::Set(value) if keeps => walk.jars[browser].set(Some(value)),
-                Jar::Remove if keeps => walk.jars[browser].set(None),
-                _ => {}
+            let Jar { user, visitor } = jar;
+            let held = &walk.jars[browser];
+            for (held, slot) in [(&held.user, user), (&held.visitor, visitor)] {
+                match slot {
+                    Slot::Set(value) if keeps => held.set(Some(value)),
+                    Slot::Remove if keeps => held.set(None),
+                    _ => {}
+                }
             }
         });
         (task, server, id)
     }
 
-    fn random_ask(&self, cookie: &Cookie, random: &mut Random) -> Ask {
+    fn random_ask(&self, cookie: &Cookies, random: &mut Random) -> Ask {
         let oracle = self.oracle.borrow();
         let id = oracle.next_id();
         let session = oracle.session_of(cookie);
@@ -280,8 +367,10 @@ impl<S: Site> Walk<S> {
             53..56 => What::Unused,
             56..61 => What::Bind(user),
             61..63 => What::Create(user),
-            63 => What::ClearAndBind(user),
-            64..78 => What::Rework,
+            63 if self.takes_logins => What::ClearAndBind(user),
+            64 if self.takes_logins => What::OthersAndBind(user),
+            63 | 64 => What::Bind(user),
+            65..78 => What::Rework,
             78..81 => What::Delete,
             81 | 82 => What::Clear,
             83 => What::ClearOthers,
@@ -301,17 +390,19 @@ impl<S: Site> Walk<S> {
             What::Visit | What::Rework if random.percent(70) => {
                 ask.writes = self.random_writes(&oracle, session, id, random);
                 ask.blind = ask.what == What::Visit && random.percent(10);
-                ask.save = random.percent(35);
+                ask.save = random.percent(35) && (self.takes_logins || ask.what != What::Rework);
                 // One name is written once.
                 if ask.save && random.percent(30) {
                     ask.late = vec![Write::Add(random.below(COUNTERS))];
                 }
             }
-            What::Bind(_) | What::Create(_) | What::ClearAndBind(_) => {
+            What::Bind(_) | What::Create(_) | What::ClearAndBind(_) | What::OthersAndBind(_) => {
                 if random.percent(50) {
                     ask.writes = vec![Write::Put(id), Write::Add(random.below(COUNTERS))];
                 }
-                ask.save = random.percent(30);
+                ask.takes_login = self.takes_logins && random.percent(30);
+                // In a sealed cookie nobody reads whether the session is the one before.
+                ask.save = random.percent(30) || ask.takes_login && self.is_sealed;
             }
             What::Delete => {
                 if random.percent(20) {
@@ -366,20 +457,21 @@ impl<S: Site> Walk<S> {
         for round in 0..2 {
             let values = self.oracle.borrow().values.len();
             for value in 0..values {
-                self.insist(What::Visit, Cookie::One(value), random).await;
+                let cookies = self.oracle.borrow().cookies([value]);
+                self.insist(What::Visit, cookies, random).await;
             }
             for user in USERS {
-                self.insist(What::ListOf(user.to_owned()), Cookie::None, random).await;
+                self.insist(What::ListOf(user.to_owned()), Cookies::default(), random).await;
                 if round == 0 {
-                    self.insist(What::ClearOf(user.to_owned()), Cookie::None, random).await;
-                    self.insist(What::ListOf(user.to_owned()), Cookie::None, random).await;
+                    self.insist(What::ClearOf(user.to_owned()), Cookies::default(), random).await;
+                    self.insist(What::ListOf(user.to_owned()), Cookies::default(), random).await;
                 }
             }
         }
     }
 
     /// Asks until there is an answer.
-    async fn insist(self: &Rc<Self>, what: What, cookie: Cookie, random: &mut Random) {
+    async fn insist(self: &Rc<Self>, what: What, cookie: Cookies, random: &mut Random) {
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             if self.is_over() {

@@ -17,7 +17,7 @@ use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
 
 use super::{
-    check::{Model, Op, OpOf},
+    check::{Model, NEVER, Op, OpOf},
     record::{Client, Recorder, Schedule, Trouble, cut},
 };
 use crate::random::Random;
@@ -78,8 +78,18 @@ pub enum What {
     Clear {
         of: u32,
     },
+    /// It does not happen at one moment: first its session gets another ID, then the others end.
     ClearOthers {
         id: Id,
+        op: usize,
+    },
+    /// `op` stands for the secret that nobody heard of.
+    Renew {
+        id: Id,
+        op: usize,
+    },
+    Keep {
+        sid: Sid,
         of: u32,
     },
     Pass(u64),
@@ -94,6 +104,10 @@ pub enum Answer {
     Gone,
     Listed(Vec<(Sid, u64)>),
     Ended(u64),
+    /// The new secret, and how many ended.
+    Kept(usize, u64),
+    /// It lives on: the ID does not open it.
+    Refused,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -109,6 +123,8 @@ struct Kept {
     /// The secrets before, the oldest first, and until when they lead here at least, and at most: the grace begins when the
     /// rework is under way.
     previous: Vec<(usize, u64, u64)>,
+    /// Those that end it and do no more, the same way.
+    superseded: Vec<(usize, u64, u64)>,
     n: u64,
     /// It ends for want of use between these two,
     idle: (u64, u64),
@@ -147,23 +163,41 @@ impl Module {
     /// session that is there, nobody is let in who was not to be let in at some moment of the call.
     fn opens(&self, state: &State, id: Id, called: u64) -> Sure {
         let Some(Some(kept)) = state.sessions.get(&id.sid) else { return Sure::No };
-        let known = if kept.secret == id.secret {
-            Sure::Yes
-        } else if let Some(at) = kept.previous.iter().rposition(|(secret, ..)| *secret == id.secret) {
-            let (_, earliest, latest) = kept.previous[at];
-            match kept.previous.len() - at <= PREVIOUS {
-                true if !self.timed || earliest > state.now => Sure::Yes,
-                // Others may have come after it during the call.
-                _ if !self.timed || latest > called => Sure::Maybe,
-                _ => Sure::No,
-            }
-        } else {
-            Sure::No
+        let known = match kept.secret == id.secret {
+            true => Sure::Yes,
+            false => self.is_among(&kept.previous, id, state.now, called),
         };
-        match (known, self.is_live(kept, state.now)) {
-            (Sure::Yes, Sure::Yes) => Sure::Yes,
-            (Sure::No, _) | (_, Sure::No) => Sure::No,
+        known.and(self.is_live(kept, state.now))
+    }
+
+    /// Whether an ID may end a session that is there.
+    fn may_end(&self, kept: &Kept, id: Id, now: u64, called: u64) -> Sure {
+        let all = [&kept.previous, &kept.superseded].map(|old| self.is_among(old, id, now, called));
+        match (kept.secret == id.secret, all) {
+            (true, _) | (_, [Sure::Yes, _] | [_, Sure::Yes]) => Sure::Yes,
+            (false, [Sure::No, Sure::No]) => Sure::No,
             _ => Sure::Maybe,
+        }
+    }
+
+    /// Whether an ID is among these that were replaced, each with the time until when it counts.
+    fn is_among(&self, replaced: &[(usize, u64, u64)], id: Id, now: u64, called: u64) -> Sure {
+        match replaced.iter().rfind(|(secret, ..)| *secret == id.secret) {
+            Some((_, earliest, _)) if !self.timed || *earliest > now => Sure::Yes,
+            Some((.., latest)) if *latest > called => Sure::Maybe,
+            _ => Sure::No,
+        }
+    }
+
+    /// Whether as many previous secrets are in their grace as there may be.
+    fn is_full(&self, kept: &Kept, now: u64, called: u64) -> Sure {
+        let count = |until: fn(&(usize, u64, u64)) -> u64, time: u64| {
+            kept.previous.iter().filter(|old| !self.timed || until(old) > time).count()
+        };
+        match (count(|old| old.1, now) >= PREVIOUS, count(|old| old.2, called) >= PREVIOUS) {
+            (true, _) => Sure::Yes,
+            (false, true) => Sure::Maybe,
+            (false, false) => Sure::No,
         }
     }
 
@@ -172,6 +206,16 @@ impl Module {
         let from = if self.lags { called.min(now) } else { now };
         let latest = if self.touches { u64::MAX } else { now + IDLE };
         Kept { idle: (from + IDLE, latest), ..kept.clone() }
+    }
+}
+
+impl Sure {
+    fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Yes, Self::Yes) => Self::Yes,
+            (Self::No, _) | (_, Self::No) => Self::No,
+            _ => Self::Maybe,
+        }
     }
 }
 
@@ -231,6 +275,7 @@ impl Model for Module {
                 let new = Kept {
                     secret: secret.unwrap_or(UNHEARD + sid),
                     previous: Vec::new(),
+                    superseded: Vec::new(),
                     n,
                     idle: (0, 0),
                     deadline: (called + LIFETIME, state.now + LIFETIME),
@@ -259,31 +304,67 @@ impl Model for Module {
                 missed(Answer::Gone);
                 if let Some(kept) = state.kept(id.sid).filter(|_| opens != Sure::No) {
                     let written = self.written(kept, state.now, call.now);
-                    let rotates = kept.secret == id.secret;
-                    let secret = match answer {
-                        Some(Answer::Secret(secret)) if rotates == (*secret != id.secret) => Some(*secret),
-                        None => rotates.then_some(UNHEARD + op),
-                        // It was written to, and no ID given: that of the call had come to its end by then.
-                        Some(Answer::Gone) if !rotates => {
-                            let idle = (kept.idle.0, written.idle.1);
-                            states.push(state.with(id.sid, Some(Kept { idle, ..kept.clone() })));
-                            return states;
-                        }
-                        Some(_) => return states,
-                    };
-                    let mut new = written;
-                    if let Some(secret) = secret.filter(|_| rotates) {
+                    let (is_newest, full) = (kept.secret == id.secret, self.is_full(kept, state.now, call.now));
+                    let rotated = |secret: usize| {
+                        let mut new = written.clone();
                         let called = call.now.min(state.now);
                         new.previous.push((new.secret, called + GRACE, state.now + GRACE));
                         new.secret = secret;
+                        state.with(id.sid, Some(new))
+                    };
+                    let (may_rotate, may_keep) = (is_newest && full != Sure::Yes, !is_newest || full != Sure::No);
+                    match answer {
+                        Some(Answer::Secret(secret)) if *secret != id.secret && may_rotate => {
+                            states.push(rotated(*secret))
+                        }
+                        Some(Answer::Secret(secret)) if *secret == id.secret && may_keep => {
+                            states.push(state.with(id.sid, Some(written)));
+                        }
+                        // It was written to, and no ID given: that of the call had come to its end by then.
+                        Some(Answer::Gone) if !is_newest => {
+                            let idle = (kept.idle.0, written.idle.1);
+                            states.push(state.with(id.sid, Some(Kept { idle, ..kept.clone() })));
+                        }
+                        None => {
+                            states.extend(may_rotate.then(|| rotated(UNHEARD + op)));
+                            states.extend(may_keep.then(|| state.with(id.sid, Some(written.clone()))));
+                        }
+                        Some(_) => {}
                     }
-                    states.push(state.with(id.sid, Some(new)));
                 }
             }
+            What::Renew { id, op } => {
+                // Only by the newest one; the others end with it.
+                let Some(kept) = state.kept(id.sid).filter(|kept| opens != Sure::No && kept.secret == id.secret) else {
+                    return states;
+                };
+                let secret = match answer {
+                    Some(Answer::Secret(secret)) => *secret,
+                    Some(_) => return states,
+                    None => UNHEARD + op,
+                };
+                let mut new = self.written(kept, state.now, call.now);
+                let until = (call.now.min(state.now) + GRACE, state.now + GRACE);
+                let replaced =
+                    std::mem::take(&mut new.previous).into_iter().map(|(secret, ..)| secret).chain([new.secret]);
+                new.superseded.extend(replaced.map(|secret| (secret, until.0, until.1)));
+                new.secret = secret;
+                states.push(state.with(id.sid, Some(new)));
+            }
             What::Delete(id) => {
-                missed(Answer::Done);
-                if opens != Sure::No && may(Answer::Done) {
+                let kept = state.kept(id.sid);
+                let live = kept.map_or(Sure::No, |kept| self.is_live(kept, state.now));
+                let ends = kept.map_or(Sure::No, |kept| self.may_end(kept, id, state.now, call.now));
+                if live != Sure::Yes && may(Answer::Done) {
+                    states.push(state.with(id.sid, kept.map(Kept::dead)));
+                    // It may be there, and was not when it was looked up.
+                    states.extend((live == Sure::Maybe && answer.is_none()).then(|| state.clone()));
+                }
+                if live != Sure::No && ends != Sure::No && may(Answer::Done) {
                     states.push(state.with(id.sid, None));
+                }
+                if live != Sure::No && ends != Sure::Yes && may(Answer::Refused) {
+                    states.push(state.clone());
                 }
             }
             What::Revoke(sid) => {
@@ -326,19 +407,21 @@ impl Model for Module {
                     states.push(after);
                 }
             }
-            What::Clear { of } | What::ClearOthers { of, .. } => {
-                missed(Answer::Gone);
-                // Who may do it is found out first: by a session that ends meanwhile, the others are ended nevertheless.
-                let was_there = id.is_some_and(|id| state.sessions.contains_key(&id.sid));
-                if id.is_some() && opens == Sure::No && !was_there {
+            What::Clear { of } | What::Keep { of, .. } => {
+                let keep = match call.what {
+                    What::Keep { sid, .. } => Some(sid),
+                    _ => None,
+                };
+                // It is asked for by a session that is there.
+                if keep.is_some_and(|sid| state.kept(sid).is_none_or(|kept| self.is_live(kept, state.now) == Sure::No))
+                {
                     return states;
                 }
                 let (mut least, mut most) = (0, 0);
                 // A file counts when it decides, which may be a while before others see it.
                 let counted = if self.lags { call.now.min(state.now) } else { state.now };
                 let mut after = state.clone();
-                for kept in after.sessions.iter_mut().filter(|(sid, _)| id.is_none_or(|id| id.sid != **sid)) {
-                    let kept = kept.1;
+                for (_, kept) in after.sessions.iter_mut().filter(|(sid, _)| Some(**sid) != keep) {
                     if let Some(kept) = kept {
                         least += u64::from(self.is_live(kept, state.now) == Sure::Yes);
                         // The backend, which does the counting, does not know of deadlines.
@@ -355,11 +438,30 @@ impl Model for Module {
                     states.push(after);
                 }
             }
+            // It is split.
+            What::ClearOthers { .. } => {}
         }
         states
     }
 
     fn split(&self, ops: Vec<OpOf<Self>>) -> Vec<OpOf<Self>> {
+        let in_two = |op: OpOf<Self>| {
+            let What::ClearOthers { id, op: number } = op.call.what else { return vec![op] };
+            let part = |what, answer: Option<Answer>| {
+                let end = if answer.is_some() { op.end } else { NEVER };
+                Op { call: Call { what, ..op.call }, answer, end, ..op.clone() }
+            };
+            let (renew, keep) = (What::Renew { id, op: number }, What::Keep { sid: id.sid, of: 0 });
+            match op.answer {
+                Some(Answer::Kept(secret, ended)) => {
+                    vec![part(renew, Some(Answer::Secret(secret))), part(keep, Some(Answer::Ended(ended)))]
+                }
+                // Refused: before it was renewed, or after that.
+                Some(_) => vec![part(renew, None)],
+                None => vec![part(renew, None), part(keep, None)],
+            }
+        };
+        let ops: Vec<_> = ops.into_iter().flat_map(in_two).collect();
         if self.lists_at_once {
             return ops;
         }
@@ -387,7 +489,7 @@ impl Model for Module {
             (What::Get(_) | What::List | What::Listed(_), _) => true,
             // Where it is not known whether it was written to nevertheless.
             (What::Rework { .. }, Some(Answer::Gone)) => !self.timed,
-            (_, Some(Answer::Did(false) | Answer::Gone)) => true,
+            (_, Some(Answer::Did(false) | Answer::Gone | Answer::Refused)) => true,
             _ => false,
         }
     }
@@ -404,16 +506,16 @@ impl Model for Module {
         if op.call.sid() == Some(subject) {
             return None;
         }
-        // Without the session that it was called by, it is a clear, or nothing.
-        if let What::ClearOthers { id, of } = op.call.what
-            && id.sid == subject
+        // Without the session that is kept it is a clear.
+        if let What::Keep { sid, of } = op.call.what
+            && sid == subject
         {
             op.call.what = What::Clear { of: of + 1 };
-            return (op.answer != Some(Answer::Gone)).then_some(op);
+            return Some(op);
         }
         match (&mut op.call.what, &mut op.answer) {
             (What::List, Some(Answer::Listed(seen))) => seen.retain(|(sid, _)| *sid != subject),
-            (What::Clear { of } | What::ClearOthers { of, .. }, _) => *of += 1,
+            (What::Clear { of } | What::Keep { of, .. }, _) => *of += 1,
             _ => {}
         }
         Some(op)
@@ -433,7 +535,10 @@ impl Model for Module {
             What::Delete(_) => "Promise 4: what was ended stays so.",
             What::Revoke(_) => "Promise 8: revoke ends what is live, once.",
             What::List | What::Listed(_) => "Promise 8: every session live throughout, and none that ended before.",
-            What::Clear { .. } | What::ClearOthers { .. } => "Promise 8: clear ends every session that there is.",
+            What::Renew { .. } => "Promise 8: `clear_others` needs the newest ID, and ends every copy of it.",
+            What::Clear { .. } | What::Keep { .. } | What::ClearOthers { .. } => {
+                "Promise 8: clear ends every session that there is."
+            }
             What::Pass(_) => "",
         }
     }
@@ -443,7 +548,7 @@ impl Call {
     fn id(&self) -> Option<Id> {
         match self.what {
             What::Get(id) | What::Update { id, .. } | What::Increment(id) | What::Rework { id, .. } => Some(id),
-            What::Delete(id) | What::ClearOthers { id, .. } => Some(id),
+            What::Delete(id) | What::ClearOthers { id, .. } | What::Renew { id, .. } => Some(id),
             _ => None,
         }
     }
@@ -452,7 +557,7 @@ impl Call {
         match self.what {
             What::Create { sid, .. } | What::Revoke(sid) | What::Listed(sid) => Some(sid),
             // It is about the others, too.
-            What::ClearOthers { .. } => None,
+            What::ClearOthers { .. } | What::Keep { .. } => None,
             _ => self.id().map(|id| id.sid),
         }
     }
@@ -472,6 +577,8 @@ impl fmt::Debug for Call {
             What::List => write!(f, "list"),
             What::Listed(sid) => write!(f, "list, as for s{sid}"),
             What::ClearOthers { id, .. } => write!(f, "clear all others than {}", text(id)),
+            What::Renew { id, .. } => write!(f, "new ID for {}, of clear_others", text(id)),
+            What::Keep { sid, .. } => write!(f, "clear all but s{sid}"),
             What::Clear { of: 0 } => write!(f, "clear"),
             What::Clear { .. } => write!(f, "clear, of others too"),
             What::Pass(by) => write!(f, "{by} s pass"),
@@ -584,7 +691,7 @@ impl<B: Backend> Stage<B> {
             (29..31, _) if handle.is_some() => What::Revoke(handle.as_ref().unwrap().0),
             (31..34, _) => What::List,
             (34, _) => What::Clear { of: 0 },
-            (35, Some((id, _))) => What::ClearOthers { id: *id, of: 0 },
+            (35, Some((id, _))) => What::ClearOthers { id: *id, op: number },
             (36.., _) if self.model.timed => What::Pass(*rng.one(&PASSES).unwrap()),
             (_, Some((id, _))) => What::Get(*id),
             (_, None) => What::Create { sid: number, n },
@@ -622,10 +729,11 @@ impl<B: Backend> Stage<B> {
                 Some(new) => Answer::Secret(self.note(key, of.sid, new.as_str())),
                 None => Answer::Gone,
             },
-            What::Delete(_) => {
-                sessions.delete(id).await.ok()?;
-                Answer::Done
-            }
+            What::Delete(_) => match sessions.delete(id).await {
+                Ok(()) => Answer::Done,
+                Err(error) if error.kind() == ErrorKind::Unauthorized => Answer::Refused,
+                Err(_) => return None,
+            },
             What::Revoke(_) => Answer::Did(sessions.revoke(name, handle).await.ok()?),
             What::List => {
                 let mut seen = Vec::new();
@@ -641,12 +749,16 @@ impl<B: Backend> Stage<B> {
                 Answer::Listed(seen)
             }
             What::Clear { .. } => Answer::Ended(sessions.clear(name).await.ok()?),
-            What::ClearOthers { .. } => known(sessions.clear_others(id).await)?.map_or(Answer::Gone, Answer::Ended),
+            What::ClearOthers { id: of, .. } => match sessions.clear_others(id).await {
+                Ok((new, ended)) => Answer::Kept(self.note(key, of.sid, new.as_str()), ended),
+                Err(error) if error.kind() == ErrorKind::Unauthorized => Answer::Refused,
+                Err(_) => return None,
+            },
             What::Pass(by) => {
                 self.clock.advance(Duration::from_secs(by));
                 Answer::Done
             }
-            What::Listed(_) => return None,
+            What::Listed(_) | What::Renew { .. } | What::Keep { .. } => return None,
         })
     }
 
@@ -703,7 +815,7 @@ mod known {
     //! Histories that are known to be right, or wrong.
 
     use super::*;
-    use crate::histories::check::{NEVER, explain, is_linearizable, shrink};
+    use crate::histories::check::{explain, is_linearizable, shrink};
 
     const MODEL: Module = Module { timed: true, lags: false, lists_at_once: true, touches: false };
     const FIRST: Id = Id { sid: 1, secret: 1 };
@@ -805,6 +917,23 @@ mod known {
         let by = |id| Op { call: Call { what: What::Get(id), now: GRACE }, ..get(6, 7, Some(0)) };
         right(vec![created(), rework.clone(), get(4, 5, Some(0)), pass.clone(), by(SECOND)]);
         wrong(vec![created(), rework, pass, by(FIRST)], 4);
+    }
+
+    #[test]
+    fn a_copy_that_outlives_clear_others_is_found() {
+        let others = || op(2, 3, What::ClearOthers { id: FIRST, op: 9 }, Answer::Kept(2, 0));
+        let split = |ops| MODEL.split(ops);
+        let by = |id| op(4, 5, What::Get(id), Answer::Data(Some(0)));
+        right(split(vec![created(), others(), by(SECOND)]));
+        wrong(split(vec![created(), others(), by(FIRST)]), 4);
+        // For ten seconds it signs out, and then no more.
+        let delete = |answer| Op { call: Call { what: What::Delete(FIRST), now: 0 }, ..op(6, 7, What::List, answer) };
+        right(split(vec![created(), others(), delete(Answer::Done)]));
+        wrong(split(vec![created(), others(), delete(Answer::Refused)]), 4);
+        let pass = op(4, 5, What::Pass(GRACE), Answer::Done);
+        let late = |answer| Op { call: Call { what: What::Delete(FIRST), now: GRACE }, ..delete(answer) };
+        right(split(vec![created(), others(), pass.clone(), late(Answer::Refused)]));
+        wrong(split(vec![created(), others(), pass, late(Answer::Done)]), 5);
     }
 
     #[test]

@@ -62,7 +62,7 @@ pub type Rough = Faulty<Faulty<Common>>;
 
 pub fn common(store: &Sessions) -> Common {
     let common = forgetful(store);
-    knows_updates(&common.faults());
+    knows_updates(&common.faults(), store.backend().clone());
     common
 }
 

@@ -1,0 +1,337 @@
+//! Who may begin and end a session: which way a commit goes, by what the request came with.
+//!
+//! A request that acts by a session has one moment: a conditional write, or a conditional `clear`, of the record that it came
+//! with. What it did before that moment can be taken back, and what it does after it needs no authority.
+//!
+//! | the request came with | and signs in | by |
+//! |---|---|---|
+//! | a session of this user | with a session key | [`Renew`](Plan::Renew): the same record, if its newest secret came |
+//! | a session of this user | with a [`Login`](crate::Login) | [`RenewOrBegin`](Plan::RenewOrBegin): otherwise a new session |
+//! | another user's session | with a session key | [`Switch`](Plan::Switch): a new session, then the old one ends if its newest secret came |
+//! | another user's session | with a `Login` | [`Begin`](Plan::Begin), and the old one ends |
+//! | no session, or a visitor's | with either | [`Begin`](Plan::Begin), unless the user was signed out everywhere since |
+//! | a session that is gone by now, or an ID that was superseded | with a session key | [`Refuse`](Plan::Refuse) |
+//!
+//! A `clear` or `clear_others` recorded with a login comes after it and keeps what it made, unless the response failed.
+
+use crate::session::{
+    change::{Clearing, Identity, Staged},
+    presented::Base,
+    sign_in::SignIn,
+};
+
+/// Why a commit happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    /// The handler asked for it.
+    Save,
+    /// The response is ready.
+    Response,
+    /// The response is a failure. Of the changes only the sign-outs count.
+    Failure,
+    /// There is no response: the request was dropped, or its handler panicked. The same, and nobody would get a new ID.
+    Abandoned,
+}
+
+impl Trigger {
+    /// Whether the handler's changes count.
+    pub(crate) fn is_kept(self) -> bool {
+        matches!(self, Self::Save | Self::Response)
+    }
+}
+
+/// What the request came with: by which right it acts. The base may end, this stays. A login of the request itself counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Authority {
+    /// No ID, one that leads nowhere, or a visitor's session.
+    Visitor,
+    /// A user's session: an ID that opened it, or a login of this request.
+    Session,
+    /// An ID that was superseded when it was loaded.
+    Superseded,
+}
+
+/// The way that a commit goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Plan {
+    /// Plain changes, or a rotation.
+    Write,
+    /// The session gets a new secret in place: a login of the same user, or `clear_others`.
+    Renew { login: bool, then: Then },
+    /// The same if the newest secret came, and otherwise a new session.
+    RenewOrBegin { then: Then },
+    /// A new session.
+    Begin { then: Then },
+    /// A new session of another user. The old one's ending is the moment; it may be the `clear` of the old user.
+    Switch { clears: bool, then: Then },
+    /// A sign-out.
+    SignOut(SignOut),
+    /// A login that is refused. A `clear` beside it acts all the same.
+    Refuse { clears: bool },
+}
+
+/// What ends after a login, of the same user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    Nothing,
+    EndOthers,
+    /// The response is a failure: what the login made ends too.
+    EndAll,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SignOut {
+    Delete,
+    Clear,
+    /// `clear_others` without a session that could be kept.
+    Others,
+}
+
+impl Plan {
+    pub(crate) fn new(authority: Authority, base: &Base, staged: &Staged, trigger: Trigger) -> Self {
+        match (&staged.identity, staged.clear) {
+            (Identity::Bind(user) | Identity::Create(user), clear) => {
+                Self::login(authority, base, user, clear, trigger)
+            }
+            (Identity::Delete, Clearing::Nothing) => Self::SignOut(SignOut::Delete),
+            (Identity::Delete, _) | (_, Clearing::All) => Self::SignOut(SignOut::Clear),
+            (Identity::Keep | Identity::Rework, Clearing::Nothing) => Self::Write,
+            (Identity::Keep | Identity::Rework, Clearing::Others) => match base.signed_in() {
+                // Nobody would get the new ID.
+                Some(_) if trigger == Trigger::Abandoned => Self::SignOut(SignOut::Clear),
+                Some(_) => Self::Renew { login: false, then: Then::EndOthers },
+                None => Self::SignOut(SignOut::Others),
+            },
+        }
+    }
+
+    fn login(authority: Authority, base: &Base, user: &SignIn, clear: Clearing, trigger: Trigger) -> Self {
+        let clears = clear == Clearing::All;
+        let then = match (clear, trigger.is_kept()) {
+            (Clearing::Nothing, _) => Then::Nothing,
+            (_, true) => Then::EndOthers,
+            (_, false) => Then::EndAll,
+        };
+        match (base.signed_in(), user.is_login()) {
+            (Some((_, key)), true) if key == user.key() => Self::RenewOrBegin { then },
+            (Some((_, key)), false) if key == user.key() => match (trigger, clear) {
+                // The handler's login is discarded, what it ends is not.
+                (Trigger::Failure | Trigger::Abandoned, Clearing::All) => Self::SignOut(SignOut::Clear),
+                (Trigger::Abandoned, _) => Self::SignOut(SignOut::Clear),
+                (Trigger::Failure, _) => Self::Renew { login: false, then: Then::EndOthers },
+                (Trigger::Save | Trigger::Response, _) => Self::Renew { login: true, then },
+            },
+            (Some(_), false) if clears && !trigger.is_kept() => Self::SignOut(SignOut::Clear),
+            (Some(_), false) => Self::Switch { clears, then: if clears { Then::Nothing } else { then } },
+            (_, true) => Self::Begin { then },
+            (None, false) if authority == Authority::Visitor => Self::Begin { then },
+            (None, false) => Self::Refuse { clears },
+        }
+    }
+
+    /// Whether the response has to bring a new ID.
+    pub(crate) fn changes_id(&self, base: &Base, staged: &Staged) -> bool {
+        match self {
+            Self::Renew { .. } | Self::RenewOrBegin { .. } | Self::Begin { .. } | Self::Switch { .. } => true,
+            Self::Write | Self::SignOut(SignOut::Others) => match base {
+                Base::Live(_) => staged.identity == Identity::Rework,
+                Base::Nothing => !staged.data.is_empty(),
+                Base::Superseded(_) | Base::Gone(_) | Base::Refused | Base::Unreadable(_) => false,
+            },
+            // What was written after it belongs to a new visitor's session.
+            Self::SignOut(_) => staged.is_left_behind(),
+            Self::Refuse { .. } => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{
+        record::data::Data,
+        session::change::Change::{self, Bind, Clear, ClearOthers, Create, Delete, Rework},
+        sessions::{loaded::sample, login::Login},
+    };
+
+    /// What a request has loaded.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Came {
+        Nothing,
+        Visitor,
+        Ada,
+        Superseded,
+        Gone,
+        Refused,
+    }
+
+    impl Came {
+        fn with(self) -> (Authority, Base) {
+            let opened = |key| sample(1, key, Data::default());
+            match self {
+                Self::Nothing => (Authority::Visitor, Base::Nothing),
+                Self::Visitor => (Authority::Visitor, Base::Live(opened(None))),
+                Self::Ada => (Authority::Session, Base::Live(opened(Some("ada")))),
+                Self::Superseded => (Authority::Superseded, Base::Superseded(opened(Some("ada")))),
+                Self::Gone => (Authority::Session, Base::Gone(opened(Some("ada")))),
+                Self::Refused => (Authority::Visitor, Base::Refused),
+            }
+        }
+
+        fn plan(self, changes: &[Change], trigger: Trigger) -> Plan {
+            let (authority, base) = self.with();
+            let mut staged = Staged::on_base(&base);
+            changes.iter().for_each(|change| staged.apply(change, base.key()).unwrap());
+            Plan::new(authority, &base, &staged, trigger)
+        }
+    }
+
+    const COULD_COME: [Came; 6] =
+        [Came::Nothing, Came::Visitor, Came::Ada, Came::Superseded, Came::Gone, Came::Refused];
+
+    fn ada() -> Change {
+        Bind("ada".into())
+    }
+
+    fn grace() -> Change {
+        Bind("grace".into())
+    }
+
+    fn login(key: &str) -> Change {
+        Bind(Login { key: key.into(), taken: Duration::ZERO }.into())
+    }
+
+    fn create(key: &str) -> Change {
+        Create(key.into(), Data::default())
+    }
+
+    #[track_caller]
+    fn check(came: Came, changes: &[Change], expected: Plan) {
+        assert_eq!(came.plan(changes, Trigger::Response), expected, "{came:?}");
+        assert_eq!(came.plan(changes, Trigger::Save), expected, "{came:?}, saved");
+    }
+
+    /// Rule 1.
+    #[test]
+    fn the_same_user_signs_in_again_in_place() {
+        for change in [ada(), create("ada")] {
+            check(Came::Ada, &[change], Plan::Renew { login: true, then: Then::Nothing });
+        }
+        for came in [Came::Superseded, Came::Gone] {
+            check(came, &[ada()], Plan::Refuse { clears: false });
+        }
+    }
+
+    /// Rule 2.
+    #[test]
+    fn with_a_login_it_is_a_new_session_if_it_cannot_be_in_place() {
+        check(Came::Ada, &[login("ada")], Plan::RenewOrBegin { then: Then::Nothing });
+        for came in [Came::Superseded, Came::Gone, Came::Nothing] {
+            check(came, &[login("ada")], Plan::Begin { then: Then::Nothing });
+        }
+    }
+
+    /// Rules 3 and 13.
+    #[test]
+    fn a_visitor_signs_in_to_a_new_session() {
+        for came in [Came::Nothing, Came::Visitor, Came::Refused] {
+            for change in [ada(), create("ada"), login("ada")] {
+                check(came, &[change], Plan::Begin { then: Then::Nothing });
+            }
+        }
+    }
+
+    /// Rule 4.
+    #[test]
+    fn a_switch_of_user_has_the_end_of_the_old_session_as_its_moment() {
+        check(Came::Ada, &[grace()], Plan::Switch { clears: false, then: Then::Nothing });
+        check(Came::Ada, &[login("grace")], Plan::Begin { then: Then::Nothing });
+        for came in [Came::Superseded, Came::Gone] {
+            check(came, &[grace()], Plan::Refuse { clears: false });
+        }
+    }
+
+    /// Rule 5.
+    #[test]
+    fn a_sign_out_beside_a_login_of_the_same_user_comes_after_it() {
+        for changes in [vec![Clear, ada()], vec![ada(), Clear], vec![ClearOthers, ada()], vec![ada(), ClearOthers]] {
+            check(Came::Ada, &changes, Plan::Renew { login: true, then: Then::EndOthers });
+        }
+        check(Came::Ada, &[Delete, ada()], Plan::Renew { login: true, then: Then::Nothing });
+        check(Came::Ada, &[Clear, login("ada")], Plan::RenewOrBegin { then: Then::EndOthers });
+        check(Came::Ada, &[ada(), Delete], Plan::SignOut(SignOut::Delete));
+    }
+
+    /// Rule 6: beside a session key it acts, beside a `Login` it would be too late.
+    #[test]
+    fn a_clear_beside_a_refused_login_acts_all_the_same() {
+        for came in [Came::Superseded, Came::Gone] {
+            check(came, &[Clear, ada()], Plan::Refuse { clears: true });
+            check(came, &[ClearOthers, ada()], Plan::Refuse { clears: false });
+        }
+    }
+
+    /// Rules 7 and 11.
+    #[test]
+    fn sign_outs_go_by_what_the_request_came_with() {
+        for came in COULD_COME {
+            check(came, &[Delete], Plan::SignOut(SignOut::Delete));
+            check(came, &[Clear], Plan::SignOut(SignOut::Clear));
+            check(came, &[Delete, ClearOthers], Plan::SignOut(SignOut::Clear));
+            check(came, &[], Plan::Write);
+            check(came, &[Rework], Plan::Write);
+        }
+    }
+
+    /// Rule 8.
+    #[test]
+    fn clear_others_gives_a_new_id_or_there_is_nothing_to_keep() {
+        for changes in [vec![ClearOthers], vec![ClearOthers, Rework], vec![Rework, ClearOthers]] {
+            check(Came::Ada, &changes, Plan::Renew { login: false, then: Then::EndOthers });
+            // On a failure the response brings the new ID; without a response nobody would get it.
+            let failed = Came::Ada.plan(&changes, Trigger::Failure);
+            assert_eq!(failed, Plan::Renew { login: false, then: Then::EndOthers });
+            assert_eq!(Came::Ada.plan(&changes, Trigger::Abandoned), Plan::SignOut(SignOut::Clear));
+        }
+        for came in COULD_COME.into_iter().filter(|came| *came != Came::Ada) {
+            check(came, &[ClearOthers], Plan::SignOut(SignOut::Others));
+        }
+    }
+
+    /// Rule 9.
+    #[test]
+    fn a_clear_with_a_login_is_for_the_user_who_signs_in() {
+        for came in [Came::Nothing, Came::Visitor, Came::Refused] {
+            for changes in [vec![Clear, ada()], vec![ClearOthers, ada()], vec![login("ada"), ClearOthers]] {
+                check(came, &changes, Plan::Begin { then: Then::EndOthers });
+                for trigger in [Trigger::Failure, Trigger::Abandoned] {
+                    assert_eq!(came.plan(&changes, trigger), Plan::Begin { then: Then::EndAll });
+                }
+            }
+        }
+        check(Came::Ada, &[Clear, login("grace")], Plan::Begin { then: Then::EndOthers });
+        let failed = Came::Ada.plan(&[ClearOthers, login("ada")], Trigger::Failure);
+        assert_eq!(failed, Plan::RenewOrBegin { then: Then::EndAll });
+    }
+
+    /// Rule 10.
+    #[test]
+    fn a_clear_with_a_switch_is_for_the_user_before_and_clear_others_for_the_new_one() {
+        check(Came::Ada, &[grace(), Clear], Plan::Switch { clears: true, then: Then::Nothing });
+        check(Came::Ada, &[grace(), ClearOthers], Plan::Switch { clears: false, then: Then::EndOthers });
+        assert_eq!(Came::Ada.plan(&[Clear, grace()], Trigger::Failure), Plan::SignOut(SignOut::Clear));
+    }
+
+    /// What a handler that fails had recorded: its login is discarded, what it ends is not.
+    #[test]
+    fn after_a_failure_a_login_in_place_is_discarded_and_its_clear_is_not() {
+        for trigger in [Trigger::Failure, Trigger::Abandoned] {
+            assert_eq!(Came::Ada.plan(&[Clear, ada()], trigger), Plan::SignOut(SignOut::Clear));
+        }
+        let failed = Came::Ada.plan(&[ClearOthers, ada()], Trigger::Failure);
+        assert_eq!(failed, Plan::Renew { login: false, then: Then::EndOthers });
+        assert_eq!(Came::Ada.plan(&[ClearOthers, ada()], Trigger::Abandoned), Plan::SignOut(SignOut::Clear));
+    }
+}

@@ -1,0 +1,144 @@
+//! Sign-outs: every session that a cookie of the request opens ends, or the answer says that one did not.
+
+use std::sync::Arc;
+
+use crate::{
+    error::Error,
+    record::id::Owner,
+    session::{
+        authority::SignOut,
+        commit::{Commit, Committed, CookieChanges},
+        login::NOT_OPENED,
+        presented::Base,
+    },
+    sessions::{
+        engine::Engine,
+        loaded::{Ended, Opened},
+    },
+};
+
+/// What a sign-out has ended.
+#[derive(Default)]
+pub(super) struct SignedOut {
+    pub(super) anything: bool,
+    user: bool,
+    visitor: bool,
+    /// A session that it was for lives on, or may.
+    refused: bool,
+}
+
+impl Commit {
+    pub(super) async fn sign_out(&mut self, engine: &Arc<Engine>, what: SignOut) -> Result<Committed, Error> {
+        let signed_out = self.sign_out_all(engine, what).await?;
+        let (ends_user, ends_visitor) = (signed_out.user, signed_out.user || signed_out.visitor);
+        let ended = CookieChanges { ends_user, ends_visitor, ..CookieChanges::default() };
+        if signed_out.refused {
+            let base = if signed_out.anything { self.ended() } else { self.base.clone() };
+            return Ok(Committed { cookies: ended, ..Committed::refused(base, NOT_OPENED) });
+        }
+        let mut committed = match &self.base {
+            // There was nothing to do for `clear_others`.
+            _ if what == SignOut::Others => return self.write(engine).await,
+            _ if !self.staged.is_left_behind() => Committed::kept(self.ended()),
+            Base::Refused => Committed::dropped(Base::Refused),
+            _ => self.create_for_visitor(engine).await?,
+        };
+        // A cookie goes only if this sign-out has ended its session: the removal of a dead one could overtake the cookie of a
+        // new login.
+        let removed = CookieChanges {
+            remove_user: ends_user && self.request.user_cookie,
+            remove_visitor: ends_visitor && self.request.visitor_cookie,
+            ..ended
+        };
+        committed.cookies = removed.then(committed.cookies);
+        Ok(committed)
+    }
+
+    /// What there is after a sign-out. Cookies that lead to more than one session still count for none.
+    fn ended(&self) -> Base {
+        match &self.base {
+            Base::Refused => Base::Refused,
+            _ => Base::Nothing,
+        }
+    }
+
+    pub(super) async fn sign_out_all(&self, engine: &Arc<Engine>, what: SignOut) -> Result<SignedOut, Error> {
+        let mut signed_out = SignedOut { refused: self.is_unproven(), ..SignedOut::default() };
+        for unreadable in self.besides.iter().flat_map(|besides| &besides.unreadable) {
+            match what {
+                SignOut::Delete if unreadable.is_proven => {
+                    signed_out.count(engine.delete(unreadable.id).await?, unreadable.id.owner());
+                }
+                _ => signed_out.refused = true,
+            }
+        }
+        if let Base::Unreadable(unreadable) = &self.base {
+            // Whose sessions these are is not known, so "done" would be a lie; and without a keyring nothing proves the ID.
+            if what != SignOut::Delete || !unreadable.is_proven {
+                return Err(unreadable.error.clone());
+            }
+            signed_out.count(engine.delete(unreadable.id).await?, unreadable.id.owner());
+            return Ok(signed_out);
+        }
+        match what {
+            SignOut::Delete => {
+                for opened in self.opened() {
+                    let ended = engine.sign_out(opened).await?;
+                    signed_out.refused |= ended == Ended::Refused;
+                    signed_out.count(ended == Ended::Now, opened.loaded.owner());
+                }
+            }
+            SignOut::Clear => {
+                let (mut cleared, mut lives_on) = (Vec::new(), Vec::new());
+                for (opened, owner) in self.opened().filter_map(|opened| Some((opened, opened.loaded.owner()?))) {
+                    if cleared.contains(&owner) {
+                        continue;
+                    }
+                    match engine.clear_by(opened, false, self.write_id.version).await? {
+                        Some(_) => cleared.push(owner),
+                        None => lives_on.push(owner),
+                    }
+                }
+                let came = self.came_with_users();
+                signed_out.refused |=
+                    came && cleared.is_empty() || lives_on.iter().any(|owner| !cleared.contains(owner));
+                signed_out.count(!cleared.is_empty(), cleared.first().copied());
+                if !came {
+                    for visitor in self.opened() {
+                        let ended = engine.sign_out(visitor).await?;
+                        signed_out.refused |= ended == Ended::Refused;
+                        signed_out.count(ended == Ended::Now, None);
+                    }
+                }
+            }
+            SignOut::Others => signed_out.refused |= self.came_with_users() || matches!(self.base, Base::Refused),
+        }
+        Ok(signed_out)
+    }
+
+    /// The sessions that cookies of this request have opened, the one that counts first.
+    fn opened(&self) -> impl Iterator<Item = &Opened> {
+        let own = match &self.base {
+            Base::Live(opened) | Base::Superseded(opened) | Base::Gone(opened) => Some(opened),
+            Base::Nothing | Base::Refused | Base::Unreadable(_) => None,
+        };
+        own.into_iter().chain(self.besides.iter().flat_map(|besides| &besides.others))
+    }
+
+    /// Whether an ID of a user's session came, also one that leads nowhere.
+    fn came_with_users(&self) -> bool {
+        self.request.user_id || self.opened().any(|opened| opened.loaded.owner().is_some())
+    }
+
+    fn is_unproven(&self) -> bool {
+        self.besides.as_ref().is_some_and(|besides| besides.unproven)
+    }
+}
+
+impl SignedOut {
+    fn count(&mut self, ended: bool, owner: Option<Owner>) {
+        self.anything |= ended;
+        self.user |= ended && owner.is_some();
+        self.visitor |= ended && owner.is_none();
+    }
+}
