@@ -38,6 +38,7 @@ mod promises;
 #[cfg(feature = "redis")]
 mod redis;
 mod rotation;
+mod search;
 mod secrets;
 mod streams;
 mod time;

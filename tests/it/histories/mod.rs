@@ -15,10 +15,10 @@ use std::time::Duration;
 
 use jam_session::{Clock, MemorySessions, Sessions};
 
-pub use self::record::cut;
+pub use self::record::{Seeds, cut};
 use self::{
     module::Module,
-    record::{Schedule, Seeds, alone},
+    record::{Schedule, alone},
     rough::{Edges, Wrong, common, rough},
     verbs::Verbs,
 };

@@ -1,0 +1,116 @@
+//! Who may send what.
+
+use super::{
+    acts::{Act, Who},
+    start::Start,
+};
+
+/// What each may do, from where. Two requests of the thief are left to chance.
+pub fn menu(start: &Start) -> Vec<(Who, Act)> {
+    use Act::*;
+    let of = |who: Who, acts: &[Act]| acts.iter().map(|act| (who, *act)).collect::<Vec<_>>();
+    match start.name {
+        "signed in" => [
+            of(
+                Who::A,
+                &[
+                    Write,
+                    Rework,
+                    Bind,
+                    Create,
+                    BindLogin,
+                    EarlyLogin,
+                    FormBind,
+                    Switch,
+                    SwitchLogin,
+                    Delete,
+                    Clear,
+                    Others,
+                    OthersBind,
+                    OthersLogin,
+                    OthersForm,
+                    ClearBind,
+                    ClearLogin,
+                    DeleteBind,
+                    DeleteSaveBind,
+                    ReworkSaveBind,
+                    SwitchClear,
+                    SwitchOthers,
+                    SwitchLoginOthers,
+                    ModuleClearForm,
+                    ModuleOthers,
+                    ModuleDelete,
+                ],
+            ),
+            of(Who::B, &[BindLogin, Clear, Others, OthersBind, OthersLogin]),
+            of(
+                Who::M,
+                &[
+                    Write,
+                    Rework,
+                    Bind,
+                    BindLogin,
+                    EarlyLogin,
+                    SwitchLogin,
+                    Switch,
+                    Delete,
+                    Clear,
+                    Others,
+                    OthersBind,
+                    ClearBind,
+                    DeleteBind,
+                    DeleteSaveBind,
+                    FormBind,
+                    ReworkSaveBind,
+                    OthersLogin,
+                    SwitchClear,
+                    OthersForm,
+                    ModuleOthers,
+                ],
+            ),
+            of(Who::E, &[Revoke, ModuleClear, ModuleClearGrace, Expire]),
+        ]
+        .concat(),
+        "visitor" => [
+            of(
+                Who::A,
+                &[
+                    Write,
+                    Rework,
+                    BindLogin,
+                    EarlyLogin,
+                    FormBind,
+                    SwitchLogin,
+                    Delete,
+                    Clear,
+                    Others,
+                    OthersLogin,
+                    OthersForm,
+                    ClearForm,
+                    ModuleClearForm,
+                ],
+            ),
+            of(Who::B, &[Clear, Others, OthersLogin]),
+            of(Who::M, &[Write, Rework, Delete, Clear, FormBind, BindLogin, OthersLogin]),
+            of(Who::E, &[ModuleClear, Revoke, Expire]),
+        ]
+        .concat(),
+        "empty" => [
+            of(
+                Who::A,
+                &[Write, BindLogin, FormBind, Delete, Clear, OthersLogin, OthersForm, ClearForm, ModuleClearForm],
+            ),
+            of(Who::M, &[BindLogin, FormBind]),
+            of(Who::E, &[ModuleClear]),
+        ]
+        .concat(),
+        _ => [
+            of(
+                Who::A,
+                &[Write, Rework, Bind, BindLogin, SwitchLogin, Delete, Clear, Others, OthersLogin, Switch, FormBind],
+            ),
+            of(Who::M, &[Write, Delete, Bind]),
+        ]
+        .concat(),
+    }
+}
