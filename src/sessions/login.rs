@@ -21,7 +21,8 @@ use std::{fmt, sync::Arc, time::Duration};
 /// }
 /// ```
 ///
-/// It is good for fifteen minutes, in the process that took it.
+/// It is good for fifteen minutes, in the process that took it. Its age is sent to the store when the response is on its way: a
+/// sign-out in the milliseconds that this call takes may be missed.
 #[derive(Clone, PartialEq, Eq)]
 #[must_use]
 pub struct Login {
