@@ -37,7 +37,7 @@ impl CookieConfig {
     /// The values of cookies with exactly this name that are as long as an ID can be, in the order in which they came.
     ///
     /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`. Of more than
-    /// [`MAX_VALUES`], which no browser of ours has, the rest is not looked at: they are kept until the session is loaded.
+    /// [`MAX_COOKIES`] of a name, which no browser of ours has, the rest is not looked at: they are kept until the load.
     pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = CookieValue<'a>> {
         let name = self.name().as_bytes();
         let lines = headers.get_all(header::COOKIE).into_iter();
