@@ -139,7 +139,7 @@ impl State {
         match (age, self.clears.last()) {
             (None, _) | (_, None) => (false, true),
             (Some(_), Some(_)) if !timed => (true, false),
-            (Some(age), Some(last)) => (last.latest + age >= called.min(self.now), last.earliest + age < self.now),
+            (Some(age), Some(last)) => (last.latest + age > called.min(self.now), last.earliest + age <= self.now),
         }
     }
 
