@@ -27,6 +27,7 @@ on_every_store! {
     p04_a_login_delivered_twice_around_a_logout,
     p05_a_conflict_with_oneself_is_done,
     p05_a_lost_reply_then_a_foreign_write_then_the_retry,
+    p05_a_modify_is_made_once_however_many_others_write_before_its_retry,
     p06_rework_beside_delete_with_the_old_id_within_and_after_the_grace,
     p16_nothing_is_blocked_by_a_request_that_hangs,
     p16_dropped_at_any_point_a_commit_is_whole,
@@ -272,6 +273,31 @@ async fn p05_a_lost_reply_then_a_foreign_write_then_the_retry(store: Store) {
         });
         answer.await.ok();
         assert_eq!(client.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body, "4");
+    }
+}
+
+async fn p05_a_modify_is_made_once_however_many_others_write_before_its_retry(store: Store) {
+    let increment = |session: &Session| session.modify("n", |n: Option<u64>| n.unwrap() + 1);
+    for (others, is_lost) in [1, 7, 8, 9, 20].into_iter().flat_map(|others| [(others, true), (others, false)]) {
+        let client = Client::new(&store.layer());
+        client.does(|session| session.insert("n", 0)).await.ok();
+        let other = client.thief().at(&store.layer());
+        let answer = client.visit(async |session: Session| {
+            increment(&session)?;
+            store.faults.next(Verb::Update, if is_lost { Fault::Before } else { Fault::After });
+            assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
+            for _ in 0..others {
+                other.does(increment).await.ok();
+            }
+            Ok(())
+        });
+        let status = answer.await.status;
+        let n = other.does(|session| Ok(session.get::<u64>("n")?.unwrap().to_string())).await.body;
+        // Redis knows the last eight versions. After more than that it may not say that it was not done, nor that it was.
+        let is_known = status == 200 || !store.is_remote() || others < 8;
+        assert_eq!(status, if is_known { 200 } else { 503 }, "{others} others, lost: {is_lost}");
+        let own = u64::from(is_known || !is_lost);
+        assert_eq!(n, (others + own).to_string(), "{others} others, lost: {is_lost}, {status}");
     }
 }
 
