@@ -38,7 +38,7 @@ use std::{
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     source: ClockSource,
-    /// The time of day is no earlier than this, which is as much more as has elapsed since then.
+    /// The time of day is never before this one, which advances with the time elapsed since it was taken.
     floor: Option<(u64, Duration)>,
 }
 

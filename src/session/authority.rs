@@ -29,7 +29,8 @@ pub(crate) enum Trigger {
     Response,
     /// The response is a failure. Of the changes only the sign-outs count.
     Failure,
-    /// There is no response: the request was dropped, or its handler panicked. The same, and nobody would get a new ID.
+    /// There is no response, because the request was dropped or its handler panicked. As after a failure, and no new ID is made:
+    /// nobody would get it.
     Abandoned,
 }
 

@@ -219,7 +219,7 @@ impl Change {
         matches!(self, Self::Delete) || self.is_clearing()
     }
 
-    /// Whether it signs in as somebody who can be.
+    /// Whether it is a login with a valid session key.
     pub(crate) fn is_possible_login(&self) -> bool {
         matches!(self, Self::Bind(user) | Self::Create(user, _) if check_key(user.key()).is_ok())
     }

@@ -85,7 +85,7 @@ pub(crate) struct Committed {
     pub(crate) ended_others: bool,
 }
 
-/// Why there is no session that changes could be written to.
+/// Why changes were dropped: there is no session that they belong to.
 #[derive(Clone, Copy)]
 pub(crate) enum Dropped {
     /// It is gone, or none of several counts.

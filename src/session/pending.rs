@@ -486,14 +486,7 @@ mod tests {
     }
 
     fn done(base: Base) -> Committed {
-        Committed {
-            base,
-            cookies: CookieChanges::default(),
-            dropped: None,
-            rebased: false,
-            refused: None,
-            ended_others: false,
-        }
+        Committed::kept(base)
     }
 
     /// Without names and secrets, which the core never looks at.

@@ -15,7 +15,7 @@ pub(super) struct Reserve {
     tail: u64,
     /// The file that the next compaction is written to, and how much of it is allocated.
     next: Option<(Arc<dyn Handle>, u64)>,
-    /// The file system does not allocate ahead, so there is no reserve.
+    /// There is no reserve: the file system cannot allocate space in advance.
     unsupported: bool,
     /// When the disk was found full, if it was so in the last minute.
     full: Option<Instant>,
