@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use super::{
     beside::Beside,
-    disk::{Disk, Handle, write_all},
+    disk::{Disk, Handle, read_full, write_all},
     line::{Line, Moment, Place},
 };
 
@@ -24,6 +24,8 @@ pub(super) struct Journal {
     file: Arc<dyn Handle>,
     /// Where the next line goes.
     end: At,
+    /// Where the last write began, or was cut back to.
+    last_write: u64,
     /// The end of what was acknowledged: the file is cut here when a write fails.
     good: At,
     /// The end of what the last successful sync covered.
@@ -68,7 +70,7 @@ pub(super) struct LineBuffer {
 impl Journal {
     /// A journal over a file that was synced up to its end.
     pub(super) fn new(file: Arc<dyn Handle>, end: At, said: u64) -> Self {
-        Self { file, end, good: end, synced: end, said, perhaps: Vec::new() }
+        Self { file, end, last_write: 0, good: end, synced: end, said, perhaps: Vec::new() }
     }
 
     pub(super) fn file(&self) -> &Arc<dyn Handle> {
@@ -107,6 +109,7 @@ impl Journal {
         match written {
             Ok(()) => {
                 self.said = self.synced.n;
+                self.last_write = self.end.offset;
                 self.end = end;
                 self.good = end;
                 if durability == Durability::Sync {
@@ -128,6 +131,7 @@ impl Journal {
         match write_all(&*self.file, &lines.bytes, self.end.offset) {
             Ok(()) => {
                 self.said = self.synced.n;
+                self.last_write = self.end.offset;
                 self.end = At { offset: self.end.offset + lines.bytes.len() as u64, n: lines.n };
                 Ok(())
             }
@@ -199,11 +203,27 @@ impl Journal {
         Err(io::Error::other("the file was deleted or replaced while it was in use"))
     }
 
+    /// What another program did to the file, if it wrote to it in place. Whatever length it cut the file to, and when, is
+    /// seen here.
+    pub(super) fn damage(&self) -> io::Result<Option<String>> {
+        let (end, size) = (self.end.offset, self.file.size()?);
+        if size != end {
+            return Ok(Some(format!("it had {end} bytes, and now {size}")));
+        }
+        // If it was cut just before the last write, it has the right length again, and zeros in front of that write instead of
+        // the end of a line.
+        let Some(before) = self.last_write.checked_sub(1) else { return Ok(None) };
+        let mut byte = [0];
+        read_full(&*self.file, &mut byte, before)?;
+        Ok((byte != *b"\n").then(|| format!("there is a hole before byte {}", self.last_write)))
+    }
+
     /// Cuts off what was not acknowledged.
     fn cut_back(&mut self, error: io::Error) -> WriteError {
         match self.file.set_len(self.good.offset).and_then(|()| self.file.sync()) {
             Ok(()) => {
                 self.end = self.good;
+                self.last_write = self.good.offset;
                 self.synced = self.good;
                 // The line that said so may just have been cut off.
                 self.said = self.said.min(self.good.n.saturating_sub(1));

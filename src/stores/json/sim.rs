@@ -42,6 +42,8 @@ pub(super) struct World {
     pub(super) fault: Option<(u64, u64)>,
     /// The call at which the power fails, and what was on the disk then.
     pub(super) power: Option<u64>,
+    /// The call before which another program cuts the file, and to what length.
+    pub(super) cut: Option<(u64, usize)>,
     pub(super) image: Option<Box<World>>,
     pub(super) random: Random,
     /// How many bytes fit on the disk, which then allocates ahead if it is asked to. It has no bound otherwise.
@@ -78,6 +80,7 @@ impl World {
             calls: 0,
             fault: None,
             power: None,
+            cut: None,
             image: None,
             random: Random(seed),
             capacity: None,
@@ -115,8 +118,8 @@ impl World {
 
     /// Another program cuts the file in place, as a shell does that writes to it.
     pub(super) fn cut(&mut self, len: usize) {
-        if let Some(file) = self.shown.file {
-            self.files[file].set_len(len);
+        if let Some(file) = self.shown.file.map(|file| &mut self.files[file]) {
+            file.set_len(len.min(file.shown.len()));
         }
     }
 
@@ -150,6 +153,9 @@ impl World {
     fn call(&mut self) -> io::Result<()> {
         let call = self.calls;
         self.calls += 1;
+        if let Some((_, len)) = self.cut.filter(|(at, _)| *at == call) {
+            self.cut(len);
+        }
         if self.image.is_none() && self.power == Some(call) {
             self.image = Some(Box::new(self.after_power_cut()));
         }

@@ -82,7 +82,7 @@ impl Storage {
     /// Checks that changes can be written, and to the right file.
     pub(super) fn check(&mut self) -> Result<(), Error> {
         let path = self.disk.path().display().to_string();
-        self.check_size();
+        self.check_content();
         if let Some(outage) = &self.outage {
             let message = format!("{path} takes no changes until it can be rewritten, after {}", outage.cause());
             if !outage.patience().is_zero() || self.recover().is_err() {
@@ -103,17 +103,14 @@ impl Storage {
 
     /// Detects another program that wrote to the file in place, as `cp` does: lines appended to that would be lost. What was
     /// acknowledged is in memory, so the file is rewritten. A file that cannot be reached at all is detected elsewhere.
-    fn check_size(&mut self) {
+    fn check_content(&mut self) {
         if self.outage.is_some() {
             return;
         }
-        let end = self.journal.end().offset;
-        if let Ok(size) = self.journal.file().size()
-            && size != end
-        {
+        if let Ok(Some(damage)) = self.journal.damage() {
             let path = self.disk.path().display();
-            tracing::warn!(%path, size, end, "another program wrote to the sessions file");
-            self.break_off(&format!("another program wrote to it: it had {end} bytes, and now {size}"));
+            tracing::warn!(%path, "another program wrote to the sessions file: {damage}");
+            self.break_off(&format!("another program wrote to it: {damage}"));
         }
     }
 
@@ -324,7 +321,7 @@ impl Storage {
             return;
         }
         // If the file was cut, a line would stand behind a hole, and the file would seem to have the right size again.
-        self.check_size();
+        self.check_content();
         if self.outage.is_none()
             && let Err(error) = self.mark_journal()
         {
@@ -358,6 +355,11 @@ impl Storage {
             }
             Ok(beside)
         });
+        // What was copied is worth nothing if another program wrote to the file.
+        self.check_content();
+        if self.outage.is_some() {
+            return;
+        }
         let replaced = complete.map_err(WriteError::NotApplied).and_then(|beside| {
             let allocated = allocated.max(beside.len);
             self.journal.replace(&*self.disk, beside, good.n, from.n)?;
@@ -419,19 +421,17 @@ impl Storage {
             self.mark_journal()?;
             self.journal.sync()
         });
-        marked
-            .or_else(|error| {
-                self.break_off(&error);
-                self.recover()
-            })
-            .map_err(|error| {
-                let path = self.disk.path().display();
-                Error::caused(
-                    ErrorKind::Unavailable,
-                    format!("the end of {path} may not be on the disk: {error}"),
-                    error,
-                )
-            })
+        match marked {
+            Ok(()) => self.check_content(),
+            Err(error) => self.break_off(&error),
+        }
+        if self.outage.is_none() {
+            return Ok(());
+        }
+        self.recover().map_err(|error| {
+            let path = self.disk.path().display();
+            Error::caused(ErrorKind::Unavailable, format!("the end of {path} may not be on the disk: {error}"), error)
+        })
     }
 }
 

@@ -740,6 +740,43 @@ fn a_file_cut_in_its_place_is_written_anew_before_anything_is_acknowledged() {
     }
 }
 
+#[test]
+fn with_the_file_cut_at_any_call_to_the_disk_nothing_that_was_acknowledged_is_lost() {
+    for seed in 0..8 {
+        let calls = run_with_cut(seed, None);
+        for call in 0..calls {
+            for len in [0, 90, 700] {
+                run_with_cut(seed, Some((call, len)));
+            }
+        }
+    }
+}
+
+/// Runs a random script while another program cuts the file once, closes the file and opens it again. Gives the number of
+/// calls to the disk.
+fn run_with_cut(seed: u64, cut: Option<(u64, usize)>) -> u64 {
+    let mut random = Random(seed);
+    let (clock, ids, mut model) = (Clock::manual(), ids(), FileModel::new());
+    let mut world = World::new(seed);
+    world.cut = cut;
+    let (disk, rig) = Rig::open(world, &clock);
+    let mut rig = rig.unwrap();
+    for _ in 0..25 {
+        let asks: Vec<Ask> = (0..1 + random.below(4)).map(|_| Ask::random(&mut random, &model, &ids)).collect();
+        for (ask, answer) in asks.iter().zip(rig.batch(&asks)) {
+            let expected = ask.apply(&mut model, clock.now_ms());
+            let answer = answer.unwrap();
+            assert_eq!((answer.count(), answer.conflict()), expected, "seed {seed}, cut {cut:?}: {ask:?}");
+        }
+        rig.begin_upkeep();
+    }
+    rig.writer.finish().unwrap();
+    let calls = disk.world().calls;
+    assert!(cut.is_none_or(|(at, _)| at < calls), "seed {seed}, cut {cut:?}: it was not cut");
+    check_image(disk.after_power_cut(), &model, &[], &clock, (seed, cut));
+    calls
+}
+
 /// A user's data holds what looks like a line; the file is torn just behind it.
 #[test]
 fn a_tail_torn_within_data_that_looks_like_a_line_is_cut() {
