@@ -147,6 +147,7 @@ pub const GRACE: u64 = 10;
 pub const LIFETIME: u64 = 300;
 const PASSES: [u64; 8] = [1, 4, 9, 10, 50, 99, 100, 150];
 const PREVIOUS: usize = 4;
+const SUPERSEDED: usize = 11;
 const UNHEARD: usize = 1_000_000;
 
 impl Module {
@@ -172,10 +173,12 @@ impl Module {
 
     /// Whether an ID may end a session that is there.
     fn may_end(&self, kept: &Kept, id: Id, now: u64, called: u64) -> Sure {
-        let all = [&kept.previous, &kept.superseded].map(|old| self.is_among(old, id, now, called));
-        match (kept.secret == id.secret, all) {
-            (true, _) | (_, [Sure::Yes, _] | [_, Sure::Yes]) => Sure::Yes,
-            (false, [Sure::No, Sure::No]) => Sure::No,
+        let [previous, superseded] = [&kept.previous, &kept.superseded].map(|old| self.is_among(old, id, now, called));
+        // The ten seconds of a superseded one are real where time is not the test's.
+        let superseded = if self.timed { superseded } else { superseded.and(Sure::Maybe) };
+        match (kept.secret == id.secret, previous, superseded) {
+            (true, ..) | (_, Sure::Yes, _) | (_, _, Sure::Yes) => Sure::Yes,
+            (false, Sure::No, Sure::No) => Sure::No,
             _ => Sure::Maybe,
         }
     }
@@ -344,10 +347,17 @@ impl Model for Module {
                     None => UNHEARD + op,
                 };
                 let mut new = self.written(kept, state.now, call.now);
-                let until = (call.now.min(state.now) + GRACE, state.now + GRACE);
-                let replaced =
-                    std::mem::take(&mut new.previous).into_iter().map(|(secret, ..)| secret).chain([new.secret]);
-                new.superseded.extend(replaced.map(|secret| (secret, until.0, until.1)));
+                let called = call.now.min(state.now);
+                // A secret whose grace was over is forgotten. Of one that may have been over, nothing is sure.
+                let kept = std::mem::take(&mut new.previous).into_iter().filter(|(.., latest)| *latest > called);
+                let until = |earliest: u64| if earliest > state.now { called + GRACE } else { 0 };
+                let kept = kept.map(|(secret, earliest, _)| (secret, until(earliest)));
+                let replaced: Vec<_> = kept.chain([(new.secret, called + GRACE)]).collect();
+                let latest = state.now + GRACE;
+                new.superseded.extend(replaced.into_iter().map(|(secret, earliest)| (secret, earliest, latest)));
+                // There is room for so many. Whether older ones are forgotten depends on which had come to their end.
+                let surplus = new.superseded.len().saturating_sub(SUPERSEDED);
+                new.superseded.iter_mut().take(surplus).for_each(|(_, earliest, _)| *earliest = 0);
                 new.secret = secret;
                 states.push(state.with(id.sid, Some(new)));
             }
@@ -456,9 +466,8 @@ impl Model for Module {
                 Some(Answer::Kept(secret, ended)) => {
                     vec![part(renew, Some(Answer::Secret(secret))), part(keep, Some(Answer::Ended(ended)))]
                 }
-                // Refused: before it was renewed, or after that.
-                Some(_) => vec![part(renew, None)],
-                None => vec![part(renew, None), part(keep, None)],
+                // Refused: before it was renewed, or after that, or when it asked again because the answer to its clear was lost.
+                Some(_) | None => vec![part(renew, None), part(keep, None)],
             }
         };
         let ops: Vec<_> = ops.into_iter().flat_map(in_two).collect();
@@ -934,6 +943,24 @@ mod known {
         let late = |answer| Op { call: Call { what: What::Delete(FIRST), now: GRACE }, ..delete(answer) };
         right(split(vec![created(), others(), pass.clone(), late(Answer::Refused)]));
         wrong(split(vec![created(), others(), pass, late(Answer::Done)]), 5);
+    }
+
+    #[test]
+    fn an_id_whose_grace_is_over_signs_nobody_out_after_clear_others() {
+        let at = |now: u64, op: OpOf<Module>| Op { call: Call { now, ..op.call }, ..op };
+        let history = |passed: u64, answer: Answer| {
+            MODEL.split(vec![
+                created(),
+                op(2, 3, What::Rework { id: FIRST, op: 9 }, Answer::Secret(2)),
+                op(4, 5, What::Pass(passed), Answer::Done),
+                at(passed, op(6, 7, What::ClearOthers { id: SECOND, op: 9 }, Answer::Kept(3, 0))),
+                at(passed, op(8, 9, What::Delete(FIRST), answer)),
+            ])
+        };
+        right(history(GRACE - 1, Answer::Done));
+        wrong(history(GRACE - 1, Answer::Refused), 6);
+        right(history(GRACE, Answer::Refused));
+        wrong(history(GRACE, Answer::Done), 6);
     }
 
     #[test]

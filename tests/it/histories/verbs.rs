@@ -134,12 +134,15 @@ impl Verbs {
 
 impl State {
     /// Whether a request of that age may be late, and whether it may be in time. How old it is counts from some moment after it
-    /// was called.
-    fn late(&self, timed: bool, age: Option<u64>, called: u64) -> (bool, bool) {
+    /// was called. A clear that lags may become visible after the call and at the same moment of a clock that stands still.
+    fn late(&self, model: &Verbs, age: Option<u64>, called: u64) -> (bool, bool) {
         match (age, self.clears.last()) {
             (None, _) | (_, None) => (false, true),
-            (Some(_), Some(_)) if !timed => (true, false),
-            (Some(age), Some(last)) => (last.latest + age > called.min(self.now), last.earliest + age <= self.now),
+            (Some(_), Some(_)) if !model.timed => (true, false),
+            (Some(age), Some(last)) => {
+                let (cleared, arrived) = (last.latest + age, called.min(self.now));
+                (cleared > arrived || model.lags && cleared == arrived, last.earliest + age <= self.now)
+            }
         }
     }
 
@@ -147,13 +150,26 @@ impl State {
     fn live(&self, at: At) -> Vec<(Option<Kept>, State)> {
         match self.records.get(&at) {
             None => vec![(None, self.clone())],
-            Some(kept) if kept.latest <= self.now => vec![(None, self.but(at, None))],
+            Some(kept) if kept.latest <= self.now => vec![(None, self.clone())],
             Some(kept) if kept.earliest > self.now => vec![(Some(*kept), self.clone())],
             Some(kept) => {
                 let there = Kept { earliest: self.now + 1, ..*kept };
-                vec![(None, self.but(at, None)), (Some(there), self.but(at, Some(there)))]
+                let expired = Kept { latest: self.now, ..*kept };
+                vec![(None, self.but(at, Some(expired))), (Some(there), self.but(at, Some(there)))]
             }
         }
+    }
+
+    /// The same, as a clear sees it that was called back then. One that lags counts when it decides, which may be a while
+    /// before others see it.
+    fn live_for_clear(&self, lags: bool, at: At, called: u64) -> Vec<(Option<Kept>, State)> {
+        let mut live = self.live(at);
+        if let Some(expired) =
+            self.records.get(&at).filter(|kept| lags && kept.latest <= self.now && kept.latest > called)
+        {
+            live.push((Some(*expired), self.clone()));
+        }
+        live
     }
 
     fn but(&self, at: At, kept: Option<Kept>) -> Self {
@@ -216,7 +232,7 @@ impl Model for Verbs {
                 _ => vec![state.clone()],
             },
             Call::Create { at, version, ttl, age, now } => {
-                let (may_be_late, may_be_in_time) = state.late(self.timed, age, now);
+                let (may_be_late, may_be_in_time) = state.late(self, age, now);
                 let step = |(there, state): (Option<Kept>, State)| match there {
                     None if may(Answer::Did(true)) => {
                         Some(state.but(at, Some(self.kept(state.now, version, ttl, now))))
@@ -278,7 +294,7 @@ impl Model for Verbs {
                     _ if state.clears.last().is_some_and(|done| done.name == name) => {}
                     None => ends.push((0, state.clone())),
                     Some(by) => {
-                        for (there, state) in state.live(by.at) {
+                        for (there, state) in state.live_for_clear(self.lags, by.at, now) {
                             match there {
                                 None if may(Answer::Gone) => states.push(state),
                                 Some(kept) if kept.version == by.version => ends.push((0, state)),
@@ -298,7 +314,7 @@ impl Model for Verbs {
                 let keep = by.filter(|by| by.keep).map(|by| by.at);
                 for at in state.records.keys().copied().filter(|at| Some(*at) != keep) {
                     let end = |(count, state): (u64, State)| {
-                        let live = state.live(at).into_iter();
+                        let live = state.live_for_clear(self.lags, at, now).into_iter();
                         live.map(move |(there, state)| (count + u64::from(there.is_some()), state.but(at, None)))
                             .collect::<Vec<_>>()
                     };
