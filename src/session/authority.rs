@@ -88,6 +88,26 @@ pub(crate) enum SignOut {
     Others,
 }
 
+impl SignOut {
+    /// Whether it ends a session that an ID of the request has opened. `with_users` says whether an ID of a user's session came.
+    pub(crate) fn ends(self, is_users: bool, with_users: bool) -> bool {
+        match self {
+            Self::Delete => true,
+            // A visitor's session beside a user's is left to expire.
+            Self::Clear => is_users || !with_users,
+            Self::Others => false,
+        }
+    }
+
+    /// Whether it ends a session that cannot be read. `is_proven` says whether its ID was encrypted by us.
+    ///
+    /// Whose session it is is not known, so to say that a `clear` is done would be a lie; and without a keyring nothing proves
+    /// the ID.
+    pub(crate) fn ends_unread(self, is_proven: bool) -> bool {
+        self == Self::Delete && is_proven
+    }
+}
+
 impl Plan {
     pub(crate) fn new(authority: Authority, base: &Base, staged: &Staged, trigger: Trigger) -> Self {
         match (&staged.identity, staged.clear) {
@@ -283,6 +303,25 @@ mod tests {
             check(came, &[Delete, ClearOthers], Plan::SignOut(SignOut::Clear));
             check(came, &[], Plan::Write);
             check(came, &[Rework], Plan::Write);
+        }
+    }
+
+    /// Rules 11 and 14.
+    #[test]
+    fn a_sign_out_ends_every_session_that_an_id_opens_and_a_clear_only_users() {
+        for (is_users, with_users) in [(true, true), (false, true), (false, false)] {
+            assert!(SignOut::Delete.ends(is_users, with_users));
+            assert_eq!(SignOut::Clear.ends(is_users, with_users), is_users || !with_users);
+            assert!(!SignOut::Others.ends(is_users, with_users));
+        }
+    }
+
+    /// Rule 12.
+    #[test]
+    fn only_a_delete_by_an_id_that_we_encrypted_ends_what_cannot_be_read() {
+        assert!(SignOut::Delete.ends_unread(true) && !SignOut::Delete.ends_unread(false));
+        for what in [SignOut::Clear, SignOut::Others] {
+            assert!(!what.ends_unread(true) && !what.ends_unread(false));
         }
     }
 

@@ -227,10 +227,9 @@ impl Commit {
         let WriteId { version, secret, .. } = &self.write_id;
         let id = secret.as_ref().map(|new| engine.id(opened.loaded.id, new)).transpose()?;
         let new = secret.as_ref().map(Secret::hash);
-        let logins = opened.loaded.contents.logins;
         let (mut first, mut rebased, mut superseded) = (true, false, false);
         let written = engine.rewrite(Arc::clone(&opened.loaded), *version, self.retry, |contents| {
-            superseded = contents.logins != logins;
+            superseded = !opened.loaded.has_same_login(contents);
             if superseded {
                 return Ok(false);
             }
@@ -246,7 +245,7 @@ impl Commit {
         });
         let written = match written.await? {
             // It was written, and its user has signed in again since.
-            WriteOutcome::Done(written) if !superseded && written.contents.logins != logins => {
+            WriteOutcome::Done(written) if !superseded && !opened.loaded.has_same_login(&written.contents) => {
                 return Ok(Committed::kept(self.gone(opened)));
             }
             WriteOutcome::Done(written) if !superseded => written,

@@ -112,7 +112,7 @@ impl Commit {
                 Renewed::Done { opened: Opened { loaded, secret: hash }, id, rebased }
             }
             // A rotation has replaced its secret, and it may still read and write.
-            WriteOutcome::Done(loaded) if loaded.contents.logins == opened.loaded.contents.logins => {
+            WriteOutcome::Done(loaded) if opened.loaded.has_same_login(&loaded.contents) => {
                 Renewed::Refused(Base::Live(opened.at(loaded)))
             }
             // Nothing says that the newest secret came.
@@ -195,7 +195,7 @@ impl Commit {
             // Whether the first try has ended the old session was not known. The new one was removed.
             let error = Error::new(ErrorKind::Unavailable, "the answer to a switch of user was lost");
             let base = match engine.load_again(old.loaded.id).await? {
-                Some(loaded) if loaded.contents.logins == old.loaded.contents.logins => Base::Live(old.at(loaded)),
+                Some(loaded) if old.loaded.has_same_login(&loaded.contents) => Base::Live(old.at(loaded)),
                 _ => self.gone(old),
             };
             return Ok(Committed { refused: Some(error), ..Committed::kept(base) });

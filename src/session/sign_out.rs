@@ -65,54 +65,42 @@ impl Commit {
     pub(super) async fn sign_out_all(&self, engine: &Arc<Engine>, what: SignOut) -> Result<SignedOut, Error> {
         let mut signed_out = SignedOut { refused: self.is_unproven(), ..SignedOut::default() };
         for unreadable in self.besides.iter().flat_map(|besides| &besides.unreadable) {
-            match what {
-                SignOut::Delete if unreadable.is_proven => {
-                    signed_out.count(engine.delete(unreadable.id).await?, unreadable.id.owner());
-                }
-                _ => signed_out.refused = true,
+            if what.ends_unread(unreadable.is_proven) {
+                signed_out.count(engine.delete(unreadable.id).await?, unreadable.id.owner());
+            } else {
+                signed_out.refused = true;
             }
         }
         if let Base::Unreadable(unreadable) = &self.base {
-            // Whose sessions these are is not known, so "done" would be a lie; and without a keyring nothing proves the ID.
-            if what != SignOut::Delete || !unreadable.is_proven {
+            if !what.ends_unread(unreadable.is_proven) {
                 return Err(unreadable.error.clone());
             }
             signed_out.count(engine.delete(unreadable.id).await?, unreadable.id.owner());
             return Ok(signed_out);
         }
-        match what {
-            SignOut::Delete => {
-                for opened in self.opened() {
+        let with_users = self.came_with_users();
+        let ends = |opened: &&Opened| what.ends(opened.loaded.owner().is_some(), with_users);
+        let (mut cleared, mut lives_on) = (Vec::new(), Vec::new());
+        for opened in self.opened().filter(ends) {
+            match opened.loaded.owner().filter(|_| what == SignOut::Clear) {
+                None => {
                     let ended = engine.sign_out(opened).await?;
                     signed_out.refused |= ended == Ended::Refused;
                     signed_out.count(ended == Ended::Now, opened.loaded.owner());
                 }
+                Some(owner) if cleared.contains(&owner) => {}
+                Some(owner) => match engine.clear_by(opened, false, self.write_id.version).await? {
+                    Some(_) => cleared.push(owner),
+                    None => lives_on.push(owner),
+                },
             }
-            SignOut::Clear => {
-                let (mut cleared, mut lives_on) = (Vec::new(), Vec::new());
-                for (opened, owner) in self.opened().filter_map(|opened| Some((opened, opened.loaded.owner()?))) {
-                    if cleared.contains(&owner) {
-                        continue;
-                    }
-                    match engine.clear_by(opened, false, self.write_id.version).await? {
-                        Some(_) => cleared.push(owner),
-                        None => lives_on.push(owner),
-                    }
-                }
-                let came = self.came_with_users();
-                signed_out.refused |=
-                    came && cleared.is_empty() || lives_on.iter().any(|owner| !cleared.contains(owner));
-                signed_out.count(!cleared.is_empty(), cleared.first().copied());
-                if !came {
-                    for visitor in self.opened() {
-                        let ended = engine.sign_out(visitor).await?;
-                        signed_out.refused |= ended == Ended::Refused;
-                        signed_out.count(ended == Ended::Now, None);
-                    }
-                }
-            }
-            SignOut::Others => signed_out.refused |= self.came_with_users() || matches!(self.base, Base::Refused),
         }
+        signed_out.count(!cleared.is_empty(), cleared.first().copied());
+        signed_out.refused |= match what {
+            SignOut::Delete => false,
+            SignOut::Clear => with_users && cleared.is_empty() || lives_on.iter().any(|owner| !cleared.contains(owner)),
+            SignOut::Others => with_users || matches!(self.base, Base::Refused),
+        };
         Ok(signed_out)
     }
 

@@ -79,6 +79,12 @@ impl Loaded {
     pub(crate) fn owner(&self) -> Option<Owner> {
         self.id.owner()
     }
+
+    /// Whether changes that were made to this version may be applied to a later one: there was no login or `clear_others` in
+    /// between. A rotation does not matter.
+    pub(crate) fn has_same_login(&self, later: &Contents) -> bool {
+        self.contents.logins == later.logins
+    }
 }
 
 impl Opened {
@@ -145,4 +151,23 @@ pub(crate) fn sample(number: u8, key: Option<&str>, data: crate::record::data::D
     };
     let loaded = Loaded { id: id.unwrap(), version: number.into(), ttl: Duration::MAX, contents, stale: false };
     Opened { loaded: Arc::new(loaded), secret }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::data::Data;
+
+    /// Rule 15: what was held back does not land in the session after a new password. Rotation drops nothing.
+    #[test]
+    fn changes_go_on_over_a_rotation_and_not_over_a_login() {
+        let Opened { loaded, secret: first } = sample(1, Some("ada"), Data::default());
+        let [second, third] = [2, 3].map(|n| SecretHash::from_bytes([n; 32]));
+        let mut now = loaded.contents.clone();
+        assert!(now.rotate(&first, second, 10_000, 0) && loaded.has_same_login(&now));
+        assert!(now.supersede(&second, third, 0) && !loaded.has_same_login(&now));
+        // What was written after the login goes on from there.
+        let after = Loaded { contents: now.clone(), ..Loaded::clone(&loaded) };
+        assert!(after.has_same_login(&now));
+    }
 }

@@ -169,9 +169,9 @@ impl<B: Backend> Sessions<B> {
         self.within_time(async {
             let data = data?;
             let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-            let (mut superseded, logins) = (false, loaded.contents.logins);
-            let updated = self.0.rewrite(loaded, random_version(), false, |contents| {
-                superseded = contents.logins != logins;
+            let mut superseded = false;
+            let updated = self.0.rewrite(Arc::clone(&loaded), random_version(), false, |contents| {
+                superseded = !loaded.has_same_login(contents);
                 contents.data = data.clone();
                 Ok(!superseded)
             });
@@ -194,11 +194,10 @@ impl<B: Backend> Sessions<B> {
             let old = self.opened(id.as_ref()).await?.ok_or_else(Error::not_found)?;
             let new = Secret::random()?;
             let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
-            let logins = old.loaded.contents.logins;
             let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
                 contents.rotate(&old.secret, hash, engine.grace(), engine.now());
                 // To the session of a later login nothing is written, not even that it is in use.
-                Ok(contents.logins == logins)
+                Ok(old.loaded.has_same_login(contents))
             });
             let loaded = rotated.await?.done()?;
             let now = engine.now();
