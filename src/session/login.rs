@@ -256,8 +256,12 @@ impl Commit {
             Then::EndAll => {
                 let ended = engine.clear_by(&opened, false, name).await?.is_some();
                 let cookies = CookieChanges { ends_user: true, ends_visitor: login, ..CookieChanges::default() };
-                let base = if ended { Base::Nothing } else { self.gone(&opened) };
-                return Ok(Committed { cookies, ended_others: login, ..Committed::kept(base) });
+                let committed = match ended {
+                    true => Committed::kept(Base::Nothing),
+                    // What it made has ended before, and nothing more does.
+                    false => Committed::refused(self.gone(&opened), CLEARED),
+                };
+                return Ok(Committed { cookies, ended_others: login, ..committed });
             }
         };
         if !done {

@@ -61,6 +61,7 @@ on_every_store! {
     p15_cookies_of_visitors_do_not_count_against_users,
     p04_a_switch_that_fails_takes_no_cookie_of_the_login_before_it,
     p08_a_password_reset_link_that_fails_signs_nobody_in,
+    p08_a_failed_password_reset_whose_own_session_was_ended_meanwhile_is_a_401,
     p15_a_sign_out_after_a_saved_login_sets_no_cookie,
     p15_two_users_cookies_begin_no_visitors_session,
     p04_a_panic_while_data_is_merged_into_a_login_leaves_no_session,
@@ -986,6 +987,29 @@ async fn p08_a_password_reset_link_that_fails_signs_nobody_in(store: Store) {
     });
     let answer = answer.await;
     assert!(answer.new_id().is_none());
+}
+
+/// It would end nothing, so a 500, after which everything is signed out, would be wrong.
+async fn p08_a_failed_password_reset_whose_own_session_was_ended_meanwhile_is_a_401(store: Store) {
+    let client = Client::new(&store.layer());
+    let sessions = store.sessions();
+    store.faults.next(
+        Verb::Clear,
+        Fault::first(move |_| {
+            let sessions = sessions.clone();
+            async move {
+                sessions.clear("ada").await.unwrap();
+                sessions.create("ada", json!({})).await.unwrap();
+            }
+        }),
+    );
+    let answer = client.does(|session| {
+        session.clear_others();
+        session.bind("ada");
+        Ok(StatusCode::INTERNAL_SERVER_ERROR)
+    });
+    assert_eq!(answer.await.status, StatusCode::UNAUTHORIZED);
+    assert_eq!(count(&store, "ada").await, 1);
 }
 
 async fn p15_a_sign_out_after_a_saved_login_sets_no_cookie(store: Store) {

@@ -57,6 +57,11 @@ pub enum Act {
     ModuleOthers,
     /// `Sessions::delete`, by the ID that came.
     ModuleDelete,
+    /// These are recorded by a handler that answers 500 in the end.
+    FailedDelete,
+    FailedClear,
+    FailedOthers,
+    FailedOthersLogin,
     /// The application's: `Sessions::revoke`, `Sessions::clear` of the one or the other user, and the first session expires.
     Revoke,
     ModuleClear,
@@ -87,6 +92,8 @@ pub struct Spec {
     pub out: Out,
     /// The data before it does not go over.
     pub fresh: bool,
+    /// It answers 500. Then its sign-outs count all the same.
+    pub fails: bool,
 }
 
 impl Act {
@@ -100,6 +107,7 @@ impl Act {
             sets_password: false,
             out: Out::Nothing,
             fresh: false,
+            fails: false,
         };
         let key = |user| Spec { plain: Some(user), guarded: true, ..NOTHING };
         let login = |user| Spec { login: Some(user), checks_password: true, ..NOTHING };
@@ -125,6 +133,10 @@ impl Act {
             SwitchOthers => Spec { out: Out::Others, ..key("grace") },
             SwitchLoginOthers => Spec { out: Out::Others, ..login("grace") },
             ModuleClearForm => Spec { sets_password: true, ..form },
+            FailedDelete => Spec { fails: true, ..Delete.spec() },
+            FailedClear => Spec { fails: true, ..Clear.spec() },
+            FailedOthers => Spec { fails: true, ..Others.spec() },
+            FailedOthersLogin => Spec { fails: true, ..OthersLogin.spec() },
             Write | Rework | Revoke | ModuleClear | ModuleClearGrace | Expire => NOTHING,
         }
     }
@@ -139,6 +151,11 @@ impl Act {
         use Act::*;
         self.spec().out != Out::Nothing
             || matches!(self, DeleteSaveBind | ModuleClearForm | Revoke | ModuleClear | ModuleClearGrace)
+    }
+
+    /// Whether its handler may end nothing when no session is there, and that is done.
+    pub fn may_end_nothing(self) -> bool {
+        matches!(self, Self::Delete | Self::FailedDelete | Self::DeleteBind | Self::ModuleDelete)
     }
 
     /// Whether it gives the session that it came with a new ID, by which no earlier one is accepted.
@@ -222,6 +239,9 @@ impl Place {
             (None, Some(user)) if act == Act::Create => session.create(user, json!({}))?,
             (None, Some(user)) => session.bind(user),
             (None, None) => {}
+        }
+        if spec.fails {
+            return Ok(StatusCode::INTERNAL_SERVER_ERROR);
         }
         if self.tries_again {
             let saved = session.save().await;

@@ -49,8 +49,11 @@ impl World {
         self.base(at).is_none() && self.requests[at].loaded.iter().any(|(.., leads)| *leads)
     }
 
+    /// Whether it was answered that the request is done. If the handler failed, it is about its sign-out.
     fn is_ok(&self, at: usize) -> bool {
-        self.requests[at].status == Some(StatusCode::OK)
+        let sent = &self.requests[at];
+        let done = if sent.act.spec().fails { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+        sent.status == Some(done)
     }
 
     fn made(&self, at: usize, events: &[Event]) -> Option<Made> {
@@ -114,7 +117,7 @@ impl World {
         let name = self.name(at);
 
         // Promise 8: it did what it says.
-        if matches!(act, Act::Delete | Act::Clear | Act::ModuleDelete | Act::DeleteAndForget) {
+        if act.user().is_none() && matches!(spec.out, Out::Delete | Out::Clear) {
             for id in came.iter().filter(|id| self.is_live(**id)).copied().collect::<Vec<_>>() {
                 self.wrong(format!("P8: {name} answered 200, and a session that it came with lives: {}", id.sid()));
             }
@@ -124,7 +127,7 @@ impl World {
         if removes_users && !has_ended {
             self.wrong(format!("P6: {name} has ended nothing, and removes the cookie of what may be a newer login"));
         }
-        let may_do_nothing = matches!(act, Act::Delete | Act::DeleteBind | Act::ModuleDelete) || users.is_empty();
+        let may_do_nothing = act.may_end_nothing() || users.is_empty();
         if act.signs_out() && who != Who::E && !has_ended && !may_do_nothing {
             self.wrong(format!("P8: {name} answered 200 and did nothing"));
         }
