@@ -153,6 +153,29 @@ fn p19_on_a_full_disk_visitors_give_way_for_users_and_every_sign_out_works() {
 }
 
 #[test]
+fn p19_however_many_users_sign_out_on_a_full_disk_each_sign_out_works() {
+    let (disk, rig) = Rig::open(disk(64 << 20), &Clock::manual());
+    let mut rig = rig.unwrap();
+    let users: Vec<RecordId> = (0..20_000).map(|n| id(Some(1), n)).collect();
+    for some in users.chunks(1_000) {
+        let creates: Vec<Ask> = some.iter().map(|user| create(*user, 100_000)).collect();
+        assert!(rig.batch(&creates).iter().all(Result::is_ok));
+        rig.begin_upkeep();
+    }
+    disk.world().fill();
+    let large = |n: usize| Ask::Create(id(Some(2), n as u64), 1, 1_000, vec![0; 32 << 20].into());
+    for (n, user) in users.iter().enumerate() {
+        // Now and then together with a change for which there is no room.
+        let mut asks = vec![Ask::Delete(*user)];
+        asks.extend((n % 5_000 == 0).then(|| large(n)));
+        let answers = rig.batch(&asks);
+        assert_eq!(answers[0].as_ref().map(OpReply::count).ok(), Some(1), "user {n}: {:?}", answers[0]);
+        rig.begin_upkeep();
+    }
+    assert!(rig.contents().is_empty());
+}
+
+#[test]
 fn p19_a_disk_that_was_full_takes_logins_again_once_the_sessions_have_expired() {
     for restart in [false, true] {
         let clock = Clock::manual();

@@ -222,7 +222,7 @@ impl Builder<JsonFile> {
         self
     }
 
-    /// FileBounds the number of sessions. Default: no bound.
+    /// Bounds the number of sessions. Default: no bound.
     ///
     /// At the bound, visitors' sessions (those without a session key) give way, the least recently used first. A session with a
     /// session key never does: if nothing else is left, creating fails with [`ErrorKind::Unavailable`]. Expired sessions do
@@ -232,7 +232,7 @@ impl Builder<JsonFile> {
         self
     }
 
-    /// FileBounds the bytes that the sessions take in the file, not counting what is dead in it. Default: 1 GiB.
+    /// Bounds the bytes that the sessions take in the file, not counting what is dead in it. Default: 1 GiB.
     ///
     /// See [`max_sessions`](Self::max_sessions) for what happens at the bound, and the
     /// [module docs](crate::stores::json#a-full-disk) for how much space the file takes in all.

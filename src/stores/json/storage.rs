@@ -146,11 +146,17 @@ impl Storage {
         if self.ensure(growth).is_ok() {
             return Ok(());
         }
-        let lines = Line::SHORT * requests.len() as u64;
-        if growth > 0 || !self.reserve.holds(self.journal.end().offset, lines) {
+        if growth > 0 {
             self.tidy_up(growth);
         }
-        match self.ensure(growth) {
+        let ensured = self.ensure(growth);
+        // Besides the changes, a line that says what has expired, and one that says what was synced.
+        let lines = Line::SHORT * (requests.len() as u64 + 2);
+        if ensured.is_err() && !self.reserve.holds(self.journal.end().offset, lines) {
+            // What ends something must fit, also if the rest of the batch is refused.
+            self.tidy_up(0);
+        }
+        match ensured {
             Err(error) if growth > 0 => Err(self.failed(WriteError::NotApplied(error))),
             _ => Ok(()),
         }
@@ -162,7 +168,8 @@ impl Storage {
         self.reserve.ensure(&*self.disk, &**file, end, growth, live)
     }
 
-    /// On a full disk: lets visitors' sessions give way for new ones, and rewrites the file if that makes enough room.
+    /// On a full disk: lets visitors' sessions give way for new ones, and rewrites the file if that makes enough room. For
+    /// sign-outs (a growth of 0) it is rewritten whenever the reserve has a file for that.
     fn tidy_up(&mut self, growth: u64) {
         if let Some(compaction) = &mut self.compaction {
             compaction.wait();
@@ -185,7 +192,10 @@ impl Storage {
             let dead = self.journal.end().offset.saturating_sub(all);
             (give_way, all - given, dead + given)
         };
-        if gained >= (live / 4).max(MIN_GAIN) {
+        // For sign-outs it is worth it whatever it gains: there is more space behind the end of the new file than a rewrite per
+        // sign-out would need.
+        let is_reserved = growth == 0 && self.reserve.capacity().is_some_and(|capacity| capacity >= live);
+        if is_reserved || gained >= (live / 4).max(MIN_GAIN) {
             self.rewrite(&give_way);
         }
     }
