@@ -118,6 +118,14 @@ impl Error {
         matches!(self.kind, Unauthorized | CrossSite | NotFound | TooLarge)
     }
 
+    /// Logs an error that no caller is told.
+    pub(crate) fn log(&self, what: &str) {
+        match self.is_clients() {
+            true => tracing::debug!(error = %self.chain(), "{what}"),
+            false => tracing::warn!(error = %self.chain(), "{what}"),
+        }
+    }
+
     /// What went wrong, for code to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.kind

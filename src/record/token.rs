@@ -80,12 +80,15 @@ impl SessionId {
             return IdText::Malformed;
         }
         // An encrypted text has no dots.
-        let id = match keys {
-            _ if !text.contains('.') => return Self::read_sealed(keys, text),
-            Some(keys) if !keys.takes_plain(now()) => None,
-            _ => Self::parse(text, false),
-        };
-        id.map_or(IdText::Malformed, IdText::Id)
+        if !text.contains('.') {
+            return Self::read_sealed(keys, text);
+        }
+        match (Self::parse(text, false), keys) {
+            (None, _) => IdText::Malformed,
+            // It may lead to a session at a process without these keys.
+            (Some(_), Some(keys)) if !keys.takes_plain(now()) => IdText::Foreign,
+            (Some(id), _) => IdText::Id(id),
+        }
     }
 
     fn read_sealed(keys: Option<&Keys>, text: &str) -> IdText {

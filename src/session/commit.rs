@@ -10,7 +10,7 @@ use crate::{
     random::random_version,
     record::{
         data::Data,
-        token::{Secret, SessionId},
+        token::{Secret, SecretHash, SessionId},
     },
     session::{
         authority::{Plan, SignOut},
@@ -61,6 +61,10 @@ pub(crate) struct WriteId {
     pub(crate) version: i64,
     /// The new secret of the session that there is.
     pub(crate) secret: Option<Secret>,
+    /// With that secret, all before it are superseded: it is not a rotation.
+    pub(crate) renews: bool,
+    /// The secret of an earlier rotation by this request whose answer was lost. It may be the newest.
+    pub(crate) rotated: Option<SecretHash>,
     /// The name and the secret of a new session.
     pub(crate) new: Option<Box<NewId>>,
 }
@@ -116,23 +120,20 @@ pub(crate) struct NewCookie {
 impl WriteId {
     /// With the names and secrets that a commit of this plan needs.
     pub(crate) fn new(engine: &Engine, plan: Plan, base: &Base, staged: &Staged) -> Result<Self, Error> {
-        let renews = match plan {
-            Plan::Write | Plan::SignOut(SignOut::Others) => {
-                staged.identity == Identity::Rework && matches!(base, Base::Live(_))
-            }
-            Plan::Renew { .. } | Plan::RenewOrBegin { .. } => true,
-            Plan::Begin { .. } | Plan::Switch { .. } | Plan::SignOut(_) | Plan::Refuse { .. } => false,
-        };
+        let renews = matches!(plan, Plan::Renew { .. } | Plan::RenewOrBegin { .. });
+        let rotates = matches!(plan, Plan::Write | Plan::SignOut(SignOut::Others))
+            && staged.identity == Identity::Rework
+            && matches!(base, Base::Live(_));
         let begins = match plan {
             Plan::Write | Plan::SignOut(SignOut::Others) => matches!(base, Base::Nothing) && !staged.data.is_empty(),
             Plan::SignOut(_) => staged.is_left_behind(),
             Plan::Begin { .. } | Plan::RenewOrBegin { .. } | Plan::Switch { .. } => true,
             Plan::Renew { .. } | Plan::Refuse { .. } => false,
         };
-        let secret = if renews { Some(Secret::random()?) } else { None };
+        let secret = if renews || rotates { Some(Secret::random()?) } else { None };
         let version = random_version();
         let new = if begins { Some(Box::new(engine.new_id(version)?)) } else { None };
-        Ok(Self { version, secret, new })
+        Ok(Self { version, secret, renews, rotated: None, new })
     }
 }
 

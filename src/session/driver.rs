@@ -259,7 +259,7 @@ impl Driver {
             },
             |committed| {
                 if let Err(error) = committed {
-                    tracing::warn!(error = %error.chain(), "the changes of a request without a client were not written");
+                    error.log("the changes of a request without a client were not written");
                 }
             },
         )

@@ -18,7 +18,7 @@ use crate::{
     },
     sessions::{
         background::OnDrop,
-        engine::Engine,
+        engine::{Engine, NewId},
         loaded::{Ended, Loaded, Opened, WriteOutcome},
     },
 };
@@ -80,7 +80,7 @@ impl Commit {
 
     /// Gives the session a new secret, if its newest one came. For a login it also begins anew: deadline and time of sign-in.
     async fn renew(&self, engine: &Arc<Engine>, opened: &Opened, login: bool) -> Result<Renewed, Error> {
-        let WriteId { version, secret, .. } = &self.write_id;
+        let WriteId { version, secret, rotated, .. } = &self.write_id;
         let new = secret.clone().map_or_else(Secret::random, Ok)?;
         let (id, hash) = (engine.id(opened.loaded.id, &new)?, new.hash());
         let (mut first, mut rebased, mut refused) = (true, false, false);
@@ -93,7 +93,9 @@ impl Commit {
             rebased |= again;
             let (ttl, data) = self.on(contents.data.clone(), again, contents.key.as_deref())?;
             let now = engine.now();
-            refused = !contents.supersede(&opened.secret, hash, now);
+            // The newest secret has to be the one that came, or one that this request made.
+            let newest = rotated.filter(|rotated| contents.hash.matches(rotated)).unwrap_or(opened.secret);
+            refused = !contents.supersede(&newest, hash, now);
             if refused {
                 return Ok(false);
             }
@@ -194,6 +196,12 @@ impl Commit {
         if self.retry {
             // Whether the first try has ended the old session was not known. The new one was removed.
             let error = Error::new(ErrorKind::Unavailable, "the answer to a switch of user was lost");
+            if let Some(new) = self.write_id.new.as_deref().and_then(NewId::sent) {
+                engine.remove_orphan(new);
+            }
+            if clears {
+                self.sign_out_all(engine, SignOut::Clear).await?;
+            }
             let base = match engine.load_again(old.loaded.id).await? {
                 Some(loaded) if old.loaded.has_same_login(&loaded.contents) => Base::Live(old.at(loaded)),
                 _ => self.gone(old),
@@ -249,13 +257,20 @@ impl Commit {
         if login {
             self.end_others(engine, &opened).await;
         }
-        let name = self.write_id.version;
+        let (name, was_in) = (self.write_id.version, self.base.signed_in().is_some());
         let done = match then {
             Then::Nothing => true,
             Then::EndOthers => engine.clear_by(&opened, true, name).await?.is_some(),
             Then::EndAll => {
                 let ended = engine.clear_by(&opened, false, name).await?.is_some();
-                let cookies = CookieChanges { ends_user: true, ends_visitor: login, ..CookieChanges::default() };
+                let cookies = CookieChanges {
+                    ends_user: true,
+                    ends_visitor: login,
+                    // The session that the cookie led to has ended, and not only the one that this login made.
+                    remove_user: ended && was_in && self.request.user_cookie,
+                    remove_visitor: ended && was_in && self.request.visitor_cookie,
+                    ..CookieChanges::default()
+                };
                 let committed = match ended {
                     true => Committed::kept(Base::Nothing),
                     // What it made has ended before, and nothing more does.

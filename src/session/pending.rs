@@ -8,7 +8,7 @@ use std::{mem, sync::Arc};
 
 use crate::{
     error::{Error, ErrorKind},
-    record::{data::Data, id::RecordId, token::Secret},
+    record::{data::Data, id::RecordId},
     session::{
         authority::{Authority, Plan, Trigger},
         change::{Change, Identity, Staged},
@@ -31,8 +31,8 @@ pub(crate) struct Pending {
     changes: Vec<Change>,
     staged: Staged,
     writing: Writing,
-    /// A new secret of the session that may be stored: its answer was lost, and a failure keeps the sign-out that it was for.
-    unknown_secret: Option<Secret>,
+    /// A commit whose answer was lost, and that is not asked for again. Its secret may be the session's newest.
+    lost: Option<WriteId>,
     /// A new session whose answer was lost, and that is not asked for again.
     orphan: Option<RecordId>,
     /// Counts how often changes were taken out of the list: a rebase that began before starts again.
@@ -89,7 +89,7 @@ impl Pending {
             changes: Vec::new(),
             staged: Staged::default(),
             writing: Writing::Nothing,
-            unknown_secret: None,
+            lost: None,
             orphan: None,
             revision: 0,
             dropped: None,
@@ -217,8 +217,14 @@ impl Pending {
             Some(id) => id,
             None => new_id(plan, base, &staged)?,
         };
-        if let Plan::Renew { .. } = plan {
-            write_id.secret = self.unknown_secret.take().or(write_id.secret);
+        if let Plan::Renew { .. } | Plan::RenewOrBegin { .. } = plan
+            && let Some(WriteId { secret: Some(secret), renews, .. }) = self.lost.take()
+        {
+            if renews {
+                write_id.secret = Some(secret);
+            } else {
+                write_id.rotated = Some(secret.hash());
+            }
         }
         self.writing = Writing::InFlight(changes.len(), write_id.clone(), retry);
         Ok(Some(Commit {
@@ -306,7 +312,8 @@ impl Pending {
             (Some(Dropped::Gone), Trigger::Save) => Err(Error::not_found()),
             (Some(Dropped::CrossSite), Trigger::Save) => Err(Error::cross_site()),
             (Some(Dropped::Gone), _) => {
-                tracing::info!(came_with = ?self.authority, "changes to a session that is gone were dropped");
+                // Who sends many cookies can cause it.
+                tracing::debug!(came_with = ?self.authority, "changes to a session that is gone were dropped");
                 Ok(())
             }
             (Some(Dropped::CrossSite), _) => {
@@ -375,7 +382,7 @@ impl Pending {
     /// A commit that is not asked for again.
     fn abandon(&mut self, writing: &Writing) {
         if let Writing::InFlight(_, id, _) | Writing::Unknown(_, id) = writing {
-            self.unknown_secret = id.secret.clone();
+            self.lost = Some(id.clone());
             self.orphan = id.new.as_deref().and_then(NewId::sent);
         }
     }
@@ -491,7 +498,7 @@ mod tests {
 
     /// Without names and secrets, which the core never looks at.
     fn write_id(_: Plan, _: &Base, _: &Staged) -> Result<WriteId, Error> {
-        Ok(WriteId { version: random_version(), secret: None, new: None })
+        Ok(WriteId { version: random_version(), secret: None, renews: false, rotated: None, new: None })
     }
 
     fn lost() -> Error {

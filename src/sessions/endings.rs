@@ -174,9 +174,11 @@ impl<B: Backend> Engine<B> {
         let Ok(runtime) = Handle::try_current() else { return };
         let (engine, permit) = (Arc::clone(self), self.permit());
         runtime.spawn(async move {
-            // If it fails, the session ends by itself.
-            if !matches!(timeout(engine.request_time(), engine.delete(id)).await, Ok(Ok(_))) {
-                tracing::warn!(session = id.sid(), "a session that no client has the ID of was not removed");
+            let deleted = timeout(engine.request_time(), engine.delete(id)).await;
+            if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::too_late())) {
+                // The session ends by itself.
+                let error = error.chain();
+                tracing::warn!(%error, session = id.sid(), "a session that no client has the ID of was not removed");
             }
             drop(permit);
         });

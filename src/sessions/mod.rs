@@ -29,7 +29,7 @@ use crate::{
     sessions::{
         background::OnDrop,
         builder::Builder,
-        engine::{Engine, check_key},
+        engine::Engine,
         loaded::{Ended, Found, Loaded, Opened, WriteOutcome},
         login::Login,
         policy::Policy,
@@ -138,13 +138,13 @@ impl<B: Backend> Sessions<B> {
     /// Begins a login: take it before the credential is checked, and pass it to [`Session::bind`](crate::Session::bind) or
     /// [`Session::create`](crate::Session::create). The login is refused if the user was signed out everywhere meanwhile.
     ///
+    /// Any key will do: who is not known by it fails the check, and a session for a key that is empty or too long is refused.
+    ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the key is empty or longer than 1024 bytes,
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn login(&self, key: impl AsRef<str>) -> Result<Login, Error> {
-        let key = check_key(key.as_ref())?;
         let _permit = self.0.permit()?;
-        Ok(Login { key: key.into(), taken: self.0.policy().clock.elapsed() })
+        Ok(Login { key: key.as_ref().into(), taken: self.0.policy().clock.elapsed() })
     }
 
     /// Returns the data of a session, or `None` if there is no such session. This counts as use of the session.
@@ -264,7 +264,7 @@ impl<B: Backend> Sessions<B> {
         let cleared = async move { sessions.within_time(sessions.renew_and_clear(&id)).await };
         Detached::new(cleared, |cleared| {
             if let Err(error) = cleared {
-                tracing::warn!(error = %error.chain(), "a call that was dropped has not ended other sessions");
+                error.log("a call that was dropped has not ended other sessions");
             }
         })
         .await

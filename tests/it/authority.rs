@@ -38,6 +38,7 @@ on_every_store! {
     p08_a_password_reset_link_ends_every_session_of_the_user,
     p08_two_devices_that_set_a_new_password_at_once_are_not_both_out,
     p08_signing_out_of_what_another_key_has_encrypted_is_a_401,
+    p08_signing_out_with_a_plain_id_where_none_is_accepted_is_a_401,
     p10_a_cookie_that_ends_before_its_session_is_set_again_in_time,
     p06_five_rotations_within_ten_seconds_forget_no_id,
     p15_a_sign_out_ends_every_session_that_its_cookies_open,
@@ -611,6 +612,24 @@ async fn p08_signing_out_of_what_another_key_has_encrypted_is_a_401(store: Store
         }
     }
     assert_eq!(key(&client).await, "ada");
+}
+
+/// A tab from before the keyring was turned on: its session, and that of another device, live on elsewhere.
+async fn p08_signing_out_with_a_plain_id_where_none_is_accepted_is_a_401(store: Store) {
+    let client = signed_in(&store.layer()).await;
+    let elsewhere = store.layer_with(keyring(1));
+    for sign_out in [Session::delete as fn(&Session), Session::clear, Session::clear_others] {
+        is_refused(client.at(&elsewhere).does(calls(sign_out)).await);
+    }
+    let strict = store.sessions_with(keyring(1));
+    let id = client.id().unwrap();
+    assert_eq!(strict.delete(&id).await.unwrap_err().kind(), ErrorKind::Unauthorized);
+    assert_eq!(strict.clear_others(&id).await.unwrap_err().kind(), ErrorKind::Unauthorized);
+    assert_eq!(key(&client).await, "ada");
+    // A visitor's plain ID is a visitor's, and ends nobody.
+    let visitor = Client::new(&store.layer());
+    visitor.does(|session| session.insert("n", 1)).await.ok();
+    visitor.at(&elsewhere).does(calls(Session::clear)).await.ok();
 }
 
 async fn p10_a_cookie_that_ends_before_its_session_is_set_again_in_time(store: Store) {

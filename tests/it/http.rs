@@ -1,5 +1,7 @@
 //! The layer among others: headers, extractors, rejections, nesting, plain tower.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     body::Body,
@@ -8,16 +10,18 @@ use axum::{
 };
 use http::{Request, Response, StatusCode};
 use jam_session::{
-    Error, ErrorKind, MemorySessions, Session, SessionKey, SessionLayer,
+    Backend, Error, ErrorKind, MemorySessions, Session, SessionKey, SessionLayer,
     conformance::{Fault, Verb},
 };
+use serde_json::json;
+use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
     client::{Answer, Client},
     events::Events,
     on_every_store,
-    store::Store,
+    store::{Store, record_id},
 };
 
 on_every_store! {
@@ -116,6 +120,50 @@ async fn what_went_wrong_is_in_the_log_and_not_in_the_body(store: Store) {
         "{}",
         events.text()
     );
+}
+
+/// Whoever can send requests could fill the log otherwise.
+#[tokio::test]
+async fn p13_what_a_client_causes_at_will_is_in_no_line_above_debug() {
+    let store = Store::memory().await;
+    let sessions = store.sessions();
+    let layer = SessionLayer::new(sessions.clone());
+    let client = Client::new(&layer);
+    client.does(|session| session.create("ada", json!({}))).await.ok();
+    let id = client.id().unwrap();
+    let events = Events::default();
+    let _guard = tracing::subscriber::set_default(events.clone());
+    let with_cookies = |text: String| Request::builder().header("cookie", text).body(Body::empty()).unwrap();
+    // More cookies than are looked at, and a handler that writes.
+    let junk = vec![format!("__Host-id={}", "A".repeat(80)); 17].join("; ");
+    let stranger = Client::new(&layer);
+    let answer = stranger.request(with_cookies(junk), async |session: Session| session.insert("n", 1));
+    assert_eq!(answer.await.status, StatusCode::OK);
+    // A sign-out that will be refused, whose client goes away while it is under way.
+    let (reached, goes_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (here, there) = (Arc::clone(&reached), Arc::clone(&goes_on));
+    let waits = Fault::first(move |_| {
+        let (here, there) = (Arc::clone(&here), Arc::clone(&there));
+        async move {
+            here.notify_one();
+            there.notified().await;
+        }
+    });
+    store.faults.next(Verb::Clear, waits);
+    let service = layer.layer(service_fn(async |request: Request<Body>| {
+        request.extensions().get::<Session>().unwrap().clear();
+        Ok::<_, Error>(Response::new(Body::empty()))
+    }));
+    tokio::select! {
+        _ = service.oneshot(with_cookies(format!("__Host-id={id}"))) => panic!("its clear is held"),
+        () = reached.notified() => {}
+    }
+    assert!(store.backend().delete(record_id(&id)).await.unwrap());
+    goes_on.notify_one();
+    sessions.close().await.unwrap();
+    let said = events.text();
+    assert!(said.contains("Unauthorized") || said.contains("has ended"), "it was refused: {said}");
+    assert!(said.lines().all(|line| line.starts_with("DEBUG") || line.starts_with("TRACE")), "{said}");
 }
 
 async fn vary_is_told_when_the_session_was_looked_at(store: Store) {

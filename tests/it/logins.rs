@@ -18,6 +18,7 @@ use crate::{
 on_every_store! {
     p07_login_gives_a_new_id_and_keeps_the_data,
     p07_login_again_gives_a_new_id_too,
+    p07_a_login_is_begun_for_any_name_and_refused_where_it_binds,
     p07_when_a_user_signed_in_is_known_and_a_login_starts_it_anew,
     p07_what_set_ttl_said_outlasts_a_login_of_the_same_user,
     p07_what_an_attacker_planted_before_login_leads_nowhere,
@@ -71,6 +72,21 @@ async fn p07_login_again_gives_a_new_id_too(store: Store) {
     assert_eq!(list.len(), 1);
     assert_eq!(list[0].handle, handle, "it is the same session");
     assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
+}
+
+/// What is typed into a form may be anything: that is no failure of the server before the password was even checked.
+async fn p07_a_login_is_begun_for_any_name_and_refused_where_it_binds(store: Store) {
+    let sessions = store.sessions();
+    for name in [String::new(), "a".repeat(2_000)] {
+        let login = sessions.login(&name).await.unwrap();
+        let client = Client::new(&store.layer());
+        let answer = client.visit(async |session| {
+            session.bind(login);
+            session.save().await
+        });
+        assert_eq!(answer.await.sets_no_cookie().status, 500, "no session is made for it");
+        assert!(sessions.list(&name).await.unwrap().is_empty());
+    }
 }
 
 async fn p07_when_a_user_signed_in_is_known_and_a_login_starts_it_anew(store: Store) {

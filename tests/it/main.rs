@@ -30,6 +30,7 @@ mod identity;
 mod json;
 mod login;
 mod logins;
+mod lost;
 mod manifest;
 mod memory;
 mod module;

@@ -1723,7 +1723,12 @@ impl Oracle {
                     Ok(Jar { user: Slot::Set(new), ..Jar::default() })
                 }
                 (What::ClearAndBind(_) | What::OthersAndBind(_), _) => {
-                    ensure(got == &Got::default(), || "a login that was discarded set a cookie".to_owned())?;
+                    let sets = got.user.text().or(got.visitor.text()).is_some();
+                    ensure(!sets, || "a login that was discarded set a cookie".to_owned())?;
+                    // Who was signed in is signed out with all others.
+                    ensure(got == &Got::default() || own.is_some(), || {
+                        "a login that was discarded removed the cookie of a session that was not there".to_owned()
+                    })?;
                     self.settle_clear(id, &user, Fate::Sure, None);
                     for value in cookies.all() {
                         let session = self.values[value].session;
@@ -1737,7 +1742,7 @@ impl Oracle {
                             _ => {}
                         }
                     }
-                    Ok(Jar::default())
+                    Ok(all)
                 }
                 _ => {
                     ensure(got == &Got::default(), || format!("a login that was discarded answered with {got:?}"))?;
