@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fmt,
+    hash::Hash,
     num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -31,6 +32,16 @@ struct Inner {
     nobody: String,
     /// Attempts by user name, from anywhere: many addresses are easy to come by.
     attempts: DefaultKeyedRateLimiter<String>,
+    /// How often somebody's sessions elsewhere were ended, by the user name and the way it was done.
+    endings: DefaultKeyedRateLimiter<(String, Ending)>,
+}
+
+/// A way to end sessions elsewhere. Each has a limit of its own: who has used up one can still take another.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Ending {
+    One,
+    Others,
+    All,
 }
 
 /// Why a password was not accepted.
@@ -58,15 +69,14 @@ impl Accounts {
             hashes: Mutex::new(hashes.collect::<Result<_, password_hash::Error>>()?),
             nobody: hash("")?,
             attempts: DefaultKeyedRateLimiter::keyed(ATTEMPTS),
+            endings: DefaultKeyedRateLimiter::keyed(ENDINGS),
         })))
     }
 
     /// Whether the password is that user's. Whatever goes wrong on the way is a no.
     pub(crate) async fn verify(&self, name: &str, password: String) -> Result<(), Refused> {
-        let (attempts, name) = (&self.0.attempts, name.to_owned());
-        if let Err(refusal) = attempts.check_key(&name) {
-            return Err(Refused::TooManyAttempts(refusal.wait_time_from(attempts.clock().now())));
-        }
+        let name = name.to_owned();
+        within(&self.0.attempts, &name).map_err(Refused::TooManyAttempts)?;
         let known = self.hashes().get(&name).cloned();
         let (is_known, hash) = (known.is_some(), known.unwrap_or_else(|| self.0.nobody.clone()));
         let matches = at_work(move || {
@@ -82,9 +92,16 @@ impl Accounts {
         Ok(())
     }
 
+    /// Whether this user's sessions elsewhere may be ended now, or how long that takes. It refuses the logins that are under way,
+    /// and asks for no password: without a limit, a thief with a copy of the cookie could keep its owner out.
+    pub(crate) fn may_end(&self, name: &str, ending: Ending) -> Result<(), Duration> {
+        within(&self.0.endings, &(name.to_owned(), ending))
+    }
+
     /// Forgets attempts that no longer count. Whoever makes up names would fill the memory.
     pub(crate) fn forget_attempts(&self) {
         self.0.attempts.retain_recent();
+        self.0.endings.retain_recent();
     }
 
     fn hashes(&self) -> MutexGuard<'_, HashMap<String, String>> {
@@ -114,6 +131,11 @@ pub(crate) fn check_new(name: &str, current: &str, new: &str, again: &str) -> Re
     }
 }
 
+/// Whether it is within the limit, or how long until it is.
+fn within<K: Clone + Eq + Hash>(limit: &DefaultKeyedRateLimiter<K>, key: &K) -> Result<(), Duration> {
+    limit.check_key(key).map_err(|refusal| refusal.wait_time_from(limit.clock().now()))
+}
+
 fn hash(password: &str) -> Result<String, password_hash::Error> {
     Ok(Argon2::default().hash_password(password.as_bytes())?.to_string())
 }
@@ -133,3 +155,6 @@ async fn at_work<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -
 
 /// Ten at once, and then one each half minute: 2880 guesses a day. Fewer would be a way to lock somebody out.
 const ATTEMPTS: Quota = Quota::per_minute(NonZeroU32::new(2).unwrap()).allow_burst(NonZeroU32::new(10).unwrap());
+
+/// Five at once, and then one each two minutes: fewer than logins, so that one of those gets through.
+const ENDINGS: Quota = Quota::per_hour(NonZeroU32::new(30).unwrap()).allow_burst(NonZeroU32::new(5).unwrap());

@@ -59,8 +59,12 @@ pub(crate) fn too_many(error: GovernorError) -> Response {
     let GovernorError::TooManyRequests { wait_time, .. } = error else {
         return (StatusCode::INTERNAL_SERVER_ERROR, sorry()).into_response();
     };
-    // Its seconds are rounded down: then it would be too early once more.
-    let seconds = wait_time + 1;
+    please_wait(Duration::from_secs(wait_time))
+}
+
+pub(crate) fn please_wait(wait: Duration) -> Response {
+    // Rounded down, it would be too early once more.
+    let seconds = wait.as_secs() + 1;
     let page = message("Too many attempts", &Refused::TooManyAttempts(Duration::from_secs(seconds)).to_string());
     (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())], page).into_response()
 }

@@ -34,8 +34,8 @@ use tower_governor::{GovernorLayer, governor::GovernorConfigBuilder};
 use tower_http::{csrf::CsrfLayer, set_header::SetResponseHeaderLayer};
 
 use crate::{
-    accounts::{Accounts, Refused, check_new},
-    around::{POLICY, always, explain, foreign_form, nowhere, only_a_form, sorry, too_many},
+    accounts::{Accounts, Ending, Refused, check_new},
+    around::{POLICY, always, explain, foreign_form, nowhere, only_a_form, please_wait, sorry, too_many},
     pages::{NewPassword, SignIn},
 };
 
@@ -245,9 +245,14 @@ async fn sign_out(session: Session) -> Redirect {
     Redirect::to("/")
 }
 
-async fn sign_out_everywhere(session: Session) -> Redirect {
+async fn sign_out_everywhere(State(accounts): State<Accounts>, session: Session) -> Response {
+    if let Some(user) = session.key()
+        && let Err(wait) = accounts.may_end(&user, Ending::All)
+    {
+        return please_wait(wait);
+    }
     session.clear();
-    Redirect::to("/")
+    Redirect::to("/").into_response()
 }
 
 /// Nobody gets here without being signed in: the extractor of the key sees to it.
@@ -263,29 +268,40 @@ async fn list(
 }
 
 #[derive(Deserialize)]
-struct Ending {
+struct ToEnd {
     handle: String,
 }
 
 async fn end(
+    State(accounts): State<Accounts>,
     State(sessions): State<Sessions>,
     SessionKey(user): SessionKey,
     session: Session,
-    Form(form): Form<Ending>,
-) -> Result<Redirect, Error> {
+    Form(form): Form<ToEnd>,
+) -> Result<Response, Error> {
     if session.handle().as_ref() == Some(&form.handle) {
         session.delete();
-        return Ok(Redirect::to("/"));
+        return Ok(Redirect::to("/").into_response());
+    }
+    if let Err(wait) = accounts.may_end(&user, Ending::One) {
+        return Ok(please_wait(wait));
     }
     let ended = sessions.revoke(&user, &form.handle).await?;
     session.insert("notice", if ended { "That session is signed out." } else { "That session had ended before." })?;
-    Ok(Redirect::to("/sessions"))
+    Ok(Redirect::to("/sessions").into_response())
 }
 
-async fn end_others(SessionKey(_): SessionKey, session: Session) -> Result<Redirect, Error> {
+async fn end_others(
+    State(accounts): State<Accounts>,
+    SessionKey(user): SessionKey,
+    session: Session,
+) -> Result<Response, Error> {
+    if let Err(wait) = accounts.may_end(&user, Ending::Others) {
+        return Ok(please_wait(wait));
+    }
     session.clear_others();
     session.insert("notice", "You are signed out everywhere else.")?;
-    Ok(Redirect::to("/sessions"))
+    Ok(Redirect::to("/sessions").into_response())
 }
 
 async fn rotate(SessionKey(_): SessionKey, session: Session) -> Result<Redirect, Error> {

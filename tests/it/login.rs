@@ -140,6 +140,34 @@ fn signing_out_everywhere_ends_all_of_the_users_sessions_and_nobody_elses() {
 }
 
 #[test]
+fn a_thief_who_ends_sessions_all_the_time_does_not_keep_the_owner_out() {
+    let app = start();
+    let (mut ada, mut thief) = (browser_of(&app), browser_of(&app));
+    thief.sign_in("ada", ADA);
+    for (path, form) in [("/sessions/end-others", &[][..]), ("/sessions/end", &[("handle", "another")])] {
+        // Two minutes give one more, and a busy machine may take that for some of them.
+        let refused = (0..1000).map(|_| thief.post(path, form)).find(|answer| answer.status != 303).unwrap();
+        assert_eq!(refused.status, 429);
+        assert!(refused.shows("Too many attempts. Please wait ") && refused.header("retry-after").is_some());
+    }
+    // What ends everything has a limit of its own, and so has another user.
+    ada.sign_in("ada", ADA);
+    let mut grace = browser_of(&app);
+    grace.sign_in("grace", GRACE);
+    assert_eq!(grace.post("/sessions/end-others", &[]).status, 303);
+    assert_eq!(ada.post("/logout-everywhere", &[]).status, 303);
+    assert!(thief.get("/sessions").asks_to_sign_in());
+    // It is the user who counts, and not the session.
+    let mut again = || {
+        grace.sign_in("grace", GRACE);
+        grace.post("/logout-everywhere", &[])
+    };
+    assert_eq!((0..1000).map(|_| again()).find(|answer| answer.status != 303).unwrap().status, 429);
+    // What ends this session alone never is.
+    assert_eq!(grace.post("/logout", &[]).status, 303);
+}
+
+#[test]
 fn the_counter_of_a_visitor_is_kept_across_sign_in_and_the_id_is_not() {
     let app = start();
     let mut browser = browser_of(&app);
