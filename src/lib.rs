@@ -4,28 +4,32 @@
 //! what they recorded is written back in one atomic call when the response is ready.
 //!
 //! ```
-//! use axum::{Router, routing::{get, post}};
-//! use jam_session::{Error, MemorySessions, Session, SessionKey, SessionLayer};
+//! use axum::{Router, extract::State, routing::{get, post}};
+//! use jam_session::{Error, MemorySessions, Session, SessionKey, SessionLayer, Sessions};
 //!
 //! async fn visits(session: Session) -> Result<String, Error> {
 //!     session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?;
 //!     Ok(format!("visit number {:?}", session.get::<u64>("visits")?))
 //! }
 //!
-//! async fn login(session: Session) {
-//!     // Check the password first.
-//!     session.bind("ada");
+//! async fn login(State(sessions): State<Sessions>, session: Session) -> Result<(), Error> {
+//!     let login = sessions.login("ada").await?; // before the password is checked
+//!     // Check the password.
+//!     session.bind(login);
+//!     Ok(())
 //! }
 //!
 //! async fn private(SessionKey(user): SessionKey) -> String {
 //!     format!("hello {user}")
 //! }
 //!
+//! let sessions = MemorySessions::new().erase();
 //! let app: Router = Router::new()
 //!     .route("/", get(visits))
 //!     .route("/login", post(login))
 //!     .route("/private", get(private))
-//!     .layer(SessionLayer::new(MemorySessions::new()));
+//!     .layer(SessionLayer::new(sessions.clone()))
+//!     .with_state(sessions);
 //! ```
 //!
 //! # Words
@@ -51,10 +55,11 @@
 //! 3. The handler reads, and records what is to change.
 //! 4. When its response is ready the layer writes that: one conditional update. If another request has written meanwhile,
 //!    the same changes are made to what is there now; if the session has ended meanwhile, nothing is revived.
-//! 5. A cookie is set if there is a new ID, and only once its record is stored; or if the [key](keyring) has changed that seals it.
+//! 5. A cookie is set if there is a new ID, and only once its record is stored.
 //!
-//! A response with a status of 500 and above, or 408, takes back everything but a sign-out. See [`session`] for more, and
-//! [`Sessions`] for the module without HTTP: for jobs, command lines, and pages that list a user's sessions.
+//! If the response status is 408 or 5xx, or the response is a failed gRPC call, the handler's changes are discarded, except
+//! sign-outs. [`failed_if`](SessionLayer::failed_if) decides otherwise. See [`session`] for more, and [`Sessions`] for the module
+//! without HTTP: for jobs, command lines, and pages that list a user's sessions.
 //!
 //! # What a request costs
 //!

@@ -30,9 +30,11 @@
 //! Random nonces of 192 bits do not run out: after 2⁸⁰ encrypted IDs and records, the chance that any two have the same nonce
 //! is 2⁻³². At a million per second that takes 38 billion years. No key has to be changed because it was used too often.
 //!
-//! A cookie that fails to decrypt counts as absent, and the store is not asked. A record that fails to decrypt is an error:
-//! [`ErrorKind::WrongKey`] if no key of the ring encrypted it, else [`ErrorKind::Corrupt`]. Record and cookie stay as they are,
-//! and the user can sign in again.
+//! A cookie that fails to decrypt counts as absent, and the store is not asked. But a sign-out with a user's cookie that
+//! fails to decrypt is a 401, because its session may live on. The cookie stays.
+//!
+//! A record that fails to decrypt is an error: [`ErrorKind::WrongKey`] if no key of the ring encrypted it, else
+//! [`ErrorKind::Corrupt`]. Record and cookie stay as they are, and the user can sign in again.
 //!
 //! An encrypted store still shows how many sessions there are, which of them belong to the same (unnamed) user, how long each
 //! record is, and when it ends. With a [`pepper`](crate::Builder::pepper), users' names cannot be guessed from it.
@@ -41,7 +43,8 @@
 //!
 //! By default a keyring refuses plain IDs and records: all existing sessions are signed out. To keep them, go through these
 //! steps in order, and finish each in all processes before the next. A skipped step signs users out: a cookie that a process
-//! cannot decrypt counts as absent there, and the next session that begins takes its place.
+//! cannot decrypt counts as absent there. A user's cookie stays in the browser until the next login, and works again where its key
+//! is; a visitor's is replaced by the next visitor's session.
 //!
 //! 1. `Keyring::new(a)?.opens_only()`: writes plain, and reads both.
 //! 2. `Keyring::new(a)?.accept_plain_until(time)`: writes encrypted, and reads both until that time. Set it once, to a

@@ -46,12 +46,28 @@
 //!   session that is live at the moment of the commit. Otherwise the response is a 401, and
 //!   [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized). This also happens while another tab rotates
 //!   or signs in. With a [`Login`](crate::Login) it never does.
-//! * A login of a visitor is refused if all sessions of that user were ended since the request arrived, and a `Login` if they were
-//!   since it was taken.
+//! * A login of a visitor, and one of another user than the one who is signed in, makes a new session. It is refused if all
+//!   sessions of that user were ended since the request arrived, or if it arrived more than fifteen minutes ago. With a `Login`,
+//!   the time when that was taken counts instead.
 //! * [`delete`](Session::delete), [`clear`](Session::clear) and [`clear_others`](Session::clear_others) act only if the ID that came
 //!   is valid for the session at that moment. A `delete` of a session that has ended already is done. A `clear` by one is a 401.
 //!
 //! A refused login or sign-out is dropped together with what was recorded beside it.
+//!
+//! Every `clear` and `clear_others` therefore refuses the user's logins that are under way. Put them behind the rate limit of the
+//! login, counted by user, or ask for the password first. Otherwise a thief with a live session can repeat them and keep its owner
+//! from signing in. A limit by address does not prevent that, because a thief can use many addresses.
+//!
+//! Some outcomes cannot be avoided:
+//!
+//! * If the response of a login, a rotation or a `clear_others` is lost, the browser never gets the new ID. It is signed out when the
+//!   old one ends: ten seconds later at the latest, or when [`rework_grace`](crate::Builder::rework_grace) is over.
+//! * A login form that a visitor sends twice makes two sessions. Both work, and each takes a place in the user's list. So does a
+//!   login with a `Login` beside a rotation.
+//! * Two requests of one browser are under way, and one of them ends the other's session on purpose while the other's new cookie is
+//!   on its way. The browser may keep the cookie of the session that has ended, and the user signs in again.
+//! * One sign-out can answer 200 although the browser stays signed in: a `delete`, or a visitor's `clear`, with the ID of a session
+//!   that a login or a switch of user has already ended, in a browser that has a new session by now.
 //!
 //! # When the session is gone
 //!
@@ -319,16 +335,19 @@ impl Session {
     /// Takes a session key, or a [`Login`](crate::Login). Take a `Login` wherever a credential is checked: it is then refused if
     /// the user was signed out everywhere during the check. See [when a login is refused](self#when-a-login-or-a-sign-out-is-refused).
     ///
-    /// Call it whenever privileges rise, also for the user who is signed in already. Another user's data is not kept. A key
-    /// that is empty or longer than 1024 bytes fails the commit. A handler that itself calls
+    /// Call it whenever privileges rise, also for the user who is signed in already. Another user's data is not kept. A session
+    /// key that is empty or longer than 1024 bytes fails the commit. A handler that itself calls
     /// [`Sessions::clear`](crate::Sessions::clear) for this user takes a `Login` after that, or calls
-    /// [`clear_others`](Self::clear_others) instead: a plain key is refused then.
+    /// [`clear_others`](Self::clear_others) instead: a plain session key is refused then. It is also refused for a new session if
+    /// the request arrived more than fifteen minutes ago.
     #[doc(alias = "login", alias = "sign_in")]
     pub fn bind(&self, user: impl Into<SignIn>) {
         self.0.stage_plain(Change::Bind(user.into()));
     }
 
-    /// Signs in with a session that has only this data. The old ID ends. It is refused as [`bind`](Self::bind) is.
+    /// Signs in with a session that has only this data. The old ID ends. It is refused as [`bind`](Self::bind) is: a plain session
+    /// key also for a new session after fifteen minutes, and after a [`Sessions::clear`](crate::Sessions::clear) for this user in
+    /// the same handler.
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the data does not serialize to an object, or a value in it would be refused by
@@ -360,8 +379,9 @@ impl Session {
 
     /// Signs out everywhere: ends all sessions of this session's key. A visitor's session is ended alone.
     ///
-    /// A session that has expired or was ended can end no others: the response is a 401. Logins of the user that are under way are
-    /// refused; put this behind the rate limit of the login, or ask for the password.
+    /// A session that has expired or was ended can end no others: the response is a 401. The user's logins that are under way are
+    /// refused: put this behind the rate limit of the login, by user, or ask for the password.
+    /// [Otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner from signing in.
     #[doc(alias = "revoke_all", alias = "logout")]
     pub fn clear(&self) {
         self.0.stage_plain(Change::Clear);
@@ -373,6 +393,9 @@ impl Session {
     /// It is the verb for "sign out my other devices", and for a new password. On a 5xx the response carries the new ID. If the
     /// request is dropped before the response is ready, this session ends as well. If the ID that came is not the newest one, the
     /// response is a 401 and nothing ends: a double click sends the ID that the first click has replaced.
+    ///
+    /// As [`clear`](Self::clear) does, it refuses the user's logins that are under way, and needs the same
+    /// [protection](self#when-a-login-or-a-sign-out-is-refused).
     ///
     /// ```
     /// # use jam_session::{Error, Session, SessionKey, Sessions};
@@ -399,8 +422,8 @@ impl Session {
     /// ended.
     ///
     /// After a recorded [`bind`](Self::bind) or [`create`](Self::create) it is the time of the call; the time that is stored
-    /// will be a moment later. To ask for the password again, `bind` the same key: the session then has a new ID, a new
-    /// deadline, its data, and its own idle timeout if it has [one](Self::set_ttl).
+    /// will be a moment later. To ask for the password again, `bind` a [`Login`](crate::Login) of the same user: the session then
+    /// has a new ID, a new deadline, its data, and its own idle timeout if it has [one](Self::set_ttl).
     ///
     /// ```
     /// use std::time::Duration;

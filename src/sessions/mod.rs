@@ -113,6 +113,10 @@ impl<B: Backend> Sessions<B> {
 
     /// Creates a session for a session key and returns its ID. The data is anything that serializes to a JSON object.
     ///
+    /// Unlike [`Session::bind`](crate::Session::bind) and [`Session::create`](crate::Session::create), it is never refused: nothing
+    /// says since when the user has been signing in. After a check that took time, the user may have been signed out everywhere
+    /// meanwhile, and this session begins all the same.
+    ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the key is empty or longer than 1024 bytes, or the data is not an object,
     /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Unavailable`](crate::ErrorKind::Unavailable).
@@ -237,8 +241,9 @@ impl<B: Backend> Sessions<B> {
 
     /// Ends all sessions of a session key, and returns how many there were.
     ///
-    /// A session that is created meanwhile has either ended or is listed afterwards. A [login](Self::login) that is under way is
-    /// refused.
+    /// A session that is created meanwhile has either ended or is listed afterwards. The user's [logins](Self::login) that are under
+    /// way are refused, so what the user can trigger needs a rate limit by user, or the password:
+    /// [otherwise](crate::session#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner out.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
@@ -250,7 +255,9 @@ impl<B: Backend> Sessions<B> {
     /// Gives a session a new ID, and ends all other sessions of its session key and every copy of the old ID. Returns the new ID
     /// and how many sessions ended. A session without a session key has no others, and keeps its ID.
     ///
-    /// For an application that gets its IDs from elsewhere than a cookie, and has just changed a password.
+    /// For an application that gets its IDs from elsewhere than a cookie, and has just changed a password. As [`clear`](Self::clear)
+    /// does, it refuses the user's logins that are under way, and needs the same
+    /// [protection](crate::session#when-a-login-or-a-sign-out-is-refused).
     ///
     /// # Errors
     /// [`Unauthorized`](crate::ErrorKind::Unauthorized) if this is not the newest ID of a live session; no session ends then.
