@@ -33,6 +33,7 @@ on_every_store! {
     one_browser_ends_the_session_of_the_other,
     signing_out_everywhere_else_keeps_this_browser,
     a_session_that_has_ended_signs_nobody_else_out,
+    a_login_form_that_is_sent_while_all_sessions_end_is_never_lost,
     a_new_password_signs_out_everywhere_else,
     a_rotation_while_another_tab_loads_signs_nobody_out,
     after_signing_out_the_back_button_shows_nothing_private,
@@ -201,6 +202,39 @@ fn a_session_that_has_ended_signs_nobody_else_out(scene: &Scene) {
     scene.sign_in(&phone, ADA);
     phone.open(&scene.at("/"));
     phone.shows("Hello, ada");
+}
+
+/// The page to sign in is still open in a tab, and its form is sent by a user who is signed in.
+fn a_login_form_that_is_sent_while_all_sessions_end_is_never_lost(scene: &Scene) {
+    let proxy = Proxy::before(scene.address(), "POST /login ");
+    let laptop = scene.browser();
+    laptop.expect(401);
+    laptop.open(&proxy.at("/login"));
+    let form = laptop.new_tab();
+    laptop.open(&scene.at("/login"));
+    scene.sign_in(&laptop, ADA);
+    let signed_in = laptop.tab();
+
+    laptop.switch_to(&form);
+    laptop.fill("#username", "ada");
+    laptop.fill("#password", ADA);
+    laptop.click("form button");
+    // It is on its way, with the cookie of a session that ends meanwhile.
+    proxy.wait_until_it_holds();
+    let phone = scene.ada();
+    phone.open(&scene.at("/sessions"));
+    assert_eq!(phone.count(".sessions li"), 2);
+    phone.press("Sign out everywhere");
+    laptop.switch_to(&signed_in);
+    laptop.open(&scene.at("/sessions"));
+    laptop.shows("Please sign in first.");
+
+    proxy.let_go();
+    laptop.switch_to(&form);
+    laptop.comes_to_show("Hello, ada");
+    laptop.switch_to(&signed_in);
+    laptop.reload();
+    assert_eq!(laptop.count(".sessions li.this"), 1);
 }
 
 fn a_new_password_signs_out_everywhere_else(scene: &Scene) {
