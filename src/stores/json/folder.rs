@@ -53,6 +53,9 @@ impl Folder {
             Err(error) if error.kind() == NotFound => {
                 return refuse(format!("the folder {} does not exist", given.display()));
             }
+            Err(error) if is_loop(&error) => {
+                return refuse(format!("the symbolic links in {} lead in a circle", given.display()));
+            }
             Err(error) => return Err(failed(format!("the folder {} cannot be used", given.display()), error)),
         }
         // Without symbolic links, so that a link that is switched does not take the file away from under the process.
@@ -94,6 +97,11 @@ impl Folder {
                 let message =
                     format!("{} is in use, by another process or by other sessions of this one", file.display());
                 Err(Error::new(ErrorKind::Unavailable, message))
+            }
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                let message =
+                    format!("the file system of {} has no locks, so another process could use it too", file.display());
+                Err(Error::caused(ErrorKind::Config, message, error))
             }
             Err(TryLockError::Error(error)) => {
                 Err(failed(format!("the lock file {} cannot be locked", lock_path.display()), error))
@@ -141,10 +149,14 @@ impl Disk for Folder {
     fn beside(&self) -> io::Result<Arc<dyn Handle>> {
         let mut first_error = None;
         for place in &self.places {
-            // A folder, or what else cannot be removed, leaves the other places.
+            // What cannot be removed leaves the other places.
             match remove(place).and_then(|()| options().create_new(true).open(place)) {
                 Ok(file) => {
                     let file = lock_too(file)?;
+                    if let Err(error) = check_new(&file) {
+                        let _ = remove(place);
+                        return Err(error);
+                    }
                     *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = Some(place.clone());
                     return Ok(Arc::new(file));
                 }
@@ -156,14 +168,9 @@ impl Disk for Folder {
 
     fn remove_beside(&self) -> io::Result<()> {
         *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        for place in &self.places {
-            match remove(place) {
-                // A folder is not ours, and another place will do.
-                Err(error) if error.kind() != io::ErrorKind::IsADirectory => return Err(error),
-                _ => {}
-            }
-        }
-        Ok(())
+        let removed: Vec<io::Result<()>> = self.places.iter().map(|place| remove(place)).collect();
+        // A folder, a mount or a file of another user cannot be removed, and is no harm as long as one place is left.
+        if removed.iter().any(Result::is_ok) { Ok(()) } else { removed.into_iter().collect() }
     }
 
     fn rename(&self) -> io::Result<()> {
@@ -207,7 +214,8 @@ pub(super) fn failed(message: String, error: io::Error) -> Error {
         | io::ErrorKind::InvalidInput
         | io::ErrorKind::InvalidFilename
         | io::ErrorKind::IsADirectory
-        | io::ErrorKind::NotADirectory => ErrorKind::Config,
+        | io::ErrorKind::NotADirectory
+        | io::ErrorKind::Unsupported => ErrorKind::Config,
         _ => ErrorKind::Unavailable,
     };
     Error::caused(kind, format!("{message}: {error}"), error)
@@ -216,7 +224,11 @@ pub(super) fn failed(message: String, error: io::Error) -> Error {
 /// Refuses a path at which no file of ours can be, before anything is created beside it.
 fn check_place(file: &Path) -> Result<(), Error> {
     let what = match fs::symlink_metadata(file) {
-        Ok(metadata) if metadata.is_file() => return Ok(()),
+        Ok(metadata) if metadata.is_file() => {
+            // Before there is a lock file, which would belong to us, and keep the owner of the file from it.
+            return check_owner(&metadata)
+                .map_err(|error| failed(format!("{} could not be opened", file.display()), error));
+        }
         // Elsewhere links are followed.
         Ok(metadata) if metadata.is_symlink() && !cfg!(unix) => return Ok(()),
         Ok(metadata) if metadata.is_symlink() => LINK,
@@ -285,6 +297,16 @@ fn check_owner(_: &fs::Metadata) -> io::Result<()> {
     Ok(())
 }
 
+/// Refuses a file system that gives a new file to another user, or to more than one: the file would be refused when it is
+/// opened again.
+fn check_new(file: &LockedFile) -> io::Result<()> {
+    let explain = |error: io::Error| {
+        let message = format!("the file system does not keep a new file for this user alone: {error}");
+        io::Error::new(io::ErrorKind::InvalidInput, message)
+    };
+    check_owner(&file.0.metadata()?).and_then(|()| file.keep_private()).map_err(explain)
+}
+
 /// The number of a user, and the name if it is a local one.
 #[cfg(unix)]
 fn named(user: u32) -> String {
@@ -309,6 +331,17 @@ fn is_mounted(file: &File) -> bool {
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn is_mounted(_: &File) -> bool {
     false
+}
+
+/// Whether a path has too many symbolic links to be followed.
+fn is_loop(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    return rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP);
+    #[cfg(not(unix))]
+    {
+        let _ = error;
+        false
+    }
 }
 
 /// Explains an error that the system describes in a way that few understand.
