@@ -186,11 +186,6 @@ async fn sign_in(
 ) -> Result<Response, Error> {
     // Telephones like to add a space.
     let username = form.username.trim();
-    if username.is_empty() {
-        let page =
-            SignIn { remember: form.remember, next: page_of(&form.next), error: Some(WRONG), ..SignIn::default() };
-        return Ok((StatusCode::UNAUTHORIZED, page.page()).into_response());
-    }
     // Before the password is checked: it may be changed meanwhile, and everyone signed out.
     let login = sessions.login(username).await?;
     if let Err(refused) = accounts.verify(username, form.password).await {

@@ -66,7 +66,8 @@ fn a_wrong_password_and_an_unknown_user_are_told_the_same() {
     let mut browser = browser_of(&app);
     let wrong = browser.post("/login", &[("username", "ada"), ("password", GRACE)]);
     let unknown = browser.post("/login", &[("username", "\"><script>"), ("password", ADA)]);
-    for answer in [&wrong, &unknown] {
+    let nobody = browser.post("/login", &[("username", " "), ("password", ADA)]);
+    for answer in [&wrong, &unknown, &nobody] {
         assert_eq!(answer.status, 401);
         assert!(answer.shows("That user name and that password do not go together."));
         assert!(answer.asks_to_sign_in());
