@@ -1,6 +1,12 @@
 //! Whose session it is: logins and sign-outs of requests that were held back, of copied cookies, and of several cookies.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 use http::{Request, StatusCode, header::COOKIE};
@@ -23,6 +29,7 @@ on_every_store! {
     p04_a_sign_out_between_the_two_calls_of_a_switch_refuses_it,
     p04_a_sign_out_between_bind_and_clear_refuses_both,
     p04_a_login_is_refused_if_its_user_was_signed_out_meanwhile,
+    p04_a_session_key_is_refused_if_its_request_arrived_more_than_fifteen_minutes_ago,
     p04_a_login_beside_a_sign_out_ends_in_a_session_or_in_an_error,
     p07_a_login_beside_a_rotation_is_refused_by_key_and_a_new_session_by_login,
     p07_a_write_that_was_held_back_does_not_land_behind_a_new_password,
@@ -32,6 +39,8 @@ on_every_store! {
     p08_revoke_ends_a_session_whose_user_signs_in_again_at_that_moment,
     p08_sign_out_everywhere_from_a_session_that_has_ended_is_a_401,
     p08_a_request_of_a_revoked_session_ends_no_others,
+    p08_a_secret_is_tried_by_the_time_before_the_call,
+    p16_a_writer_in_a_loop_holds_off_no_sign_out,
     p08_clear_others_ends_a_copy_of_its_own_cookie,
     p08_clear_others_counts_although_the_handler_fails,
     p08_clear_others_by_an_id_that_was_rotated_ends_nothing,
@@ -302,6 +311,42 @@ async fn p04_a_login_is_refused_if_its_user_was_signed_out_meanwhile(store: Stor
     is_refused(answer.await);
 }
 
+/// Nobody signed out: so long ago, nothing tells. It counts from when our service is called.
+async fn p04_a_session_key_is_refused_if_its_request_arrived_more_than_fifteen_minutes_ago(store: Store) {
+    let layer = store.layer();
+    let after = async |minutes: u64, handler: Handler| {
+        let client = Client::new(&layer);
+        let answer = client.visit(async |session: Session| {
+            store.pass(Duration::from_secs(60 * minutes));
+            handler(&session)
+        });
+        (answer.await, client)
+    };
+    for (login, sessions) in [(bind_ada as Handler, 1), (ada, 2)] {
+        let (answer, client) = after(14, login).await;
+        answer.ok().new_id().unwrap();
+        assert_eq!(key(&client).await, "ada");
+        let (answer, client) = after(16, login).await;
+        is_refused(answer);
+        assert_eq!((key(&client).await, count(&store, "ada").await), (String::new(), sessions));
+    }
+    // A user who is signed in keeps the record, whose newest secret came: nothing depends on the time.
+    let client = signed_in(&layer).await;
+    let answer = client.visit(async |session: Session| {
+        store.pass(Duration::from_secs(60 * 16));
+        bind_ada(&session)
+    });
+    answer.await.ok().new_id().unwrap();
+    // A switch of user makes a session, and has the age of its request.
+    let answer = client.visit(async |session: Session| {
+        store.pass(Duration::from_secs(60 * 16));
+        session.bind("grace");
+        Ok(())
+    });
+    is_refused(answer.await);
+    assert_eq!((key(&client).await, count(&store, "grace").await), ("ada".to_owned(), 0));
+}
+
 /// The login form, posted by a user who is signed in, at the moment when the sessions are cleared.
 async fn p04_a_login_beside_a_sign_out_ends_in_a_session_or_in_an_error(store: Store) {
     let sessions = store.sessions();
@@ -483,6 +528,116 @@ async fn p08_a_request_of_a_revoked_session_ends_no_others(store: Store) {
         is_refused(answer.await);
         assert_eq!(count(&store, "ada").await, 1);
     }
+}
+
+/// Another process writes to the session of that ID, if it is there.
+fn writer(store: &Store, id: &str) -> (Fault, Arc<AtomicU64>) {
+    let sessions = Sessions::over(store.inner().backend().clone()).clock(store.clock.clone()).build().unwrap();
+    let written = Arc::new(AtomicU64::new(0));
+    let (id, count) = (id.to_owned(), Arc::clone(&written));
+    let writes = Fault::first(move |_| {
+        let (sessions, id, count) = (sessions.clone(), id.clone(), Arc::clone(&count));
+        async move {
+            let data = json!({"n": count.load(Relaxed)});
+            if sessions.update(&id, data).await.is_ok() {
+                count.fetch_add(1, Relaxed);
+            }
+        }
+    });
+    (writes, written)
+}
+
+/// A window that ends while the call is under way counts as open. After a conflict it is tried again, by the time before the
+/// call that showed it.
+async fn p08_a_secret_is_tried_by_the_time_before_the_call(store: Store) {
+    let layer = store.layer();
+    for (sign_out, verb) in [(Session::delete as fn(&Session), Verb::Update), (Session::clear, Verb::Clear)] {
+        // During which call the ten seconds end.
+        for (writes, is_over_at, is_done) in [(0_u64, 0, true), (1, 0, true), (2, 1, true), (2, 0, false)] {
+            let client = signed_in(&layer).await;
+            let tab = client.thief();
+            // The tab's ID is superseded for ten seconds from now on.
+            client.does(bind_ada).await.ok();
+            store.clock.advance(Duration::from_secs(9));
+            let (clock, calls_made) = (store.clock.clone(), AtomicU64::new(0));
+            store.faults.when(move |call| {
+                let is_over = call.verb == verb && calls_made.fetch_add(1, Relaxed) == is_over_at;
+                is_over.then(|| clock.advance(Duration::from_secs(2)));
+                None
+            });
+            let (write, written) = writer(&store, &client.id().unwrap());
+            for _ in 0..writes {
+                store.faults.next(verb, write.clone());
+            }
+            let answer = tab.does(calls(sign_out)).await;
+            match is_done {
+                true => assert!(answer.ok().removes_cookie()),
+                false => is_refused(answer),
+            }
+            assert_eq!(written.load(Relaxed), writes);
+            let left = if is_done { "" } else { "ada" };
+            assert_eq!(key(&client).await, left, "{verb:?}: {writes} writes, over at {is_over_at}");
+            store.faults.heal();
+            // A login in the same instant as a clear is too late.
+            store.pass(LATER);
+        }
+    }
+}
+
+/// Three times it loses to a writer; then it ends the session whatever is written.
+async fn p16_a_writer_in_a_loop_holds_off_no_sign_out(store: Store) {
+    let layer = store.layer();
+    let loops = |id: &str| {
+        let (write, written) = writer(&store, id);
+        store.faults.always(Verb::Update, write);
+        store.faults.calls();
+        written
+    };
+    // A user's session, by its newest ID and by one that a login has just replaced; and a visitor's.
+    for (begin, is_superseded) in [(ada as Handler, false), (ada, true), (increment, false)] {
+        let client = Client::new(&layer);
+        client.does(begin).await.ok();
+        let tab = client.thief();
+        if is_superseded {
+            client.does(bind_ada).await.ok();
+        }
+        let written = loops(&client.id().unwrap());
+        let answer = tab.does(delete).await.ok();
+        assert_eq!(
+            store.faults.calls(),
+            [Verb::Load, Verb::Update, Verb::Update, Verb::Update, Verb::Delete],
+            "{answer:?}"
+        );
+        store.faults.heal();
+        assert!(answer.removes_cookie(), "{answer:?}");
+        assert_eq!(written.load(Relaxed), 3);
+        assert_eq!((key(&client).await, client.n().await), (String::new(), "None".to_owned()));
+    }
+    // By the module, and by a handler that fails.
+    let client = signed_in(&layer).await;
+    let written = loops(&client.id().unwrap());
+    store.sessions().delete(&client.id().unwrap()).await.unwrap();
+    store.faults.heal();
+    assert_eq!((key(&client).await, written.load(Relaxed)), (String::new(), 3));
+    let client = signed_in(&layer).await;
+    let written = loops(&client.id().unwrap());
+    let answer = client.does(|session| {
+        session.delete();
+        Ok(StatusCode::INTERNAL_SERVER_ERROR)
+    });
+    assert_eq!(answer.await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    store.faults.heal();
+    assert_eq!((key(&client).await, written.load(Relaxed)), (String::new(), 3));
+    assert_eq!(count(&store, "ada").await, 0);
+    // A `clear` is asked again as often as somebody was quicker.
+    let (client, other) = (signed_in(&layer).await, signed_in(&layer).await);
+    let (write, written) = writer(&store, &client.id().unwrap());
+    for _ in 0..20 {
+        store.faults.next(Verb::Clear, write.clone());
+    }
+    client.does(calls(Session::clear)).await.ok();
+    assert_eq!(written.load(Relaxed), 20);
+    assert_eq!((key(&client).await, key(&other).await), (String::new(), String::new()));
 }
 
 async fn p08_clear_others_ends_a_copy_of_its_own_cookie(store: Store) {
@@ -765,13 +920,10 @@ async fn p15_a_planter_who_writes_in_a_loop_holds_off_no_login(store: Store) {
     planter.does(|session| session.insert("n", 0)).await.ok();
     let victim = Client::new(&layer);
     victim.set_id(&planter.id().unwrap());
-    let (inner, id) = (store.inner(), planter.id().unwrap());
-    let writes = Fault::first(move |_| {
-        let (inner, id) = (inner.clone(), id.clone());
-        async move { drop(inner.update(&id, json!({"n": 1})).await) }
-    });
-    store.faults.always(Verb::Update, writes);
+    let (write, written) = writer(&store, &planter.id().unwrap());
+    store.faults.always(Verb::Update, write);
     victim.does(bind_ada).await.ok().new_id().unwrap();
+    assert!(written.load(Relaxed) >= 3);
     assert_eq!(key(&victim).await, "ada");
     assert_eq!(planter.n().await, "None");
 }

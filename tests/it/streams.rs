@@ -32,6 +32,7 @@ on_every_store! {
     a_stream_commits_when_it_begins_and_saves_later,
     what_would_need_a_cookie_is_an_error_once_the_response_has_left,
     p04_a_session_may_end_in_a_stream,
+    p08_clear_others_once_the_response_has_left_ends_nothing,
     who_first_looks_after_the_response_finds_the_session_and_no_cookie,
     a_websocket_saves,
 }
@@ -184,6 +185,44 @@ async fn p04_a_session_may_end_in_a_stream(store: Store) {
     late.insert("n", 1).unwrap();
     assert!(late.save().await.is_err());
     assert_eq!(client.does(|session| Ok(session.key().is_none().to_string())).await.body, "true");
+}
+
+/// It would need a cookie for the new ID, so it does nothing at all.
+async fn p08_clear_others_once_the_response_has_left_ends_nothing(store: Store) {
+    let (layer, sessions) = (store.layer(), store.sessions());
+    let (client, other) = (Client::new(&layer), Client::new(&layer));
+    for client in [&client, &other] {
+        client.does(|session| session.create("ada", json!({}))).await.ok();
+    }
+    let key = async |client: &Client| client.does(|session| Ok(session.key().unwrap_or_default())).await.body;
+    type Change = fn(&Session);
+    let changes: [Change; 3] = [
+        |session| session.clear_others(),
+        |session| {
+            session.clear_others();
+            session.bind("ada");
+        },
+        |session| {
+            session.insert("lost", 1).unwrap();
+            session.clear_others();
+        },
+    ];
+    let (_, unseen) = unseen(&client, &layer, false).await;
+    for late in [after_the_response(&client).await, unseen] {
+        for change in changes {
+            change(&late);
+            store.faults.calls();
+            assert_eq!(late.save().await.unwrap_err().kind(), ErrorKind::ResponseSent);
+            assert!(!store.faults.calls().iter().any(|verb| matches!(verb, Verb::Update | Verb::Clear)));
+            assert_eq!(sessions.list("ada").await.unwrap().len(), 2);
+            assert_eq!((key(&client).await, key(&other).await), ("ada".to_owned(), "ada".to_owned()));
+        }
+        // What was refused is dropped, and the session goes on.
+        late.modify("n", |n: Option<u8>| n.unwrap_or(0) + 1).unwrap();
+        late.save().await.unwrap();
+    }
+    let left = client.does(|session| Ok(format!("{:?}{:?}", session.get::<u8>("n")?, session.get::<u8>("lost")?)));
+    assert_eq!(left.await.body, "Some(2)None");
 }
 
 async fn a_websocket_saves(store: Store) {
