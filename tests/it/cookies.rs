@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 use http::Request;
 use jam_session::{Clock, Keyring, MemorySessions, SameSite, Session, SessionLayer, conformance::Verb};
 use serde_json::json;
@@ -124,31 +125,89 @@ async fn p17_of_very_many_cookies_few_are_kept_and_none_after_the_load() {
     assert!(thousands <= one + 96, "{one} and {thousands} bytes after the load");
 }
 
+fn keyring(byte: u8) -> Options {
+    Options { keyring: Some(Keyring::new(BASE64.encode([byte; 32])).unwrap()), ..Options::default() }
+}
+
+/// The user of the session that these cookies lead to, and what is logged meanwhile.
+async fn found_and_logged(layer: &SessionLayer, cookies: &[&str]) -> (String, String) {
+    let events = Events::default();
+    let _guard = tracing::subscriber::set_default(events.clone());
+    let cookies: Vec<_> = cookies.iter().map(|id| format!("__Host-id={id}")).collect();
+    let request = Request::builder().header("cookie", cookies.join("; ")).body(axum::body::Body::empty());
+    let stranger = Client::new(layer);
+    let answer = stranger.request(request.unwrap(), async |session: Session| {
+        session.load().await.unwrap();
+        session.key().unwrap_or_default()
+    });
+    (answer.await.ok().body, events.text())
+}
+
+/// The same ID, with one character changed: it looks like one of ours, and does not decrypt.
+fn altered(id: &str) -> String {
+    let at = id.len() / 2;
+    let other = if id.as_bytes()[at] == b'A' { 'B' } else { 'A' };
+    format!("{}{other}{}", &id[..at], &id[at + 1..])
+}
+
+/// IDs that another key has encrypted: each is decrypted, and fails only then.
+#[tokio::test]
+async fn p15_of_encrypted_cookies_sixteen_at_most_are_decrypted() {
+    let store = Store::memory().await;
+    let (layer, elsewhere) = (store.layer_with(keyring(1)), store.layer_with(keyring(2)));
+    let id = async |layer: &SessionLayer| {
+        let client = Client::new(layer);
+        client.does(|session| session.create("ada", json!({}))).await.ok();
+        client.id().unwrap()
+    };
+    let ours = id(&layer).await;
+    let mut foreign = Vec::new();
+    for _ in 0..17 {
+        foreign.push(id(&elsewhere).await);
+    }
+    let foreign: Vec<&str> = foreign.iter().map(String::as_str).collect();
+    // They are real ones, where their key is.
+    assert_eq!(found_and_logged(&elsewhere, &foreign[..1]).await.0, "ada");
+    for (before, behind, found) in
+        [(15, 0, "ada"), (0, 15, "ada"), (7, 8, "ada"), (16, 0, ""), (0, 16, ""), (17, 0, "")]
+    {
+        let cookies = [&foreign[..before], &[&*ours], &foreign[17 - behind..]].concat();
+        store.faults.calls();
+        let (user, log) = found_and_logged(&layer, &cookies).await;
+        assert_eq!(user, found, "{before} before it and {behind} behind it: {log}");
+        // None but ours is looked for, and none behind sixteen.
+        assert_eq!(store.faults.calls().len(), usize::from(before < 16), "{before} before it and {behind} behind it");
+        let lines = log.lines().filter(|line| !line.starts_with("TRACE")).count();
+        assert!(lines <= 1, "{log}");
+    }
+    // The same for IDs that a stranger makes up.
+    let made_up = altered(&ours);
+    for (count, found) in [(15, "ada"), (16, "")] {
+        let cookies = [vec![&*made_up; count], vec![&*ours]].concat();
+        assert_eq!(found_and_logged(&layer, &cookies).await.0, found, "{count} before it");
+    }
+}
+
 /// A stranger can send any number of them.
 #[tokio::test]
 async fn p13_a_request_with_many_bad_cookies_is_one_line_in_the_log() {
     let store = Store::memory().await;
-    let keyring = Keyring::new("the-key-A_the-key-A_the-key-A_the-key-A_thA").unwrap();
-    let layer = store.layer_with(Options { keyring: Some(keyring), ..Options::default() });
+    let layer = store.layer_with(keyring(1));
     let client = Client::new(&layer);
     client.does(|session| session.create("ada", json!({}))).await.ok();
-    let ours = format!("__Host-id={}", client.id().unwrap());
-    for count in [3, 5_800] {
-        let bad = vec!["__Host-id=AgECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8AgECAwQFBgcICQoLDA0ODxAREhMUFQ"; count]
-            .join("; ");
-        let events = Events::default();
-        let _guard = tracing::subscriber::set_default(events.clone());
-        let request = Request::builder().header("cookie", format!("{bad}; {ours}; {bad}"));
-        let stranger = Client::new(&layer);
-        let answer = stranger.request(request.body(axum::body::Body::empty()).unwrap(), async |session: Session| {
-            session.load().await.unwrap();
-            session.key().unwrap_or_default()
-        });
-        // Beside a few it is found, beside thousands it is one too many.
-        assert_eq!(answer.await.body, if count == 3 { "ada" } else { "" });
-        let said = events.text();
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(said.starts_with("DEBUG"), "{said}");
+    let ours = client.id().unwrap();
+    // As long as an ID of ours: one that does not decrypt, of which nothing is said, and one that is not even base64.
+    let well_formed = altered(&ours);
+    let malformed = format!("{}!", &ours[1..]);
+    for (bad, lines) in [(well_formed, 0), (malformed, 1)] {
+        for count in [3, 5_800] {
+            let bad = vec![&*bad; count];
+            let (user, said) = found_and_logged(&layer, &[bad.clone(), vec![&*ours], bad].concat()).await;
+            // Beside a few it is found, beside thousands it is one too many.
+            assert_eq!(user, if count == 3 { "ada" } else { "" });
+            assert_eq!(said.lines().count(), lines, "{said}");
+            assert!(said.lines().all(|line| line.starts_with("DEBUG")), "{said}");
+        }
     }
 }
 
