@@ -5,6 +5,13 @@ use super::{
     start::Start,
 };
 
+/// What else the thief may do, left to chance: to try every order of each of these too would take too long.
+pub fn rare(start: &Start) -> &'static [(Who, Act)] {
+    const OF_THE_THIEF: [(Who, Act); 3] =
+        [(Who::M, Act::ModuleDelete), (Who::M, Act::SwitchOthers), (Who::M, Act::FailedOthers)];
+    if start.name == "signed in" { &OF_THE_THIEF } else { &[] }
+}
+
 /// What each may do, from where. Two requests of the thief are left to chance.
 pub fn menu(start: &Start) -> Vec<(Who, Act)> {
     use Act::*;
@@ -70,6 +77,7 @@ pub fn menu(start: &Start) -> Vec<(Who, Act)> {
                     OthersForm,
                     ModuleOthers,
                     FailedClear,
+                    Create,
                 ],
             ),
             of(Who::E, &[Revoke, ModuleClear, ModuleClearGrace, Expire]),

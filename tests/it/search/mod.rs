@@ -6,8 +6,8 @@
 //! start with another choice at the last place that has one, but for orders that only swap steps which nobody can tell apart.
 //! What is checked is in `check.rs`, what requests do in `acts.rs`.
 //!
-//! Answers that are lost, stores that fail, clients that go away and three requests at once are tried by chance, from seeds:
-//! so many fixed ones, and with `SESSION_TEST_LONG` new ones, as for the histories.
+//! Answers that are lost, stores that fail, processes that die, clients that go away and three requests at once are tried by
+//! chance, from seeds: so many fixed ones, and with `SESSION_TEST_LONG` new ones, as for the histories.
 //!
 //! Not searched: what an age misses while its call is under way (`authority.md`, rule 3, names it), several clocks, sessions
 //! that cannot be read, the limits on cookies and secrets, and two windows of ten seconds.
@@ -25,7 +25,7 @@ use std::sync::LazyLock;
 use self::{
     acts::{Act, Who},
     explore::{Found, all_orders, one_order, story},
-    menu::menu,
+    menu::{menu, rare},
     start::Start,
     store::{Fault, Wrong},
     world::Case,
@@ -70,7 +70,7 @@ fn lost_answers_and_lost_clients_break_no_promise() {
         let mut case = by_chance(&mut rng, 2);
         let drops = rng.one_in(3);
         if !drops {
-            let fault = if rng.one_in(3) { Fault::Before } else { Fault::After };
+            let fault = *rng.one(&[Fault::Before, Fault::After, Fault::After, Fault::Crash]).unwrap();
             case.fault = Some((rng.below(2), rng.below(5), fault));
         }
         case.tries_again = rng.one_in(2);
@@ -128,7 +128,7 @@ fn by_chance(rng: &mut Random, requests: usize) -> Case {
     let starts: [&'static Start; 8] =
         [&SIGNED_IN, &SIGNED_IN, &VISITOR, &EMPTY, &TWO_OF_ONE, &TWO_USERS, &TWO_VISITORS, &USER_AND_VISITOR];
     let start = rng.one(&starts).unwrap();
-    let menu = menu(start);
+    let menu = [&*menu(start), rare(start)].concat();
     let requests: Vec<_> = (0..requests).map(|_| *rng.one(&menu).unwrap()).collect();
     Case { jumps: rng.below(3), ..case(start, &requests) }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashSet,
+    future::pending,
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard},
     task::{Context, Poll},
@@ -41,6 +42,8 @@ pub struct State {
     /// What goes wrong: the call of a request, counted from 0.
     pub fault: Option<(usize, usize, Fault)>,
     calls: Vec<usize>,
+    /// The requests whose process has died.
+    pub crashed: Vec<bool>,
     /// For requests whose last call was a conflict: how often ten seconds were over before it.
     conflicts: Vec<Option<usize>>,
     /// Updates that were done: the store knows them again, as one has to whose answers are taken away.
@@ -138,6 +141,8 @@ pub enum Fault {
     Before,
     /// It happens, and the answer is lost.
     After,
+    /// It happens, and the process dies: neither this call nor a later one of the request ever returns.
+    Crash,
 }
 
 /// What a store may get wrong.
@@ -165,7 +170,7 @@ impl Shared {
     pub fn new(clock: Clock, requests: usize, wrong: Option<Wrong>) -> Arc<Self> {
         let inner = MemorySessions::builder().clock(clock.clone()).build().unwrap();
         let state = State { waiting: vec![None; requests], calls: vec![0; requests], ..State::default() };
-        let state = State { conflicts: vec![None; requests], ..state };
+        let state = State { conflicts: vec![None; requests], crashed: vec![false; requests], ..state };
         Arc::new(Self { inner, clock, wrong, state: Mutex::new(state) })
     }
 
@@ -259,6 +264,10 @@ impl Gated {
         effect: impl FnOnce(&T) -> (Option<What>, String) + Send,
     ) -> Result<T> {
         let jumps = self.shared.pause(self.request, touches).await;
+        // What it had begun in the background ends with its process.
+        if self.shared.state().crashed[self.request] {
+            return pending().await;
+        }
         let fault = self.shared.fault(self.request);
         let (request, of) =
             (self.request, if self.shared.state().polled.is_some() { "" } else { " in the background" });
@@ -274,13 +283,21 @@ impl Gated {
             }
         };
         let (event, says) = effect(&answer);
-        let lost = if fault.is_some() { ", and the answer is lost" } else { "" };
+        let lost = match fault {
+            Some(Fault::Crash) => ", and its process dies",
+            Some(_) => ", and the answer is lost",
+            None => "",
+        };
         self.shared.tell(|| format!("request {}: {what}{of}: {says}{lost}", request + 1));
         self.shared.state().conflicts[request] = (says == "conflict").then_some(jumps);
         if let Some(event) = event {
             self.shared.note(self.request, jumps, event);
         }
         match fault {
+            Some(Fault::Crash) => {
+                self.shared.state().crashed[self.request] = true;
+                pending().await
+            }
             Some(_) => Err("the answer is lost".into()),
             None => Ok(answer),
         }

@@ -354,6 +354,11 @@ impl World {
             let Some(running) = &mut self.requests[at].running else { break None };
             match running.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Ready(response) => break Some(response),
+                Poll::Pending if self.shared.state().crashed[at] => {
+                    // Dropped, it would do what a request does whose client went away.
+                    std::mem::forget(self.requests[at].running.take());
+                    break None;
+                }
                 Poll::Pending if self.shared.state().waiting[at].is_some() => break None,
                 Poll::Pending => polls += 1,
             }
