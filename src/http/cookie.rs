@@ -200,7 +200,8 @@ impl CookieConfig {
             );
             assert!(!self.partitioned, "a partitioned cookie needs secure(true): browsers drop the cookie otherwise");
         }
-        let name = self.chosen_name.as_deref().unwrap_or_default();
+        // The longer of both names: `__Host` has no prefix, and `__Host-visitor` has one.
+        let name = [self.chosen_name.as_deref().unwrap_or_default(), VISITOR].concat();
         // Browsers compare these prefixes without regard to case.
         let has_prefix =
             |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));

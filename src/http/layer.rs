@@ -47,10 +47,10 @@ impl SessionLayer {
     }
 
     /// The name of the cookie. Unless set it follows the other options: `__Host-id` if browsers take that, else
-    /// `__Secure-id`, else `id`.
+    /// `__Secure-id`, else `id`. A visitor's cookie has this name with `-visitor` behind it.
     ///
     /// # Panics
-    /// If the name is no token, or has a prefix that the other options forbid.
+    /// If the name is no token, or one of both names has a prefix that the other options forbid.
     #[track_caller]
     pub fn cookie_name<'a>(mut self, name: impl Into<Cow<'a, str>>) -> Self {
         self.cookie().set_name(name.into());

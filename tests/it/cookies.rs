@@ -225,7 +225,7 @@ async fn p18_max_age_is_the_time_to_the_deadline_and_400_days_at_most() {
 fn p14_options_that_contradict_each_other_are_refused_by_the_last_of_them() {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     type Make = fn(SessionLayer) -> SessionLayer;
-    let refused: [(Make, &str); 27] = [
+    let refused: [(Make, &str); 37] = [
         (|layer| layer.domain("https://example.com"), "host name"),
         (|layer| layer.domain("example.com:8080"), "host name"),
         (|layer| layer.domain("example.com/app"), "host name"),
@@ -246,6 +246,17 @@ fn p14_options_that_contradict_each_other_are_refused_by_the_last_of_them() {
         (|layer| layer.cookie_name("__host-sid").path("/app"), "path"),
         (|layer| layer.cookie_name("__Secure-sid").secure(false), "secure"),
         (|layer| layer.secure(false).cookie_name("__SECURE-sid"), "secure"),
+        // A visitor's cookie has `-visitor` behind the name.
+        (|layer| layer.cookie_name("__Host").domain("example.com"), "domain"),
+        (|layer| layer.domain("example.com").cookie_name("__host"), "domain"),
+        (|layer| layer.cookie_name("__Host").path("/app"), "path"),
+        (|layer| layer.cookie_name("__Host").secure(false), "secure"),
+        (|layer| layer.cookie_name("__Secure").secure(false), "secure"),
+        (|layer| layer.secure(false).cookie_name("__http"), "secure"),
+        (|layer| layer.cookie_name("__Http").http_only(false), "http_only"),
+        (|layer| layer.http_only(false).cookie_name("__Host-Http"), "http_only"),
+        (|layer| layer.cookie_name("__Host-Http").domain("example.com"), "domain"),
+        (|layer| layer.cookie_name("__Host-Http").secure(false), "secure"),
         (|layer| layer.cookie_name(""), "name"),
         (|layer| layer.cookie_name("a b"), "token"),
         (|layer| layer.cookie_name("a=b"), "token"),
@@ -265,6 +276,8 @@ fn p14_options_that_contradict_each_other_are_refused_by_the_last_of_them() {
     let _ = layer().same_site(SameSite::None);
     let _ = layer().domain(".my_app.xn--bcher-kva.example").cookie_name("__Http-sid");
     let _ = layer().cookie_name("__Host-sid").path("/").secure(true);
+    let _ = layer().cookie_name("__Host").path("/").secure(true);
+    let _ = layer().cookie_name("__Hosts").domain("example.com").secure(false);
 }
 
 #[tokio::test]
