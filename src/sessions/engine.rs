@@ -21,7 +21,7 @@ use crate::{
         data::Data,
         id::{Owner, RecordId, Sid},
         secrets::Opening,
-        token::{Credentials, IdText, Secret, SecretHash, SessionId},
+        token::{Credentials, IdText, Secret, SessionId},
     },
     sessions::{
         background::{Background, Permit},
@@ -171,27 +171,12 @@ impl<B: Backend> Engine<B> {
 
     /// What a new session starts with. [`create`](Self::create) adds its secret.
     pub(crate) fn contents(&self, key: Option<&str>, data: Data, idle: Option<u64>) -> Contents {
-        let now = self.now();
-        Contents {
-            key: key.map(Arc::from),
-            hash: SecretHash::none(),
-            previous: Vec::new(),
-            superseded: Vec::new(),
-            logins: 0,
-            issued: None,
-            created: now,
-            signed_in: key.map(|_| now),
-            written: now,
-            deadline: self.deadline(key.is_some(), now),
-            idle,
-            data,
-        }
+        self.policy().contents(key, data, idle)
     }
 
     /// When a session that begins at that time ends at the latest.
     pub(crate) fn deadline(&self, is_signed_in: bool, now: u64) -> u64 {
-        let policy = self.policy();
-        now.saturating_add(millis(if is_signed_in { policy.max_lifetime } else { policy.anonymous_lifetime }))
+        self.policy().deadline(is_signed_in, now)
     }
 
     /// A name and a secret for a new session.

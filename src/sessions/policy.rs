@@ -2,16 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::{
-    clock::Clock,
+    clock::{Clock, millis},
     error::{Error, ErrorKind},
     record::{
-        Serializer,
+        Contents, Serializer,
         codec::{Codec, Form},
-        id::{Owners, Sid},
+        data::Data,
+        id::{Owners, RecordId, Sid},
         keyring::{Keyring, Keys},
+        token::SecretHash,
     },
 };
 
@@ -58,11 +61,11 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The options and the codec made from them.
+    /// The options, the codec made from them, and the smallest payload that a new session can have.
     ///
     /// # Errors
     /// `Config` for an option that cannot work.
-    pub(crate) fn check(mut self) -> Result<(Self, Codec), Error> {
+    pub(crate) fn check(mut self) -> Result<(Self, Codec, Bytes), Error> {
         let refuse = |message: &'static str| Err(Error::new(ErrorKind::Config, message));
         if self.namespace.is_empty() || self.namespace.len() > 256 {
             return refuse("namespace must have 1 to 256 bytes");
@@ -81,24 +84,56 @@ impl Policy {
         if too_short(self.request_time) {
             return refuse("request_time must not be zero");
         }
-        if self.max_size < MIN_MAX_SIZE {
-            return refuse("max_size must be at least 64 bytes: no session fits in less");
-        }
         let (pepper, keyring) = (self.pepper.take(), self.keyring.take());
         if pepper.as_ref().is_some_and(|pepper| pepper.len() < 16) {
             return refuse("the pepper must have at least 16 bytes");
         }
-        if self.id_factory.as_ref().is_some_and(|make| Sid::parse(&make()).is_none()) {
+        let Some(sid) =
+            self.id_factory.as_ref().map_or_else(|| Sid::from_random([0; 16]).ok(), |make| Sid::parse(&make()))
+        else {
             return refuse("the id_factory must give 22 to 43 characters of A-Z, a-z, 0-9, _ and -");
-        }
+        };
         let owners = Owners::new(&self.namespace, pepper.as_deref().map_or(&[], Vec::as_slice))?;
         let keys = keyring.map(|ring| Keys::new(&ring, &self.namespace)).transpose()?.map(Arc::new);
         let codec =
             Codec { form: self.form, owners, serializer: self.serializer.clone(), keys, max_size: self.max_size };
-        Ok((self, codec))
+        // A visitor's session begins with its first value.
+        let mut data = Data::default();
+        data.set(&"".into(), "0".into());
+        match codec.write(RecordId::new(None, sid), &self.contents(None, data, None)) {
+            Ok(smallest) => Ok((self, codec, smallest)),
+            Err(error) if error.kind() == ErrorKind::TooLarge => {
+                Err(Error::caused(ErrorKind::Config, "max_size is so small that no session fits in it", error))
+            }
+            // The calls that write to a session say what the serializer of the application refuses.
+            Err(error) if error.kind() == ErrorKind::Data => Ok((self, codec, Bytes::new())),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What a new session starts with, but for its secret.
+    pub(crate) fn contents(&self, key: Option<&str>, data: Data, idle: Option<u64>) -> Contents {
+        let now = self.clock.now_ms();
+        Contents {
+            key: key.map(Arc::from),
+            hash: SecretHash::none(),
+            previous: Vec::new(),
+            superseded: Vec::new(),
+            logins: 0,
+            issued: None,
+            created: now,
+            signed_in: key.map(|_| now),
+            written: now,
+            deadline: self.deadline(key.is_some(), now),
+            idle,
+            data,
+        }
+    }
+
+    /// When a session that begins at that time ends at the latest.
+    pub(crate) fn deadline(&self, is_signed_in: bool, now: u64) -> u64 {
+        now.saturating_add(millis(if is_signed_in { self.max_lifetime } else { self.anonymous_lifetime }))
     }
 }
 
-/// A visitor's session without data takes 95 bytes in memory, the least of all.
-const MIN_MAX_SIZE: usize = 64;
 const DAY: Duration = Duration::from_secs(86_400);

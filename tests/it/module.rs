@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use jam_session::{
-    Backend, BoxError, Data, ErrorKind, MemorySessions, Outcome, Serializer, SessionLayer, Sessions,
+    Backend, BoxError, Data, ErrorKind, JsonSessions, MemorySessions, Outcome, Serializer, SessionLayer, Sessions,
     conformance::{Answer, Fault, Verb},
 };
 use serde_json::json;
 
 use crate::{
     client::Client,
+    folder::Folder,
     on_every_store,
     store::{Options, Store, record_id},
 };
@@ -212,7 +213,12 @@ fn p14_options_that_cannot_work_are_refused_in_words() {
         (MemorySessions::builder().anonymous_lifetime(Duration::ZERO), "anonymous_lifetime"),
         (MemorySessions::builder().request_time(Duration::ZERO), "request_time"),
         (MemorySessions::builder().max_size(0), "max_size"),
-        (MemorySessions::builder().max_size(63), "max_size"),
+        (MemorySessions::builder().max_size(64), "max_size"),
+        (MemorySessions::builder().max_size(90), "max_size"),
+        (MemorySessions::builder().max_sessions(0), "max_sessions"),
+        (MemorySessions::builder().max_bytes(0), "max_bytes"),
+        (MemorySessions::builder().max_bytes(1), "max_bytes"),
+        (MemorySessions::builder().max_bytes(200), "max_bytes"),
         (MemorySessions::builder().pepper(""), "pepper"),
         (MemorySessions::builder().pepper("short"), "pepper"),
         (MemorySessions::builder().id_factory(|| "short".to_owned()), "id_factory"),
@@ -225,6 +231,65 @@ fn p14_options_that_cannot_work_are_refused_in_words() {
         assert!(error.to_string().contains(word), "{error}");
     }
     assert!(MemorySessions::builder().default_ttl(None).touch_interval(Duration::ZERO).build().is_ok());
+}
+
+#[tokio::test]
+async fn p14_options_of_a_file_that_cannot_work_are_refused_in_words() {
+    let folder = Folder::new();
+    let builder = || JsonSessions::builder(folder.file());
+    let refused = [
+        (builder().namespace(""), "namespace"),
+        (builder().max_size(180), "max_size"),
+        (builder().max_sessions(0), "max_sessions"),
+        (builder().max_bytes(0), "max_bytes"),
+        (builder().max_bytes(300), "max_bytes"),
+    ];
+    for (builder, word) in refused {
+        let error = builder.open().await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(word), "{error}");
+    }
+    assert!(!folder.file().exists(), "a file was created for options that cannot work");
+}
+
+/// The smallest bounds that are accepted.
+#[tokio::test]
+async fn p14_in_bounds_that_are_accepted_a_session_fits() {
+    let folder = Folder::new();
+    let mut size = 0;
+    let memory = loop {
+        match MemorySessions::builder().max_size(size).build() {
+            Ok(sessions) => break sessions.erase(),
+            Err(_) => size += 1,
+        }
+    };
+    assert!((90..110).contains(&size), "{size}");
+    let one = MemorySessions::builder().max_sessions(1).build().unwrap().erase();
+    let mut bytes = 0;
+    let small = loop {
+        match MemorySessions::builder().max_bytes(bytes).build() {
+            Ok(sessions) => break sessions.erase(),
+            Err(_) => bytes += 1,
+        }
+    };
+    let (mut text, mut cost) = (180, 300);
+    let file = loop {
+        match JsonSessions::builder(folder.path("size.json")).max_size(text).open().await {
+            Ok(sessions) => break sessions.erase(),
+            Err(_) => text += 1,
+        }
+    };
+    let short = loop {
+        match JsonSessions::builder(folder.path("bytes.json")).max_bytes(cost).open().await {
+            Ok(sessions) => break sessions.erase(),
+            Err(_) => cost += 1,
+        }
+    };
+    for sessions in [memory, one, small, file, short] {
+        let client = Client::new(&SessionLayer::new(sessions));
+        client.does(|session| session.insert("", 0)).await.ok();
+        assert_eq!(client.does(|session| Ok(session.get::<u8>("")?.unwrap().to_string())).await.ok().body, "0");
+    }
 }
 
 struct MessagePack;

@@ -157,6 +157,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
 pub use self::journal::Durability;
@@ -164,6 +165,7 @@ use self::{
     batch::FileBounds,
     disk::Disk,
     folder::Folder,
+    line::{Line, Payload},
     queue::{Op, OpReply, Queue, QueuedOp, closed},
     recovery::{Cut, Recovered},
     table::{Lookup, Table, read},
@@ -226,9 +228,10 @@ impl Builder<JsonFile> {
     ///
     /// At the bound, visitors' sessions (those without a session key) give way, the least recently used first. A session with a
     /// session key never does: if nothing else is left, creating fails with [`ErrorKind::Unavailable`]. Expired sessions do
-    /// not count.
+    /// not count. A bound in which no session fits is refused.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.from.bounds.max_sessions = sessions;
+        self.fits = a_session_fits;
         self
     }
 
@@ -238,6 +241,7 @@ impl Builder<JsonFile> {
     /// [module docs](crate::stores::json#a-full-disk) for how much space the file takes in all.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.from.bounds.max_bytes = bytes;
+        self.fits = a_session_fits;
         self
     }
 
@@ -329,6 +333,17 @@ impl JsonBackend {
         }
         Ok(read(&self.table))
     }
+}
+
+fn a_session_fits(file: &JsonFile, smallest: &Bytes) -> std::result::Result<(), &'static str> {
+    let FileBounds { max_sessions, max_bytes } = file.bounds;
+    if max_sessions == 0 {
+        return Err("max_sessions must not be zero: no session fits in that");
+    }
+    if max_bytes < Line::cost(&Payload::new(smallest.clone())) {
+        return Err("max_bytes is so small that no session fits in it");
+    }
+    Ok(())
 }
 
 /// Opens the file, and creates its writer.

@@ -34,6 +34,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use hashbrown::DefaultHashBuilder;
 
 use self::{
@@ -91,9 +92,11 @@ impl Builder<MemoryBackend> {
     /// Bounds the number of sessions. Default: no bound.
     ///
     /// At the bound, expired sessions make room first, then visitors' sessions, the least recently used first. A session
-    /// with a session key never gives way: if nothing else is left, creating fails with [`ErrorKind::Unavailable`].
+    /// with a session key never gives way: if nothing else is left, creating fails with [`ErrorKind::Unavailable`]. A bound
+    /// in which no session fits is refused.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.from.bounds.max_sessions = sessions;
+        self.fits = a_session_fits;
         self
     }
 
@@ -102,6 +105,7 @@ impl Builder<MemoryBackend> {
     /// See [`max_sessions`](Self::max_sessions) for what happens at the bound.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.from.bounds.max_bytes = bytes;
+        self.fits = a_session_fits;
         self
     }
 }
@@ -365,6 +369,17 @@ impl Backend for MemoryBackend {
         // A backend that is shared keeps the clock that it was given first.
         let _ = self.clock.set(clock);
     }
+}
+
+fn a_session_fits(backend: &MemoryBackend, smallest: &Bytes) -> std::result::Result<(), &'static str> {
+    let Bounds { max_sessions, max_bytes, .. } = backend.bounds;
+    if max_sessions == 0 {
+        return Err("max_sessions must not be zero: no session fits in that");
+    }
+    if max_bytes < Room::of(smallest).bytes {
+        return Err("max_bytes is so small that no session fits in it");
+    }
+    Ok(())
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
