@@ -356,7 +356,7 @@ impl Serialize for Data {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.fields().count()))?;
         for (name, value) in self.fields() {
-            map.serialize_entry(name, &Json(value))?;
+            map.serialize_entry(name, &Json::new(value))?;
         }
         map.end()
     }
@@ -377,7 +377,7 @@ impl<'de> Deserialize<'de> for Data {
                 let (mut stored, mut value) = (Vec::new(), Vec::new());
                 while let Some(name) = map.next_key::<String>()? {
                     value.clear();
-                    map.next_value_seed(ToJson(&mut value))?;
+                    map.next_value_seed(ToJson::new(&mut value))?;
                     push_field(&mut stored, name.as_bytes(), &value);
                 }
                 Ok(Data { stored: stored.into(), changed: None })

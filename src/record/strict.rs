@@ -1,13 +1,18 @@
 //! The serializer of values: serde_json's, which also refuses what would not be read back equal.
 //!
-//! serde_json writes `NaN` and infinities as `null`, and nests as deep as it is told to, but reads no more than 127 levels.
+//! serde_json writes `NaN` and infinities as `null`, and nests as deep as it is told to, but reads no more than 127 levels. A
+//! map with a name that it keeps for itself is read back as something else.
 
-use std::{cell::Cell, io::Write};
+use std::{
+    cell::Cell,
+    fmt::{self, Write as _},
+    io::Write,
+};
 
 use serde::{
     Serialize, Serializer,
     ser::{
-        Error as _, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
+        self, Error as _, SerializeMap, SerializeSeq, SerializeStruct, SerializeStructVariant, SerializeTuple,
         SerializeTupleStruct, SerializeTupleVariant,
     },
 };
@@ -23,7 +28,7 @@ pub(super) fn write(out: impl Write, value: impl Serialize) -> Result<(), Error>
     let mut json = serde_json::Serializer::new(out);
     // serde's own message can quote the value, and a value is not for logs.
     value
-        .serialize(Strict { inner: &mut json, depth: 0, refused: &refused })
+        .serialize(Strict { inner: &mut json, depth: 0, is_name: false, is_raw: false, refused: &refused })
         .map(drop)
         .map_err(|_| Error::new(ErrorKind::Data, refused.get()))
 }
@@ -33,6 +38,10 @@ struct Strict<'r, S> {
     inner: S,
     /// How many arrays and objects are around.
     depth: u8,
+    /// Whether this is a name in a map.
+    is_name: bool,
+    /// Whether this is the struct that serde_json makes of a `RawValue`, whose field is JSON already.
+    is_raw: bool,
     /// Why, if a rule is broken.
     refused: &'r Cell<&'static str>,
 }
@@ -41,27 +50,29 @@ struct Strict<'r, S> {
 struct Element<'r, 'v, T: ?Sized> {
     value: &'v T,
     depth: u8,
+    is_name: bool,
     refused: &'r Cell<&'static str>,
 }
 
 impl<T: Serialize + ?Sized> Serialize for Element<'_, '_, T> {
     fn serialize<S: Serializer>(&self, inner: S) -> Result<S::Ok, S::Error> {
-        self.value.serialize(Strict { inner, depth: self.depth, refused: self.refused })
+        let Self { value, depth, is_name, refused } = *self;
+        value.serialize(Strict { inner, depth, is_name, is_raw: false, refused })
     }
 }
 
 impl<'r, S> Strict<'r, S> {
     fn element<'v, T: ?Sized>(&self, value: &'v T) -> Element<'r, 'v, T> {
-        Element { value, depth: self.depth, refused: self.refused }
+        Element { value, depth: self.depth, is_name: self.is_name, refused: self.refused }
+    }
+
+    fn refuse<T, E: ser::Error>(&self, why: &'static str) -> Result<T, E> {
+        self.refused.set(why);
+        Err(E::custom(why))
     }
 }
 
 impl<'r, S: Serializer> Strict<'r, S> {
-    fn refuse<T>(&self, why: &'static str) -> Result<T, S::Error> {
-        self.refused.set(why);
-        Err(S::Error::custom(why))
-    }
-
     fn finite(&self, is_finite: bool) -> Result<(), S::Error> {
         if is_finite {
             return Ok(());
@@ -73,16 +84,15 @@ impl<'r, S: Serializer> Strict<'r, S> {
     fn deeper(mut self, levels: u8) -> Result<Self, S::Error> {
         self.depth += levels;
         if self.depth > MAX_DEPTH {
-            return self
-                .refuse("a value for the session is nested deeper than 127 levels, which is too deep to be read");
+            return self.refuse(TOO_DEEP);
         }
         Ok(self)
     }
 
     /// A compound of the inner serializer.
     fn compound<C>(self, begin: impl FnOnce(S) -> Result<C, S::Error>) -> Result<Strict<'r, C>, S::Error> {
-        let Self { inner, depth, refused } = self;
-        Ok(Strict { inner: begin(inner)?, depth, refused })
+        let Self { inner, depth, is_name, is_raw, refused } = self;
+        Ok(Strict { inner: begin(inner)?, depth, is_name, is_raw, refused })
     }
 }
 
@@ -119,7 +129,6 @@ impl<'r, S: Serializer> Serializer for Strict<'r, S> {
         serialize_u64(value: u64)
         serialize_u128(value: u128)
         serialize_char(value: char)
-        serialize_str(value: &str)
         serialize_none()
         serialize_unit()
         serialize_unit_struct(name: &'static str)
@@ -134,6 +143,13 @@ impl<'r, S: Serializer> Serializer for Strict<'r, S> {
     fn serialize_f64(self, value: f64) -> Result<S::Ok, S::Error> {
         self.finite(value.is_finite())?;
         self.inner.serialize_f64(value)
+    }
+
+    fn serialize_str(self, value: &str) -> Result<S::Ok, S::Error> {
+        if self.is_name && (value == NUMBER || value == RAW) {
+            return self.refuse("a map for the session has a name that serde_json keeps for itself");
+        }
+        self.inner.serialize_str(value)
     }
 
     fn serialize_bytes(self, value: &[u8]) -> Result<S::Ok, S::Error> {
@@ -189,7 +205,9 @@ impl<'r, S: Serializer> Serializer for Strict<'r, S> {
     }
 
     fn serialize_struct(self, name: &'static str, len: usize) -> Result<Self::SerializeStruct, S::Error> {
-        self.deeper(1)?.compound(|inner| inner.serialize_struct(name, len))
+        let is_raw = name == RAW;
+        // A `RawValue` has the levels of its text, and none of its own.
+        Strict { is_raw, ..self.deeper(u8::from(!is_raw))? }.compound(|inner| inner.serialize_struct(name, len))
     }
 
     fn serialize_struct_variant(
@@ -202,7 +220,12 @@ impl<'r, S: Serializer> Serializer for Strict<'r, S> {
         self.deeper(2)?.compound(|inner| inner.serialize_struct_variant(name, index, variant, len))
     }
 
-    fn collect_str<T: std::fmt::Display + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
+    fn collect_str<T: fmt::Display + ?Sized>(self, value: &T) -> Result<S::Ok, S::Error> {
+        if self.is_name {
+            let mut name = String::new();
+            write!(name, "{value}").map_err(S::Error::custom)?;
+            return self.serialize_str(&name);
+        }
         self.inner.collect_str(value)
     }
 
@@ -243,6 +266,9 @@ macro_rules! fields {
             type Error = S::Error;
 
             fn serialize_field<T: Serialize + ?Sized>(&mut self, name: &'static str, value: &T) -> Result<(), S::Error> {
+                if self.is_raw && deepest(value) > MAX_DEPTH - self.depth {
+                    return self.refuse(TOO_DEEP);
+                }
                 let value = self.element(value);
                 self.inner.serialize_field(name, &value)
             }
@@ -264,9 +290,10 @@ impl<S: SerializeMap> SerializeMap for Strict<'_, S> {
     type Ok = S::Ok;
     type Error = S::Error;
 
-    /// serde_json refuses what cannot be a key by itself, numbers that are not finite among it.
-    fn serialize_key<T: Serialize + ?Sized>(&mut self, key: &T) -> Result<(), S::Error> {
-        self.inner.serialize_key(key)
+    /// serde_json refuses what cannot be a name by itself.
+    fn serialize_key<T: Serialize + ?Sized>(&mut self, name: &T) -> Result<(), S::Error> {
+        let name = Element { is_name: true, ..self.element(name) };
+        self.inner.serialize_key(&name)
     }
 
     fn serialize_value<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(), S::Error> {
@@ -279,5 +306,56 @@ impl<S: SerializeMap> SerializeMap for Strict<'_, S> {
     }
 }
 
+/// How deep the text of a `RawValue` is nested.
+fn deepest<T: Serialize + ?Sized>(raw: &T) -> u8 {
+    struct Shown<'v, T: ?Sized>(&'v T);
+
+    impl<T: Serialize + ?Sized> fmt::Display for Shown<'_, T> {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            // To serde, a formatter is a serializer of single values.
+            self.0.serialize(f)
+        }
+    }
+
+    let mut levels = Levels::default();
+    // What is no text is refused by serde_json.
+    let _ = write!(levels, "{}", Shown(raw));
+    levels.deepest
+}
+
+/// Counts the levels of the JSON that is written to it. Nothing is kept, and nothing recurses.
+#[derive(Default)]
+struct Levels {
+    now: u8,
+    deepest: u8,
+    in_string: bool,
+    escaped: bool,
+}
+
+impl fmt::Write for Levels {
+    fn write_str(&mut self, json: &str) -> fmt::Result {
+        for byte in json.bytes() {
+            match byte {
+                _ if self.escaped => self.escaped = false,
+                b'\\' => self.escaped = self.in_string,
+                b'"' => self.in_string = !self.in_string,
+                _ if self.in_string => {}
+                b'[' | b'{' => {
+                    self.now = self.now.saturating_add(1);
+                    self.deepest = self.deepest.max(self.now);
+                }
+                b']' | b'}' => self.now = self.now.saturating_sub(1),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+const TOO_DEEP: &str = "a value for the session is nested deeper than 127 levels, which is too deep to be read";
 /// serde_json reads no deeper.
-const MAX_DEPTH: u8 = 127;
+pub(super) const MAX_DEPTH: u8 = 127;
+/// With its feature `arbitrary_precision`, serde_json gives numbers to others as a map of this name and their text.
+pub(super) const NUMBER: &str = "$serde_json::private::Number";
+/// The same of a `RawValue`, which also is a struct of this name when it is written.
+const RAW: &str = "$serde_json::private::RawValue";

@@ -12,12 +12,31 @@ use serde::{
 };
 use serde_json::value::RawValue;
 
-use crate::record::value::{RawObject, Text};
+use crate::record::{
+    strict::{MAX_DEPTH, NUMBER},
+    value::{RawObject, Text},
+};
 
 /// A value's JSON, which serializes as the value.
 ///
-/// Integers are `i64` or `u64`, and other numbers `f64`: what does not fit is an error.
-pub(super) struct Json<'a>(pub(super) &'a [u8]);
+/// Integers are `i64` or `u64`, and other numbers `f64`: what does not fit is an error. So is what is nested too deep to be
+/// read, as a record that others wrote can be: each level is one more call on the stack.
+pub(super) struct Json<'a> {
+    json: &'a [u8],
+    /// How many levels are around.
+    depth: u8,
+}
+
+impl<'a> Json<'a> {
+    pub(super) fn new(json: &'a [u8]) -> Self {
+        Self { json, depth: 0 }
+    }
+
+    fn inside<E: serde::ser::Error>(&self) -> Result<impl Fn(&'a RawValue) -> Self, E> {
+        let depth = deeper(self.depth).ok_or_else(|| E::custom(TOO_DEEP))?;
+        Ok(move |value: &'a RawValue| Self { json: value.get().as_bytes(), depth })
+    }
+}
 
 impl Serialize for Json<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -25,27 +44,29 @@ impl Serialize for Json<'_> {
             serde_json::from_slice(json).map_err(E::custom)
         }
 
-        match self.0.first() {
+        match self.json.first() {
             Some(b'n') => serializer.serialize_unit(),
             Some(b't') => serializer.serialize_bool(true),
             Some(b'f') => serializer.serialize_bool(false),
-            Some(b'"') => serializer.serialize_str(&parsed::<Text<'_>, S::Error>(self.0)?.0),
+            Some(b'"') => serializer.serialize_str(&parsed::<Text<'_>, S::Error>(self.json)?.0),
             Some(b'[') => {
-                let items: Vec<&RawValue> = parsed(self.0)?;
-                serializer.collect_seq(items.into_iter().map(|item| Json(item.get().as_bytes())))
+                let inside = self.inside::<S::Error>()?;
+                let items: Vec<&RawValue> = parsed(self.json)?;
+                serializer.collect_seq(items.into_iter().map(inside))
             }
             Some(b'{') => {
-                let RawObject(fields) = parsed(self.0)?;
+                let inside = self.inside::<S::Error>()?;
+                let RawObject(fields) = parsed(self.json)?;
                 if fields.iter().any(|(name, _)| name == NUMBER) {
                     return Err(S::Error::custom("a name in an object is one that serde_json keeps for itself"));
                 }
                 let mut map = serializer.serialize_map(Some(fields.len()))?;
                 for (name, value) in fields {
-                    map.serialize_entry(&name, &Json(value.get().as_bytes()))?;
+                    map.serialize_entry(&name, &inside(value))?;
                 }
                 map.end()
             }
-            _ => match from_utf8(self.0).ok().and_then(Number::parse) {
+            _ => match from_utf8(self.json).ok().and_then(Number::parse) {
                 Some(Number::U64(number)) => serializer.serialize_u64(number),
                 Some(Number::I64(number)) => serializer.serialize_i64(number),
                 Some(Number::F64(number)) => serializer.serialize_f64(number),
@@ -55,8 +76,12 @@ impl Serialize for Json<'_> {
     }
 }
 
-/// Writes the value that is deserialized behind what is there, as JSON.
-pub(super) struct ToJson<'a>(pub(super) &'a mut Vec<u8>);
+/// Writes the value that is deserialized behind what is there, as JSON. What is nested too deep to be read is an error.
+pub(super) struct ToJson<'a> {
+    out: &'a mut Vec<u8>,
+    /// How many levels are around.
+    depth: u8,
+}
 
 impl<'de> DeserializeSeed<'de> for ToJson<'_> {
     type Value = ();
@@ -66,9 +91,18 @@ impl<'de> DeserializeSeed<'de> for ToJson<'_> {
     }
 }
 
-impl ToJson<'_> {
+impl<'a> ToJson<'a> {
+    pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
+        Self { out, depth: 0 }
+    }
+
+    fn inside<E: de::Error>(self) -> Result<Self, E> {
+        let depth = deeper(self.depth).ok_or_else(|| E::custom(TOO_DEEP))?;
+        Ok(Self { depth, ..self })
+    }
+
     fn write<E: de::Error>(self, value: impl Serialize) -> Result<(), E> {
-        serde_json::to_writer(self.0, &value).map_err(E::custom)
+        serde_json::to_writer(self.out, &value).map_err(E::custom)
     }
 }
 
@@ -119,46 +153,51 @@ impl<'de> Visitor<'de> for ToJson<'_> {
     }
 
     fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        self.deserialize(deserializer)
+        self.inside::<D::Error>()?.deserialize(deserializer)
     }
 
     fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        self.deserialize(deserializer)
+        self.inside::<D::Error>()?.deserialize(deserializer)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<(), A::Error> {
-        self.0.push(b'[');
-        let start = self.0.len();
+        let Self { out, depth } = self.inside::<A::Error>()?;
+        out.push(b'[');
+        let start = out.len();
         loop {
-            let end = self.0.len();
+            let end = out.len();
             if end > start {
-                self.0.push(b',');
+                out.push(b',');
             }
-            if items.next_element_seed(ToJson(self.0))?.is_none() {
+            if items.next_element_seed(ToJson { out, depth })?.is_none() {
                 // There was no other one after the comma.
-                self.0.truncate(end);
-                self.0.push(b']');
+                out.truncate(end);
+                out.push(b']');
                 return Ok(());
             }
         }
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        let start = self.0.len();
-        while let Some(name) = map.next_key::<String>()? {
-            let is_first = self.0.len() == start;
-            if is_first && name == NUMBER {
-                let number: String = map.next_value()?;
-                let number: &RawValue = serde_json::from_str(&number).map_err(de::Error::custom)?;
-                self.0.extend_from_slice(number.get().as_bytes());
-                return Ok(());
-            }
-            self.0.push(if is_first { b'{' } else { b',' });
-            serde_json::to_writer(&mut *self.0, &name).map_err(de::Error::custom)?;
-            self.0.push(b':');
-            map.next_value_seed(ToJson(self.0))?;
+        let start = self.out.len();
+        let first = map.next_key::<String>()?;
+        if first.as_deref() == Some(NUMBER) {
+            // It is no level: a number may be inside of as many as there may be.
+            let number: String = map.next_value()?;
+            let number: &RawValue = serde_json::from_str(&number).map_err(de::Error::custom)?;
+            self.out.extend_from_slice(number.get().as_bytes());
+            return Ok(());
         }
-        self.0.extend_from_slice(if self.0.len() == start { b"{}" } else { b"}" });
+        let Self { out, depth } = self.inside::<A::Error>()?;
+        let mut next = first;
+        while let Some(name) = next {
+            out.push(if out.len() == start { b'{' } else { b',' });
+            serde_json::to_writer(&mut *out, &name).map_err(de::Error::custom)?;
+            out.push(b':');
+            map.next_value_seed(ToJson { out, depth })?;
+            next = map.next_key()?;
+        }
+        out.extend_from_slice(if out.len() == start { b"{}" } else { b"}" });
         Ok(())
     }
 }
@@ -204,8 +243,12 @@ impl Decimal {
     }
 }
 
-/// As what serde_json gives numbers to others, with its feature `arbitrary_precision`: a map of this name and their text.
-const NUMBER: &str = "$serde_json::private::Number";
+/// One more level, if that can be read.
+fn deeper(depth: u8) -> Option<u8> {
+    (depth < MAX_DEPTH).then_some(depth + 1)
+}
+
+const TOO_DEEP: &str = "a value is nested deeper than 127 levels";
 
 #[cfg(test)]
 mod tests {
@@ -226,6 +269,24 @@ mod tests {
             };
             json(&|| serde_json::to_string(&float).unwrap(), float);
             json(&|| serde_json::to_string(&single).unwrap(), single.into());
+        }
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_to_be_read_is_an_error_and_never_overflows_the_stack() {
+        for (levels, is_held) in [(1, true), (127, true), (128, false), (2_000, false), (100_000, false)] {
+            for (open, close) in [("[", "]"), (r#"{"a":"#, "}")] {
+                let json = [open.repeat(levels), "0".to_owned(), close.repeat(levels)].concat();
+                let written = serde_json::to_string(&Json::new(json.as_bytes()));
+                assert_eq!(written.is_ok(), is_held, "{levels}");
+                assert!(written.is_err() || written.is_ok_and(|written| written == json));
+            }
+            // Arrays of one, and then zero; read without the reader's own limit.
+            let packed = [vec![0x91; levels], vec![0]].concat();
+            let mut packed = rmp_serde::Deserializer::from_read_ref(&packed);
+            packed.set_max_depth(usize::MAX);
+            let mut json = Vec::new();
+            assert_eq!(ToJson::new(&mut json).deserialize(&mut packed).is_ok(), is_held, "{levels}");
         }
     }
 

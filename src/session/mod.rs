@@ -226,10 +226,13 @@ impl Session {
     /// A value that is accepted is read back equal: numbers to the last bit, integers up to 128 bits, strings, bytes, sequences
     /// and maps. As in serde_json, a `Some` of something that is written as `null` is read back as `None`: `Some(None)`,
     /// `Some(())`. A [`Serializer`](crate::Serializer) of the application takes integers that fit in an `i64` or a `u64`.
+    /// Of a name that a value writes twice, as `#[serde(flatten)]` can, the last counts for maps, and a struct with a field of
+    /// that name is not read.
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is `NaN`
-    /// or infinite, more than 127 levels of nesting, or what the `Serializer` of the application does not write.
+    /// or infinite, more than 127 levels of nesting, a map with one of the two names that serde_json keeps for itself
+    /// (`$serde_json::private::Number` and `…RawValue`), or what the `Serializer` of the application does not write.
     pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
         let (name, value) = (name.into(), json(value)?);
         self.0.engine().codec().check_value(&name, &value)?;

@@ -10,7 +10,7 @@ use jam_session::{
     Sessions,
 };
 use serde::{Serialize, ser::SerializeMap};
-use serde_json::json;
+use serde_json::{Value, json, value::RawValue};
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
@@ -255,6 +255,35 @@ async fn p05_a_value_that_is_nested_too_deep_to_be_read_is_refused() {
     }
 }
 
+/// JSON that somebody else has written is taken as it is, so its levels are counted.
+#[tokio::test]
+async fn p05_a_raw_value_that_is_nested_too_deep_to_be_read_is_refused() {
+    let raw = |text: String| RawValue::from_string(text).unwrap();
+    let nested = |open: &str, levels: usize, close: &str| raw(open.repeat(levels) + "0" + &close.repeat(levels));
+    for (_, browser) in Forms::new().await.browsers() {
+        for (levels, is_held) in [(1, true), (127, true), (128, false), (255, false), (256, false), (257, false)]
+            .into_iter()
+            .chain([(512, false), (2_000, false), (100_000, false)])
+        {
+            for value in [nested("[", levels, "]"), nested(r#"{"a":"#, levels, "}")] {
+                let is_written = browser.visit(|session| !is_refused(session.insert("raw", &value))).await;
+                assert_eq!(is_written, is_held, "{levels}");
+                let around = browser.visit(|session| !is_refused(session.insert("around", [&value]))).await;
+                assert_eq!(around, levels < 127, "{levels}");
+                if is_held {
+                    let read = browser.visit(|session| session.get::<Value>("raw")).await;
+                    assert_eq!(read.unwrap().unwrap().to_string(), value.get(), "{levels}");
+                }
+            }
+        }
+        // In a string they are no levels.
+        let text = format!(r#"["{}", "\"{}", []]"#, "[".repeat(200), "{".repeat(200));
+        browser.visit(|session| session.insert("text", raw(text.clone()))).await.unwrap();
+        let read = browser.visit(|session| session.get::<Value>("text")).await;
+        assert_eq!(read.unwrap().unwrap(), serde_json::from_str::<Value>(&text).unwrap());
+    }
+}
+
 #[tokio::test]
 async fn p05_what_a_serializer_does_not_write_is_refused_by_the_call_that_writes_it() {
     struct NoTexts;
@@ -282,6 +311,55 @@ async fn p05_what_a_serializer_does_not_write_is_refused_by_the_call_that_writes
         .await;
     assert_eq!(refused, [true; 4]);
     assert_eq!(browser.visit(|session| session.get::<String>("kept")).await.unwrap().as_deref(), Some("yes"));
+}
+
+/// Text of users may be a name in a map. serde_json would read these as a number, or as JSON.
+#[tokio::test]
+async fn p05_a_map_with_a_name_that_serde_json_keeps_for_itself_is_refused() {
+    let forms = Forms::new().await;
+    for name in ["$serde_json::private::RawValue", "$serde_json::private::Number"] {
+        let map = BTreeMap::from([(name, "1")]);
+        let later = BTreeMap::from([("", "0"), (name, "1")]);
+        for (_, browser) in forms.browsers() {
+            let refused = browser
+                .visit(|session| {
+                    [
+                        session.insert("map", &map),
+                        session.insert("map", &later),
+                        session.insert("map", Some([BTreeMap::from([("deep", &map)])])),
+                        session.insert("map", BTreeMap::from([(Shown(name), 1)])),
+                        session.update(BTreeMap::from([("map", &map)])),
+                    ]
+                    .map(is_refused)
+                })
+                .await;
+            assert_eq!(refused, [true; 5], "{name}");
+            // A value may say it.
+            browser.visit(|session| session.insert("text", name)).await.unwrap();
+            assert_eq!(browser.visit(|session| session.get::<String>("text")).await.unwrap().as_deref(), Some(name));
+        }
+    }
+}
+
+/// A name that is formatted.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Shown(&'static str);
+
+impl Serialize for Shown {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self.0)
+    }
+}
+
+/// `#[serde(flatten)]` does so, of a map over a field.
+#[tokio::test]
+async fn p05_of_a_name_that_a_value_writes_twice_the_last_counts() {
+    for (_, browser) in Forms::new().await.browsers() {
+        browser.visit(|session| session.insert("twice", Twice(2))).await.unwrap();
+        let read = browser.visit(|session| (session.get("twice"), session.get::<Value>("twice"))).await;
+        assert_eq!(read.0.unwrap(), Some(BTreeMap::from([("n0".to_owned(), 1)])));
+        assert_eq!(read.1.unwrap(), Some(json!({"n0": 1})));
+    }
 }
 
 /// What writes a name twice.

@@ -12,8 +12,6 @@ mod random;
 #[path = "../it/values.rs"]
 mod values;
 
-use std::collections::BTreeMap;
-
 use jam_session::{ErrorKind, MemorySessions};
 use serde_json::Value;
 
@@ -48,17 +46,4 @@ async fn p05_numbers_of_any_precision_are_read_back_equal_or_refused() {
             Err(error) => assert!(!is_small && error.kind() == ErrorKind::Data, "{text}: {error}"),
         }
     }
-}
-
-/// Text of users that looks as serde_json's own numbers do.
-#[tokio::test]
-async fn p05_a_map_that_looks_like_a_number_is_no_number() {
-    let looks = BTreeMap::from([("$serde_json::private::Number".to_owned(), "1".to_owned())]);
-    let value = BTreeMap::from([("map", looks.clone())]);
-    let plain = MemorySessions::new();
-    let id = plain.create("ada", &value).await.unwrap();
-    let read = plain.get(&id).await.unwrap().unwrap();
-    assert_eq!(read.get("map").unwrap(), Some(looks));
-    let own = MemorySessions::builder().serializer(values::MessagePack).build().unwrap();
-    assert_eq!(own.create("ada", &value).await.unwrap_err().kind(), ErrorKind::Data);
 }
