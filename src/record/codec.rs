@@ -37,7 +37,7 @@ pub(crate) enum Form {
 }
 
 impl Codec {
-    /// Checks that the serializer of the application, if there is one, writes a value.
+    /// Checks that the serializer of the application, if there is one, writes a value, and reads what it wrote.
     ///
     /// # Errors
     /// `Data` if it does not.
@@ -56,9 +56,15 @@ impl Codec {
     }
 
     /// What the serializer of the application writes, if there is one.
+    ///
+    /// It is read back at once: a format may write what it does not read. Formats that do not describe themselves read nothing,
+    /// and others nest no deeper than they like. Otherwise every later request of that session would fail.
     fn serialize(&self, data: &Data) -> Result<Option<Vec<u8>>, Error> {
-        let written = self.serializer.as_ref().map(|serializer| serializer.write(data)).transpose();
-        written.map_err(|_| Error::new(ErrorKind::Data, "the serializer did not write a session"))
+        let Some(serializer) = &self.serializer else { return Ok(None) };
+        let refuse = |message: &'static str| Error::new(ErrorKind::Data, message);
+        let written = serializer.write(data).map_err(|_| refuse("the serializer did not write a session"))?;
+        serializer.read(&written).map_err(|_| refuse("the serializer did not read the session that it wrote"))?;
+        Ok(Some(written))
     }
 
     /// Writes contents as a payload.

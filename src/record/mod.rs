@@ -74,6 +74,10 @@ impl fmt::Debug for Record {
 /// It must give back what it was given. [`Data`] implements serde's traits, so that most formats take two lines. To them, integers
 /// are `i64` or `u64`, and all other numbers are `f64`; a value with others is refused when it is written to the session.
 ///
+/// What is written is read back before it is stored, and refused if that fails. So a format that does not describe itself, such
+/// as bincode or postcard, cannot be used: [`Data`] does not know the types of its values. Of a format that limits nesting,
+/// [`Data`] takes one level.
+///
 /// ```
 /// use jam_session::{BoxError, Data, Serializer};
 ///
@@ -92,15 +96,15 @@ pub trait Serializer: Send + Sync + 'static {
     /// Returns the data as bytes.
     ///
     /// # Errors
-    /// Any error fails the commit with [`ErrorKind::Data`](crate::ErrorKind::Data). Its text is not shown, because it may quote
-    /// the data.
+    /// Any error fails the call that writes to the session with [`ErrorKind::Data`](crate::ErrorKind::Data). Its text is not
+    /// shown, because it may quote the data.
     fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError>;
 
     /// Returns the data of those bytes.
     ///
     /// # Errors
-    /// Any error makes the record [`ErrorKind::Unreadable`](crate::ErrorKind::Unreadable). Its text is not shown, because it may
-    /// quote the data.
+    /// Any error makes the record [`ErrorKind::Unreadable`](crate::ErrorKind::Unreadable), or fails the call that writes, if what
+    /// was written is not read back. Its text is not shown, because it may quote the data.
     fn read(&self, bytes: &[u8]) -> Result<Data, BoxError>;
 }
 

@@ -232,7 +232,8 @@ impl Session {
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is `NaN`
     /// or infinite, more than 127 levels of nesting, a map with one of the two names that serde_json keeps for itself
-    /// (`$serde_json::private::Number` and `…RawValue`), or what the `Serializer` of the application does not write.
+    /// (`$serde_json::private::Number` and `…RawValue`), or what the `Serializer` of the application does not write, or does not
+    /// read back.
     pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
         let (name, value) = (name.into(), json(value)?);
         self.0.engine().codec().check_value(&name, &value)?;

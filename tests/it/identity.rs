@@ -423,23 +423,31 @@ async fn p03_a_wrong_secret_is_refused_before_any_data_is_read() {
     let sessions = MemorySessions::builder().serializer(Counting(reads.clone())).build().unwrap();
     let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
     let wrong = format!("{}.{}", id.as_str().rsplit_once('.').unwrap().0, "A".repeat(43));
+    // What was written has been read back.
+    reads.store(0, SeqCst);
     assert!(sessions.get(&wrong).await.unwrap().is_none());
     assert_eq!(reads.load(SeqCst), 0, "a stranger's request reads the data of a session");
 }
 
 #[tokio::test]
 async fn p03_a_wrong_secret_is_unknown_even_if_the_data_is_unreadable() {
-    struct Broken;
-    impl Serializer for Broken {
+    /// Reads one time: when what was written is read back.
+    struct Breaks(AtomicUsize);
+    impl Serializer for Breaks {
         fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError> {
+            self.0.store(1, SeqCst);
             Ok(serde_json::to_vec(data)?)
         }
-        fn read(&self, _: &[u8]) -> Result<Data, BoxError> {
-            Err("broken".into())
+        fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+            match self.0.swap(0, SeqCst) {
+                0 => Err("broken".into()),
+                _ => Ok(serde_json::from_slice(bytes)?),
+            }
         }
     }
-    let sessions = MemorySessions::builder().serializer(Broken).build().unwrap();
+    let sessions = MemorySessions::builder().serializer(Breaks(AtomicUsize::new(0))).build().unwrap();
     let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
+    assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unreadable);
     let wrong = format!("{}.{}", id.as_str().rsplit_once('.').unwrap().0, "A".repeat(43));
     let got = sessions.get(&wrong).await.map(|data| data.is_some()).map_err(|error| error.kind());
     assert_eq!(got, Ok(false));

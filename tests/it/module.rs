@@ -1,6 +1,12 @@
 //! The module without HTTP: its verbs, options, serializers and limits.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use jam_session::{
     Backend, BoxError, Data, ErrorKind, JsonSessions, MemorySessions, Outcome, Serializer, SessionLayer, Sessions,
@@ -304,8 +310,9 @@ impl Serializer for MessagePack {
     }
 }
 
-/// Fails when the data asks for it.
-struct Fails;
+/// Fails to write when the data asks for it, and to read from when that is set.
+#[derive(Clone, Default)]
+struct Fails(Arc<AtomicBool>);
 
 impl Serializer for Fails {
     fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError> {
@@ -315,8 +322,11 @@ impl Serializer for Fails {
         }
     }
 
-    fn read(&self, _: &[u8]) -> Result<Data, BoxError> {
-        Err("cannot read hunter2".into())
+    fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+        match self.0.load(Relaxed) {
+            true => Err("cannot read hunter2".into()),
+            false => MessagePack.read(bytes),
+        }
     }
 }
 
@@ -341,14 +351,23 @@ async fn a_serializer_of_ones_own_is_used_for_all_data() {
 
 #[tokio::test]
 async fn a_serializer_that_fails_loses_nothing_and_tells_nothing() {
-    let sessions = MemorySessions::builder().serializer(Fails).build().unwrap();
+    let fails = Fails::default();
+    let sessions = MemorySessions::builder().serializer(fails.clone()).build().unwrap();
     let error = sessions.create("ada", json!({"secret": "hunter2"})).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Data);
     assert!(!format!("{error} {error:?}").contains("hunter2"));
     let id = sessions.create("ada", json!({})).await.unwrap();
+    fails.0.store(true, Relaxed);
     let error = sessions.get(&id).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreadable);
     assert!(!format!("{error} {error:?}").contains("hunter2"));
+    // What it would not read again is not written.
+    let error = sessions.create("ada", json!({})).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Data);
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+    fails.0.store(false, Relaxed);
+    assert!(sessions.get(&id).await.unwrap().is_some());
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -284,33 +284,63 @@ async fn p05_a_raw_value_that_is_nested_too_deep_to_be_read_is_refused() {
     }
 }
 
-#[tokio::test]
-async fn p05_what_a_serializer_does_not_write_is_refused_by_the_call_that_writes_it() {
-    struct NoTexts;
-    impl Serializer for NoTexts {
-        fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError> {
-            let bytes = serde_json::to_vec(data)?;
-            if bytes.windows(3).any(|bytes| bytes == b":\"n") { Err("no".into()) } else { Ok(bytes) }
-        }
-        fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+/// It does not write texts that begin with a `w`, and does not read those with an `r`.
+struct Picky;
+
+impl Serializer for Picky {
+    fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError> {
+        let bytes = serde_json::to_vec(data)?;
+        if bytes.windows(3).any(|bytes| bytes == b":\"w") { Err("no".into()) } else { Ok(bytes) }
+    }
+
+    fn read(&self, bytes: &[u8]) -> Result<Data, BoxError> {
+        if bytes.windows(3).any(|bytes| bytes == b":\"r") {
+            Err("no".into())
+        } else {
             Ok(serde_json::from_slice(bytes)?)
         }
     }
-    let browser = Browser::new(MemorySessions::builder().serializer(NoTexts).build().unwrap().erase());
-    let refused = browser
-        .visit(|session| {
-            session.insert("kept", "yes").unwrap();
-            [
-                session.insert("kept", "no"),
-                session.update(json!({"kept": "no"})),
-                session.create("ada", json!({"kept": "no"})),
-                session.modify("kept", |_: Option<String>| "no".to_owned()),
-            ]
-            .map(is_refused)
-        })
-        .await;
-    assert_eq!(refused, [true; 4]);
-    assert_eq!(browser.visit(|session| session.get::<String>("kept")).await.unwrap().as_deref(), Some("yes"));
+}
+
+#[tokio::test]
+async fn p05_what_a_serializer_does_not_write_or_read_back_is_refused_by_the_call_that_writes_it() {
+    let sessions = MemorySessions::builder().serializer(Picky).build().unwrap();
+    let id = sessions.create("ada", json!({"kept": "yes"})).await.unwrap();
+    let browser = Browser::new(sessions.clone().erase());
+    browser.visit(|session| session.insert("kept", "yes")).await.unwrap();
+    for text in ["written", "read"] {
+        let refused = browser
+            .visit(|session| {
+                [
+                    session.insert("kept", text),
+                    session.update(json!({"kept": text})),
+                    session.create("ada", json!({"kept": text})),
+                    session.modify("kept", move |_: Option<String>| text.to_owned()),
+                ]
+                .map(is_refused)
+            })
+            .await;
+        assert_eq!(refused, [true; 4], "{text}");
+        assert_eq!(browser.visit(|session| session.get::<String>("kept")).await.unwrap().as_deref(), Some("yes"));
+        assert!(is_refused(sessions.create("ada", json!({"kept": text})).await.map(drop)));
+        assert!(is_refused(sessions.update(&id, json!({"kept": text})).await));
+    }
+    let data = sessions.get(&id).await.unwrap().unwrap();
+    assert_eq!(data.get::<String>("kept").unwrap().as_deref(), Some("yes"));
+    assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+}
+
+/// The data around a value is one more level, of the 127 that serde_json reads.
+#[tokio::test]
+async fn p05_what_is_too_deep_for_a_serializer_with_the_data_around_it_is_refused() {
+    let browser = Browser::new(MemorySessions::builder().serializer(Picky).build().unwrap().erase());
+    for (levels, is_held) in [(125, true), (126, true), (127, false), (128, false)] {
+        let value = Model::nested(levels);
+        let is_refused = browser.visit(|session| is_refused(session.insert("deep", &value))).await;
+        assert_eq!(is_refused, !is_held, "{levels}");
+        let read = browser.visit(|session| value.read(|| session.get::<Back>("deep"))).await;
+        assert!(!is_held || read.unwrap().is_some_and(|Back(read)| read == value), "{levels}");
+    }
 }
 
 /// Text of users may be a name in a map. serde_json would read these as a number, or as JSON.
