@@ -29,6 +29,9 @@ use crate::{
 /// handlers get. A layer that meets a clone of itself steps aside; one that meets another layer with the same cookie name
 /// answers 500 and says so.
 ///
+/// A response that sets or removes the cookie gets `Cache-Control: no-store`, whatever the handler said, and so do the headers
+/// for one kind of cache that it has, such as `CDN-Cache-Control` and `Surrogate-Control`.
+///
 /// # Panics
 /// Its setters panic, in words, when what is set contradicts what was set before: such a cookie no browser would keep.
 #[derive(Clone)]

@@ -97,10 +97,11 @@ fn forbid_storing(headers: &mut HeaderMap) {
     if !has_item(headers.get_all(CACHE_CONTROL), |directive| directive.eq_ignore_ascii_case("no-store")) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    // Each of these wins over `Cache-Control` at the caches that it is for: RFC 9213, and what came before it.
+    // Each of these wins over `Cache-Control` at the caches that it is for: RFC 9213, with a name of each cache's own in front,
+    // and what came before it.
     let targeted = |name: &HeaderName| {
-        let name = name.as_str();
-        name.ends_with("cdn-cache-control") || ["surrogate-control", "edge-control", "x-accel-expires"].contains(&name)
+        name != CACHE_CONTROL && name.as_str().ends_with("cache-control")
+            || ["surrogate-control", "edge-control", "x-accel-expires"].contains(&name.as_str())
     };
     let names: Vec<HeaderName> = headers.keys().filter(|name| targeted(name)).cloned().collect();
     for name in names {
@@ -111,5 +112,20 @@ fn forbid_storing(headers: &mut HeaderMap) {
 
 /// Whether one of the items of a comma-separated header is what is looked for.
 fn has_item(values: http::header::GetAll<'_, HeaderValue>, is_it: impl Fn(&str) -> bool) -> bool {
-    values.iter().any(|value| value.to_str().unwrap_or_default().split(',').any(|item| is_it(item.trim())))
+    values.iter().any(|value| items(value.to_str().unwrap_or_default()).any(|item| is_it(item.trim())))
+}
+
+/// What is between the commas, but for those in a quoted string: RFC 9110, section 5.6.4.
+fn items(value: &str) -> impl Iterator<Item = &str> {
+    let (mut quoted, mut escaped) = (false, false);
+    value.split(move |c| {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = quoted,
+            '"' => quoted = !quoted,
+            ',' => return !quoted,
+            _ => {}
+        }
+        false
+    })
 }
