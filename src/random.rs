@@ -33,6 +33,7 @@ pub(crate) fn random_version() -> i64 {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(STEP, Relaxed);
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+    // No process ID where there are random bytes: a copy asks the system again, which gives it others.
     let random = random().map_or_else(|_| mix(process::id().into()), u64::from_ne_bytes);
     (mix(count ^ mix(time) ^ random) & i64::MAX as u64).cast_signed()
 }
