@@ -3,7 +3,10 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::SeqCst},
+        atomic::{
+            AtomicU64,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -35,11 +38,18 @@ use std::{
 /// * The deadline of a session and the times in [`SessionInfo`](crate::SessionInfo) are by the wall clock of the application,
 ///   because they have to mean the same on every node. If the clocks of two nodes differ, a deadline comes earlier or later
 ///   by that much, depending on the node that handles the request, and nothing else changes.
+///
+/// # A wall clock that is set back
+///
+/// The time of day that a clock and its clones tell never goes back: if the wall clock is set back, it goes on from where it
+/// was. What has ended stays ended, such as an ID that was replaced, and no deadline moves. The price is that after a wall
+/// clock was ahead, even for a moment, it is followed again only by a new clock, which means after a restart.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     source: ClockSource,
-    /// The time of day is never before this one, which advances with the time elapsed since it was taken.
-    floor: Option<(u64, Duration)>,
+    /// The time of day when the steady time was zero, in nanoseconds: the latest that the wall clock ever came to, in any
+    /// clone.
+    start: Arc<AtomicU64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -47,6 +57,9 @@ enum ClockSource {
     #[default]
     System,
     Manual(Arc<AtomicU64>),
+    /// A wall clock that tests can set back, and the time elapsed.
+    #[cfg(test)]
+    Adjustable(Arc<[AtomicU64; 2]>),
 }
 
 impl Clock {
@@ -72,6 +85,23 @@ impl Clock {
             // It never goes back, however far it is moved.
             let _ = now.fetch_update(SeqCst, SeqCst, |now| Some(now.saturating_add(millis(by))));
         }
+        #[cfg(test)]
+        if let ClockSource::Adjustable(clocks) = &self.source {
+            clocks.iter().for_each(|clock| _ = clock.fetch_add(millis(by), SeqCst));
+        }
+    }
+
+    /// Returns a manual clock whose wall clock can be [set](Self::set_wall) back.
+    #[cfg(test)]
+    pub(crate) fn adjustable() -> Self {
+        Self::from(ClockSource::Adjustable(Arc::new([millis(since_epoch()).into(), AtomicU64::new(1)])))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_wall(&self, to: u64) {
+        if let ClockSource::Adjustable(clocks) = &self.source {
+            clocks[0].store(to, SeqCst);
+        }
     }
 
     #[cfg(feature = "conformance")]
@@ -90,38 +120,67 @@ impl Clock {
         match &self.source {
             ClockSource::System => machine::elapsed(),
             ClockSource::Manual(now) => Duration::from_millis(now.load(SeqCst)),
+            #[cfg(test)]
+            ClockSource::Adjustable(clocks) => Duration::from_millis(clocks[1].load(SeqCst)),
         }
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
-        let now = match &self.source {
-            ClockSource::System => millis(since_epoch()),
-            ClockSource::Manual(now) => now.load(SeqCst),
-        };
-        match self.floor {
-            Some((floor, since)) => now.max(floor.saturating_add(millis(self.elapsed().saturating_sub(since)))),
-            None => now,
+        // In this order: time that passes in between makes the start too early, and never too late.
+        let wall = self.wall();
+        let steady = self.steady();
+        let start = nanos(wall.saturating_sub(steady));
+        let latest = self.start.load(Relaxed);
+        // It is written only if the wall clock was moved forward, so that clones on other cores need not wait for it.
+        if start > latest {
+            self.start.fetch_max(start, Relaxed);
+        }
+        millis(Duration::from_nanos(start.max(latest)).saturating_add(steady))
+    }
+
+    /// Returns what the wall clock says, in milliseconds since 1970, even if it was set back.
+    pub(crate) fn wall_ms(&self) -> u64 {
+        millis(self.wall())
+    }
+
+    /// The time that the time of day goes on by. It may stand still while the machine is suspended.
+    fn steady(&self) -> Duration {
+        match &self.source {
+            ClockSource::System => machine::steady(),
+            _ => self.elapsed(),
         }
     }
 
-    /// Returns the same clock, with a time of day that is `now` at least and goes on from there, if the wall clock was set back
-    /// behind that.
+    fn wall(&self) -> Duration {
+        match &self.source {
+            ClockSource::System => since_epoch(),
+            ClockSource::Manual(now) => Duration::from_millis(now.load(SeqCst)),
+            #[cfg(test)]
+            ClockSource::Adjustable(clocks) => Duration::from_millis(clocks[0].load(SeqCst)),
+        }
+    }
+
+    /// Returns the same clock, with a time of day of its own that is `now` at least and goes on from there.
     pub(crate) fn not_before(&self, now: u64) -> Self {
-        // Clocks that are adjusted in small steps differ by less.
-        let is_behind = self.now_ms().saturating_add(1_000) < now;
-        Self { source: self.source.clone(), floor: is_behind.then(|| (now, self.elapsed())) }
+        let start = nanos(Duration::from_millis(now).saturating_sub(self.steady()));
+        Self { source: self.source.clone(), start: Arc::new(self.start.load(Relaxed).max(start).into()) }
     }
 }
 
 impl From<ClockSource> for Clock {
     fn from(source: ClockSource) -> Self {
-        Self { source, floor: None }
+        Self { source, start: Arc::default() }
     }
 }
 
 /// Whole milliseconds, at most `u64::MAX`.
 pub(crate) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whole nanoseconds, at most `u64::MAX`, which is in the year 2554.
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The time of day that is so many milliseconds after 1970.
@@ -140,6 +199,8 @@ mod machine {
     use std::time::Duration;
 
     use rustix::time::{ClockId, clock_gettime};
+
+    pub(super) use elapsed as steady;
 
     pub(super) fn elapsed() -> Duration {
         #[cfg(not(target_vendor = "apple"))]
@@ -162,11 +223,17 @@ mod machine {
 
     use super::{asleep::Asleep, since_epoch};
 
+    static START: LazyLock<(Instant, Mutex<Asleep>)> =
+        LazyLock::new(|| (Instant::now(), Mutex::new(Asleep::new(since_epoch()))));
+
     pub(super) fn elapsed() -> Duration {
-        static START: LazyLock<(Instant, Mutex<Asleep>)> =
-            LazyLock::new(|| (Instant::now(), Mutex::new(Asleep::new(since_epoch()))));
         let (start, asleep) = &*START;
         asleep.lock().unwrap_or_else(PoisonError::into_inner).elapsed(start.elapsed(), since_epoch())
+    }
+
+    /// Time asleep is not added later: the wall clock has it already.
+    pub(super) fn steady() -> Duration {
+        START.0.elapsed()
     }
 }
 
@@ -226,15 +293,49 @@ mod tests {
     }
 
     #[test]
-    fn p18_a_clock_that_is_not_to_go_back_follows_the_wall_clock_once_that_has_caught_up() {
-        let wall = Clock::manual();
+    fn p18_a_clock_that_is_not_to_go_back_goes_on_from_there() {
+        let wall = Clock::adjustable();
         let start = wall.now_ms();
+        assert_eq!(wall.not_before(start - 5_000).now_ms(), start);
         let clock = wall.not_before(start + 5_000);
-        assert_eq!(clock.now_ms(), start + 5_000);
+        assert_eq!((clock.now_ms(), wall.now_ms()), (start + 5_000, start));
         wall.advance(Duration::from_secs(60));
-        // Here the clock that only goes forward is the wall clock too.
         assert_eq!((clock.now_ms(), wall.now_ms()), (start + 65_000, start + 60_000));
-        assert_eq!(wall.not_before(start).now_ms(), start + 60_000);
+    }
+
+    #[test]
+    fn p18_the_time_of_day_goes_on_when_the_wall_clock_is_set_back() {
+        let s = Duration::from_secs;
+        let clock = Clock::adjustable();
+        let clone = clock.clone();
+        let start = clock.now_ms();
+        clock.advance(s(10));
+        assert_eq!(clone.now_ms(), start + 10_000);
+        for back in [start - 3_600_000, 0, start + 9_999] {
+            clock.set_wall(back);
+            assert_eq!((clock.now_ms(), clone.now_ms()), (start + 10_000, start + 10_000));
+        }
+        clock.advance(s(5));
+        assert_eq!(clone.now_ms(), start + 15_000);
+        // It is followed forward, by every clone, and that is not taken back either.
+        clock.set_wall(start + 100_000);
+        assert_eq!(clock.now_ms(), start + 100_000);
+        clock.set_wall(start + 15_000);
+        clock.advance(s(1));
+        assert_eq!(clone.now_ms(), start + 101_000);
+        // A new clock begins with the wall clock.
+        assert_eq!(Clock::from(clock.source).now_ms(), start + 16_000);
+    }
+
+    #[test]
+    fn the_machines_time_of_day_is_that_of_the_wall_clock() {
+        let clock = Clock::system();
+        for _ in 0..1_000 {
+            let before = clock.now_ms();
+            assert!(before <= clock.now_ms());
+            // If the machine's clock is set meanwhile it is ahead, so only one side holds for sure.
+            assert!(millis(since_epoch()).saturating_sub(3_600_000) <= clock.now_ms());
+        }
     }
 
     /// In a namespace whose `CLOCK_BOOTTIME` is eight hours ahead of every other clock, as after eight hours asleep.

@@ -67,9 +67,9 @@
 //! # Time
 //!
 //! The file has a clock of its own, which begins as the wall clock and never goes back, however the wall clock is set. Idle
-//! time counts on while no process uses the file, by as much as the wall clock goes on. A wall clock that is set back, in use
-//! or in between, thus revives no session that was seen to have expired, and lengthens no session by more than the time in
-//! which nothing ran.
+//! time counts on while no process uses the file, by as much as the wall clock goes on. A wall clock that is set back thus
+//! revives no session that was seen to have expired, and no ID that was replaced. In use it lengthens no session; while
+//! nothing runs, by no more than the time in which nothing ran. [`Clock`] says what it costs.
 //!
 //! # The file
 //!
@@ -97,8 +97,8 @@
 //! too.
 //!
 //! When more than half of the file, and more than 1 MiB, is dead, the file is compacted: the live sessions are written to
-//! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If a folder is in that
-//! place, `sessions.json.compacting.1` to `.3` are tried. `sessions.json.lock` is locked while the file is in use, because only
+//! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If something is in
+//! that place that cannot be removed, such as a folder, `sessions.json.compacting.1` to `.3` are tried. `sessions.json.lock` is locked while the file is in use, because only
 //! one process may use it, and may stay behind empty.
 //!
 //! The file must be a plain file in a folder where it can be replaced. A single file that is mounted (`docker run -v
@@ -257,7 +257,7 @@ impl Builder<JsonFile> {
         let (file, mut policy, codec) = self.check()?;
         let slack = policy.rework_grace.max(SUPERSEDED);
         let backend = JsonBackend::open(file, policy.clock.clone(), slack).await?;
-        // A wall clock that was set back while nothing ran must not make a replaced ID valid again, nor extend a deadline.
+        // The file knows of a later time of day than this process, if the wall clock was set back while nothing ran.
         policy.clock = policy.clock.not_before(millis(read(&backend.table).now()));
         Ok(Sessions::with(backend, policy, codec))
     }

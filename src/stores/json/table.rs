@@ -91,7 +91,7 @@ pub(super) struct Space {
 
 impl Table {
     pub(super) fn new(clock: Clock) -> Self {
-        let (start, since) = (Duration::from_millis(clock.now_ms()), clock.elapsed());
+        let (start, since) = (Duration::from_millis(clock.wall_ms()), clock.elapsed());
         Self {
             clock,
             start,
@@ -117,7 +117,7 @@ impl Table {
     }
 
     pub(super) fn moment(&self) -> Moment {
-        Moment { at: millis(self.now()), wall: self.clock.now_ms() }
+        Moment { at: millis(self.now()), wall: self.clock.wall_ms() }
     }
 
     /// How many bytes the records take in a file, at most.
@@ -346,7 +346,7 @@ impl Table {
     /// Starts the file's clock after everything was replayed: at the latest moment in the file, and as much later as the wall
     /// clock has gone on since. Removes what has expired by then, and returns whether the file does not say so yet.
     pub(super) fn begin(&mut self, latest: Option<Moment>) -> bool {
-        let wall = self.clock.now_ms();
+        let wall = self.clock.wall_ms();
         let at = match latest {
             Some(Moment { at, wall: then }) if wall < then => at.max(self.written).saturating_add(millis(self.slack)),
             Some(Moment { at, wall: then }) => at.saturating_add(wall - then).max(self.written),
