@@ -290,9 +290,9 @@ impl Table {
 
     /// Removes a record that has ended, and remembers that for a while.
     pub(super) fn end(&mut self, id: &RecordId, now: Duration) {
-        if let Some(expires) = self.get(id).map(|kept| kept.expires) {
-            self.endings.remember(*id, expires.min(now), now);
-        }
+        // One that was created in the same batch was never here.
+        let ended = self.get(id).map_or(now, |kept| kept.expires.min(now));
+        self.endings.remember(*id, ended, now);
         self.remove(id);
     }
 

@@ -182,11 +182,14 @@ impl Rig {
     }
 
     pub(super) fn batch(&mut self, asks: &[Ask]) -> Vec<Result<OpReply, Error>> {
-        let (requests, answers): (Vec<_>, Vec<_>) = asks
-            .iter()
-            .map(|ask| {
+        self.answers(asks.iter().map(|ask| ask.clone().op()))
+    }
+
+    fn answers(&mut self, ops: impl Iterator<Item = Op>) -> Vec<Result<OpReply, Error>> {
+        let (requests, answers): (Vec<_>, Vec<_>) = ops
+            .map(|op| {
                 let (answer, answered) = oneshot::channel();
-                (QueuedOp { op: ask.clone().op(), answer }, answered)
+                (QueuedOp { op, answer }, answered)
             })
             .unzip();
         self.writer.commit(requests);
@@ -604,6 +607,22 @@ fn a_file_deleted_in_use_takes_no_changes_and_is_not_made_anew() {
     rig.writer.storage.upkeep();
     assert!(rig.disk.world().bytes().is_none());
     assert!(rig.writer.finish().is_err());
+}
+
+/// A login whose answer was lost, and that was ended before it was tried again.
+#[test]
+fn a_retry_brings_nothing_back_that_was_made_and_ended_in_one_batch() {
+    let (_, rig) = Rig::open(World::new(1), &Clock::manual());
+    let mut rig = rig.unwrap();
+    let (first, second) = (ids()[2], ids()[3]);
+    for (id, end) in [(first, Ask::Delete(first)), (second, Ask::Clear(second, None))] {
+        let answers = rig.batch(&[create(id, 1_000), end]);
+        assert_eq!(answers.iter().map(|answer| answer.as_ref().unwrap().count()).collect::<Vec<_>>(), [1, 1]);
+        let Op::Create { new, .. } = create(id, 1_000).op() else { unreachable!() };
+        let terms = TermsAt::new(Terms { retry: true, ..Terms::default() }, || Duration::ZERO);
+        assert!(rig.answers([Op::Create { new, terms }].into_iter())[0].is_err());
+        assert!(rig.contents().is_empty());
+    }
 }
 
 #[test]

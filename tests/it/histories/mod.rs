@@ -19,7 +19,7 @@ pub use self::record::{Seeds, cut};
 use self::{
     module::Module,
     record::{Schedule, alone},
-    rough::{Edges, Wrong, common, rough},
+    rough::{Edges, Wrong, common, forgetful, rough},
     verbs::Verbs,
 };
 use crate::random::Random;
@@ -45,7 +45,9 @@ async fn the_verbs_of_a_store_happen_at_one_moment_each(store: Store) {
     for seed in Seeds::new(count, share) {
         let mut rng = Random(seed);
         let (fork, fails) = (rng.fork(), rng.one_in(2));
-        let backend = rough(&common(&store.inner()), fork, Edges { fails, ..Edges::default() });
+        // Whether a store knows its own updates again.
+        let common = if rng.one_in(2) { forgetful(&store.inner()) } else { common(&store.inner()) };
+        let backend = rough(&common, fork, Edges { fails, ..Edges::default() });
         let stage = verbs::Stage::new(model, backend, store.clock.clone(), &mut rng).cuts(rng.one_in(2));
         fails_not(seed, stage.play(Schedule::Threads, rng, 4, 12).await);
     }
@@ -69,8 +71,8 @@ fn verbs_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
         let mut rng = Random(seed);
         let (sessions, clock) = memory();
         let fails = rng.one_in(2);
-        let backend =
-            rough(&common(&sessions), rng.fork(), Edges { waits: true, fails, wrong, ignores_touches: false });
+        let store = if wrong.is_none() && rng.one_in(2) { forgetful } else { common };
+        let backend = rough(&store(&sessions), rng.fork(), Edges { waits: true, fails, wrong, ignores_touches: false });
         let stage = verbs::Stage::new(EXACT, backend, clock, &mut rng).cuts(rng.one_in(2));
         stage.play(Schedule::Seeded, rng, 4, 10).await
     })
@@ -161,7 +163,7 @@ async fn lost_connections_to_redis_change_no_order() {
         let model = Module { timed: false, lists_at_once: false, ..SHARP };
         let options = Options { rework_grace: Some(Duration::from_secs(3600)), ..Options::default() };
         let process = |on: &Sessions| {
-            let rough = rough(&rough::forgetful(on), Random(seed), Edges::default());
+            let rough = rough(&forgetful(on), Random(seed), Edges::default());
             options.apply(Sessions::over(rough)).build().unwrap()
         };
         let stage = module::Stage::new(model, vec![process(&one), process(&two)], Clock::manual(), seed);
@@ -192,6 +194,8 @@ fn a_store_that_is_wrong_is_found_out() {
         Wrong::CreatesOver,
         Wrong::ExpiresLate,
         Wrong::CreatesLate,
+        Wrong::CreatesAgain,
+        Wrong::DeniesWhatItWrote,
         Wrong::ClearsAgain,
         Wrong::ClearsByAnything,
     ];
@@ -219,7 +223,7 @@ fn a_store_that_is_wrong_is_found_out_through_the_module() {
 }
 
 fn is_found_out(wrong: Wrong, history: impl Fn(u64, Option<Wrong>) -> Option<String>) {
-    let found = (1..=500).find_map(|seed| Some((seed, history(seed, Some(wrong))?)));
+    let found = (1..=10_000).find_map(|seed| Some((seed, history(seed, Some(wrong))?)));
     let (seed, complaint) = found.unwrap_or_else(|| panic!("{wrong:?} was not found out"));
     println!("{wrong:?}, seed {seed}: {complaint}");
 }

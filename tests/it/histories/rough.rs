@@ -46,6 +46,10 @@ pub enum Wrong {
     ExpiresLate,
     /// `create` takes no notice of a `clear`.
     CreatesLate,
+    /// `create` does not know a retry.
+    CreatesAgain,
+    /// `update` says of a retry that another version is there, though the first try has written its own.
+    DeniesWhatItWrote,
     /// `clear` does not know a repeat.
     ClearsAgain,
     /// `clear` does not look at the record that it is by.
@@ -240,6 +244,16 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
         }
         Wrong::CreatesLate => replace(Verb::Create, |store, call| {
             Box::pin(async move { Ok(Answer::Create(store.create(call.record.unwrap(), Terms::default()).await?)) })
+        }),
+        Wrong::CreatesAgain => replace(Verb::Create, |store, call| {
+            let terms = Terms { retry: false, ..call.terms.unwrap() };
+            Box::pin(async move { Ok(Answer::Create(store.create(call.record.unwrap(), terms).await?)) })
+        }),
+        Wrong::DeniesWhatItWrote => change(Verb::Update, |store, call, answer| {
+            Box::pin(async move {
+                let there = if call.retry { store.load(call.id.unwrap()).await? } else { None };
+                Ok(there.map_or(answer, |there| Answer::Update(Outcome::Conflict(there))))
+            })
         }),
         Wrong::ClearsAgain => replace(Verb::Clear, |store, call| {
             let clear = Clear { name: crate::store::name(), ..call.clear.unwrap() };

@@ -1,7 +1,7 @@
 //! Histories of the seven verbs of a backend, and what they have to look like.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex,
@@ -45,6 +45,7 @@ pub enum Call {
         /// The age of the request, for which a clear since then counts.
         age: Option<u64>,
         now: u64,
+        tried: Tried,
     },
     Update {
         at: At,
@@ -52,6 +53,7 @@ pub enum Call {
         version: i64,
         ttl: u64,
         now: u64,
+        tried: Tried,
     },
     Touch {
         at: At,
@@ -71,6 +73,19 @@ pub enum Call {
     },
     /// Time passes.
     Pass(u64),
+}
+
+/// Whether a call is made again, with `retry`, if its answer is lost.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Tried {
+    Only,
+    First,
+    Again {
+        /// When the first try was made.
+        first: u64,
+        /// Whether it is about a user's record.
+        is_users: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -106,6 +121,8 @@ pub struct State {
     records: BTreeMap<At, Kept>,
     /// All clears, the last one at the end.
     clears: Vec<Done>,
+    /// The versions that were written by calls that may be made again.
+    written: BTreeSet<i64>,
 }
 
 /// A clear that was done between these two, and how many records it ended, if that is known.
@@ -144,6 +161,18 @@ impl State {
                 (cleared > arrived || model.lags && cleared == arrived, last.earliest + age <= self.now)
             }
         }
+    }
+
+    /// Whether this call was done before.
+    fn was_done(&self, version: i64, tried: Tried) -> bool {
+        tried != Tried::Only && self.written.contains(&version)
+    }
+
+    fn noted(mut self, version: i64, tried: Tried) -> Self {
+        if tried != Tried::Only {
+            self.written.insert(version);
+        }
+        self
     }
 
     /// Whether a record is there; with each answer, what is then known of it.
@@ -223,7 +252,7 @@ impl Model for Verbs {
                 Some(Answer::Listed(seen)) => {
                     let mut states = vec![state.clone()];
                     let all = state.records.keys().copied().chain(seen.iter().map(|(at, _)| *at));
-                    for at in all.collect::<std::collections::BTreeSet<_>>() {
+                    for at in all.collect::<BTreeSet<_>>() {
                         let seen = seen.iter().find(|(of, _)| *of == at).map(|(_, seen)| *seen);
                         states = states.iter().flat_map(|state| state.seen(self.timed, at, seen)).collect();
                     }
@@ -231,11 +260,23 @@ impl Model for Verbs {
                 }
                 _ => vec![state.clone()],
             },
-            Call::Create { at, version, ttl, age, now } => {
+            Call::Create { at, version, ttl, age, now, tried } => {
                 let (may_be_late, may_be_in_time) = state.late(self, age, now);
+                // That a user's record has ended is remembered for ten seconds.
+                let was_done = state.was_done(version, tried);
+                let is_known = was_done
+                    && match tried {
+                        Tried::Again { first, is_users } => is_users && state.now < first + 10_000,
+                        Tried::Only | Tried::First => true,
+                    };
                 let step = |(there, state): (Option<Kept>, State)| match there {
+                    Some(kept) if was_done && kept.version == version => may(Answer::Did(true)).then_some(state),
+                    // Since it was created it may have been written to.
+                    Some(_) if was_done && may(Answer::Did(true)) => Some(state),
+                    // Never a second time: it is late, or an error.
+                    None if is_known => None,
                     None if may(Answer::Did(true)) => {
-                        Some(state.but(at, Some(self.kept(state.now, version, ttl, now))))
+                        Some(state.but(at, Some(self.kept(state.now, version, ttl, now))).noted(version, tried))
                     }
                     Some(_) if may(Answer::Did(false)) => Some(state),
                     _ => None,
@@ -244,12 +285,18 @@ impl Model for Verbs {
                 let late = may_be_late && may(Answer::Late);
                 live.filter_map(step).chain(late.then(|| state.clone())).collect()
             }
-            Call::Update { at, expected, version, ttl, now } => {
+            // It is not done a second time, and not denied.
+            Call::Update { at, version, tried, .. } if state.was_done(version, tried) => match answer {
+                Some(Answer::Done) => vec![state.clone()],
+                Some(Answer::Gone) => state.seen(self.timed, at, None),
+                _ => Vec::new(),
+            },
+            Call::Update { at, expected, version, ttl, now, tried } => {
                 let step = |(there, state): (Option<Kept>, State)| match there {
                     None if may(Answer::Gone) => vec![state],
                     Some(kept) if kept.version == expected && may(Answer::Done) => {
                         let new = Some(self.kept(state.now, version, ttl, now)).filter(|_| ttl > 0);
-                        vec![state.but(at, new)]
+                        vec![state.but(at, new).noted(version, tried)]
                     }
                     Some(kept) if kept.version != expected => match answer {
                         Some(Answer::Conflict(seen)) => {
@@ -384,8 +431,12 @@ impl Model for Verbs {
     fn promise(&self, call: &Call) -> &'static str {
         match call {
             Call::Load(_) => "load: the record that was acknowledged last, unless it was ended or expired (4, 5).",
-            Call::Create { .. } => "create: adds, unless a live one is there (4), or the owner was cleared since (8).",
-            Call::Update { .. } => "update: writes only over the version that was seen, and revives nothing (4, 5).",
+            Call::Create { .. } => {
+                "create: adds once, unless a live one is there (4), or the owner was cleared since (8)."
+            }
+            Call::Update { .. } => {
+                "update: writes once, only over the version that was seen, and revives nothing (4, 5)."
+            }
             Call::Touch { .. } => "touch: only moves the end of the version that was seen (4, 18).",
             Call::Delete(_) => "delete: what was ended is ended once, and stays so (4).",
             Call::List | Call::Listed(_) => "list: every live record, and none that ended (8).",
@@ -398,6 +449,27 @@ impl Model for Verbs {
 }
 
 impl Call {
+    /// The same call, made again by one who had no answer.
+    fn again(self, later: u64, is_users: bool) -> Option<Self> {
+        match self {
+            Self::Create { at, version, ttl, age, now, tried: Tried::First } => {
+                // The request has grown older meanwhile.
+                let age = age.map(|age| age + (later - now));
+                Some(Self::Create { at, version, ttl, age, now: later, tried: Tried::Again { first: now, is_users } })
+            }
+            Self::Update { at, expected, version, ttl, now, tried: Tried::First } => Some(Self::Update {
+                at,
+                expected,
+                version,
+                ttl,
+                now: later,
+                tried: Tried::Again { first: now, is_users },
+            }),
+            Self::Clear { name, by, of, .. } => Some(Self::Clear { name, by, now: later, of }),
+            _ => None,
+        }
+    }
+
     fn at(&self) -> Option<At> {
         match *self {
             Self::Load(at) | Self::Listed(at) | Self::Delete(at) => Some(at),
@@ -411,12 +483,12 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Load(at) => write!(f, "load r{at}"),
-            Self::Create { at, version, ttl, age, .. } => {
-                write!(f, "create r{at} v{version} for {ttl} ms")?;
+            Self::Create { at, version, ttl, age, tried, .. } => {
+                write!(f, "{}create r{at} v{version} for {ttl} ms", tried.word())?;
                 age.map_or(Ok(()), |age| write!(f, ", {age} ms old"))
             }
-            Self::Update { at, expected, version, ttl, .. } => {
-                write!(f, "update r{at} v{expected} to v{version} for {ttl} ms")
+            Self::Update { at, expected, version, ttl, tried, .. } => {
+                write!(f, "{}update r{at} v{expected} to v{version} for {ttl} ms", tried.word())
             }
             Self::Touch { at, version, ttl, .. } => write!(f, "touch r{at} v{version} for {ttl} ms"),
             Self::Delete(at) => write!(f, "delete r{at}"),
@@ -431,6 +503,16 @@ impl fmt::Debug for Call {
             }
             Self::Pass(by) => write!(f, "{by} ms pass"),
         }
+    }
+}
+
+impl Tried {
+    fn is_retry(self) -> bool {
+        matches!(self, Self::Again { .. })
+    }
+
+    fn word(self) -> &'static str {
+        if self.is_retry() { "again: " } else { "" }
     }
 }
 
@@ -523,15 +605,17 @@ impl Stage {
         let new = self.versions.fetch_add(1, SeqCst);
         let ttl = if self.model.timed { *rng.one(&TTLS).unwrap() } else { 3_600_000 };
         let now = self.now();
+        let tries_again = rng.one_in(2);
+        let tried = if tries_again { Tried::First } else { Tried::Only };
         let call = match rng.below(24) {
             0..4 => Call::Load(at),
             4..8 => {
                 let age = if self.model.timed { *rng.one(&AGES).unwrap() } else { 600_000 };
-                Call::Create { at, version: new, ttl: ttl.max(1_000), age: rng.one_in(2).then_some(age), now }
+                Call::Create { at, version: new, ttl: ttl.max(1_000), age: rng.one_in(2).then_some(age), now, tried }
             }
             8..14 => {
                 let ttl = if rng.one_in(8) { 0 } else { ttl };
-                Call::Update { at, expected: known, version: new, ttl, now }
+                Call::Update { at, expected: known, version: new, ttl, now, tried }
             }
             14..16 => Call::Touch { at, version: known, ttl: ttl.max(1_000), now },
             16..18 => Call::Delete(at),
@@ -551,14 +635,17 @@ impl Stage {
         if let Some(trouble) = self.trouble.as_ref().filter(|_| rng.one_in(8)) {
             trouble(rng);
         }
-        self.make(client, part, call, polls).await;
+        let answer = self.make(client, part, call, polls).await;
+        if let Some(again) = call.again(self.now(), part < 2).filter(|_| tries_again && answer.is_none()) {
+            self.make(client, part, again, None).await;
+        }
     }
 
     fn now(&self) -> u64 {
         (self.clock.elapsed() - self.began).as_millis() as u64
     }
 
-    async fn make(&self, client: usize, part: usize, call: Call, polls: Option<usize>) {
+    async fn make(&self, client: usize, part: usize, call: Call, polls: Option<usize>) -> Option<Answer> {
         let (recorder, backend) = (&self.recorder, &self.backend);
         match call {
             Call::Pass(by) => {
@@ -566,7 +653,7 @@ impl Stage {
                     self.clock.advance(Duration::from_millis(by));
                     Some(Answer::Done)
                 };
-                recorder.call(client, None, call, pass).await;
+                recorder.call(client, None, call, pass).await
             }
             call => {
                 let name = |at: At| self.names[part][at];
@@ -576,9 +663,9 @@ impl Stage {
                             let record = backend.load(name(at)).await.ok()?;
                             Some(Answer::Loaded(record.map(|record| self.saw(part, record).1)))
                         }
-                        Call::Create { at, version, ttl, age, .. } => {
+                        Call::Create { at, version, ttl, age, tried, .. } => {
                             let since = age.map(|age| Since::Age(Duration::from_millis(age)));
-                            let terms = Terms { since, retry: false };
+                            let terms = Terms { since, retry: tried.is_retry() };
                             Some(match backend.create(record(name(at), version, ttl), terms).await.ok()? {
                                 Created::Done => Answer::Did(true),
                                 Created::Taken => Answer::Did(false),
@@ -586,9 +673,9 @@ impl Stage {
                                 other => panic!("{other:?}"),
                             })
                         }
-                        Call::Update { at, expected, version, ttl, .. } => {
+                        Call::Update { at, expected, version, ttl, tried, .. } => {
                             let record = record(name(at), version, ttl);
-                            Some(match backend.update(expected, record, false).await.ok()? {
+                            Some(match backend.update(expected, record, tried.is_retry()).await.ok()? {
                                 Outcome::Done => Answer::Done,
                                 Outcome::Gone => Answer::Gone,
                                 Outcome::Conflict(there) => Answer::Conflict(self.saw(part, there).1),
@@ -615,11 +702,12 @@ impl Stage {
                     }
                 };
                 let answer = recorder.call(client, Some(part), call, async { cut(polls, work).await.flatten() }).await;
-                if let (Some(Answer::Done | Answer::Did(true)), Some(at)) = (answer, call.at())
+                if let (Some(Answer::Done | Answer::Did(true)), Some(at)) = (&answer, call.at())
                     && let Call::Create { version, .. } | Call::Update { version, .. } = call
                 {
                     self.known.lock().unwrap().insert((part, at), version);
                 }
+                answer
             }
         }
     }
