@@ -274,16 +274,15 @@ impl Model for Verbs {
                     // Since it was created it may have been written to.
                     Some(_) if was_done && may(Answer::Did(true)) => Some(state),
                     // Never a second time: it is late, or an error.
-                    None if is_known => None,
+                    None if is_known || !may_be_in_time => None,
                     None if may(Answer::Did(true)) => {
                         Some(state.but(at, Some(self.kept(state.now, version, ttl, now))).noted(version, tried))
                     }
-                    Some(_) if may(Answer::Did(false)) => Some(state),
+                    Some(_) if may_be_in_time && may(Answer::Did(false)) => Some(state),
                     _ => None,
                 };
-                let live = state.live(at).into_iter().filter(|_| may_be_in_time);
                 let late = may_be_late && may(Answer::Late);
-                live.filter_map(step).chain(late.then(|| state.clone())).collect()
+                state.live(at).into_iter().filter_map(step).chain(late.then(|| state.clone())).collect()
             }
             // It is not done a second time, and not denied.
             Call::Update { at, version, tried, .. } if state.was_done(version, tried) => match answer {
