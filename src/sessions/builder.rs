@@ -20,7 +20,7 @@ use crate::{
 /// Sets up [`Sessions`]. `T` is what they are built from: a backend, a file, a server.
 ///
 /// An option that cannot work is refused when the sessions are built, with an
-/// [`ErrorKind::Config`](crate::ErrorKind::Config) that explains why.
+/// [`ErrorKind::Config`] that explains why.
 ///
 /// ```
 /// # use jam_session::MemorySessions;
@@ -103,7 +103,7 @@ impl<T> Builder<T> {
     }
 
     /// Sets the time limit for all backend calls of one request together, or of one call of [`Sessions`]. After that the answer
-    /// is [`ErrorKind::Unavailable`](crate::ErrorKind::Unavailable). Default: 1 second.
+    /// is [`ErrorKind::Unavailable`]. Default: 1 second.
     #[doc(alias = "timeout")]
     pub fn request_time(mut self, time: Duration) -> Self {
         self.policy.request_time = time;
@@ -112,7 +112,7 @@ impl<T> Builder<T> {
 
     /// Sets the largest size of a record, in bytes. Default: 1 MiB.
     ///
-    /// A write that would exceed it fails with [`ErrorKind::TooLarge`](crate::ErrorKind::TooLarge) and changes nothing. The 45
+    /// A write that would exceed it fails with [`ErrorKind::TooLarge`] and changes nothing. The 45
     /// bytes that [`encrypt`](Self::encrypt) adds do not count. A size in which no session fits is refused: the smallest takes
     /// about 100 bytes, and about 200 in a JSON file.
     pub fn max_size(mut self, bytes: usize) -> Self {
@@ -172,7 +172,7 @@ impl<B: Backend> Builder<B> {
     /// Builds the sessions.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`](crate::ErrorKind::Config) for an option that cannot work, with an explanation.
+    /// [`ErrorKind::Config`] for an option that cannot work, with an explanation.
     pub fn build(self) -> Result<Sessions<B>, Error> {
         let (backend, policy, codec) = self.check()?;
         backend.set_clock(policy.clock.clone());
