@@ -426,3 +426,28 @@ impl fmt::Debug for SessionInfo {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::time::Duration;
+
+    use super::Sessions;
+    use crate::{backend::Backend, clock::Clock};
+
+    pub(crate) const TWO_HOURS: Duration = Duration::from_secs(7_200);
+
+    /// Of sessions that live for two hours, by a wall clock that is set back by one.
+    pub(crate) async fn nothing_comes_back<B: Backend>(sessions: &Sessions<B>, clock: &Clock) {
+        let old = sessions.create("ada", serde_json::json!({})).await.unwrap();
+        let new = sessions.rework(&old).await.unwrap();
+        assert!(sessions.get(&old).await.unwrap().is_some());
+        clock.advance(Duration::from_secs(10));
+        assert!(sessions.get(&old).await.unwrap().is_none());
+        clock.set_wall(clock.wall_ms() - 3_600_000);
+        assert!(sessions.get(&old).await.unwrap().is_none(), "an ID that was replaced is valid again");
+        clock.advance(TWO_HOURS - Duration::from_secs(11));
+        assert!(sessions.get(&new).await.unwrap().is_some());
+        clock.advance(Duration::from_secs(1));
+        assert!(sessions.get(&new).await.unwrap().is_none(), "the session lives on behind its deadline");
+    }
+}

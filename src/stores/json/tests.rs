@@ -12,6 +12,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
+    JsonSessions,
     beside::write_beside,
     disk::{Disk, FileIdentity, Handle},
     journal::Durability,
@@ -29,6 +30,7 @@ use crate::{
     error::{Error, ErrorKind},
     random::random_version,
     record::id::{Owners, RecordId, Sid},
+    sessions::tests::{TWO_HOURS, nothing_comes_back},
     stores::recent::TermsAt,
 };
 
@@ -1089,4 +1091,17 @@ fn a_file_that_cannot_be_kept_from_others_is_refused() {
     let (disk, rig) = Rig::open(world, &clock);
     assert_eq!(rig.err().unwrap().kind(), ErrorKind::Config);
     assert_eq!(disk.world().bytes().unwrap(), bytes);
+}
+
+#[tokio::test]
+async fn p18_a_wall_clock_that_is_set_back_in_use_revives_and_lengthens_nothing() {
+    let clock = Clock::adjustable();
+    let folder = std::env::temp_dir().join(format!("jam-session-set-back-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let builder = JsonSessions::builder(folder.join("sessions.json")).request_time(Duration::from_secs(60));
+    let builder = builder.clock(clock.clone()).default_ttl(None).max_lifetime(TWO_HOURS);
+    let sessions = builder.open().await.unwrap();
+    nothing_comes_back(&sessions, &clock).await;
+    sessions.close().await.unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
 }

@@ -14,7 +14,10 @@ use super::{
     shard::{MIN_DUE, OVERHEAD},
     *,
 };
-use crate::random::{STEP, mix};
+use crate::{
+    random::{STEP, mix},
+    sessions::tests::{TWO_HOURS, nothing_comes_back},
+};
 
 /// The memory store as a plain map.
 #[derive(Default)]
@@ -328,4 +331,11 @@ fn churn_leaves_nothing_behind() {
     }
     check(&backend);
     assert!(backend.shards.iter().all(|shard| lock(shard).due.len() <= 2 + MIN_DUE));
+}
+
+#[tokio::test]
+async fn p18_a_wall_clock_that_is_set_back_in_use_revives_and_lengthens_nothing() {
+    let clock = Clock::adjustable();
+    let sessions = MemorySessions::builder().clock(clock.clone()).default_ttl(None).max_lifetime(TWO_HOURS).build();
+    nothing_comes_back(&sessions.unwrap(), &clock).await;
 }
