@@ -144,7 +144,7 @@ pub use self::{
     error::{BoxError, Error, ErrorKind},
     http::{future::ResponseFuture, layer::SessionLayer, service::SessionService},
     record::{
-        Record, Serializer,
+        Hint, Record, Serializer,
         data::Data,
         id::{Owner, RecordId},
         keyring,

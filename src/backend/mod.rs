@@ -23,6 +23,8 @@
 //! * With any answer other than `Done`, nothing has changed.
 //! * An error means that the verb may or may not have happened. Any error will do; `?` works.
 //! * A future that is dropped has happened or has not, as with an error.
+//! * A backend may put a [`Hint`](crate::Hint) into a record that it returns. It comes back with the `update` of that record, and
+//!   may be missing.
 //!
 //! # Logins and sign-outs that cross
 //!
@@ -52,7 +54,8 @@
 //! | | another version, and this one never was there | `Conflict`, or an error |
 //! | | nothing | `Gone` |
 //!
-//! For `create`, a store remembers for ten seconds that a user's record has ended. One that does not remember endings
+//! For `create`, a store remembers for ten seconds that a user's record has ended; a visitor's, which nobody signs out of, may be
+//! created again. One that does not remember endings
 //! answers every retry with an error whose record is not there. For `update`, a store whose answers can be lost should remember a
 //! record's last versions, so that a lost answer costs no request; one that does not answers with an error.
 //!

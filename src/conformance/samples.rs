@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use crate::{
     random::random,
     record::{
@@ -15,7 +13,7 @@ use crate::{
 /// Makes a record that lives long, with a version and a payload of its own.
 pub(super) fn record(id: RecordId) -> Record {
     let version = version();
-    Record { id, version, ttl: LONG, payload: Bytes::from(format!("payload {version}")) }
+    Record::new(id, version, LONG, format!("payload {version}"))
 }
 
 pub(super) fn version() -> i64 {

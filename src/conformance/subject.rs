@@ -259,6 +259,11 @@ impl<B: Backend> Subject<B> {
         left
     }
 
+    /// One for each process.
+    pub(super) fn backends(&self) -> &[B] {
+        &self.0.handles
+    }
+
     /// Calls `extend` for records that would expire soon, until it was in time: unless time stands still, a record may expire
     /// first on a slow machine.
     pub(super) async fn extended<F: Future<Output = ()>>(

@@ -33,6 +33,18 @@ impl<B: Backend> Subject<B> {
         record
     }
 
+    /// What is left to a record, as each process sees it.
+    pub(super) async fn left_everywhere(&self, id: RecordId) -> Vec<Duration> {
+        let mut left = Vec::with_capacity(self.backends().len());
+        for backend in self.backends() {
+            let Some(record) = answer("load", backend.load(id)).await else {
+                panic!("`load` does not find a record that is live: who is signed in is signed out")
+            };
+            left.push(record.ttl);
+        }
+        left
+    }
+
     /// Creates a record without terms, and says whether its name was free.
     pub(super) async fn create(&self, record: &Record) -> bool {
         match self.create_on(record, Terms::default()).await {
@@ -170,7 +182,7 @@ pub(super) fn by(record: &Record, keep: bool) -> Clear {
 }
 
 /// Waits for the answer of a call.
-pub(super) async fn answer<T>(verb: &str, call: impl Future<Output = Result<T>>) -> T {
+async fn answer<T>(verb: &str, call: impl Future<Output = Result<T>>) -> T {
     match in_time(verb, call).await {
         Ok(answer) => answer,
         Err(error) => panic!("`{verb}` failed: {error}"),

@@ -54,12 +54,31 @@ pub struct Record {
     pub ttl: Duration,
     /// Bytes, for the backend to keep as they are.
     pub payload: Bytes,
+    /// What the backend put into the record when it was loaded.
+    pub hint: Hint,
+}
+
+/// Bytes of a backend's own, which come back with the [`update`](crate::Backend::update) of the record that they were loaded
+/// with: what it need not look up again. It may be empty, so a backend must work without it.
+#[derive(Clone, Debug, Default)]
+pub struct Hint(Bytes);
+
+impl Hint {
+    /// Makes a hint of bytes.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// Returns the bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl Record {
     /// Makes a record, as a backend does from a row. Change one by its fields: `record.ttl = …`.
     pub fn new(id: RecordId, version: i64, ttl: Duration, payload: impl Into<Bytes>) -> Self {
-        Self { id, version, ttl, payload: payload.into() }
+        Self { id, version, ttl, payload: payload.into(), hint: Hint::default() }
     }
 }
 

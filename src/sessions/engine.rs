@@ -16,7 +16,7 @@ use crate::{
     error::{BoxError, Error, ErrorKind},
     random::random_version,
     record::{
-        Contents, Record,
+        Contents, Hint, Record,
         codec::Codec,
         data::Data,
         id::{Owner, RecordId, Sid},
@@ -121,7 +121,13 @@ impl<B: Backend> Engine<B> {
         let (id, secret, mut now) = (credentials.record, credentials.secret.hash(), self.now());
         loop {
             // Not by way of `load`: each future around another one is moved with it.
-            let Some(record) = self.backend.load(id).await.map_err(on_load)? else { return Ok(Found::Nothing) };
+            let record = match self.backend.load(id).await.map_err(on_load) {
+                Ok(Some(record)) => record,
+                Ok(None) => return Ok(Found::Nothing),
+                // The store has something there that it cannot read.
+                Err(error) if error.kind() == ErrorKind::Unreadable => return Ok(unreadable(credentials, error)),
+                Err(error) => return Err(error),
+            };
             let (mut opening, mut is_live) = (None, false);
             let opened = self.codec().read_if(id, &record.payload, now, |head| {
                 (opening, is_live) = (head.opening(&secret, now), head.deadline > now);
@@ -129,7 +135,8 @@ impl<B: Backend> Engine<B> {
             });
             match (opened, opening) {
                 (Ok(Some((contents, stale))), Some(opening)) => {
-                    let loaded = Arc::new(Loaded { id, version: record.version, ttl: record.ttl, contents, stale });
+                    let Record { version, ttl, hint, .. } = record;
+                    let loaded = Arc::new(Loaded { id, version, ttl, contents, hint, stale });
                     let opened = Opened { loaded, secret };
                     if opening != Opening::Newest {
                         now = self.now();
@@ -145,10 +152,7 @@ impl<B: Backend> Engine<B> {
                     return Ok(Found::Closed);
                 }
                 (Ok(_), _) => return Ok(Found::Nothing),
-                (Err(error), _) => {
-                    tracing::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
-                    return Ok(Found::Unreadable(Box::new(Unreadable { id, error, is_proven: credentials.is_proven })));
-                }
+                (Err(error), _) => return Ok(unreadable(credentials, error)),
             }
         }
     }
@@ -205,7 +209,8 @@ impl<B: Backend> Engine<B> {
         // A name may be taken; one from a broken factory always is.
         for _ in 0..TRIES_FOR_A_NAME {
             let id = RecordId::new(owner, sid);
-            let loaded = Loaded { id, version, ttl: self.ttl(&contents), contents, stale: false };
+            let ttl = self.ttl(&contents);
+            let loaded = Loaded { id, version, ttl, contents, hint: Hint::default(), stale: false };
             let (record, text) = (self.record(&loaded)?, self.id(id, secret)?);
             let terms = Terms { since: since.map(|moment| self.since(moment)), retry };
             new.set_sent(Some(id));
@@ -301,8 +306,11 @@ impl<B: Backend> Engine<B> {
     /// Compare and swap: stores the session if the record still has this version.
     async fn swap(&self, expected: i64, new: Arc<Loaded>, retry: bool) -> Result<WriteOutcome, Error> {
         let record = self.record(&new)?;
-        let updated = self.backend.update(expected, record, retry).await;
-        match updated.map_err(on_update)? {
+        let updated = match self.backend.update(expected, record, retry).await.map_err(on_update) {
+            Err(error) if error.kind() == ErrorKind::Unreadable => return Ok(WriteOutcome::Unreadable(error)),
+            updated => updated?,
+        };
+        match updated {
             // The first try may have been stored, on other data than this one has; and others may have written since.
             Outcome::Done if retry => match self.load(new.id).await? {
                 Some(stored) => self.read(new.id, stored).map(|stored| WriteOutcome::Done(Arc::new(stored))),
@@ -395,12 +403,13 @@ impl<B: Backend> Engine<B> {
     /// What is in a record that the backend returned for this ID. Another session's is unreadable, whatever it is called.
     pub(crate) fn read(&self, id: RecordId, record: Record) -> Result<Loaded, Error> {
         let (contents, stale) = self.codec().read(id, &record.payload, self.now())?;
-        Ok(Loaded { id, version: record.version, ttl: record.ttl, contents, stale })
+        let Record { version, ttl, hint, .. } = record;
+        Ok(Loaded { id, version, ttl, contents, hint, stale })
     }
 
     fn record(&self, loaded: &Loaded) -> Result<Record, Error> {
         let payload = self.codec().write(loaded.id, &loaded.contents)?;
-        Ok(Record { id: loaded.id, version: loaded.version, ttl: loaded.ttl, payload })
+        Ok(Record { hint: loaded.hint.clone(), ..Record::new(loaded.id, loaded.version, loaded.ttl, payload) })
     }
 
     fn new_sid(&self) -> Result<Sid, Error> {
@@ -440,6 +449,12 @@ impl NewId {
     fn set_sent(&self, id: Option<RecordId>) {
         *self.sent.lock().unwrap_or_else(PoisonError::into_inner) = id;
     }
+}
+
+fn unreadable(credentials: &Credentials, error: Error) -> Found {
+    let Credentials { record: id, is_proven, .. } = *credentials;
+    tracing::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
+    Found::Unreadable(Box::new(Unreadable { id, error, is_proven }))
 }
 
 fn on_load(error: BoxError) -> Error {

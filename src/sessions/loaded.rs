@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use crate::{
     error::Error,
     record::{
-        Contents,
+        Contents, Hint,
         id::{Owner, RecordId},
         secrets::Opening,
         token::SecretHash,
@@ -20,6 +20,8 @@ pub(crate) struct Loaded {
     /// The time to live that the backend gave it.
     pub(crate) ttl: Duration,
     pub(crate) contents: Contents,
+    /// The backend's own, for the next write.
+    pub(crate) hint: Hint,
     /// The record is not encrypted as it would be today.
     pub(crate) stale: bool,
 }
@@ -149,7 +151,14 @@ pub(crate) fn sample(number: u8, key: Option<&str>, data: crate::record::data::D
         Some(owner) => format!("{owner}.{sid}").parse(),
         None => sid.parse(),
     };
-    let loaded = Loaded { id: id.unwrap(), version: number.into(), ttl: Duration::MAX, contents, stale: false };
+    let loaded = Loaded {
+        id: id.unwrap(),
+        version: number.into(),
+        ttl: Duration::MAX,
+        contents,
+        hint: Hint::default(),
+        stale: false,
+    };
     Opened { loaded: Arc::new(loaded), secret }
 }
 

@@ -339,8 +339,13 @@ impl<B: Backend> Sessions<B> {
         let Some(sid) = Sid::parse(handle.as_ref()) else { return Ok(false) };
         let id = RecordId::new(Some(owner), sid);
         self.within_time(async {
-            let Some(record) = engine.load(id).await? else { return Ok(false) };
-            match engine.read(id, record) {
+            let read = match engine.load(id).await {
+                Ok(Some(record)) => engine.read(id, record),
+                Ok(None) => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Unreadable => Err(error),
+                Err(error) => return Err(error),
+            };
+            match read {
                 Ok(loaded) if loaded.is_live_at(engine.now()) => Ok(engine.end(&Arc::new(loaded)).await? == Ended::Now),
                 Ok(_) => Ok(false),
                 Err(_) => engine.delete(id).await,

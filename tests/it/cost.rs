@@ -175,7 +175,8 @@ async fn an_idle_stream_holds_its_cookie_and_what_it_loaded() {
     };
     let (unused, loaded) = (held(false), held(true));
     assert!((1..=256).contains(&unused), "{unused} bytes");
-    assert!((1..=DATA + 512).contains(&loaded), "{loaded} bytes");
+    // 32 of them are the hint of the backend.
+    assert!((1..=DATA + 576).contains(&loaded), "{loaded} bytes");
 }
 
 crate::on_every_store!(every_kind_of_request_makes_the_calls_that_the_docs_say);

@@ -237,7 +237,7 @@ impl Op {
 }
 
 impl From<Record> for Put {
-    fn from(Record { id, version, ttl, payload }: Record) -> Self {
+    fn from(Record { id, version, ttl, payload, .. }: Record) -> Self {
         Self { id, version, ttl, payload: Payload::new(payload) }
     }
 }

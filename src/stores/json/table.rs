@@ -401,7 +401,7 @@ impl Kept {
         let payload = self.payload.bytes();
         // It is read next anyway, and a reference count would be one more cache line to wait for.
         let payload = if payload.len() <= COPIED { Bytes::copy_from_slice(payload) } else { payload.clone() };
-        Record { id, version: self.version, ttl: self.expires.saturating_sub(now), payload }
+        Record::new(id, self.version, self.expires.saturating_sub(now), payload)
     }
 }
 

@@ -121,16 +121,12 @@ impl Shard {
 
     pub(super) fn record(&self, at: u32, now: u64) -> Record {
         let entry = self.entry(at);
-        Record {
-            id: entry.id,
-            version: entry.version,
-            ttl: Duration::from_nanos(entry.expires.saturating_sub(now)),
-            payload: entry.payload.clone(),
-        }
+        let ttl = Duration::from_nanos(entry.expires.saturating_sub(now));
+        Record::new(entry.id, entry.version, ttl, entry.payload.clone())
     }
 
     pub(super) fn insert(&mut self, record: Record, now: u64) {
-        let Record { id, version, ttl, payload } = record;
+        let Record { id, version, ttl, payload, hint: _ } = record;
         let expires = now.saturating_add(nanos(ttl));
         let (first, due) = (version, expires);
         let entry = Entry { id, version, first, expires, due, payload, older: None, newer: None, used: 0 };
@@ -326,7 +322,7 @@ mod tests {
     }
 
     fn record(id: &str, ttl: u64) -> Record {
-        Record { id: id.parse().unwrap(), version: 1, ttl: Duration::from_nanos(ttl), payload: Bytes::new() }
+        Record::new(id.parse().unwrap(), 1, Duration::from_nanos(ttl), Bytes::new())
     }
 
     const A: &str = "AAAAAAAAAAAAAAAAAAAAAA";

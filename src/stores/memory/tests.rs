@@ -300,7 +300,7 @@ fn p19_a_shard_holds_no_more_than_what_is_alive() {
     for n in 0..100_000 {
         clock.advance(Duration::from_millis(60));
         let id = format!("{n:022}").parse().unwrap();
-        let record = Record { id, version: 1, ttl: Duration::from_secs(60), payload: Bytes::new() };
+        let record = Record::new(id, 1, Duration::from_secs(60), Bytes::new());
         assert!(matches!(done(backend.create(record, Terms::default())).unwrap(), Created::Done));
         assert_eq!(backend.sessions(), 1000.min(n + 1));
     }
@@ -317,8 +317,7 @@ fn p19_a_shard_holds_no_more_than_what_is_alive() {
 fn churn_leaves_nothing_behind() {
     let clock = Clock::manual();
     let backend = backend(&clock, (usize::MAX, usize::MAX));
-    let record =
-        |id, ttl| Record { id, version: 1, ttl: Duration::from_millis(ttl), payload: Bytes::from_static(b"x") };
+    let record = |id, ttl| Record::new(id, 1, Duration::from_millis(ttl), Bytes::from_static(b"x"));
     let stays = id(None, 0);
     let _ = done(backend.create(record(stays, 1 << 40), Terms::default())).unwrap();
     for n in 0..20_000 {

@@ -1,21 +1,24 @@
-//! The Redis [`Backend`]: each verb is one script or one pipeline.
+//! The Redis [`Backend`]: each verb is one command.
 
 use std::{
+    borrow::Cow,
     fmt,
-    sync::{Arc, atomic::AtomicBool},
+    sync::atomic::AtomicBool,
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
-use redis::{Pipeline, Value};
+use redis::{Cmd, Value};
 
 use super::{
     connection::Link,
     failure::{Failure, FailureKind},
-    keys::{Keyspace, RecordKeys, slot},
+    keys::{Keyspace, slot},
     operation::Operation,
     scripts::{self, Script, ScriptCall},
+    source::Source,
     time::{ServerTime, time_of},
+    value::{Known, MAX_INLINE, NewValue, Stored, times, unreadable},
 };
 use crate::{
     backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Since, Terms},
@@ -23,7 +26,7 @@ use crate::{
     error::{Error, ErrorKind},
     random::random,
     record::{
-        Record,
+        Hint, Record,
         id::{Owner, RecordId, Sid},
     },
     sessions::Sessions,
@@ -34,30 +37,37 @@ pub type RedisSessions = Sessions<RedisBackend>;
 
 /// A [`Backend`] that keeps records in Redis or Valkey. See [the module](super).
 pub struct RedisBackend {
-    inner: Arc<Executor>,
-}
-
-/// Sends operations. Shared with the clean-up that runs in the background.
-struct Executor {
     link: Link,
     keys: Keyspace,
     time: ServerTime,
     deadline: Duration,
+    /// How much longer a user's key lives than the longest session in it, in milliseconds.
+    extra: i64,
 }
 
 /// A script that writes, and what it is told.
 struct Write<'a> {
     script: &'a Script,
-    keys: &'a [&'a str],
-    /// What it is recognised by if it is delivered twice.
-    nonce: [u8; 8],
+    key: &'a str,
+    /// The version that it writes, or the name of a clear: what it is recognised by if it is delivered twice.
+    nonce: i64,
+    /// Empty for an anonymous record.
     sid: &'a str,
-    /// Its arguments after these.
-    args: &'a [&'a [u8]],
     /// The age of the request, for which a clear since then counts.
     age: Option<Duration>,
     /// The caller has called it before.
     retry: bool,
+}
+
+/// The arguments of a script after those of a [`Write`].
+type Args<'a> = Vec<Cow<'a, [u8]>>;
+
+/// What an attempt to write knows.
+struct Attempt<'a> {
+    /// The server's time, in milliseconds since 1970, or a little before.
+    now: i64,
+    /// The last clear of the owner, if the server has named it.
+    named: &'a [u8],
 }
 
 /// The answer of a script.
@@ -67,99 +77,109 @@ struct Reply {
 }
 
 impl RedisBackend {
-    pub(super) fn new(link: Link, keys: Keyspace, deadline: Duration) -> Self {
-        Self { inner: Arc::new(Executor { link, keys, time: ServerTime::new(), deadline }) }
+    /// `visitors` is for how long a visitor's record lives, if it is not given a time of its own.
+    pub(super) fn new(link: Link, keys: Keyspace, deadline: Duration, visitors: Duration) -> Self {
+        // A visitor's key lives `KEEP` longer than its record, and a user's has as much to spare as an update does not look at.
+        let extra = i64::try_from(millis(visitors)).unwrap_or(CENTURY).min(CENTURY) + KEEP + SPARE;
+        Self { link, keys, time: ServerTime::new(), deadline, extra }
     }
 
     pub(super) fn link(&self) -> &Link {
-        &self.inner.link
+        &self.link
     }
 
     pub(super) fn keys(&self) -> &Keyspace {
-        &self.inner.keys
+        &self.keys
     }
 
     /// Learns the server's time and loads the scripts, so that the first operation does not have to.
     pub(super) async fn prepare(&self) {
-        let Executor { link, time, .. } = &*self.inner;
         let sent = Instant::now();
-        if let Ok(answer) = link.send_one(redis::cmd("TIME"), 0, sent + self.inner.deadline).await
+        if let Ok(answer) = self.link.send_one(redis::cmd("TIME"), 0, sent + self.deadline).await
             && let Some(now) = time_of(&answer)
         {
-            time.learn(0, now, sent, Instant::now());
+            self.time.learn(0, now, sent, Instant::now());
         }
         // Newer servers evict scripts that were sent with `EVAL`, but keep loaded ones. Optional, so errors are ignored.
-        let mut load = Pipeline::new();
         for script in scripts::all() {
-            load.cmd("SCRIPT").arg("LOAD").arg(script.text);
+            let mut load = redis::cmd("SCRIPT");
+            load.arg("LOAD").arg(script.text);
+            if self.link.send_one(load, 0, Instant::now() + self.deadline).await.is_err() {
+                break;
+            }
         }
-        let _ = link.send(&Operation::Many(load), 0, Instant::now() + self.inner.deadline).await;
-    }
-
-    /// Removes dead members from an index, and shortens the life of records that are no longer in it.
-    pub(super) async fn tidy(&self, owner: Owner, sids: &[String]) -> std::result::Result<(), Failure> {
-        self.inner.tidy(owner, sids).await
     }
 
     /// Sends a script as to a server that does not know its hash. It finds no record.
     pub(super) async fn run_by_text(&self, owner: Owner) -> std::result::Result<(), Failure> {
-        let key = self.inner.keys.cleared(owner);
-        let args: &[&[u8]] = &[b"0", b"0", &[0; 8], b"", b"0"];
-        let call = ScriptCall { keys: &[&key], args, age: None, again: &AtomicBool::new(false) };
-        self.inner.send(&Operation::ByText(&scripts::TOUCH, &call), slot(&key)).await.map(drop)
+        let key = self.keys.owner(owner);
+        let call = ScriptCall { key: &key, args: &[b"x"[..].into()], age: None, again: &AtomicBool::new(false) };
+        self.send(&Operation::ByText(&scripts::LOOK, &call), self.slot(&key)).await.map(drop)
     }
 
-    /// The record that is in the way, unless it has ended since.
-    async fn conflict(&self, id: RecordId, reply: Reply) -> Result<Option<Record>> {
-        match (reply.code, <[Value; 2]>::try_from(reply.rest)) {
-            (CONFLICT, Ok([there, left])) => read_record(id, there, left),
-            (LARGE_CONFLICT, _) => self.load(id).await,
-            _ => Err(Failure::garbage().into()),
-        }
-    }
-
-    /// Removes every Redis key of an owner who has only the session `sid`, and of the anonymous session `sid`.
+    /// Removes the Redis key of an owner, and of the anonymous session `sid`.
     pub(super) async fn remove(&self, owner: Owner, sid: Sid) -> std::result::Result<(), Failure> {
-        let keys = &self.inner.keys;
-        let RecordKeys { record, index } = keys.of(RecordId::new(Some(owner), sid));
-        let anonymous = keys.of(RecordId::new(None, sid)).record;
-        // Two commands, because these are two slots.
-        for keys in [[Some(record), index, Some(keys.cleared(owner))], [Some(anonymous), None, None]] {
-            let keys: Vec<String> = keys.into_iter().flatten().collect();
-            let mut unlink = Pipeline::with_capacity(1);
-            unlink.cmd("UNLINK").arg(&keys);
-            self.inner.send(&Operation::Many(unlink), keys.first().map_or(0, |key| slot(key))).await?;
+        for key in [self.keys.owner(owner), self.keys.of(RecordId::new(None, sid))] {
+            let mut unlink = redis::cmd("UNLINK");
+            unlink.arg(&key);
+            self.one(unlink, &key).await?;
         }
         Ok(())
     }
-}
 
-impl Executor {
+    /// Computed only where it says which server has the key.
+    fn slot(&self, key: &str) -> usize {
+        if matches!(self.link.source(), Source::Cluster(_) | Source::Own(_)) { slot(key) } else { 0 }
+    }
+
+    async fn one(&self, command: Cmd, key: &str) -> std::result::Result<Value, Failure> {
+        self.link.send_one(command, self.slot(key), Instant::now() + self.deadline).await
+    }
+
+    async fn send(&self, operation: &Operation<'_>, slot: usize) -> std::result::Result<Vec<Value>, Failure> {
+        self.link.send(operation, slot, Instant::now() + self.deadline).await
+    }
+
     /// Runs a script that writes.
     ///
     /// The server refuses a write that arrives too late by its own clock. It also refuses if its clock is not known yet or was
-    /// set. The refusal tells its time, so the script is then sent a second time.
-    async fn write(&self, write: Write<'_>) -> std::result::Result<Reply, Failure> {
+    /// set. The refusal tells its time, so the script is then sent a second time. So it is if a create has to name a clear.
+    async fn write<'a>(
+        &self,
+        write: &'a Write<'a>,
+        args: impl Fn(&Attempt<'_>) -> Args<'a>,
+    ) -> std::result::Result<Reply, Failure> {
         let begun = Instant::now();
         let until = begun + self.deadline;
-        let Write { script, keys, nonce, sid, args: rest, age, retry } = write;
-        let (slot, age) = (keys.first().map_or(0, |key| slot(key)), age.map(|age| (age, begun)));
+        let slot = self.slot(write.key);
+        let age = write.age.map(|age| (age, begun));
         let window = (millis(self.deadline) + CLOCK_SLACK).to_string();
+        let nonce = write.nonce.to_be_bytes();
         // A refused write was not applied, but one whose answer was lost before the refusal may have been.
-        let lost = AtomicBool::new(retry);
-        let mut again = true;
+        let lost = AtomicBool::new(write.retry);
+        let (mut named, mut may_learn, mut may_name) = (Vec::new(), true, NAMINGS);
         loop {
-            let not_after = self.time.at(slot, until).to_string();
-            let mut args: Vec<&[u8]> = vec![not_after.as_bytes(), window.as_bytes(), &nonce, sid.as_bytes()];
-            args.extend(rest);
+            let (not_after, now) = (self.time.at(slot, until).to_string(), self.time.at(slot, Instant::now()));
+            let first: [&[u8]; 4] = [not_after.as_bytes(), window.as_bytes(), &nonce, write.sid.as_bytes()];
+            let mut all: Args<'_> = first.into_iter().map(Cow::Borrowed).collect();
+            all.extend(args(&Attempt { now, named: &named }));
             let sent = Instant::now();
-            let call = ScriptCall { keys, args: &args, age, again: &lost };
-            let (reply, now) = Reply::read(self.run(script, &call, slot, until).await?)?;
+            let call = ScriptCall { key: write.key, args: &all, age, again: &lost };
+            let (reply, now) = Reply::read(self.run(write.script, &call, slot, until).await?)?;
             self.time.learn(slot, now, sent, Instant::now());
-            match reply.code {
-                LATE if again && Instant::now() < until => again = false,
-                LATE => return Err(Failure::silent()),
-                _ => return Ok(reply),
+            match (reply.code, <[Value; 1]>::try_from(reply.rest)) {
+                (LATE, _) if may_learn && Instant::now() < until => may_learn = false,
+                (LATE, _) => return Err(Failure::silent()),
+                (NAME, Ok([Value::BulkString(name)])) if may_name > 0 => {
+                    named = name;
+                    may_name -= 1;
+                }
+                (NAME, _) => return Err(unknown()),
+                (REPLACED, rest) => {
+                    tracing::warn!("a Redis key of this namespace held something else, and was replaced");
+                    return Ok(Reply { code: DONE, rest: rest.map_or_else(|rest| rest, Vec::from) });
+                }
+                (code, rest) => return Ok(Reply { code, rest: rest.map_or_else(|rest| rest, Vec::from) }),
             }
         }
     }
@@ -181,97 +201,85 @@ impl Executor {
         answers?.pop().ok_or_else(Failure::garbage)
     }
 
-    async fn read(&self, slot: usize, pipeline: Pipeline) -> std::result::Result<Vec<Value>, Failure> {
-        self.send(&Operation::Many(pipeline), slot).await
+    /// Reads a record and the server's time.
+    async fn look(&self, id: RecordId, key: &str) -> Result<Option<Record>> {
+        let (slot, sent) = (self.slot(key), Instant::now());
+        let sid = id.owner().map(|_| Cow::from(id.sid().as_bytes()));
+        let args: Args<'_> = sid.into_iter().collect();
+        let call = ScriptCall { key, args: &args, age: None, again: &AtomicBool::new(false) };
+        let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await?;
+        let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
+        let mut parts = parts.into_iter();
+        let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage().into()) };
+        self.time.learn(slot, now, sent, Instant::now());
+        let (value, payload) = (parts.next().unwrap_or(Value::Nil), parts.next().unwrap_or(Value::Nil));
+        let Some(stored) = read(value, payload)? else { return Ok(None) };
+        // What is shown is by the same estimate as elsewhere, so that it never rises.
+        Ok((stored.ends > now).then(|| stored.record(id, self.time.at_most(slot, Instant::now()))))
     }
 
-    async fn send(&self, operation: &Operation<'_>, slot: usize) -> std::result::Result<Vec<Value>, Failure> {
-        self.link.send(operation, slot, Instant::now() + self.deadline).await
-    }
-
-    async fn tidy(&self, owner: Owner, sids: &[String]) -> std::result::Result<(), Failure> {
-        for sids in sids.chunks(BATCH) {
-            let index = self.keys.index(owner);
-            let records: Vec<String> = sids.iter().map(|sid| self.keys.record(owner, sid)).collect();
-            let keys: Vec<&str> = std::iter::once(&index).chain(&records).map(String::as_str).collect();
-            let sids: Vec<&[u8]> = sids.iter().map(String::as_bytes).collect();
-            let script = &scripts::TIDY;
-            let (keys, args) = (&keys, &sids);
-            self.write(Write { script, keys, nonce: [0; 8], sid: "", args, age: None, retry: false }).await?;
+    /// The record that is in the way, unless it has ended since.
+    async fn conflict(&self, id: RecordId, reply: Reply, key: &str) -> Result<Option<Record>> {
+        if reply.code == LARGE_CONFLICT {
+            return self.load(id).await;
         }
-        Ok(())
+        let mut rest = reply.rest.into_iter();
+        let (value, payload) = (rest.next().unwrap_or(Value::Nil), rest.next().unwrap_or(Value::Nil));
+        // It was live in the script.
+        let now = self.time.at_most(self.slot(key), Instant::now());
+        Ok(read(value, payload)?.map(|stored| stored.record(id, now)))
     }
 
-    fn tidy_later(self: &Arc<Self>, owner: Owner, sids: Vec<String>) {
-        if sids.is_empty() {
-            return;
-        }
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let inner = Arc::clone(self);
-            runtime.spawn(async move {
-                if let Err(failure) = inner.tidy(owner, &sids).await {
-                    tracing::debug!(%failure, "ended sessions could not be cleaned up; they stay until they expire");
-                }
-            });
-        }
-    }
-
-    /// Runs a script on a record. Its keys are the record and, unless it is anonymous, the index.
-    async fn write_record(
-        &self,
-        script: &Script,
-        id: RecordId,
-        nonce: [u8; 8],
-        args: &[&[u8]],
-        retry: bool,
-    ) -> std::result::Result<Reply, Failure> {
-        let RecordKeys { record, index } = self.keys.of(id);
-        let keys: Vec<&str> = std::iter::once(record.as_str()).chain(index.as_deref()).collect();
-        self.write(Write { script, keys: &keys, nonce, sid: id.sid(), args, age: None, retry }).await
+    /// The time to live of the Redis key of a record that is to live for `ttl`.
+    fn life(&self, id: RecordId, ttl: i64) -> i64 {
+        ttl + if id.owner().is_some() { self.extra } else { KEEP }
     }
 }
 
 impl Backend for RedisBackend {
     async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        let RecordKeys { record, index } = self.inner.keys.of(id);
-        let mut pipeline = Pipeline::with_capacity(3);
-        // The index first: a session that ends after this was live during the call.
-        if let Some(index) = &index {
-            pipeline.cmd("ZSCORE").arg(index).arg(id.sid());
+        let key = self.keys.of(id);
+        let slot = self.slot(&key);
+        if !self.time.is_fresh(slot) {
+            return self.look(id, &key).await.map_err(foreign);
         }
-        pipeline.cmd("GET").arg(&record).cmd("PTTL").arg(&record);
-        let answers = self.inner.read(slot(&record), pipeline).await?;
-        let (member, record, left) = match <[Value; 3]>::try_from(answers) {
-            Ok([member, record, left]) => (Some(member), record, left),
-            Err(answers) => {
-                let [record, left] = <[Value; 2]>::try_from(answers).map_err(|_| Failure::garbage())?;
-                (None, record, left)
+        let mut command;
+        if id.owner().is_some() {
+            command = redis::cmd("HMGET");
+            command.arg(&key).arg(id.sid()).arg(beside(id.sid()));
+        } else {
+            command = redis::cmd("GET");
+            command.arg(&key);
+        }
+        let answer = self.one(command, &key).await.map_err(|failure| foreign(failure.into()))?;
+        let (value, payload) = match answer {
+            Value::Array(found) => {
+                let [value, payload] = <[Value; 2]>::try_from(found).map_err(|_| Failure::garbage())?;
+                (value, payload)
             }
+            value => (value, Value::Nil),
         };
-        match member {
-            Some(Value::Nil) => Ok(None),
-            _ => read_record(id, record, left),
+        let Some(stored) = read(value, payload)? else { return Ok(None) };
+        let now = self.time.at_most(slot, Instant::now());
+        if stored.ends > now {
+            return Ok(Some(stored.record(id, now)));
         }
+        // The time is only estimated, and the server's clock may have been set: no session ends by that.
+        self.look(id, &key).await.map_err(foreign)
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
         let Terms { since, retry } = terms;
-        let (id, ttl) = (record.id, ttl(record.ttl));
-        let RecordKeys { record: name, index } = self.inner.keys.of(id);
+        let (id, ttl, key) = (record.id, ttl(record.ttl), self.keys.of(record.id));
         let age = since.map(|Since::Age(age)| age);
-        let clears = id.owner().filter(|_| age.is_some()).map(|owner| self.inner.keys.cleared(owner));
-        let keys: Vec<&str> =
-            [Some(&name), index.as_ref(), clears.as_ref()].into_iter().flatten().map(|key| &**key).collect();
-        let write = Write {
-            script: &scripts::CREATE,
-            keys: &keys,
-            nonce: nonce(record.version),
-            sid: id.sid(),
-            args: &[ttl.as_bytes(), &record.payload],
-            age,
-            retry,
+        let (value, payload) = new_value(&record, None);
+        let life = self.life(id, ttl).to_string();
+        let write = Write { script: &scripts::CREATE, key: &key, nonce: record.version, sid: sid(&id), age, retry };
+        let args = |attempt: &Attempt<'_>| -> Args<'_> {
+            let value = value.at(attempt.now, ttl).into_bytes();
+            vec![value.into(), payload.into(), life.as_bytes().into(), attempt.named.to_vec().into()]
         };
-        match self.inner.write(write).await?.code {
+        match self.write(&write, args).await?.code {
             DONE => Ok(Created::Done),
             NOT_THERE => Ok(Created::Taken),
             CLEARED_SINCE => Ok(Created::Late),
@@ -281,14 +289,34 @@ impl Backend for RedisBackend {
     }
 
     async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
-        let ttl = ttl(record.ttl);
-        let rest: [&[u8]; 3] = [ttl.as_bytes(), &record.payload, &nonce(expected)];
-        let reply = self.inner.write_record(&scripts::UPDATE, record.id, nonce(record.version), &rest, retry).await?;
+        let (id, ttl, key) = (record.id, ttl(record.ttl), self.keys.of(record.id));
+        let known = Known::read(record.hint.as_bytes());
+        let (value, payload) = new_value(&record, known.as_ref());
+        let (life, ttl_text, extra) = (self.life(id, ttl).to_string(), ttl.to_string(), self.extra.to_string());
+        let expected_bytes = expected.to_be_bytes();
+        let write =
+            Write { script: &scripts::UPDATE, key: &key, nonce: record.version, sid: sid(&id), age: None, retry };
+        let args = |attempt: &Attempt<'_>| -> Args<'_> {
+            let value = value.at(attempt.now, ttl);
+            let known = known.as_ref().filter(|_| ttl > 0);
+            let head = known.map(|known| known.head_for(expected, &value, id.owner().is_some())).unwrap_or_default();
+            let args: [Cow<'_, [u8]>; 7] = [
+                head.into(),
+                value.into_bytes().into(),
+                life.as_bytes().into(),
+                payload.into(),
+                (&expected_bytes[..]).into(),
+                ttl_text.as_bytes().into(),
+                extra.as_bytes().into(),
+            ];
+            args.into()
+        };
+        let reply = self.write(&write, args).await.map_err(|failure| foreign(failure.into()))?;
         match reply.code {
             DONE => Ok(Outcome::Done),
             NOT_THERE => Ok(Outcome::Gone),
             CONFLICT | LARGE_CONFLICT => {
-                Ok(self.conflict(record.id, reply).await?.map_or(Outcome::Gone, Outcome::Conflict))
+                Ok(self.conflict(id, reply, &key).await?.map_or(Outcome::Gone, Outcome::Conflict))
             }
             UNREADABLE => Err(unreadable().into()),
             UNKNOWN => Err(unknown().into()),
@@ -297,47 +325,53 @@ impl Backend for RedisBackend {
     }
 
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
-        let ttl = self::ttl(ttl);
-        self.inner.write_record(&scripts::TOUCH, id, nonce(version), &[ttl.as_bytes()], false).await?;
+        let (ttl, key) = (self::ttl(ttl), self.keys.of(id));
+        let (life, ttl_text, extra) = (self.life(id, ttl).to_string(), ttl.to_string(), self.extra.to_string());
+        let write =
+            Write { script: &scripts::TOUCH, key: &key, nonce: version, sid: sid(&id), age: None, retry: false };
+        let args = |attempt: &Attempt<'_>| -> Args<'_> {
+            let (ends, used) = times(attempt.now, ttl);
+            let rest = [&ttl_text, &life, &extra].map(|text| Cow::from(text.as_bytes()));
+            [ends.into(), used.into()].into_iter().chain(rest).collect()
+        };
+        self.write(&write, args).await.map_err(|failure| foreign(failure.into()))?;
         Ok(())
     }
 
     async fn delete(&self, id: RecordId) -> Result<bool> {
-        let reply = self.inner.write_record(&scripts::DELETE, id, random()?, &[], false).await?;
-        Ok(reply.code == DONE)
+        let (key, extra) = (self.keys.of(id), self.extra.to_string());
+        let nonce = i64::from_be_bytes(random()?);
+        let write = Write { script: &scripts::DELETE, key: &key, nonce, sid: sid(&id), age: None, retry: false };
+        let reply = self.write(&write, |_: &Attempt<'_>| vec![extra.as_bytes().into()]).await;
+        Ok(reply.map_err(|failure| foreign(failure.into()))?.code == DONE)
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        let index = self.inner.keys.index(owner);
-        let mut pipeline = Pipeline::with_capacity(1);
-        pipeline.cmd("ZRANGE").arg(&index).arg(0).arg(-1);
-        let answer = self.inner.read(slot(&index), pipeline).await?.pop().ok_or_else(Failure::garbage)?;
-        let mut records = Vec::new();
-        let mut dead = Vec::new();
-        for sids in sids(answer)?.chunks(BATCH) {
-            let keys: Vec<String> = sids.iter().map(|sid| self.inner.keys.record(owner, sid)).collect();
-            let mut pipeline = Pipeline::with_capacity(1 + keys.len());
-            pipeline.cmd("MGET").arg(&keys);
-            for key in &keys {
-                pipeline.cmd("PTTL").arg(key);
-            }
-            let mut answers = self.inner.read(slot(&index), pipeline).await?.into_iter();
-            let Some(Value::Array(found)) = answers.next() else { return Err(Failure::garbage().into()) };
-            for ((sid, record), left) in sids.iter().zip(found).zip(answers) {
-                // A member that is not a valid `sid` is not ours.
-                let Some(id) = Sid::parse(sid).map(|sid| RecordId::new(Some(owner), sid)) else { continue };
-                match read_record(id, record, left) {
-                    Ok(Some(record)) => records.push(record),
-                    Ok(None) => dead.push(sid.clone()),
-                    // An unreadable record must not hide the others. `clear` ends it like any other.
-                    Err(error) => {
-                        tracing::warn!(error, session = id.sid(), "an unreadable record is left out of the list")
-                    }
+        let key = self.keys.owner(owner);
+        let mut scan = redis::cmd("HSCAN");
+        scan.arg(&key).arg(0).arg("COUNT").arg(PAGE);
+        let answer = self.one(scan, &key).await.map_err(|failure| foreign(failure.into()))?;
+        let (Value::Array(parts), mut found) = (answer, Vec::new()) else { return Err(Failure::garbage().into()) };
+        match <[Value; 2]>::try_from(parts) {
+            Ok([Value::BulkString(cursor), Value::Array(all)]) if cursor == b"0" => found = pairs(all)?,
+            Ok([Value::BulkString(_), Value::Array(_)]) => {
+                // A cursor is worth nothing after a failover: what it skips then would seem to have ended.
+                let mut keys = redis::cmd("HKEYS");
+                keys.arg(&key);
+                let Value::Array(fields) = self.one(keys, &key).await? else { return Err(Failure::garbage().into()) };
+                let fields = fields.into_iter().map(text).collect::<Result<Vec<_>>>()?;
+                for page in fields.chunks(PAGE) {
+                    let mut get = redis::cmd("HMGET");
+                    get.arg(&key).arg(page);
+                    let Value::Array(values) = self.one(get, &key).await? else {
+                        return Err(Failure::garbage().into());
+                    };
+                    found.extend(page.iter().cloned().zip(values));
                 }
             }
+            _ => return Err(Failure::garbage().into()),
         }
-        self.inner.tidy_later(owner, dead);
-        Ok(records)
+        self.records(owner, &key, found).await
     }
 
     async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
@@ -345,46 +379,89 @@ impl Backend for RedisBackend {
         if by.is_some_and(|by| by.id.owner() != Some(owner)) {
             return Ok(Cleared::Gone);
         }
-        let (index, clears) = (self.inner.keys.index(owner), self.inner.keys.cleared(owner));
-        let record = by.map(|by| self.inner.keys.record(owner, by.id.sid()));
-        let keys: Vec<&str> =
-            [Some(&index), Some(&clears), record.as_ref()].into_iter().flatten().map(|key| &**key).collect();
+        let (key, extra) = (self.keys.owner(owner), self.extra.to_string());
         let (sid, keep, version) = match &by {
             None => ("", false, 0),
             Some(By { id, version, keep }) => (id.sid(), *keep, *version),
         };
-        let args: [&[u8]; 2] = [if keep { b"1" } else { b"" }, &nonce(version)];
-        let script = &scripts::CLEAR;
-        let write = Write { script, keys: &keys, nonce: nonce(name), sid, args: &args, age: None, retry: false };
-        let reply = self.inner.write(write).await?;
-        match (reply.code, by) {
-            (DONE, _) => {}
-            (NOT_THERE, Some(_)) => return Ok(Cleared::Gone),
-            (CONFLICT | LARGE_CONFLICT, Some(by)) => {
-                return Ok(self.conflict(by.id, reply).await?.map_or(Cleared::Gone, Cleared::Conflict));
-            }
-            (UNREADABLE, _) => return Err(unreadable().into()),
-            _ => return Err(Failure::garbage().into()),
-        }
-        let [Value::Int(ended), members] = <[Value; 2]>::try_from(reply.rest).map_err(|_| Failure::garbage())? else {
-            return Err(Failure::garbage().into());
+        let version = version.to_be_bytes();
+        let write = Write { script: &scripts::CLEAR, key: &key, nonce: name, sid, age: None, retry: false };
+        let args = |_: &Attempt<'_>| -> Args<'_> {
+            vec![(&version[..]).into(), (if keep { &b"1"[..] } else { b"" }).into(), extra.as_bytes().into()]
         };
-        let mut ended_sids = sids(members)?;
-        ended_sids.retain(|ended| !keep || ended != sid);
-        self.inner.tidy_later(owner, ended_sids);
-        Ok(Cleared::Done(u64::try_from(ended).unwrap_or_default()))
+        let reply = self.write(&write, args).await?;
+        match (reply.code, by) {
+            (DONE, _) => match reply.rest[..] {
+                [Value::Int(ended)] => Ok(Cleared::Done(u64::try_from(ended).unwrap_or_default())),
+                _ => Err(Failure::garbage().into()),
+            },
+            (NOT_THERE, Some(_)) => Ok(Cleared::Gone),
+            (CONFLICT | LARGE_CONFLICT, Some(by)) => {
+                Ok(self.conflict(by.id, reply, &key).await?.map_or(Cleared::Gone, Cleared::Conflict))
+            }
+            (UNREADABLE, _) => Err(unreadable().into()),
+            _ => Err(Failure::garbage().into()),
+        }
     }
 
     async fn close(&self) -> Result<()> {
-        self.inner.link.close();
+        self.link.close();
         Ok(())
     }
 }
 
+impl RedisBackend {
+    /// The live records among the fields of an owner's hash.
+    async fn records(&self, owner: Owner, key: &str, found: Vec<(String, Value)>) -> Result<Vec<Record>> {
+        let (fields, beside): (Vec<_>, Vec<_>) =
+            found.into_iter().filter(|(field, _)| !field.is_empty()).partition(|(field, _)| !field.ends_with(':'));
+        let mut beside: std::collections::HashMap<String, Value> = beside.into_iter().collect();
+        let slot = self.slot(key);
+        let time = || self.time.at_most(slot, Instant::now());
+        let mut now = self.time.is_fresh(slot).then(time);
+        let mut records = Vec::new();
+        for (field, value) in fields {
+            // A field that is not a valid `sid` is not ours.
+            let Some(id) = Sid::parse(&field).map(|sid| RecordId::new(Some(owner), sid)) else { continue };
+            let payload = beside.remove(&self::beside(&field)).unwrap_or(Value::Nil);
+            let stored = match read(value, payload) {
+                Ok(Some(stored)) => stored,
+                Ok(None) => continue,
+                // An unreadable record must not hide the others. `clear` ends it like any other.
+                Err(error) => {
+                    tracing::warn!(error, session = id.sid(), "an unreadable record is left out of the list");
+                    continue;
+                }
+            };
+            match now {
+                Some(now) if stored.ends > now => records.push(stored.record(id, now)),
+                // No session ends by an estimate of the time.
+                _ => {
+                    let there = self.look(id, key).await?;
+                    now = Some(time());
+                    records.extend(there);
+                }
+            }
+        }
+        Ok(records)
+    }
+}
+
+impl Stored {
+    fn record(self, id: RecordId, now: i64) -> Record {
+        let ttl = Duration::from_millis(u64::try_from(self.ends.saturating_sub(now)).unwrap_or_default().max(1));
+        Record { hint: Hint::new(self.hint), ..Record::new(id, self.version, ttl, self.payload) }
+    }
+}
+
 impl Reply {
-    /// Reads a code, the server's time, and the rest.
+    /// Reads a code, the server's time, and the rest. The time alone means that it is done.
     fn read(answer: Value) -> std::result::Result<(Self, i64), Failure> {
-        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
+        let parts = match answer {
+            Value::Int(now) => return Ok((Self { code: DONE, rest: Vec::new() }, now)),
+            Value::Array(parts) => parts,
+            _ => return Err(Failure::garbage()),
+        };
         let mut parts = parts.into_iter();
         match (parts.next(), parts.next()) {
             (Some(Value::Int(code)), Some(Value::Int(now))) => Ok((Self { code, rest: parts.collect() }, now)),
@@ -399,30 +476,35 @@ impl fmt::Debug for RedisBackend {
     }
 }
 
-/// Reads a value as `head.lua` writes it: the format, the number of versions, the versions, the payload. `left` is the answer of
-/// `PTTL`.
-fn read_record(id: RecordId, stored: Value, left: Value) -> Result<Option<Record>> {
-    let (stored, left) = match (stored, left) {
-        (Value::Nil, _) | (_, Value::Int(-2)) => return Ok(None),
-        (Value::BulkString(stored), Value::Int(left)) => (Bytes::from(stored), left),
+/// Reads a value, and what is in the field beside it.
+fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
+    let payload = match payload {
+        Value::BulkString(payload) => Some(Bytes::from(payload)),
+        Value::Nil => None,
         _ => return Err(Failure::garbage().into()),
     };
-    let head = match stored.get(..2) {
-        Some(&[FORMAT, versions @ 1..=9]) => 2 + 8 * usize::from(versions),
-        _ => return Err(unreadable().into()),
-    };
-    let version: Option<[u8; 8]> = stored.get(2..10).and_then(|newest| newest.try_into().ok());
-    let (Some(version), true) = (version, stored.len() >= head) else { return Err(unreadable().into()) };
-    if left < 0 {
-        return Err(Error::new(ErrorKind::Unreadable, "a record in Redis has no time to live").into());
+    match value {
+        Value::BulkString(value) => Stored::read(value.into(), payload),
+        Value::Nil => Ok(None),
+        _ => Err(Failure::garbage().into()),
     }
-    let ttl = Duration::from_millis(u64::try_from(left - KEEP).unwrap_or_default());
-    let live = !ttl.is_zero();
-    Ok(live.then(|| Record { id, version: i64::from_be_bytes(version), ttl, payload: stored.slice(head..) }))
 }
 
-fn unreadable() -> Error {
-    Error::new(ErrorKind::Unreadable, "a record in Redis has a format that this version cannot read")
+/// The value of a record, and the payload if it goes into a field beside it.
+fn new_value<'a>(record: &'a Record, known: Option<&Known<'_>>) -> (NewValue, &'a [u8]) {
+    let is_beside = record.id.owner().is_some() && record.payload.len() > MAX_INLINE;
+    let value = NewValue::new(record.version, &record.payload, is_beside, known);
+    (value, if is_beside { &record.payload } else { &[] })
+}
+
+/// A key of another type is not a record.
+fn foreign(error: crate::error::BoxError) -> crate::error::BoxError {
+    match error.downcast_ref::<Failure>() {
+        Some(failure) if failure.kind == FailureKind::OtherType => {
+            Error::new(ErrorKind::Unreadable, failure.to_string()).into()
+        }
+        _ => error,
+    }
 }
 
 fn unknown() -> Failure {
@@ -430,22 +512,36 @@ fn unknown() -> Failure {
     Failure::new(FailureKind::Lost, unknown)
 }
 
-fn sids(answer: Value) -> Result<Vec<String>> {
-    let Value::Array(members) = answer else { return Err(Failure::garbage().into()) };
-    let text = |member| match member {
-        Value::BulkString(text) => String::from_utf8(text).map_err(|_| Failure::garbage().into()),
-        _ => Err(Failure::garbage().into()),
-    };
-    members.into_iter().map(text).collect()
+fn pairs(all: Vec<Value>) -> Result<Vec<(String, Value)>> {
+    let mut all = all.into_iter();
+    let mut pairs = Vec::new();
+    while let (Some(field), Some(value)) = (all.next(), all.next()) {
+        pairs.push((text(field)?, value));
+    }
+    Ok(pairs)
 }
 
-fn nonce(version: i64) -> [u8; 8] {
-    version.to_be_bytes()
+/// A field that is not text is not ours, and not a valid `sid`.
+fn text(field: Value) -> Result<String> {
+    match field {
+        Value::BulkString(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
+        _ => Err(Failure::garbage().into()),
+    }
+}
+
+/// The field with the payload of a record, if it is not in the record's own.
+fn beside(sid: &str) -> String {
+    format!("{sid}:")
+}
+
+/// The field of a user's record; a visitor's has a key of its own.
+fn sid(id: &RecordId) -> &str {
+    if id.owner().is_some() { id.sid() } else { "" }
 }
 
 /// Whole milliseconds, rounded down, and at most a century, so that adding to it cannot overflow.
-fn ttl(ttl: Duration) -> String {
-    millis(ttl).min(CENTURY).to_string()
+fn ttl(ttl: Duration) -> i64 {
+    i64::try_from(millis(ttl)).unwrap_or(CENTURY).min(CENTURY)
 }
 
 // The codes that scripts answer first.
@@ -454,15 +550,20 @@ const NOT_THERE: i64 = 0;
 const CONFLICT: i64 = 2;
 const LARGE_CONFLICT: i64 = 3;
 const CLEARED_SINCE: i64 = 4;
+const NAME: i64 = 5;
+const REPLACED: i64 = 6;
 const LATE: i64 = -1;
 const UNREADABLE: i64 = -2;
 const UNKNOWN: i64 = -3;
 
-const FORMAT: u8 = 1;
-/// As in `head.lua`, in milliseconds.
+/// How often a create asks again because of a clear that happens meanwhile.
+const NAMINGS: u32 = 3;
+/// As in `record.lua`, in milliseconds.
 const KEEP: i64 = 10_000;
+/// A thousand seconds, and one more for clocks that differ.
+const SPARE: i64 = 1_001_000;
 /// How far off a comparison of clocks may be, in milliseconds. Even with the longest deadline it is far below `KEEP`.
 const CLOCK_SLACK: u64 = 1_000;
-const CENTURY: u64 = 100 * 365 * 86_400_000;
-/// How many records are read at once.
-const BATCH: usize = 100;
+const CENTURY: i64 = 100 * 365 * 86_400_000;
+/// How many fields are read at once. Each session has one, or two.
+const PAGE: usize = 1000;

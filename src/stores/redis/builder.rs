@@ -141,8 +141,9 @@ impl Builder<RedisServer> {
             return Err(Error::new(ErrorKind::Config, "`deadline` must be between 50 ms and 4 s"));
         }
         let source = server.source.map_err(refuse)?;
-        let backend =
-            RedisBackend::new(Link::new(source, server.deadline), Keyspace::new(&policy.namespace), server.deadline);
+        let (link, keys) = (Link::new(source, server.deadline), Keyspace::new(&policy.namespace));
+        let visitors = policy.default_ttl.unwrap_or(Duration::MAX).min(policy.anonymous_lifetime);
+        let backend = RedisBackend::new(link, keys, server.deadline, visitors);
         match greet(&backend, selftest::owner()?).await {
             Ok(()) => {}
             Err(failure) if failure.lasts() => return Err(refuse(failure)),

@@ -164,8 +164,8 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
         (_, policy) => findings.push(finding(
             Level::Advice,
             "memory",
-            format!("maxmemory-policy {policy} may evict the index of a user who is signed in, which ends all of that user's \
-                sessions: use volatile-ttl, or noeviction"),
+            format!("maxmemory-policy {policy} may evict the key of a user who is signed in, which ends all of that user's \
+                sessions: use volatile-ttl, which takes visitors first, or noeviction"),
         )),
     }
     match info.get("aof_enabled") {

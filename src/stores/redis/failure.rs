@@ -30,6 +30,8 @@ pub(super) enum FailureKind {
     Moved,
     /// The server refused for a reason that may pass: `LOADING`, `CLUSTERDOWN`, `OOM`, …
     Refused,
+    /// The key holds something else than it should.
+    OtherType,
     /// The answer does not fit the question.
     Garbage,
     /// The options cannot work with this server.
@@ -73,6 +75,7 @@ impl Failure {
             "READONLY" | "MASTERDOWN" | "NOREPLICAS" => FailureKind::Demoted,
             "NOAUTH" | "WRONGPASS" => FailureKind::Denied,
             "MOVED" | "ASK" | "TRYAGAIN" => FailureKind::Moved,
+            "WRONGTYPE" => FailureKind::OtherType,
             _ => FailureKind::Refused,
         };
         // A code is one word in capitals. Anything else may quote data.
@@ -233,7 +236,8 @@ fn cause(code: &str) -> Option<&'static str> {
 }
 
 /// Errors that a command in a script may give for reasons outside the script.
-const PASSING: [&str; 7] = ["OOM", "READONLY", "NOREPLICAS", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "LOADING"];
+const PASSING: [&str; 8] =
+    ["OOM", "READONLY", "NOREPLICAS", "MASTERDOWN", "MISCONF", "CLUSTERDOWN", "LOADING", "WRONGTYPE"];
 /// What a script says that runs a command for which its user lacks the right: until 7.0, and since.
 const DENIED_IN_SCRIPT: [&str; 2] = ["The user executing the script can't", "ACL failure in script"];
 /// How redis-rs begins its error about `SELECT`.

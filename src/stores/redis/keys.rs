@@ -1,49 +1,48 @@
 //! The names of the Redis keys.
 
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
+
 use super::slots::SLOTS;
 use crate::record::id::{Owner, RecordId};
 
 /// The Redis keys of a namespace.
 ///
 /// A namespace has no braces, so the first brace ends it and two namespaces never share a Redis key. The text between the braces
-/// decides the slot in a Cluster, so all keys of an owner are in one slot.
+/// decides the slot in a Cluster.
 pub(super) struct Keyspace {
-    namespace: String,
-}
-
-/// The Redis keys of one record.
-pub(super) struct RecordKeys {
-    pub(super) record: String,
-    /// `None` for an anonymous record.
-    pub(super) index: Option<String>,
+    /// The namespace, and what ends it.
+    prefix: String,
 }
 
 impl Keyspace {
     pub(super) fn new(namespace: &str) -> Self {
-        Self { namespace: namespace.to_owned() }
+        Self { prefix: format!("{namespace}:{{") }
     }
 
-    /// Each kind of Redis key has its own ending, so no `sid` leads to another kind.
-    pub(super) fn of(&self, id: RecordId) -> RecordKeys {
+    /// The Redis key that has a record: its owner's, or one of its own.
+    pub(super) fn of(&self, id: RecordId) -> String {
         match id.owner() {
-            Some(owner) => RecordKeys { record: self.record(owner, id.sid()), index: Some(self.index(owner)) },
-            None => RecordKeys { record: format!("{}:{{{}}}:a", self.namespace, id.sid()), index: None },
+            Some(owner) => self.owner(owner),
+            // No owner's key ends like this.
+            None => self.key(|key| key.push_str(id.sid()), "}:a"),
         }
     }
 
-    pub(super) fn record(&self, owner: Owner, sid: &str) -> String {
-        format!("{}:{{{owner}}}:s:{sid}", self.namespace)
+    /// The hash with all records of an owner.
+    pub(super) fn owner(&self, owner: Owner) -> String {
+        self.key(|key| BASE64.encode_string(owner.as_bytes(), key), "}")
     }
 
-    pub(super) fn index(&self, owner: Owner) -> String {
-        format!("{}:{{{owner}}}:i", self.namespace)
-    }
-
-    /// Holds the last clears of an owner.
-    pub(super) fn cleared(&self, owner: Owner) -> String {
-        format!("{}:{{{owner}}}:c", self.namespace)
+    fn key(&self, name: impl FnOnce(&mut String), end: &str) -> String {
+        let mut key = String::with_capacity(self.prefix.len() + MAX_NAME + end.len());
+        key.push_str(&self.prefix);
+        name(&mut key);
+        key.push_str(end);
+        key
     }
 }
+
+const MAX_NAME: usize = 43;
 
 /// The slot of a Redis key in a Cluster: the CRC-16 (XMODEM) of the text between the first braces.
 pub(super) fn slot(key: &str) -> usize {
@@ -67,16 +66,13 @@ mod tests {
     }
 
     #[test]
-    fn all_keys_of_an_owner_are_in_one_slot_and_none_is_another() {
+    fn an_owner_has_one_key_and_an_anonymous_record_of_that_name_another() {
         let keys = Keyspace::new("sessions");
         let owner = Owners::new("sessions", b"").unwrap().owner("ada");
-        let sid = "AAAAAAAAQACAAAAAAAAAAA";
-        let all = [keys.record(owner, sid), keys.index(owner), keys.cleared(owner)];
-        assert!(all.iter().all(|key| slot(key) == slot(&all[0])));
-
-        let same_text: RecordId = owner.to_string().parse().unwrap();
-        let anonymous = keys.of(same_text);
-        assert!(anonymous.index.is_none());
-        assert!(!all.contains(&anonymous.record));
+        let text = owner.to_string();
+        let of_owner: RecordId = format!("{text}.AAAAAAAAQACAAAAAAAAAAA").parse().unwrap();
+        assert_eq!(keys.of(of_owner), format!("sessions:{{{text}}}"));
+        let anonymous: RecordId = text.parse().unwrap();
+        assert_eq!(keys.of(anonymous), format!("sessions:{{{text}}}:a"));
     }
 }

@@ -21,46 +21,49 @@
 //!
 //! | Redis key | type | holds |
 //! |---|---|---|
-//! | `sessions:{<owner>}:s:<sid>` | string | a user's record |
-//! | `sessions:{<owner>}:i` | sorted set | the index: each `sid` of that owner, scored by when it ends |
-//! | `sessions:{<owner>}:c` | string | the owner's last clears, for sixteen minutes: one takes about 150 bytes |
-//! | `sessions:{<sid>}:a` | string | an anonymous record |
+//! | `sessions:{<owner>}` | hash | all records of a user, each in the field `<sid>`; a payload above 1 KiB in `<sid>:`; the last clears in the field `""` |
+//! | `sessions:{<sid>}:a` | string | one anonymous record |
 //!
-//! `sessions` is the [`namespace`](crate::Builder::namespace). All keys of an owner are in the same slot of a Cluster.
-//! Every key has a time to live.
+//! `sessions` is the [`namespace`](crate::Builder::namespace). Every key has a time to live. All of a user is in one key, so
+//! `clear` is atomic, a listing is one command, and nothing can diverge.
 //!
-//! **The index is the authority.** A user's record is live only while its `sid` is in the index. `clear` is therefore a single
-//! command on a single key, and if Redis evicts an index, the user is signed out; sessions never outlive their index.
+//! A value begins with a head of 34 bytes: the format, where the payload is, how many older versions follow, when the session
+//! ends (13 digits, in milliseconds, by the server's clock), the version (8 bytes), and when it was last used (10 digits, in
+//! seconds). The last seven versions before that one and the first one follow, eight bytes each, and then the payload.
 //!
-//! A record is live while its key has more than ten seconds left. An expired or ended record keeps its name and its versions
-//! for these ten seconds, and an ended one no payload. A duplicate of the request that created it is recognized by them, and
-//! does not revive the session. A caller that repeats its `create` is told that the record was there, and is not told that it is.
-//! A value begins with a format byte, a count, and the versions of the last eight writes and of
-//! the first one, eight bytes each. The payload follows.
+//! **The end of a session is in its value.** The key may live longer, and is no session then. What is read is compared with the
+//! server's time, which is known from its answers of the last second, and is asked for otherwise. A session that seems to have
+//! ended is read again together with the server's time before it is taken for ended, because a clock may have been set.
+//!
+//! A record that was ended stays for ten seconds without its payload. A duplicate of the request that created it is recognised
+//! by it, and does not revive the session. A caller that repeats its `create` is told that the record was there, and is not told
+//! that it is.
 //!
 //! The clears begin with the time of the last one, by the server's clock, in microseconds. A `create` compares it with the age
 //! of its request, and is refused if the user was cleared since the request arrived. If the server's clock is set back, a clear
 //! seems to lie ahead: the first `create` that meets it is refused, and from then on it counts as having just happened. The
-//! names and counts of the last eight clears follow, so that a repeated one is recognised. If Redis evicts this key, a login
-//! that was under way is not refused.
+//! names and counts of the last eight clears follow, so that a repeated one is recognised. For five seconds after a clear a
+//! `create` has to name it, which costs the first one a second trip: so a duplicate from before the clear is refused, whatever
+//! the clocks say. If Redis evicts the key, a login that was under way is not refused.
 //!
 //! # Commands
 //!
 //! | verb | sends | round trips |
 //! |---|---|---|
-//! | `load` | `ZSCORE`, `GET`, `PTTL`; no `ZSCORE` if anonymous | 1 |
+//! | `load` | `HMGET`, or `GET` if anonymous; a script if the server's time was not heard for a second | 1 |
 //! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
+//! | `create` within five seconds of a `clear` | the script again | 2 |
 //! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
-//! | `list` | `ZRANGE`; then `MGET` and `PTTL` for each hundred records | 2 or more |
+//! | `list` | `HSCAN`; of more than a few hundred sessions `HKEYS`, then `HMGET` for each thousand fields | 1; more |
 //!
 //! A script is called by its hash. A server that does not know the hash, for example after a failover or `SCRIPT FLUSH`, is
-//! sent the script's text. `clear` and `list` clean up with one more script, in the background.
+//! sent the script's text. Each script has one key. The common path of an `update` is `TIME`, `HGET` and `HSET`.
 //!
 //! # Access rights
 //!
 //! An ACL user needs, with the [`namespace`](crate::Builder::namespace) in place of `sessions`:
 //!
-//! * always: `~sessions:* +evalsha +eval +get +set +mget +pttl +pexpire +unlink +zadd +zrem +zscore +zrange +zrangebyscore +zcount +getrange +strlen +exists +time`
+//! * always: `~sessions:* +evalsha +eval +get +set +setrange +getrange +strlen +exists +hget +hset +hdel +hlen +hkeys +hmget +hscan +hrandfield +hstrlen +type +pttl +pexpire +unlink +time`
 //! * for a database other than 0: `+select`
 //! * behind Sentinel: `+role`; and on the sentinels, if these have users: `+sentinel|get-master-addr-by-name +subscribe &+switch-master`
 //! * in a Cluster: `+cluster|slots +asking`
@@ -118,25 +121,24 @@
 //! | … Redis answered MASTERDOWN | the server is a replica that has lost its master | start the master, or use it |
 //! | … Redis answered NOREPLICAS | fewer replicas follow than `min-replicas-to-write` | start the replicas |
 //! | … Redis answered CLUSTERDOWN | some slots have no master | start the nodes; `cluster-require-full-coverage no` keeps the rest working |
-//! | … Redis answered WRONGTYPE | another application writes keys of this namespace | another [`namespace`](crate::Builder::namespace) |
+//! | … Redis answered WRONGTYPE, or a warning that a key was replaced | another application writes keys of this namespace | another [`namespace`](crate::Builder::namespace) |
 //!
 //! # Memory
 //!
-//! Bytes per session in Redis 7.0, new and after eight writes:
+//! A session of a user takes about 350 bytes beside its payload, and about 170 if the user has several; an anonymous one about
+//! 150. A session with little data has a payload of 300 to 500 bytes, because the payload also holds times and hashes.
 //!
-//! | payload | anonymous | one session per owner | three per owner |
-//! |---|---|---|---|
-//! | 100 B | 291, 359 | 504, 572 | 373, 437 |
-//! | 500 B | 789, 789 | 1003, 1003 | 885, 885 |
-//! | 4000 B | 4245, 4245 | 4459, 4459 | 4341, 4341 |
-//!
-//! A session with little data has a payload of 300 to 500 bytes, because the payload also holds times and hashes.
+//! **Under memory pressure visitors go first**, with `maxmemory-policy volatile-ttl`, which evicts the keys that end first. A
+//! user's key lives longer than the longest session in it, by as long as a visitor's key can still have to live (the shorter of
+//! [`default_ttl`](crate::Builder::default_ttl) and [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)), and a little. A
+//! visitor's session with a longer [`set_ttl`](crate::Session::set_ttl) competes with users. One user with very many sessions
+//! can push out others.
 //!
 //! # Server settings
 //!
 //! | setting | reason |
 //! |---|---|
-//! | `maxmemory` and `maxmemory-policy volatile-ttl`, or `noeviction` | evicts the sessions that end first. Other policies may evict an index, and with it all sessions of a user |
+//! | `maxmemory` and `maxmemory-policy volatile-ttl`, or `noeviction` | evicts [visitors first](#memory). Other policies evict users' keys as well, and with one all sessions of that user |
 //! | `appendonly yes`, `appendfsync everysec` | a crash loses one second of writes instead of everything since the last snapshot |
 //! | `min-replicas-to-write 1`, `min-replicas-max-lag 2` with Sentinel or in a Cluster | a master that was cut off stops accepting logins and logouts that a failover would lose |
 //! | `cluster-require-full-coverage no` | while one shard is down, the sessions on the others work |
@@ -157,6 +159,7 @@ mod slots;
 mod source;
 mod time;
 mod transport;
+mod value;
 
 pub use self::{
     backend::{RedisBackend, RedisSessions},

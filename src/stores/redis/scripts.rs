@@ -1,6 +1,7 @@
 //! The Lua scripts, and the commands that call them.
 
 use std::{
+    borrow::Cow,
     sync::{
         LazyLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -12,8 +13,8 @@ use redis::Cmd;
 
 /// A Lua script. Redis runs it atomically.
 ///
-/// All scripts use commands of Redis 6.2, access only the keys they declare, and stay in one slot. Each is idempotent: run again
-/// with the same nonce, it gives the same answer, or says that it cannot know.
+/// All scripts use commands of Redis 6.2, and have exactly one key. Each is idempotent: run again with the same version or name,
+/// it gives the same answer, or says that it cannot know.
 pub(super) struct Script {
     pub(super) text: &'static str,
     hash: String,
@@ -35,10 +36,10 @@ impl Script {
     }
 }
 
-/// The keys and arguments of a script.
+/// The key and the arguments of a script.
 pub(super) struct ScriptCall<'a> {
-    pub(super) keys: &'a [&'a str],
-    pub(super) args: &'a [&'a [u8]],
+    pub(super) key: &'a str,
+    pub(super) args: &'a [Cow<'a, [u8]>],
     /// The age of the request, and when that was its age: each time that the script is sent, it is older.
     pub(super) age: Option<(Duration, Instant)>,
     /// Whether it was sent before and may have run, because its answer was lost.
@@ -48,9 +49,9 @@ pub(super) struct ScriptCall<'a> {
 impl ScriptCall<'_> {
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);
-        command.arg(script).arg(self.keys.len()).arg(self.keys);
+        command.arg(script).arg(1).arg(self.key);
         for arg in self.args {
-            command.arg(arg);
+            command.arg(&**arg);
         }
         if let Some((age, then)) = self.age {
             command.arg(age.saturating_add(then.elapsed()).as_micros().min(YEAR).to_string());
@@ -66,20 +67,20 @@ impl ScriptCall<'_> {
 const YEAR: u128 = 365 * 86_400_000_000;
 
 macro_rules! script {
-    ($file:literal) => {
-        LazyLock::new(|| Script::new(concat!(include_str!("head.lua"), include_str!($file))))
+    ($($file:literal),*) => {
+        LazyLock::new(|| Script::new(concat!($(include_str!($file)),*)))
     };
 }
 
-pub(super) static CREATE: LazyLock<Script> = script!("create.lua");
-pub(super) static UPDATE: LazyLock<Script> = script!("update.lua");
-pub(super) static TOUCH: LazyLock<Script> = script!("touch.lua");
-pub(super) static DELETE: LazyLock<Script> = script!("delete.lua");
-pub(super) static CLEAR: LazyLock<Script> = script!("clear.lua");
-pub(super) static TIDY: LazyLock<Script> = script!("tidy.lua");
+pub(super) static CREATE: LazyLock<Script> = script!("time.lua", "record.lua", "create.lua");
+pub(super) static UPDATE: LazyLock<Script> = script!("time.lua", "write.lua", "record.lua", "update.lua");
+pub(super) static TOUCH: LazyLock<Script> = script!("time.lua", "record.lua", "touch.lua");
+pub(super) static DELETE: LazyLock<Script> = script!("time.lua", "record.lua", "delete.lua");
+pub(super) static CLEAR: LazyLock<Script> = script!("time.lua", "record.lua", "clear.lua");
+pub(super) static LOOK: LazyLock<Script> = script!("look.lua");
 
 pub(super) fn all() -> [&'static Script; 6] {
-    [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &TIDY]
+    [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &LOOK]
 }
 
 #[cfg(test)]
@@ -90,7 +91,8 @@ mod tests {
     fn a_request_is_older_each_time_that_its_script_is_sent() {
         let (again, age) = (AtomicBool::new(false), Duration::from_secs(7));
         let then = Instant::now().checked_sub(Duration::from_secs(2)).unwrap_or_else(Instant::now);
-        let call = |age| ScriptCall { keys: &["k"], args: &[b"x"], age, again: &again };
+        let args = [Cow::from(&b"x"[..])];
+        let call = |age| ScriptCall { key: "k", args: &args, age, again: &again };
         let last = |call: ScriptCall<'_>| {
             let command = CREATE.by_hash(&call);
             let last = command.args_iter().last();

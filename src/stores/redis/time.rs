@@ -3,12 +3,14 @@
 use std::{
     sync::{
         LazyLock,
-        atomic::{AtomicI64, Ordering::Relaxed},
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
 
 use redis::Value;
+
+use crate::clock::{Clock, millis};
 
 /// The difference between each server's clock and our monotonic clock. In a Cluster every node has its own clock, so there is
 /// one difference for each 64 neighbouring slots.
@@ -18,13 +20,31 @@ use redis::Value;
 /// where it is, so a write that its caller has given up is too late on the server as well.
 pub(super) struct ServerTime {
     differences: [AtomicI64; PLACES],
+    /// The same, never too small.
+    at_most: [AtomicI64; PLACES],
+    /// When each was heard last, by a clock that goes on while the machine is suspended.
+    heard: [AtomicU64; PLACES],
+    clock: Clock,
     /// The last difference of any server: the first guess for all others.
     last: AtomicI64,
 }
 
 impl ServerTime {
     pub(super) fn new() -> Self {
-        Self { differences: std::array::from_fn(|_| AtomicI64::new(UNKNOWN)), last: AtomicI64::new(UNKNOWN) }
+        Self {
+            differences: std::array::from_fn(|_| AtomicI64::new(UNKNOWN)),
+            at_most: std::array::from_fn(|_| AtomicI64::new(UNKNOWN)),
+            heard: std::array::from_fn(|_| AtomicU64::new(0)),
+            clock: Clock::system(),
+            last: AtomicI64::new(UNKNOWN),
+        }
+    }
+
+    /// Whether the server's time was heard so lately that a session may be read by it. A clock that was set, there or here, or a
+    /// machine that was suspended, then misleads no longer than this.
+    pub(super) fn is_fresh(&self, slot: usize) -> bool {
+        let heard = self.heard[Self::place_of(slot)].load(Relaxed);
+        heard > 0 && millis(self.clock.elapsed()).saturating_sub(heard) < FRESH
     }
 
     /// The server's time at that moment, in milliseconds since 1970. If it is not known, 0, which is always too late.
@@ -33,6 +53,16 @@ impl ServerTime {
             (UNKNOWN, UNKNOWN) => 0,
             (UNKNOWN, guess) => since_start(moment).saturating_add(guess),
             (known, _) => since_start(moment).saturating_add(known),
+        }
+    }
+
+    /// The server's time at that moment, or a little later. If it is not known, it is later than anything.
+    ///
+    /// So what was given its end by [`at`](Self::at) is never shown to have more time than it was given.
+    pub(super) fn at_most(&self, slot: usize, moment: Instant) -> i64 {
+        match self.at_most[Self::place_of(slot)].load(Relaxed) {
+            UNKNOWN => i64::MAX,
+            known => since_start(moment).saturating_add(1).saturating_add(known),
         }
     }
 
@@ -48,10 +78,20 @@ impl ServerTime {
             self.place(slot).store(better, Relaxed);
         }
         self.last.store(better, Relaxed);
+        // A bound that is a little too high is kept: with a lower one, a session that is only looked at would seem to gain time.
+        let at_most = &self.at_most[Self::place_of(slot)];
+        if !(least..=most.saturating_add(CLOSE)).contains(&at_most.load(Relaxed)) {
+            at_most.store(most, Relaxed);
+        }
+        self.heard[Self::place_of(slot)].store(millis(self.clock.elapsed()).max(1), Relaxed);
     }
 
     fn place(&self, slot: usize) -> &AtomicI64 {
-        &self.differences[slot / SLOTS_PER_PLACE % PLACES]
+        &self.differences[Self::place_of(slot)]
+    }
+
+    fn place_of(slot: usize) -> usize {
+        slot / SLOTS_PER_PLACE % PLACES
     }
 }
 
@@ -74,6 +114,9 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 const PLACES: usize = 16384 / SLOTS_PER_PLACE;
 const SLOTS_PER_PLACE: usize = 64;
 const UNKNOWN: i64 = i64::MIN;
+/// In milliseconds.
+const FRESH: u64 = 1_000;
+const CLOSE: i64 = 1_000;
 
 #[cfg(test)]
 mod tests {
@@ -89,18 +132,22 @@ mod tests {
         time.learn(0, 1_000_000, at(0), at(100));
         let first = time.at(0, at(100));
         assert!((999_998..=1_000_000).contains(&first));
+        // The answer may have been on its way all the time.
+        assert!((1_000_100..=1_000_103).contains(&time.at_most(0, at(100))));
         // An unknown slot is guessed.
         assert_eq!(time.at(9000, at(100)), first);
         // A quick answer is more exact, a slow one adds nothing.
         time.learn(0, 1_000_190, at(200), at(201));
         let second = time.at(0, at(201));
         assert!((1_000_188..=1_000_190).contains(&second));
+        assert!((1_000_201..=1_000_204).contains(&time.at_most(0, at(201))));
         time.learn(0, 1_000_300, at(202), at(900));
         assert_eq!(time.at(0, at(201)), second);
 
         // The server's clock is set back, and then forward.
         time.learn(0, 5_000, at(1000), at(1001));
         assert!((4_998..=5_000).contains(&time.at(0, at(1001))));
+        assert!((5_001..=5_004).contains(&time.at_most(0, at(1001))));
         time.learn(0, 9_000_000, at(1100), at(1101));
         assert!((8_999_998..=9_000_000).contains(&time.at(0, at(1101))));
     }

@@ -1,12 +1,18 @@
--- KEYS: record [index]   ARGV: …, ttl   -> 1 | -1 late. The nonce is the version that was read.
-local older = versions(KEYS[1])
-if not older or string.sub(older, 1, 8) ~= ARGV[3] or not is_live(KEYS[1], KEYS[2]) then return {1, now} end
-if late() then return {-1, now} end
-local ttl = tonumber(ARGV[5])
-if ttl <= 0 then
-  finish(KEYS[1], KEYS[2], ARGV[3], string.sub(older, 9))
+-- ARGV: …, end, used, ttl, life, extra   -> 1 | -1 late. The version is the one that was read.
+local record = read(sid)
+if not record.is_live or record.version ~= ARGV[3] then return {1, now} end
+if is_late then return {-1, now} end
+if tonumber(ARGV[7]) <= 0 then
+  finish(sid, ARGV[3], {versions = string.sub(record.versions, 9)}, tonumber(ARGV[9]))
+  return {1, now}
+end
+local head = string.sub(record.value, 1, 3) .. ARGV[5] .. ARGV[3] .. ARGV[6]
+-- This comes first, so that who is active stays signed in when memory is used up.
+if sid == '' then
+  redis.call('PEXPIRE', KEYS[1], ARGV[8])
+  redis.call('SETRANGE', KEYS[1], 0, head)
 else
-  redis.call('PEXPIRE', KEYS[1], ttl + KEEP)
-  if KEYS[2] then enter(KEYS[2], ttl) end
+  redis.call('PEXPIRE', KEYS[1], math.max(redis.call('PTTL', KEYS[1]), tonumber(ARGV[8])))
+  redis.call('HSET', KEYS[1], sid, head .. string.sub(record.value, 35))
 end
 return {1, now}

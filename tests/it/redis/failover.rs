@@ -144,7 +144,7 @@ async fn a_master_that_dies_is_followed_by_its_replica() {
     let sessions = connect(|| redis.builder()).await;
     let load = Load::on(sessions.clone()).await;
     let old = redis.master();
-    until("all is replicated", || redis.servers[1].address.info("keyspace", "db0").contains("keys=25"));
+    until("all is replicated", || redis.servers[1].address.info("keyspace", "db0").contains("keys=13"));
     redis.process(&old).signal("KILL");
     redis.lose_patience();
     until("there is another master", || redis.master().port() != old.port());

@@ -447,14 +447,13 @@ async fn an_answer_that_is_none_is_an_error() {
         let sessions = direct(&server).await;
         let id = of(owner("ada"), "one");
         assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
-        // A right that is missing for one command of three.
-        server.ask(&["ACL", "SETUSER", "default", "-pttl"]);
+        server.ask(&["ACL", "SETUSER", "default", "-hmget", "-hscan"]);
         let error = sessions.backend().load(id).await.unwrap_err();
         assert!(error.to_string().ends_with("NOPERM"), "{error}");
         assert!(sessions.backend().list(owner("ada")).await.is_err());
         let printed = format!("{error} {error:?}");
         assert!(!printed.contains(id.sid()) && !printed.contains("sessions"), "{printed}");
-        server.ask(&["ACL", "SETUSER", "default", "+pttl"]);
+        server.ask(&["ACL", "SETUSER", "default", "+hmget", "+hscan"]);
         assert_eq!(payload(sessions.backend(), id).await.as_deref(), Some("x"));
     }
 }

@@ -136,24 +136,28 @@ impl Place {
                 server.ask(&["DEL", &key]);
                 continue;
             }
-            if server.ask(&["TYPE", &key]).text() == "zset" {
-                for member in server.ask(&["ZRANGE", &key, "0", "-1"]).list() {
-                    server.ask(&["ZINCRBY", &key, &format!("-{by}"), &member.text()]);
-                }
-            }
-            if key.ends_with(":c") {
-                // It begins with the time of the last clear, in microseconds.
-                server.ask(&["EVAL", AGE_CLEAR, "1", &key, &format!("{by}000")]);
-            }
+            server.ask(&["EVAL", AGE, "1", &key, &by.to_string()]);
             server.ask(&["PEXPIRE", &key, &(left - by).to_string()]);
         }
     }
 }
 
-/// Moves the time of an owner's last clear back by so many microseconds.
-pub const AGE_CLEAR: &str = "local last = redis.call('GET', KEYS[1]) \
-    local at = string.format('%016.0f', string.sub(last, 1, 16) - ARGV[1]) \
-    redis.call('SET', KEYS[1], at .. string.sub(last, 17), 'KEEPTTL')";
+/// Moves all times in a value back by so many milliseconds: when a record ends, and when its owner was cleared last.
+pub const AGE: &str = "
+    local function aged(field, value)
+      if field == '' then return string.format('%016.0f', string.sub(value, 1, 16) - ARGV[1] * 1000) .. string.sub(value, 17) end
+      local ends = tonumber(string.sub(value, 4, 16))
+      if not ends then return value end
+      return string.sub(value, 1, 3) .. string.format('%013.0f', ends - ARGV[1]) .. string.sub(value, 17)
+    end
+    if redis.call('TYPE', KEYS[1]).ok == 'string' then
+      redis.call('SET', KEYS[1], aged('anonymous', redis.call('GET', KEYS[1])), 'KEEPTTL')
+      return
+    end
+    local all = redis.call('HGETALL', KEYS[1])
+    for at = 1, #all, 2 do
+      if string.sub(all[at], -1) ~= ':' then redis.call('HSET', KEYS[1], all[at], aged(all[at], all[at + 1])) end
+    end";
 
 /// What the docs list as needed: the `nth` group of rights in the line that begins like this.
 pub fn rights(line: &str, nth: usize) -> Vec<String> {

@@ -178,12 +178,12 @@ async fn p13_a_dump_of_redis_signs_nobody_in_and_shows_nothing_that_is_sealed() 
             let key = key.text();
             let value = match server.ask(&["TYPE", &key]).text().as_str() {
                 "string" => server.ask(&["GET", &key]).text(),
-                "zset" => server.ask(&["ZRANGE", &key, "0", "-1"]).list().iter().map(|member| member.text()).collect(),
+                "hash" => server.ask(&["HGETALL", &key]).list().iter().map(|member| member.text()).collect(),
                 other => panic!("{key} is a {other}"),
             };
             dump += &format!("{key} {value}\n");
         }
-        assert!(dump.lines().count() >= 3, "{dump}");
+        assert!(dump.lines().count() >= 2, "{dump}");
         for id in &ids {
             assert!(!dump.contains(&id[id.len() - 43..]), "an ID is in it");
         }

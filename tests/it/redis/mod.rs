@@ -7,6 +7,7 @@ mod failover;
 mod faults;
 pub mod harness;
 mod layer;
+mod pressure;
 pub mod process;
 pub mod proxy;
 mod replays;

@@ -37,8 +37,11 @@ impl Road {
 
     /// Delivers what was said last, or what `said` holds, again. Gives the code that the script answers.
     fn deliver(&self, said: &[u8]) -> i64 {
-        let answer = Wire::connect(&self.server.address).unwrap().send(said).unwrap();
-        answer.list()[0].number()
+        match Wire::connect(&self.server.address).unwrap().send(said).unwrap() {
+            // The time alone: the common path of an update.
+            Reply::Number(_) => 1,
+            answer => answer.list()[0].number(),
+        }
     }
 }
 
@@ -75,12 +78,14 @@ async fn a_create_delivered_twice_around_its_end_revives_nothing() {
                 3 => assert!(backend.delete(id).await.unwrap()),
                 _ => while backend.load(id).await.unwrap().is_some() {},
             }
-            assert_eq!(road.deliver(&said), 1, "it was created, and has ended");
+            let cleared = end == 3 && id.owner().is_some();
+            // After a clear it is refused, because it does not name that.
+            assert_eq!(road.deliver(&said), if cleared { 5 } else { 1 }, "it was created, and has ended");
             assert!(backend.load(id).await.unwrap().is_none(), "end {end} of {id:?}");
             assert!(backend.list(owner("ada")).await.unwrap().is_empty());
             // Its name is free, and what is said again then is still known.
             assert!(backend.creates(record(id, 3, "new")).await.unwrap());
-            assert_eq!(road.deliver(&said), 1);
+            assert_eq!(road.deliver(&said), if cleared { 5 } else { 1 });
             assert_eq!(payload(backend, id).await.as_deref(), Some("new"));
             road.server.ask(&["FLUSHALL"]);
         }
@@ -297,14 +302,17 @@ async fn clocks_that_lost_each_other_write_nothing() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let script = concat!(
-            include_str!("../../../src/stores/redis/head.lua"),
+            include_str!("../../../src/stores/redis/time.lua"),
+            include_str!("../../../src/stores/redis/record.lua"),
             include_str!("../../../src/stores/redis/create.lua")
         );
+        let value = format!("\u{2}\u{0}\u{0}{:013}12345678{:010}x", 1, 1);
         let now: i64 = server.ask(&["TIME"]).list()[0].text().parse::<i64>().unwrap() * 1000;
         let window = "600000";
         for (not_after, code) in [(0, -1), (now - 60_000, -1), (now + 3_600_000, -1), (now + 300_000, 1)] {
             let not_after = not_after.to_string();
-            let answer = server.ask(&["EVAL", script, "1", "k", &not_after, window, "12345678", "sid", "1000000", "x"]);
+            let args = ["12345678", "sid", &value, "", "1000000", ""];
+            let answer = server.ask(&[&["EVAL", script, "1", "k", &not_after, window], &args[..]].concat());
             let Reply::List(answer) = answer else { panic!("{answer:?}") };
             assert_eq!(answer[0].number(), code);
             assert!((answer[1].number() - now).abs() < 300_000);

@@ -1,0 +1,209 @@
+//! A record as it is stored: the head, the versions before, and the payload. `record.lua` reads the same.
+
+use bytes::Bytes;
+
+use crate::{
+    backend::Result,
+    error::{Error, ErrorKind},
+};
+
+/// A record that was read.
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) version: i64,
+    /// When it ends, in milliseconds since 1970, by the server's clock.
+    pub(super) ends: i64,
+    pub(super) payload: Bytes,
+    /// The head and the versions before: what an update need not read again.
+    pub(super) hint: Bytes,
+}
+
+/// The head of a record and its versions before, as it was loaded: a [`Hint`](crate::Hint).
+pub(super) struct Known<'a> {
+    head: &'a [u8],
+    older: &'a [u8],
+}
+
+/// A value to be written.
+pub(super) struct NewValue {
+    bytes: Vec<u8>,
+}
+
+impl Stored {
+    /// Reads a value. `payload` is its second field, if there is one. `None` if it has ended, whatever the time.
+    pub(super) fn read(value: Bytes, payload: Option<Bytes>) -> Result<Option<Self>> {
+        let Some(known) = Known::read(&value) else { return Err(unreadable().into()) };
+        let (version, ends, len) = (known.version(), known.ends(), HEAD + known.older.len());
+        let (Some(version), Some(ends)) = (version, ends) else { return Err(unreadable().into()) };
+        let payload = match (value.get(PLACE), payload) {
+            (Some(&INLINE), _) => value.slice(len..),
+            (Some(&BESIDE), Some(payload)) => payload,
+            (Some(&ENDED), _) => return Ok(None),
+            _ => return Err(unreadable().into()),
+        };
+        Ok(Some(Self { version, ends, payload, hint: value.slice(..len) }))
+    }
+}
+
+impl<'a> Known<'a> {
+    /// Reads the beginning of a value. `None` if it is not one, or of another format.
+    pub(super) fn read(value: &'a [u8]) -> Option<Self> {
+        let (head, rest) = value.split_at_checked(HEAD)?;
+        let (format, count) = (*head.first()?, usize::from(*head.get(COUNT)?));
+        let older = rest.get(..8 * count)?;
+        (format == FORMAT && count <= MAX_OLDER).then_some(Self { head, older })
+    }
+
+    fn version(&self) -> Option<i64> {
+        Some(i64::from_be_bytes(self.head.get(VERSION)?.try_into().ok()?))
+    }
+
+    fn ends(&self) -> Option<i64> {
+        std::str::from_utf8(self.head.get(ENDS)?).ok()?.parse().ok()
+    }
+
+    /// The versions before the next one: the last seven, and the first.
+    fn older(&self) -> Vec<u8> {
+        let mut all = self.head.get(VERSION).unwrap_or_default().to_vec();
+        all.extend_from_slice(self.older);
+        if all.len() > 8 * MAX_OLDER {
+            let first = all.split_off(all.len() - 8);
+            all.truncate(8 * (MAX_OLDER - 1));
+            all.extend(first);
+        }
+        all
+    }
+
+    /// The head that an update by this version compares, if the new value can simply take the place of this one: neither has its
+    /// payload elsewhere, and the key need not live longer.
+    pub(super) fn head_for(&self, expected: i64, new: &NewValue, is_users: bool) -> &'a [u8] {
+        let places = (self.head.get(PLACE), new.bytes.get(PLACE));
+        let fits = self.version() == Some(expected) && places == (Some(&INLINE), Some(&INLINE));
+        // The key of a user has a thousand seconds to spare, which is what the digits after these count.
+        let digits = ENDS.start..ENDS.start + 7;
+        let lives = !is_users || new.bytes.get(digits.clone()) <= self.head.get(digits);
+        if fits && lives { self.head } else { &[] }
+    }
+}
+
+impl NewValue {
+    /// A value without times. With `known`, the versions before are carried on.
+    pub(super) fn new(version: i64, payload: &[u8], is_beside: bool, known: Option<&Known<'_>>) -> Self {
+        let older = known.map(Known::older).unwrap_or_default();
+        let payload = if is_beside { &[] } else { payload };
+        let mut bytes = Vec::with_capacity(HEAD + older.len() + payload.len());
+        // At most eight.
+        bytes.extend([FORMAT, if is_beside { BESIDE } else { INLINE }, (older.len() / 8) as u8]);
+        bytes.extend([b'0'; ENDS.end - ENDS.start]);
+        bytes.extend(version.to_be_bytes());
+        bytes.extend([b'0'; USED.end - USED.start]);
+        bytes.extend(older);
+        bytes.extend(payload);
+        Self { bytes }
+    }
+
+    /// Sets when it ends, and when it was last used.
+    pub(super) fn at(&self, now: i64, ttl: i64) -> Self {
+        let mut bytes = self.bytes.clone();
+        put_digits(bytes.get_mut(ENDS), now.saturating_add(ttl));
+        put_digits(bytes.get_mut(USED), now / 1000);
+        Self { bytes }
+    }
+
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+/// The end and the time of use, as `touch.lua` puts them into a head.
+pub(super) fn times(now: i64, ttl: i64) -> (Vec<u8>, Vec<u8>) {
+    let (mut ends, mut used) = (vec![0; ENDS.end - ENDS.start], vec![0; USED.end - USED.start]);
+    put_digits(Some(&mut ends), now.saturating_add(ttl));
+    put_digits(Some(&mut used), now / 1000);
+    (ends, used)
+}
+
+/// All digits, with zeros in front. Times are far from having more.
+fn put_digits(place: Option<&mut [u8]>, number: i64) {
+    let mut left = number.max(0);
+    for digit in place.into_iter().flatten().rev() {
+        // Less than ten.
+        *digit = b'0' + (left % 10) as u8;
+        left /= 10;
+    }
+}
+
+pub(super) fn unreadable() -> Error {
+    Error::new(ErrorKind::Unreadable, "a record in Redis has a format that this version cannot read")
+}
+
+/// A longer payload of a user's record is in a field of its own, so that a touch writes little.
+pub(super) const MAX_INLINE: usize = 1024;
+const FORMAT: u8 = 2;
+const INLINE: u8 = 0;
+const BESIDE: u8 = 1;
+const ENDED: u8 = 2;
+const MAX_OLDER: usize = 8;
+const PLACE: usize = 1;
+const COUNT: usize = 2;
+const ENDS: std::ops::Range<usize> = 3..16;
+const VERSION: std::ops::Range<usize> = 16..24;
+const USED: std::ops::Range<usize> = 24..34;
+const HEAD: usize = 34;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(version: i64, payload: &str, known: Option<&Known<'_>>) -> Bytes {
+        NewValue::new(version, payload.as_bytes(), false, known).at(1_795_000_000_123, 60_000).into_bytes().into()
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        let stored = Stored::read(value(7, "payload", None), None).unwrap().unwrap();
+        assert_eq!((stored.version, stored.ends, &stored.payload[..]), (7, 1_795_000_060_123, &b"payload"[..]));
+        let beside = NewValue::new(7, b"payload", true, None).at(5, 1).into_bytes();
+        let stored = Stored::read(beside.clone().into(), Some("payload".into())).unwrap().unwrap();
+        assert_eq!((stored.ends, &stored.payload[..]), (6, &b"payload"[..]));
+        assert!(Stored::read(beside.into(), None).is_err());
+    }
+
+    #[test]
+    fn the_last_versions_and_the_first_are_carried_on() {
+        let mut stored = value(0, "", None);
+        for version in 1..20 {
+            stored = value(version, "x", Known::read(&stored).as_ref());
+        }
+        let known = Known::read(&stored).unwrap();
+        let older: Vec<i64> = known.older.chunks(8).map(|v| i64::from_be_bytes(v.try_into().unwrap())).collect();
+        assert_eq!((known.version(), older), (Some(19), vec![18, 17, 16, 15, 14, 13, 12, 0]));
+    }
+
+    #[test]
+    fn an_update_is_simple_if_nothing_else_has_to_be_looked_at() {
+        let old = value(1, "x", None);
+        let known = Known::read(&old).unwrap();
+        let new = |ttl| NewValue::new(2, b"y", false, Some(&known)).at(1_795_000_000_200, ttl);
+        assert_eq!(known.head_for(1, &new(60_000), true), &old[..HEAD]);
+        assert!(known.head_for(3, &new(60_000), true).is_empty(), "another version");
+        assert!(known.head_for(1, &new(2_000_000), true).is_empty(), "the key would have to live longer");
+        assert_eq!(known.head_for(1, &new(2_000_000), false), &old[..HEAD]);
+        let beside = NewValue::new(2, b"y", true, Some(&known)).at(1_795_000_000_200, 60_000);
+        assert!(known.head_for(1, &beside, true).is_empty());
+    }
+
+    #[test]
+    fn what_is_not_ours_is_unreadable() {
+        let good = value(1, "", None);
+        for bad in [
+            &b""[..],
+            b"\x01",
+            &good[..33],
+            &[&b"\x03"[..], &good[1..]].concat(),
+            &[&good[..2], b"\x09", &good[3..]].concat(),
+        ] {
+            assert!(Stored::read(Bytes::copy_from_slice(bad), None).is_err(), "{bad:?}");
+        }
+    }
+}
