@@ -160,12 +160,7 @@ impl App {
         self.recorded.lock().unwrap().insert(ask.id, said.seen.as_ref().and_then(|seen| seen.handle.clone()));
         self.wait(&ask, Moment::Recorded).await;
         if ask.save {
-            let saved = match session.save().await {
-                // Tried again once. What a second failure says of the first try is not asked.
-                Err(error) if error.kind() == ErrorKind::Unavailable => session.save().await.map_err(|_| error),
-                saved => saved,
-            };
-            match saved {
+            match session.save().await {
                 Ok(()) => {
                     self.saved.lock().unwrap().push(ask.id);
                     said.saved = Some("ok".to_owned());
