@@ -32,7 +32,7 @@ struct Inner {
     nobody: String,
     /// Attempts by user name, from anywhere: many addresses are easy to come by.
     attempts: DefaultKeyedRateLimiter<String>,
-    /// How often somebody's sessions elsewhere were ended, by the user name and the way it was done.
+    /// Limits how often a user's other sessions are ended: one count for each user name and each way to do it.
     endings: DefaultKeyedRateLimiter<(String, Ending)>,
 }
 

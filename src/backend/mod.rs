@@ -54,8 +54,8 @@
 //! | | another version, and this one never was there | `Conflict`, or an error |
 //! | | nothing | `Gone` |
 //!
-//! For `create`, a store remembers for ten seconds that a user's record has ended; a visitor's, which nobody signs out of, may be
-//! created again. One that does not remember endings
+//! For `create`, a store remembers for ten seconds that a user's record has ended. It need not remember a visitor's record: that
+//! one may be created again. One that does not remember endings
 //! answers every retry with an error whose record is not there. For `update`, a store whose answers can be lost should remember a
 //! record's last versions, so that a lost answer costs no request; one that does not answers with an error.
 //!

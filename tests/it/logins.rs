@@ -74,7 +74,7 @@ async fn p07_login_again_gives_a_new_id_too(store: Store) {
     assert_eq!(client.does(|session| Ok(session.get::<u8>("n")?.unwrap().to_string())).await.body, "1");
 }
 
-/// What is typed into a form may be anything: that is no failure of the server before the password was even checked.
+/// A user may type anything into a login form. The server must not fail before the password is checked.
 async fn p07_a_login_is_begun_for_any_name_and_refused_where_it_binds(store: Store) {
     let sessions = store.sessions();
     for name in [String::new(), "a".repeat(2_000)] {

@@ -31,9 +31,10 @@
 //! ends (13 digits, in milliseconds, by the server's clock), the version (8 bytes), and when it was last used (10 digits, in
 //! seconds). The last seven versions before that one and the first one follow, eight bytes each, and then the payload.
 //!
-//! **The end of a session is in its value.** The key may live longer, and is no session then. What is read is compared with the
-//! server's time, which is known from its answers of the last second, and is asked for otherwise. A session that seems to have
-//! ended is read again together with the server's time before it is taken for ended, because a clock may have been set.
+//! **The value says when the session ends.** The Redis key may live longer than the session. A load compares that end with the
+//! server's time. If the server has told its time within the last second, the load uses an estimate; otherwise it asks for the
+//! time as well. A session that seems to have ended is read again together with the server's time, because a clock may have been
+//! set.
 //!
 //! A record that was ended stays for ten seconds without its payload. A duplicate of the request that created it is recognised
 //! by it, and does not revive the session. A caller that repeats its `create` is told that the record was there, and is not told

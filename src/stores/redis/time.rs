@@ -20,7 +20,7 @@ use crate::clock::{Clock, millis};
 /// where it is, so a write that its caller has given up is too late on the server as well.
 pub(super) struct ServerTime {
     differences: [AtomicI64; PLACES],
-    /// The same, never too small.
+    /// Upper bounds of the same differences.
     at_most: [AtomicI64; PLACES],
     /// When each was heard last, by a clock that goes on while the machine is suspended.
     heard: [AtomicU64; PLACES],
