@@ -23,7 +23,7 @@ use super::{
 use crate::{
     backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Since, Terms},
     clock::millis,
-    error::{Error, ErrorKind},
+    error::{BoxError, Error, ErrorKind},
     random::random,
     record::{
         Hint, Record,
@@ -207,7 +207,7 @@ impl RedisBackend {
         let sid = id.owner().map(|_| Cow::from(id.sid().as_bytes()));
         let args: Args<'_> = sid.into_iter().collect();
         let call = ScriptCall { key, args: &args, age: None, again: &AtomicBool::new(false) };
-        let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await?;
+        let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await.map_err(foreign)?;
         let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
         let mut parts = parts.into_iter();
         let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage().into()) };
@@ -241,7 +241,7 @@ impl Backend for RedisBackend {
         let key = self.keys.of(id);
         let slot = self.slot(&key);
         if !self.time.is_fresh(slot) {
-            return self.look(id, &key).await.map_err(foreign);
+            return self.look(id, &key).await;
         }
         let mut command;
         if id.owner().is_some() {
@@ -251,7 +251,7 @@ impl Backend for RedisBackend {
             command = redis::cmd("GET");
             command.arg(&key);
         }
-        let answer = self.one(command, &key).await.map_err(|failure| foreign(failure.into()))?;
+        let answer = self.one(command, &key).await.map_err(foreign)?;
         let (value, payload) = match answer {
             Value::Array(found) => {
                 let [value, payload] = <[Value; 2]>::try_from(found).map_err(|_| Failure::garbage())?;
@@ -265,7 +265,7 @@ impl Backend for RedisBackend {
             return Ok(Some(stored.record(id, now)));
         }
         // The time is only estimated, and the server's clock may have been set: no session ends by that.
-        self.look(id, &key).await.map_err(foreign)
+        self.look(id, &key).await
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
@@ -311,7 +311,7 @@ impl Backend for RedisBackend {
             ];
             args.into()
         };
-        let reply = self.write(&write, args).await.map_err(|failure| foreign(failure.into()))?;
+        let reply = self.write(&write, args).await.map_err(foreign)?;
         match reply.code {
             DONE => Ok(Outcome::Done),
             NOT_THERE => Ok(Outcome::Gone),
@@ -334,7 +334,7 @@ impl Backend for RedisBackend {
             let rest = [&ttl_text, &life, &extra].map(|text| Cow::from(text.as_bytes()));
             [ends.into(), used.into()].into_iter().chain(rest).collect()
         };
-        self.write(&write, args).await.map_err(|failure| foreign(failure.into()))?;
+        self.write(&write, args).await.map_err(foreign)?;
         Ok(())
     }
 
@@ -343,23 +343,24 @@ impl Backend for RedisBackend {
         let nonce = i64::from_be_bytes(random()?);
         let write = Write { script: &scripts::DELETE, key: &key, nonce, sid: sid(&id), age: None, retry: false };
         let reply = self.write(&write, |_: &Attempt<'_>| vec![extra.as_bytes().into()]).await;
-        Ok(reply.map_err(|failure| foreign(failure.into()))?.code == DONE)
+        Ok(reply.map_err(foreign)?.code == DONE)
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
         let key = self.keys.owner(owner);
         let mut scan = redis::cmd("HSCAN");
         scan.arg(&key).arg(0).arg("COUNT").arg(PAGE);
-        let answer = self.one(scan, &key).await.map_err(|failure| foreign(failure.into()))?;
-        let (Value::Array(parts), mut found) = (answer, Vec::new()) else { return Err(Failure::garbage().into()) };
-        match <[Value; 2]>::try_from(parts) {
-            Ok([Value::BulkString(cursor), Value::Array(all)]) if cursor == b"0" => found = pairs(all)?,
+        let answer = self.one(scan, &key).await.map_err(foreign)?;
+        let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
+        let found = match <[Value; 2]>::try_from(parts) {
+            Ok([Value::BulkString(cursor), Value::Array(all)]) if cursor == b"0" => pairs(all)?,
             Ok([Value::BulkString(_), Value::Array(_)]) => {
                 // A cursor is worth nothing after a failover: what it skips then would seem to have ended.
                 let mut keys = redis::cmd("HKEYS");
                 keys.arg(&key);
                 let Value::Array(fields) = self.one(keys, &key).await? else { return Err(Failure::garbage().into()) };
                 let fields = fields.into_iter().map(text).collect::<Result<Vec<_>>>()?;
+                let mut found = Vec::with_capacity(fields.len());
                 for page in fields.chunks(PAGE) {
                     let mut get = redis::cmd("HMGET");
                     get.arg(&key).arg(page);
@@ -368,9 +369,10 @@ impl Backend for RedisBackend {
                     };
                     found.extend(page.iter().cloned().zip(values));
                 }
+                found
             }
             _ => return Err(Failure::garbage().into()),
-        }
+        };
         self.records(owner, &key, found).await
     }
 
@@ -498,12 +500,10 @@ fn new_value<'a>(record: &'a Record, known: Option<&Known<'_>>) -> (NewValue, &'
 }
 
 /// A key of another type is not a record.
-fn foreign(error: crate::error::BoxError) -> crate::error::BoxError {
-    match error.downcast_ref::<Failure>() {
-        Some(failure) if failure.kind == FailureKind::OtherType => {
-            Error::new(ErrorKind::Unreadable, failure.to_string()).into()
-        }
-        _ => error,
+fn foreign(failure: Failure) -> BoxError {
+    match failure.kind {
+        FailureKind::OtherType => Error::new(ErrorKind::Unreadable, failure.to_string()).into(),
+        _ => failure.into(),
     }
 }
 
