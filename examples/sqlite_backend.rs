@@ -95,7 +95,7 @@ impl Backend for SqliteBackend {
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
-        let Terms { since, retry } = terms;
+        let Terms { since, limit, leaves, retry } = terms;
         let arrived = match since {
             None => None,
             // By now, and not by when it is this one's turn to write.
@@ -106,7 +106,7 @@ impl Backend for SqliteBackend {
             let (id, version) = (record.id, record.version);
             let there = find(db, id, now)?;
             if there.as_ref().is_some_and(|there| there.has_had(version)) {
-                return Ok(Created::Done);
+                return Ok(Created::done());
             }
             if let Some(arrived) = arrived
                 && (now - arrived > CLEARS || cleared_since(db, id.owner(), arrived)?)
@@ -131,7 +131,7 @@ impl Backend for SqliteBackend {
                     &record.payload[..]
                 ],
             )?;
-            Ok(Created::Done)
+            Ok(Created::done())
         })
         .await
     }

@@ -45,6 +45,9 @@ pub enum ErrorKind {
     /// 401: the request is not signed in, or a login or a sign-out was refused because its session has ended, or has a newer ID,
     /// or because the user was signed out everywhere.
     Unauthorized,
+    /// 409: the user has as many sessions as [`sessions_per_key`](crate::Builder::sessions_per_key) allows, and it is set to refuse
+    /// more. One of them has to end first: the user's [list](crate::Sessions::list) says which there are.
+    Full,
     /// 403: the request came from another site and has no session, so it must not begin a visitor's session.
     ///
     /// Such a request comes without the cookie of the session that the browser may have, and a new session would replace that
@@ -99,6 +102,14 @@ impl Error {
         Self::new(ErrorKind::Unauthorized, "this ID is not valid for its session any more")
     }
 
+    pub(crate) fn cleared() -> Self {
+        Self::new(ErrorKind::Unauthorized, "all sessions of the user were ended since this login began: sign in again")
+    }
+
+    pub(crate) fn full() -> Self {
+        Self::new(ErrorKind::Full, "the user has as many sessions as sessions_per_key allows: end one of them first")
+    }
+
     pub(crate) fn too_late() -> Self {
         Self::new(ErrorKind::Unavailable, "the sessions did not answer in time")
     }
@@ -114,8 +125,8 @@ impl Error {
 
     /// Whether the client caused it, and may do so at will: no line for the operator then.
     pub(crate) fn is_clients(&self) -> bool {
-        use ErrorKind::{CrossSite, NotFound, TooLarge, Unauthorized};
-        matches!(self.kind, Unauthorized | CrossSite | NotFound | TooLarge)
+        use ErrorKind::{CrossSite, Full, NotFound, TooLarge, Unauthorized};
+        matches!(self.kind, Unauthorized | CrossSite | NotFound | TooLarge | Full)
     }
 
     /// Logs an error that no caller is told.
@@ -142,6 +153,7 @@ impl ErrorKind {
             Self::CrossSite => StatusCode::FORBIDDEN,
             Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
             Self::TooLarge => StatusCode::INSUFFICIENT_STORAGE,
+            Self::Full => StatusCode::CONFLICT,
             Self::Config
             | Self::Unreadable
             | Self::Corrupt

@@ -139,7 +139,10 @@ pub use self::stores::redis::{RedisBackend, RedisServer, RedisSessions};
 // Inline: the list of items on the front page has those of the public modules too.
 #[doc(inline)]
 pub use self::{
-    backend::{Backend, By, Clear, Cleared, Created, Outcome, Since, Terms, any::AnyBackend},
+    backend::{
+        Backend, By, Clear, Cleared, Count, Created, Cursor, Left, Limit, Mark, Outcome, Page, Since, Terms,
+        any::AnyBackend,
+    },
     clock::Clock,
     error::{BoxError, Error, ErrorKind},
     http::{future::ResponseFuture, layer::SessionLayer, service::SessionService},
@@ -152,7 +155,7 @@ pub use self::{
         token::SessionId,
     },
     session::{Session, sign_in::SignIn},
-    sessions::{SessionInfo, Sessions, builder::Builder, login::Login},
+    sessions::{AllSessions, SessionInfo, Sessions, builder::Builder, login::Login},
     stores::{
         json::{Durability, JsonBackend, JsonSessions},
         memory::{MemoryBackend, MemorySessions},

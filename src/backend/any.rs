@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use super::{Backend, Clear, Cleared, Created, Outcome, Result, Terms};
+use super::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms};
 use crate::{
     clock::Clock,
     record::{
@@ -28,6 +28,9 @@ trait Erased: Send + Sync {
     fn delete(&self, id: RecordId) -> Boxed<'_, bool>;
     fn list(&self, owner: Owner) -> Boxed<'_, Vec<Record>>;
     fn clear(&self, owner: Owner, clear: Clear) -> Boxed<'_, Cleared>;
+    fn mark(&self, owner: Owner) -> Boxed<'_, Mark>;
+    fn scan(&self, after: Option<Cursor>, most: usize) -> Boxed<'_, Page>;
+    fn count(&self) -> Boxed<'_, Count>;
     fn set_clock(&self, clock: Clock);
     fn close(&self) -> Boxed<'_, ()>;
 }
@@ -59,6 +62,18 @@ impl<B: Backend> Erased for B {
 
     fn clear(&self, owner: Owner, clear: Clear) -> Boxed<'_, Cleared> {
         Box::pin(Backend::clear(self, owner, clear))
+    }
+
+    fn mark(&self, owner: Owner) -> Boxed<'_, Mark> {
+        Box::pin(Backend::mark(self, owner))
+    }
+
+    fn scan(&self, after: Option<Cursor>, most: usize) -> Boxed<'_, Page> {
+        Box::pin(Backend::scan(self, after, most))
+    }
+
+    fn count(&self) -> Boxed<'_, Count> {
+        Box::pin(Backend::count(self))
     }
 
     fn set_clock(&self, clock: Clock) {
@@ -104,6 +119,18 @@ impl Backend for AnyBackend {
 
     fn clear(&self, owner: Owner, clear: Clear) -> impl Future<Output = Result<Cleared>> + Send {
         self.0.clear(owner, clear)
+    }
+
+    fn mark(&self, owner: Owner) -> impl Future<Output = Result<Mark>> + Send {
+        self.0.mark(owner)
+    }
+
+    fn scan(&self, after: Option<Cursor>, most: usize) -> impl Future<Output = Result<Page>> + Send {
+        self.0.scan(after, most)
+    }
+
+    fn count(&self) -> impl Future<Output = Result<Count>> + Send {
+        self.0.count()
     }
 
     fn set_clock(&self, clock: Clock) {

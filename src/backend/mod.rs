@@ -6,16 +6,18 @@
 //! | verb | does | nothing live there | live, but another version |
 //! |---|---|---|---|
 //! | [`load`](Backend::load) | reads; `ttl` is what is left | `None` | |
-//! | [`create`](Backend::create) | adds, on [`Terms`] | [`Done`](Created::Done), or [`Late`](Created::Late) | [`Taken`](Created::Taken), or [`Late`](Created::Late) |
+//! | [`create`](Backend::create) | adds, on [`Terms`] | [`Done`](Created::Done), [`Late`](Created::Late) or [`Full`](Created::Full) | [`Taken`](Created::Taken), or [`Late`](Created::Late) |
 //! | [`update`](Backend::update) | replaces, if its version is `expected`; `ttl` starts again | [`Gone`](Outcome::Gone) | [`Conflict`](Outcome::Conflict) with what is there |
 //! | [`touch`](Backend::touch) | if its version is `version`: `ttl` starts again | nothing | nothing |
 //! | [`delete`](Backend::delete) | ends it, `true` | `false` | |
 //! | [`list`](Backend::list) | all live ones of an owner | empty | |
 //! | [`clear`](Backend::clear) | ends all of an owner, and says how many | `0` | |
+//! | [`mark`](Backend::mark) | names the last clear of an owner | | |
+//! | [`scan`](Backend::scan), [`count`](Backend::count) | all live ones, of all owners and of none | empty | |
 //! | `clear` [by](By) a record | the same, if the record's version is the one given | [`Gone`](Cleared::Gone) | [`Conflict`](Cleared::Conflict) with what is there |
 //!
-//! * Each verb is atomic: others see all of it or nothing, and once it has answered, everyone sees it. Only `list` may take
-//!   more than a moment: what was live all the time is in it, and nothing that had ended before.
+//! * Each verb is atomic: others see all of it or nothing, and once it has answered, everyone sees it. Only `list`, `scan` and
+//!   `count` may take more than a moment: what was live all the time is in it, and nothing that had ended before.
 //! * A record past its `ttl` does not exist, in any verb. The `ttl` is counted by the backend's own clock, and never
 //!   lengthened. An `update` with a `ttl` of zero thus ends the record, if its version is `expected`: that is a logout.
 //! * Nothing is written that was not there, except by `create`: there is no upsert. What was ended stays ended.
@@ -30,13 +32,27 @@
 //!
 //! A user who signs out everywhere, or sets a new password, must not be signed in by a login that was under way. So a backend
 //! remembers each owner's last clear: its [name](Clear::name), how many records it ended, and when it happened, by the
-//! backend's clock. It remembers it for at least fifteen minutes, also where the clear ended nothing and the owner has no
+//! backend's clock. It remembers it for at least thirty minutes, also where the clear ended nothing and the owner has no
 //! record left. A clear that was answered with `Gone` or `Conflict` did not happen and is not remembered.
 //!
+//! * A [`Mark`] names the owner's last clear, and says when it was taken. A `create` with [`Since::Mark`] is
+//!   [`Late`](Created::Late) if the owner's last clear has another name by now, or if the mark is older than fifteen minutes. So a
+//!   clear has to be remembered for as long as a mark that names it is good: `mark` names only clears of the last fifteen minutes,
+//!   and they are remembered for thirty. A mark that names none is good until there is a clear that is younger than fifteen
+//!   minutes.
+//! * A backend that forgets its clears when it is closed puts into each mark which [opening](Mark::opening) it is from, and
+//!   refuses one from another opening.
 //! * A `create` with [`Since::Age`] is [`Late`](Created::Late) if the owner's last clear is younger than that age, or if the
 //!   age is above fifteen minutes. Without `since`, it is never late.
 //! * Every `create` of an owner is ordered with `clear`: it is ended by the clear, or it comes after it.
 //! * A `clear` with the name of the owner's last clear is a repeat. It ends nothing, and answers `Done` with the same number.
+//!
+//! # A limit
+//!
+//! [`Terms::limit`] bounds how many live records an owner has. Above it, `create` ends those that the backend has heard of longest
+//! ago: each `create`, `update` and `touch` of a record is heard of, and a `load` is not. It never ends the new one, and says which
+//! ones it has ended. Or it is [`Full`](Created::Full), if the limit says so. However many logins run at once, there are never
+//! more records than the limit once a `create` with it has answered.
 //!
 //! # Calls that are repeated
 //!
@@ -65,9 +81,10 @@
 //! # A complete backend
 //!
 //! ```
-//! use std::{collections::BTreeMap, sync::Mutex, time::{Duration, Instant}};
+//! use std::{collections::BTreeMap, ops::Bound, sync::Mutex, time::{Duration, Instant}};
 //! use jam_session::{
-//!     Backend, By, Clear, Cleared, Created, Outcome, Owner, Record, RecordId, Sessions, Since, Terms, backend::Result,
+//!     Backend, By, Clear, Cleared, Created, Cursor, Left, Limit, Mark, Outcome, Owner, Page, Record, RecordId, Sessions, Since,
+//!     Terms, backend::Result,
 //! };
 //!
 //! #[derive(Default)]
@@ -75,10 +92,19 @@
 //!
 //! #[derive(Default)]
 //! struct Store {
-//!     /// Each record, and when it expires.
-//!     records: BTreeMap<RecordId, (Record, Instant)>,
+//!     records: BTreeMap<RecordId, Kept>,
 //!     /// Each owner's last clear: its name, how many it ended, and when.
 //!     clears: BTreeMap<Owner, (i64, u64, Instant)>,
+//!     opened: Option<Instant>,
+//!     /// How many times it has heard of a record.
+//!     heard: u64,
+//! }
+//!
+//! struct Kept {
+//!     record: Record,
+//!     ends: Instant,
+//!     /// When it was heard of last, as a number that grows.
+//!     heard: u64,
 //! }
 //!
 //! const REMEMBERED: Duration = Duration::from_secs(15 * 60);
@@ -88,18 +114,55 @@
 //!     fn with<T>(&self, verb: impl FnOnce(&mut Store, Instant) -> Result<T>) -> Result<T> {
 //!         let mut store = self.0.lock().map_err(|_| "a thread panicked")?;
 //!         let now = Instant::now();
-//!         store.records.retain(|_, (_, ends)| *ends > now);
-//!         store.clears.retain(|_, (.., at)| now - *at <= REMEMBERED);
+//!         store.opened.get_or_insert(now);
+//!         store.heard += 1;
+//!         store.records.retain(|_, kept| kept.ends > now);
+//!         store.clears.retain(|_, (.., at)| now - *at <= 2 * REMEMBERED);
 //!         verb(&mut store, now)
 //!     }
 //! }
 //!
 //! impl Store {
 //!     fn find(&self, id: RecordId, now: Instant) -> Option<Record> {
-//!         let (record, ends) = self.records.get(&id)?;
-//!         let mut record = record.clone();
-//!         record.ttl = *ends - now;
+//!         let kept = self.records.get(&id)?;
+//!         let mut record = kept.record.clone();
+//!         record.ttl = kept.ends - now;
 //!         Some(record)
+//!     }
+//!
+//!     fn put(&mut self, record: Record, now: Instant) {
+//!         let (id, ends, heard) = (record.id, now + record.ttl, self.heard);
+//!         self.records.insert(id, Kept { record, ends, heard });
+//!     }
+//!
+//!     fn of(&self, owner: Option<Owner>) -> Vec<RecordId> {
+//!         let mut ids: Vec<_> = self.records.keys().copied().filter(|id| id.owner() == owner).collect();
+//!         ids.sort_by_key(|id| self.records[id].heard);
+//!         ids
+//!     }
+//!
+//!     /// In milliseconds since it was opened.
+//!     fn time(&self, now: Instant) -> u64 {
+//!         self.opened.map_or(0, |opened| (now - opened).as_millis() as u64)
+//!     }
+//!
+//!     fn is_late(&self, owner: Option<Owner>, since: Option<Since>, now: Instant) -> Result<bool> {
+//!         let last = owner.and_then(|owner| self.clears.get(&owner));
+//!         let is_after = |age: Duration| last.is_some_and(|(.., at)| now - *at < age);
+//!         Ok(match since {
+//!             None => false,
+//!             Some(Since::Age(age)) => age > REMEMBERED || is_after(age),
+//!             Some(Since::Mark(mark)) => {
+//!                 let age = Duration::from_millis(self.time(now).saturating_sub(mark.taken));
+//!                 let changed = match mark.clear {
+//!                     Some(name) => last.is_none_or(|(last, ..)| *last != name),
+//!                     None => is_after(REMEMBERED),
+//!                 };
+//!                 // No opening of this store has a name: it lives as long as the process. One that could be opened again has one.
+//!                 changed || age > REMEMBERED || mark.opening != 0
+//!             }
+//!             Some(_) => return Err("these terms are unknown here".into()),
+//!         })
 //!     }
 //! }
 //!
@@ -109,35 +172,47 @@
 //!     }
 //!     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
 //!         // To the last field: when another one is added, this does not compile until it is kept to.
-//!         let Terms { since, retry } = terms;
+//!         let Terms { since, limit, leaves, retry } = terms;
+//!         let owner = record.id.owner();
 //!         self.with(|store, now| {
 //!             let there = store.find(record.id, now);
-//!             if there.as_ref().is_some_and(|there| there.version == record.version) {
-//!                 return Ok(Created::Done);
-//!             }
-//!             let last = record.id.owner().and_then(|owner| store.clears.get(&owner));
-//!             let is_late = match since {
-//!                 None => false,
-//!                 Some(Since::Age(age)) => age > REMEMBERED || last.is_some_and(|(.., at)| now - *at < age),
-//!                 Some(_) => return Err("these terms are unknown here".into()),
-//!             };
-//!             match there {
-//!                 _ if is_late => Ok(Created::Late),
-//!                 Some(_) => Ok(Created::Taken),
-//!                 // It may have been made and ended: this store does not remember endings.
-//!                 None if retry => Err("the first try may have been made".into()),
-//!                 None => {
-//!                     store.records.insert(record.id, (record.clone(), now + record.ttl));
-//!                     Ok(Created::Done)
+//!             let mut ended = Vec::new();
+//!             if there.as_ref().is_none_or(|there| there.version != record.version) {
+//!                 if store.is_late(owner, since, now)? {
+//!                     return Ok(Created::Late);
 //!                 }
+//!                 match there {
+//!                     Some(_) => return Ok(Created::Taken),
+//!                     // It may have been made and ended: this store does not remember endings.
+//!                     None if retry => return Err("the first try may have been made".into()),
+//!                     None => {}
+//!                 }
+//!                 let others = if owner.is_some() { store.of(owner) } else { Vec::new() };
+//!                 match limit {
+//!                     Limit::Refuse(most) if owner.is_some() && others.len() >= most => return Ok(Created::Full),
+//!                     Limit::LeastRecent(most) => ended.extend(others.iter().take((others.len() + 1).saturating_sub(most))),
+//!                     Limit::None | Limit::Refuse(_) => {}
+//!                 }
+//!                 ended.iter().for_each(|id| drop(store.records.remove(id)));
+//!                 store.put(record, now);
 //!             }
+//!             let left = match leaves.map(|(id, version)| (id, version, store.find(id, now))) {
+//!                 None => Left::NotTried,
+//!                 Some((.., None)) => Left::Gone,
+//!                 Some((_, version, Some(there))) if there.version != version => Left::Conflict(there),
+//!                 Some((id, ..)) => {
+//!                     store.records.remove(&id);
+//!                     Left::Done
+//!                 }
+//!             };
+//!             Ok(Created::Done { ended, left })
 //!         })
 //!     }
 //!     async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
 //!         self.with(|store, now| match store.find(record.id, now) {
 //!             None => Ok(Outcome::Gone),
 //!             Some(there) if there.version == expected => {
-//!                 store.records.insert(record.id, (record.clone(), now + record.ttl));
+//!                 store.put(record, now);
 //!                 Ok(Outcome::Done)
 //!             }
 //!             Some(there) if there.version == record.version => Ok(Outcome::Done),
@@ -148,8 +223,9 @@
 //!     }
 //!     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
 //!         self.with(|store, now| {
-//!             if let Some((_, ends)) = store.records.get_mut(&id).filter(|(record, _)| record.version == version) {
-//!                 *ends = now + ttl;
+//!             let heard = store.heard;
+//!             if let Some(kept) = store.records.get_mut(&id).filter(|kept| kept.record.version == version) {
+//!                 (kept.ends, kept.heard) = (now + ttl, heard);
 //!             }
 //!             Ok(())
 //!         })
@@ -158,10 +234,7 @@
 //!         self.with(|store, _| Ok(store.records.remove(&id).is_some()))
 //!     }
 //!     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-//!         self.with(|store, now| {
-//!             let all = store.records.keys().filter(|id| id.owner() == Some(owner));
-//!             Ok(all.filter_map(|id| store.find(*id, now)).collect())
-//!         })
+//!         self.with(|store, now| Ok(store.of(Some(owner)).into_iter().filter_map(|id| store.find(id, now)).collect()))
 //!     }
 //!     async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
 //!         let Clear { name, by } = clear;
@@ -184,6 +257,24 @@
 //!             Ok(Cleared::Done(ended))
 //!         })
 //!     }
+//!     async fn mark(&self, owner: Owner) -> Result<Mark> {
+//!         self.with(|store, now| {
+//!             let last = store.clears.get(&owner).filter(|(.., at)| now - *at <= REMEMBERED);
+//!             Ok(Mark::new(last.map(|(name, ..)| *name), store.time(now)))
+//!         })
+//!     }
+//!     async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+//!         // The name of the last record of a page is where the next one goes on.
+//!         let after = after.map(|after| String::from_utf8(after.as_bytes().into())).transpose()?;
+//!         let after: Option<RecordId> = after.map(|after| after.parse()).transpose()?;
+//!         self.with(|store, now| {
+//!             let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+//!             let ids: Vec<_> = store.records.range((from, Bound::Unbounded)).map(|(id, _)| *id).take(most).collect();
+//!             let next = ids.last().filter(|_| ids.len() == most).map(|id| Cursor::new(id.to_string()));
+//!             let records = ids.into_iter().filter_map(|id| store.find(id, now)).collect();
+//!             Ok(Page { records, next, moved: false })
+//!         })
+//!     }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]
@@ -199,6 +290,9 @@
 pub(crate) mod any;
 
 use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 pub use self::any::AnyBackend;
 use crate::{
@@ -221,6 +315,10 @@ pub type Result<T> = std::result::Result<T, BoxError>;
 pub struct Terms {
     /// The record is refused if its owner was cleared since then.
     pub since: Option<Since>,
+    /// How many records its owner may have. It does not concern records without an owner.
+    pub limit: Limit,
+    /// A record without an owner that ends in the same step, if it has this version: the visitor's, when a visitor signs in.
+    pub leaves: Option<(RecordId, i64)>,
     /// The answer to the first try was lost.
     pub retry: bool,
 }
@@ -229,21 +327,78 @@ pub struct Terms {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Since {
+    /// Since the [`mark`](Backend::mark) was taken: the owner's last clear must still be the one that it names.
+    Mark(Mark),
     /// Since the request arrived, this long ago. Above fifteen minutes, every record is refused.
     Age(Duration),
 }
 
-/// What became of a [`create`](Backend::create).
+/// Names an owner's last clear, and so tells later whether there was another one since.
+///
+/// It does not go by the time of the clear, because clocks can jump.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Mark {
+    /// The [name](Clear::name) of the owner's last clear. `None` if there was none within the last fifteen minutes.
+    pub clear: Option<i64>,
+    /// When it was taken, by the backend's clock, in milliseconds.
+    pub taken: u64,
+    /// Of a backend that forgets its clears when it is closed: which opening of it this is. Otherwise 0.
+    pub opening: i64,
+}
+
+/// How many sessions a user may have, and what becomes of a login above it.
+///
+/// ```
+/// use jam_session::Limit;
+///
+/// assert_eq!(Limit::from(5), Limit::LeastRecent(5));
+/// assert_eq!(Limit::refuse(5), Limit::Refuse(5));
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Limit {
+    /// Any number.
+    #[default]
+    None,
+    /// So many. Above it the sessions end that the store has heard of longest ago, until there are no more.
+    LeastRecent(usize),
+    /// So many. Above it the login is refused.
+    Refuse(usize),
+}
+
+/// What became of a [`create`](Backend::create). With any answer other than `Done`, nothing has changed.
 #[derive(Clone, Debug)]
 #[must_use]
 #[non_exhaustive]
 pub enum Created {
     /// The record is stored, or this very one was already there: the same name and the same version.
-    Done,
-    /// The owner was cleared [since then](Terms::since), or that is too long ago to know. Nothing is stored.
+    Done {
+        /// The records of its owner that ended because of the [limit](Terms::limit). None, if it was already there.
+        ended: Vec<RecordId>,
+        /// What became of the record that it [leaves](Terms::leaves).
+        left: Left,
+    },
+    /// The owner was cleared [since then](Terms::since), or that is too long ago to know.
     Late,
     /// A live record has that name, and was left alone.
     Taken,
+    /// Its owner has as many records as the [limit](Terms::limit) allows, and the limit is to refuse more.
+    Full,
+}
+
+/// What became of the record that a new one [leaves](Terms::leaves).
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub enum Left {
+    /// It has ended.
+    Done,
+    /// There is no such record.
+    Gone,
+    /// It has another version: this one. It was left alone.
+    Conflict(Record),
+    /// There was none to leave, or the backend cannot do it in the same step. The caller does it then.
+    #[default]
+    NotTried,
 }
 
 /// What became of an [`update`](Backend::update).
@@ -293,6 +448,87 @@ pub enum Cleared {
     Conflict(Record),
 }
 
+/// Where a [`scan`](Backend::scan) goes on: bytes that only the backend understands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor(Bytes);
+
+/// A part of all records.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// Live records, in any order.
+    pub records: Vec<Record>,
+    /// Where the next page begins. `None` after the last one.
+    pub next: Option<Cursor>,
+    /// Records may have been moved between servers since the scan began, so that some are missing.
+    pub moved: bool,
+}
+
+/// How many records there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Count {
+    /// Those with an owner.
+    pub signed_in: u64,
+    /// Those without.
+    pub visitors: u64,
+}
+
+impl Created {
+    /// Stored, without consequences for other records.
+    pub const fn done() -> Self {
+        Self::Done { ended: Vec::new(), left: Left::NotTried }
+    }
+}
+
+impl Mark {
+    /// Names this clear, at this time.
+    pub const fn new(clear: Option<i64>, taken: u64) -> Self {
+        Self { clear, taken, opening: 0 }
+    }
+
+    /// The same mark, good only for this opening of the backend.
+    pub const fn with_opening(self, opening: i64) -> Self {
+        Self { opening, ..self }
+    }
+}
+
+impl Limit {
+    /// Any number of sessions.
+    pub const fn none() -> Self {
+        Self::None
+    }
+
+    /// Above so many sessions the login is refused.
+    pub const fn refuse(sessions: usize) -> Self {
+        Self::Refuse(sessions)
+    }
+}
+
+impl From<usize> for Limit {
+    fn from(sessions: usize) -> Self {
+        Self::LeastRecent(sessions)
+    }
+}
+
+impl Cursor {
+    /// From bytes that only the backend understands.
+    pub fn new(bytes: impl Into<Bytes>) -> Self {
+        Self(bytes.into())
+    }
+
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Count {
+    /// So many of each.
+    pub const fn new(signed_in: u64, visitors: u64) -> Self {
+        Self { signed_in, visitors }
+    }
+}
+
 /// A store of records. The [module docs](self) are its contract, with a complete one as an example.
 ///
 /// Implementers write plain `async fn`s.
@@ -300,11 +536,12 @@ pub trait Backend: Send + Sync + 'static {
     /// Loads the record of that name, if it is live.
     fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send;
 
-    /// Adds a record, unless its name is taken by a live one or it is too late.
+    /// Adds a record, unless its name is taken by a live one, it is too late, or its owner has too many.
     ///
     /// The first of these that applies is the answer: [`Done`](Created::Done), if this very record is there;
     /// [`Late`](Created::Late); an error, if it is a [retry](Terms::retry) of a record that has ended;
-    /// [`Taken`](Created::Taken); otherwise the record is stored.
+    /// [`Taken`](Created::Taken); [`Full`](Created::Full); otherwise the record is stored. With `Done` the record that it
+    /// [leaves](Terms::leaves) ends, also if this very record was already there.
     fn create(&self, record: Record, terms: Terms) -> impl Future<Output = Result<Created>> + Send;
 
     /// Replaces a live record whose version is still `expected`.
@@ -327,6 +564,36 @@ pub trait Backend: Send + Sync + 'static {
     /// clear has the same name; [`Gone`](Cleared::Gone) or [`Conflict`](Cleared::Conflict), if there is a [`By`] and its record
     /// is not live or has another version; otherwise the records end.
     fn clear(&self, owner: Owner, clear: Clear) -> impl Future<Output = Result<Cleared>> + Send;
+
+    /// Names the owner's last clear, for the [terms](Since::Mark) of a later `create`. It writes nothing.
+    fn mark(&self, owner: Owner) -> impl Future<Output = Result<Mark>> + Send;
+
+    /// Reads all live records in pages, of about `most` records each. It begins without a cursor, and goes on after each page
+    /// with the [`next`](Page::next) of that one.
+    ///
+    /// A record that is live throughout all pages is included, at least once, unless it is [moved](Page::moved). None is included
+    /// that had ended before its page was asked for. A cursor that is not from this backend is an error, or begins anew.
+    fn scan(&self, after: Option<Cursor>, most: usize) -> impl Future<Output = Result<Page>> + Send;
+
+    /// Counts the live records. By default it [scans](Self::scan) all of them.
+    fn count(&self) -> impl Future<Output = Result<Count>> + Send {
+        async {
+            let (mut count, mut after) = (Count::default(), None);
+            loop {
+                let page = self.scan(after, COUNTED_AT_ONCE).await?;
+                for record in &page.records {
+                    match record.id.owner() {
+                        Some(_) => count.signed_in += 1,
+                        None => count.visitors += 1,
+                    }
+                }
+                match page.next {
+                    Some(next) => after = Some(next),
+                    None => return Ok(count),
+                }
+            }
+        }
+    }
 
     /// Gives the backend the clock that the sessions were built with, before any other call.
     ///
@@ -373,6 +640,18 @@ impl<B: Backend> Backend for Arc<B> {
         B::clear(self, owner, clear)
     }
 
+    fn mark(&self, owner: Owner) -> impl Future<Output = Result<Mark>> + Send {
+        B::mark(self, owner)
+    }
+
+    fn scan(&self, after: Option<Cursor>, most: usize) -> impl Future<Output = Result<Page>> + Send {
+        B::scan(self, after, most)
+    }
+
+    fn count(&self) -> impl Future<Output = Result<Count>> + Send {
+        B::count(self)
+    }
+
     fn set_clock(&self, clock: Clock) {
         B::set_clock(self, clock);
     }
@@ -381,3 +660,5 @@ impl<B: Backend> Backend for Arc<B> {
         B::close(self)
     }
 }
+
+const COUNTED_AT_ONCE: usize = 1000;

@@ -128,7 +128,7 @@ pub async fn a_create_since_before_a_clear_is_late<B: Backend>(subject: &Subject
         for of_another in [record(of(grace)), record(anonymous())] {
             let created = subject.create_on(&of_another, since(LONG / 6)).await;
             assert!(
-                matches!(created, Created::Done),
+                matches!(created, Created::Done { .. }),
                 "`create` is {created:?} after a `clear` of another owner: nobody can sign in"
             );
         }
@@ -150,7 +150,7 @@ pub async fn a_create_since_after_a_clear_is_done<B: Backend>(subject: &Subject<
         let new = record(of(owner));
         let created = subject.create_on(&new, since(Duration::ZERO)).await;
         assert!(
-            matches!(created, Created::Done),
+            matches!(created, Created::Done { .. }),
             "`create` of a request that arrived after a `clear` is {created:?}: nobody can sign in again"
         );
         is_same(&subject.must_load(new.id).await, &new, "`load` after `create`");
@@ -170,7 +170,7 @@ pub async fn a_create_as_old_as_the_clear_is_done<B: Backend>(subject: &Subject<
     let age = LONG / 12 + Duration::from_millis(1);
     let created = subject.create_on(&record(of(owner)), since(age)).await;
     assert!(
-        matches!(created, Created::Done),
+        matches!(created, Created::Done { .. }),
         "`create` of a request that arrived at the moment of a `clear` is {created:?}: nobody can sign in again"
     );
     let before = age + Duration::from_millis(1);
@@ -197,7 +197,7 @@ pub async fn a_clear_is_remembered_for_fifteen_minutes<B: Backend>(subject: &Sub
     assert!(subject.clear_done(owner, clear).await == 1, "a `clear` is not known again after fourteen minutes");
     let created = subject.create_on(&record(of(owner)), since(MINUTE * 13)).await;
     assert!(
-        matches!(created, Created::Done),
+        matches!(created, Created::Done { .. }),
         "a `clear` fourteen minutes ago makes a younger request late: {created:?}"
     );
 }
@@ -211,7 +211,7 @@ pub async fn a_create_since_more_than_fifteen_minutes_is_late<B: Backend>(subjec
         let new = record(id);
         let created = subject.create_on(&new, since(MINUTE * 14)).await;
         assert!(
-            matches!(created, Created::Done),
+            matches!(created, Created::Done { .. }),
             "`create` of a request that is fourteen minutes old is {created:?}: nobody can sign in with a slow form"
         );
         is_same(&subject.must_load(id).await, &new, "`load` after `create`");
@@ -226,7 +226,7 @@ pub async fn a_record_that_is_there_is_never_late<B: Backend>(subject: &Subject<
     for age in [LONG / 6, LONG] {
         let created = subject.create_on(&there, since(age)).await;
         assert!(
-            matches!(created, Created::Done),
+            matches!(created, Created::Done { .. }),
             "`create` of a record that is there is {created:?}: a login that was made is answered 401"
         );
         is_same(&subject.must_load(there.id).await, &there, "`load` after a repeated `create`");
@@ -252,7 +252,7 @@ pub async fn a_clear_that_ended_nothing_is_not_remembered<B: Backend>(subject: &
     let new = record(of(owner));
     let created = subject.create_on(&new, since(LONG / 6)).await;
     assert!(
-        matches!(created, Created::Done),
+        matches!(created, Created::Done { .. }),
         "`create` is {created:?} after a `clear` that did nothing: whoever has an old ID keeps the user from signing in"
     );
     for name in [gone.name, conflict.name] {

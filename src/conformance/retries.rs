@@ -20,9 +20,9 @@ pub async fn a_create_of_the_very_record_is_done<B: Backend>(subject: &Subject<B
         subject.creates(&there).await;
         for retry in [false, true, true] {
             let again = Record { ttl: LONG, ..there.clone() };
-            let created = subject.create_on(&again, Terms { since: None, retry }).await;
+            let created = subject.create_on(&again, Terms { retry, ..Terms::default() }).await;
             assert!(
-                matches!(created, Created::Done),
+                matches!(created, Created::Done { .. }),
                 "`create` of the very record that is there is {created:?}: a login that was made is made again"
             );
             is_same(&subject.must_load(id).await, &there, "`load` after a repeated `create`");
@@ -38,7 +38,7 @@ pub async fn a_retried_create_that_was_never_made_is_made_or_an_error<B: Backend
     for id in both() {
         let new = record(id);
         match subject.creates_again(&new).await {
-            Ok(Created::Done) => is_same(&subject.must_load(id).await, &new, "`load` after a retried `create`"),
+            Ok(Created::Done { .. }) => is_same(&subject.must_load(id).await, &new, "`load` after a retried `create`"),
             Ok(other) => panic!("a retried `create` of a name that nothing has is {other:?}: nobody can sign in"),
             Err(_) => {
                 assert!(subject.load(id).await.is_none(), "a retried `create` is an error, and its record is there");

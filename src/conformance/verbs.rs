@@ -48,9 +48,10 @@ impl<B: Backend> Subject<B> {
     /// Creates a record without terms, and says whether its name was free.
     pub(super) async fn create(&self, record: &Record) -> bool {
         match self.create_on(record, Terms::default()).await {
-            Created::Done => true,
+            Created::Done { .. } => true,
             Created::Taken => false,
             Created::Late => panic!("`create` without a `since` is `Late`: nobody can sign in"),
+            Created::Full => panic!("`create` without a limit is `Full`: nobody can sign in"),
         }
     }
 
@@ -65,7 +66,7 @@ impl<B: Backend> Subject<B> {
 
     /// Creates a record whose first try was not answered. An error is an answer, too.
     pub(super) async fn creates_again(&self, record: &Record) -> Result<Created> {
-        in_time("create", self.backend().create(record.clone(), Terms { since: None, retry: true })).await
+        in_time("create", self.backend().create(record.clone(), Terms { retry: true, ..Terms::default() })).await
     }
 
     pub(super) async fn update(&self, expected: i64, record: &Record) -> Outcome {
@@ -167,7 +168,7 @@ impl<B: Backend> Subject<B> {
 
 /// The terms of a request of that age.
 pub(super) fn since(age: Duration) -> Terms {
-    Terms { since: Some(Since::Age(age)), retry: false }
+    Terms { since: Some(Since::Age(age)), ..Terms::default() }
 }
 
 /// A clear of all that an owner has.

@@ -88,6 +88,7 @@ impl IntoResponse for Error {
         let text = match self.kind() {
             ErrorKind::NotFound => "there is no such session",
             ErrorKind::Unauthorized => "sign in first",
+            ErrorKind::Full => "this user has too many sessions: end one of them first",
             ErrorKind::CrossSite => "this request came from another site",
             ErrorKind::Unavailable => "sessions are not available at the moment, try again",
             ErrorKind::TooLarge => "the session is too large",

@@ -221,7 +221,7 @@ mod tests {
     }
 
     fn login(key: &str) -> Change {
-        Bind(Login { key: key.into(), taken: Duration::ZERO }.into())
+        Bind(Login { key: key.to_owned(), mark: Mark::new(None, 0) }.into())
     }
 
     fn create(key: &str) -> Change {

@@ -18,7 +18,7 @@ use crate::{
         presented::{Base, Besides},
     },
     sessions::{
-        engine::{Engine, NewId, check_key},
+        engine::{Engine, NewId, NewSession, check_key},
         loaded::{Loaded, Opened, WriteOutcome},
     },
 };
@@ -155,7 +155,11 @@ impl Committed {
     }
 
     pub(super) fn refused(base: Base, why: &'static str) -> Self {
-        Self { refused: Some(Error::new(ErrorKind::Unauthorized, why)), ..Self::kept(base) }
+        Self::refused_for(base, Error::new(ErrorKind::Unauthorized, why))
+    }
+
+    pub(super) fn refused_for(base: Base, why: Error) -> Self {
+        Self { refused: Some(why), ..Self::kept(base) }
     }
 }
 
@@ -283,10 +287,10 @@ impl Commit {
         }
         let new = self.new_id(engine)?;
         let contents = engine.contents(None, self.staged.data.clone(), self.staged.ttl.map(millis));
-        match engine.create(contents, &new, None, self.retry).await? {
-            Some((loaded, id)) => Ok(begun(loaded, id)),
-            // No user, and nobody who could have been cleared.
-            None => Ok(Committed::dropped(Base::Nothing)),
+        match engine.create(contents, &new, None, None, self.retry).await? {
+            NewSession::Done { loaded, id, .. } => Ok(begun(loaded, id)),
+            // No user, and nobody who could have been cleared or have too many.
+            NewSession::Late | NewSession::Full => Ok(Committed::dropped(Base::Nothing)),
         }
     }
 

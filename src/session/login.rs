@@ -5,6 +5,7 @@ use std::{mem, sync::Arc};
 use tokio::{task::yield_now, time::timeout};
 
 use crate::{
+    backend::Left,
     clock::millis,
     error::{Error, ErrorKind},
     random::random_version,
@@ -18,7 +19,7 @@ use crate::{
     },
     sessions::{
         background::OnDrop,
-        engine::{Engine, NewId},
+        engine::{Engine, NewId, NewSession, Start},
         loaded::{Ended, Loaded, Opened, WriteOutcome},
     },
 };
@@ -36,13 +37,8 @@ enum Renewed {
 
 /// What became of a new session.
 enum Begun {
-    Done {
-        opened: Opened,
-        id: SessionId,
-        rebased: bool,
-    },
-    /// The user was signed out everywhere since the login began.
-    Late,
+    Done { opened: Opened, id: SessionId, rebased: bool },
+    Refused(Error),
 }
 
 impl Commit {
@@ -125,10 +121,10 @@ impl Commit {
     async fn begin_and_finish(&mut self, engine: &Arc<Engine>, user: &SignIn, then: Then) -> Result<Committed, Error> {
         let (opened, id, rebased) = match self.begin(engine, user).await? {
             Begun::Done { opened, id, rebased } => (opened, id, rebased),
-            Begun::Late if user.is_login() => return Ok(Committed::refused(self.base.clone(), CLEARED)),
-            Begun::Late => {
+            Begun::Refused(why) if user.is_login() => return Ok(Committed::refused_for(self.base.clone(), why)),
+            Begun::Refused(why) => {
                 let base = self.base.clone();
-                return self.refuse(engine, base, CLEARED).await;
+                return self.refuse_for(engine, base, why).await;
             }
         };
         match &self.base {
@@ -142,13 +138,21 @@ impl Commit {
 
     /// Creates a session of this user. A visitor's session goes over into it, with what others write to it meanwhile.
     async fn begin(&self, engine: &Arc<Engine>, user: &SignIn) -> Result<Begun, Error> {
-        let Some((mut new, id)) = self.create(engine, user).await? else { return Ok(Begun::Late) };
+        let visitor = self.base.visitor().map(|opened| &opened.loaded);
+        let (mut new, id, left) = match self.create(engine, user, visitor).await? {
+            NewSession::Done { loaded, id, left } => (loaded, id, left),
+            NewSession::Late => return Ok(Begun::Refused(Error::cleared())),
+            NewSession::Full => return Ok(Begun::Refused(Error::full())),
+        };
         let (mut rebased, mut merges) = (false, 0);
-        let mut visitor = self.base.visitor().map(|opened| Arc::clone(&opened.loaded));
-        while let Some(loaded) = visitor.take() {
-            let WriteOutcome::Conflict(current) = engine.end_if(&loaded).await? else { break };
+        let mut ended = match (left, visitor) {
+            (Left::Conflict(current), Some(visitor)) => engine.conflict(visitor, current),
+            (Left::NotTried, Some(visitor)) => engine.end_if(visitor).await?,
+            (Left::Done | Left::Gone, _) | (_, None) => WriteOutcome::Gone,
+        };
+        while let WriteOutcome::Conflict(current) = ended {
             if merges == MERGES {
-                engine.delete(loaded.id).await?;
+                engine.delete(current.id).await?;
                 break;
             }
             merges += 1;
@@ -162,25 +166,30 @@ impl Commit {
                 match rewritten.await? {
                     WriteOutcome::Done(rewritten) => new = rewritten,
                     // The user was signed out everywhere since it was created.
-                    _ => return Ok(Begun::Late),
+                    _ => return Ok(Begun::Refused(Error::cleared())),
                 }
             }
-            visitor = Some(current);
             yield_now().await;
+            ended = engine.end_if(&current).await?;
         }
         Ok(Begun::Done { opened: Opened::newest(new), id, rebased })
     }
 
-    /// Stores a new session of this user; `None` if the user was signed out everywhere since the login began.
-    async fn create(&self, engine: &Arc<Engine>, user: &SignIn) -> Result<Option<(Arc<Loaded>, SessionId)>, Error> {
+    /// Stores a new session of this user, which may end the visitor's in the same step.
+    async fn create(
+        &self,
+        engine: &Arc<Engine>,
+        user: &SignIn,
+        visitor: Option<&Arc<Loaded>>,
+    ) -> Result<NewSession, Error> {
         let kept = self.base.visitor().filter(|_| !self.staged.known).and_then(|old| old.loaded.contents.idle);
         let same = self.base.signed_in().filter(|(_, key)| *key == user.key() && !self.staged.known);
         let kept = kept.or(same.and_then(|(old, _)| old.loaded.contents.idle));
         let idle = self.staged.ttl.map(millis).or(kept);
         let contents = engine.contents(Some(user.key()), self.staged.data.clone(), idle);
-        let since = user.taken().unwrap_or(self.request.arrived);
-        let new = self.new_id(engine)?;
-        engine.create(contents, &new, Some(since), self.retry).await
+        let since = user.mark().map_or(Start::Moment(self.request.arrived), Start::Mark);
+        let leaves = visitor.map(|visitor| (visitor.id, visitor.version));
+        engine.create(contents, &self.new_id(engine)?, Some(since), leaves, self.retry).await
     }
 
     /// Signs in as another user by a session key: the new session first, which no client has the ID of yet; then the old one
@@ -212,9 +221,17 @@ impl Commit {
             let base = self.base.clone();
             return self.refuse(engine, base, NOT_NEWEST).await;
         }
-        let Some((new, id)) = self.create(engine, user).await? else {
-            let base = self.base.clone();
-            return self.refuse(engine, base, CLEARED).await;
+        let refused = match self.create(engine, user, None).await? {
+            NewSession::Done { loaded, id, .. } => Ok((loaded, id)),
+            NewSession::Late => Err(Error::cleared()),
+            NewSession::Full => Err(Error::full()),
+        };
+        let (new, id) = match refused {
+            Ok(new) => new,
+            Err(why) => {
+                let base = self.base.clone();
+                return self.refuse_for(engine, base, why).await;
+            }
         };
         let orphan = OnDrop::new(|| engine.remove_orphan(new.id));
         let moved = match clears {
@@ -274,13 +291,13 @@ impl Commit {
                 let committed = match ended {
                     true => Committed::kept(Base::Nothing),
                     // What it made has ended before, and nothing more does.
-                    false => Committed::refused(self.gone(&opened), CLEARED),
+                    false => Committed::refused_for(self.gone(&opened), Error::cleared()),
                 };
                 return Ok(Committed { cookies, ended_others: login, ..committed });
             }
         };
         if !done {
-            return Ok(Committed::refused(self.gone(&opened), CLEARED));
+            return Ok(Committed::refused_for(self.gone(&opened), Error::cleared()));
         }
         // What a cookie of this request leads to by a secret that is not accepted may live on.
         let unproven = !login && self.besides.as_ref().is_some_and(|besides| besides.unproven);
@@ -315,18 +332,21 @@ impl Commit {
 
     /// Refuses a login. A `clear` beside it acts all the same: the session that it is for is the one that came.
     async fn refuse(&mut self, engine: &Arc<Engine>, base: Base, why: &'static str) -> Result<Committed, Error> {
+        self.refuse_for(engine, base, Error::new(ErrorKind::Unauthorized, why)).await
+    }
+
+    async fn refuse_for(&mut self, engine: &Arc<Engine>, base: Base, why: Error) -> Result<Committed, Error> {
         if self.staged.clear == Clearing::All {
             let ended = self.sign_out_all(engine, SignOut::Clear).await?;
             let base = if ended.anything { Base::Nothing } else { base };
-            return Ok(Committed::refused(base, why));
+            return Ok(Committed::refused_for(base, why));
         }
-        Ok(Committed::refused(base, why))
+        Ok(Committed::refused_for(base, why))
     }
 }
 
 /// What is said where a session that a sign-out was for may live on.
 pub(super) const NOT_OPENED: &str = "a session that this sign-out was for has another ID by now, or has ended";
 const NOT_NEWEST: &str = "the session has a newer ID, or has ended: a login or a new ID needs the newest one";
-const CLEARED: &str = "all sessions of the user were ended since this login began";
 /// How often what others write to a visitor's session is taken along.
 const MERGES: u32 = 3;

@@ -1,15 +1,15 @@
 //! Who signs in.
 
-use std::{borrow::Cow, fmt, sync::Arc, time::Duration};
+use std::{borrow::Cow, fmt, sync::Arc};
 
-use crate::sessions::login::Login;
+use crate::{backend::Mark, sessions::login::Login};
 
 /// Who signs in: a session key, or a [`Login`]. Made from either by `into()`.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SignIn {
     key: Arc<str>,
-    /// When its [`Login`] was taken, if there is one.
-    taken: Option<Duration>,
+    /// That of its [`Login`], if there is one.
+    mark: Option<Mark>,
 }
 
 impl SignIn {
@@ -18,29 +18,29 @@ impl SignIn {
     }
 
     pub(crate) fn is_login(&self) -> bool {
-        self.taken.is_some()
+        self.mark.is_some()
     }
 
-    pub(crate) fn taken(&self) -> Option<Duration> {
-        self.taken
+    pub(crate) fn mark(&self) -> Option<Mark> {
+        self.mark
     }
 }
 
 impl From<Login> for SignIn {
     fn from(login: Login) -> Self {
-        Self { key: login.key, taken: Some(login.taken) }
+        Self { key: login.key.into(), mark: Some(login.mark) }
     }
 }
 
 impl From<&str> for SignIn {
     fn from(key: &str) -> Self {
-        Self { key: key.into(), taken: None }
+        Self { key: key.into(), mark: None }
     }
 }
 
 impl From<String> for SignIn {
     fn from(key: String) -> Self {
-        Self { key: key.into(), taken: None }
+        Self { key: key.into(), mark: None }
     }
 }
 
@@ -52,7 +52,7 @@ impl From<&String> for SignIn {
 
 impl From<Arc<str>> for SignIn {
     fn from(key: Arc<str>) -> Self {
-        Self { key, taken: None }
+        Self { key, mark: None }
     }
 }
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::{
-    backend::Backend,
+    backend::{Backend, Limit},
     clock::Clock,
     error::{Error, ErrorKind},
     record::{
@@ -90,6 +90,27 @@ impl<T> Builder<T> {
     /// A shorter interval means more writes. A longer one means that a session may end that much too early.
     pub fn touch_interval(mut self, interval: Duration) -> Self {
         self.policy.touch_interval = Some(interval);
+        self
+    }
+
+    /// Sets how many sessions a user may have. Default: 100; above it, the least recently used session ends.
+    ///
+    /// The store counts a write and a [touch](Self::touch_interval) as use. The session that begins is never the one that ends.
+    /// With [`Limit::refuse`] a login above the limit fails instead, with [`ErrorKind::Full`]. Signing in again on a browser that
+    /// is signed in makes no further session. A lower limit than before takes effect at the user's next login.
+    ///
+    /// Without a limit, one account can fill the store, and [`list`](Sessions::list) and [`clear`](Sessions::clear) take as long
+    /// as there are sessions.
+    ///
+    /// ```
+    /// # use jam_session::{Limit, MemorySessions};
+    /// MemorySessions::builder().sessions_per_key(5);
+    /// MemorySessions::builder().sessions_per_key(Limit::refuse(5));
+    /// MemorySessions::builder().sessions_per_key(Limit::none());
+    /// ```
+    #[doc(alias = "max_sessions", alias = "concurrent sessions")]
+    pub fn sessions_per_key(mut self, limit: impl Into<Limit>) -> Self {
+        self.policy.sessions_per_key = limit.into();
         self
     }
 

@@ -11,7 +11,7 @@ use std::{
 use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use crate::{
-    backend::{Backend, Created, Outcome, Since, Terms, any::AnyBackend},
+    backend::{Backend, Count, Created, Cursor, Left, Limit, Mark, Outcome, Page, Since, Terms, any::AnyBackend},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     random::random_version,
@@ -46,6 +46,28 @@ pub(crate) struct NewId {
     pub(crate) version: i64,
     /// The record that may be stored, from when it is sent to the backend.
     sent: Arc<Mutex<Option<RecordId>>>,
+}
+
+/// Since when a sign-out everywhere refuses a new session.
+#[derive(Clone, Copy)]
+pub(crate) enum Start {
+    Mark(Mark),
+    /// By the clock of the sessions.
+    Moment(Duration),
+}
+
+/// What became of a new session.
+pub(crate) enum NewSession {
+    Done {
+        loaded: Arc<Loaded>,
+        id: SessionId,
+        /// What became of the visitor's.
+        left: Left,
+    },
+    /// Its user was cleared since then.
+    Late,
+    /// Its user has as many as there may be.
+    Full,
 }
 
 struct Shared {
@@ -192,14 +214,15 @@ impl<B: Backend> Engine<B> {
         Ok(NewId { sid, secret, version, sent: Arc::default() })
     }
 
-    /// Stores a new session; `None` if its user was cleared since that moment. A repeat gives what was stored before.
+    /// Stores a new session, and ends a visitor's in the same step. A repeat gives what was stored before.
     pub(crate) async fn create(
         &self,
         mut contents: Contents,
         new: &NewId,
-        since: Option<Duration>,
+        since: Option<Start>,
+        leaves: Option<(RecordId, i64)>,
         mut retry: bool,
-    ) -> Result<Option<(Arc<Loaded>, SessionId)>, Error> {
+    ) -> Result<NewSession, Error> {
         let owner = match &contents.key {
             Some(key) => Some(self.owner(check_key(key)?)),
             None => None,
@@ -212,17 +235,25 @@ impl<B: Backend> Engine<B> {
             let ttl = self.ttl(&contents);
             let loaded = Loaded { id, version, ttl, contents, hint: Hint::default(), stale: false };
             let (record, text) = (self.record(&loaded)?, self.id(id, secret)?);
-            let terms = Terms { since: since.map(|moment| self.since(moment)), retry };
+            let limit = if owner.is_some() { self.policy().sessions_per_key } else { Limit::None };
+            let terms = Terms { since: since.map(|start| self.since(start)), limit, leaves, retry };
             new.set_sent(Some(id));
             let created = self.backend.create(record, terms).await;
             match created.map_err(|error| Error::backend("a session could not be created", error))? {
-                Created::Done => {
+                Created::Done { ended, left } => {
                     tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
-                    return Ok(Some((Arc::new(loaded), text)));
+                    for ended in &ended {
+                        tracing::debug!(session = ended.sid(), "a session was ended by the limit");
+                    }
+                    return Ok(NewSession::Done { loaded: Arc::new(loaded), id: text, left });
                 }
                 Created::Late => {
                     new.set_sent(None);
-                    return Ok(None);
+                    return Ok(NewSession::Late);
+                }
+                Created::Full => {
+                    new.set_sent(None);
+                    return Ok(NewSession::Full);
                 }
                 // Perhaps by another session.
                 Created::Taken => new.set_sent(None),
@@ -232,7 +263,7 @@ impl<B: Backend> Engine<B> {
                 && let Ok(there) = self.read(id, record)
                 && there.contents.hash.matches(&loaded.contents.hash)
             {
-                return Ok(Some((Arc::new(there), text)));
+                return Ok(NewSession::Done { loaded: Arc::new(there), id: text, left: Left::NotTried });
             }
             contents = loaded.contents;
             (sid, retry) = (self.new_sid()?, false);
@@ -240,9 +271,25 @@ impl<B: Backend> Engine<B> {
         Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
     }
 
-    /// How long ago that moment of our clock was.
-    fn since(&self, moment: Duration) -> Since {
-        Since::Age(self.policy().clock.elapsed().saturating_sub(moment))
+    /// The same for the backend, at this moment.
+    fn since(&self, start: Start) -> Since {
+        match start {
+            Start::Mark(mark) => Since::Mark(mark),
+            Start::Moment(moment) => Since::Age(self.policy().clock.elapsed().saturating_sub(moment)),
+        }
+    }
+
+    /// Names the last clear of an owner.
+    pub(crate) async fn mark(&self, owner: Owner) -> Result<Mark, Error> {
+        self.backend.mark(owner).await.map_err(|error| Error::backend("a login could not begin", error))
+    }
+
+    pub(crate) async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page, Error> {
+        self.backend.scan(after, most).await.map_err(|error| Error::backend("the sessions could not be listed", error))
+    }
+
+    pub(crate) async fn count(&self) -> Result<Count, Error> {
+        self.backend.count().await.map_err(|error| Error::backend("the sessions could not be counted", error))
     }
 
     /// Changes a session: compare and swap, and after each conflict the same change on what is there by then. The change
@@ -323,7 +370,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// What a record that was there in place of the expected one says.
-    pub(super) fn conflict(&self, new: &Loaded, current: Record) -> WriteOutcome {
+    pub(crate) fn conflict(&self, new: &Loaded, current: Record) -> WriteOutcome {
         match self.read(new.id, current) {
             // Our own write, whose answer was lost. What is stored counts, not what we would write now.
             Ok(current) if current.version == new.version => WriteOutcome::Done(Arc::new(current)),

@@ -1,6 +1,10 @@
-//! A login under way: the user, and since when.
+//! A login under way: the user, and a mark of the user's last clear.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Mark;
 
 /// A login that is under way, from [`Sessions::login`](crate::Sessions::login): it is refused if its user was signed out
 /// everywhere since it was taken.
@@ -21,14 +25,40 @@ use std::{fmt, sync::Arc, time::Duration};
 /// }
 /// ```
 ///
-/// It is good for fifteen minutes, in the process that took it. Its age is sent to the store when the response is on its way: a
-/// sign-out in the milliseconds that this call takes may be missed.
-#[derive(Clone, PartialEq, Eq)]
+/// It names the last time that the user was signed out everywhere, and goes by no clock. It is good for fifteen minutes, in every
+/// process over the same store. A sign-in with a second factor keeps it in the visitor's session, and binds it when the code
+/// is right:
+///
+/// ```
+/// # use jam_session::{Error, ErrorKind, Login, Session, Sessions};
+/// # async fn is_right(code: &str) -> bool { true }
+/// # async fn check(sessions: &Sessions, session: Session, user: &str, code: &str) -> Result<(), Error> {
+/// // The first page, before the password is checked.
+/// session.insert("login", sessions.login(user).await?)?;
+///
+/// // The second page.
+/// let login: Option<Login> = session.get("login")?;
+/// let login = login.ok_or_else(|| Error::new(ErrorKind::Unauthorized, "begin again"))?;
+/// if !is_right(code).await {
+///     return Err(Error::new(ErrorKind::Unauthorized, "wrong code"));
+/// }
+/// session.remove("login")?;
+/// session.bind(login);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// Only keep it where its user cannot read or change it: whoever has a `Login` that an application binds, is signed in. A visitor's
+/// session is such a place.
+///
+/// With memory and a JSON file, which forget at a restart when users were signed out, it is good until the store is closed. One
+/// case is not noticed: the store has lost all that it knew of the user's sign-outs (Redis has evicted it, or was restored from
+/// an older snapshot), there was none in the fifteen minutes before the login, and one during the login was lost as well.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub struct Login {
-    pub(crate) key: Arc<str>,
-    /// When it was taken, by the clock of its [`Sessions`](crate::Sessions).
-    pub(crate) taken: Duration,
+    pub(crate) key: String,
+    pub(crate) mark: Mark,
 }
 
 /// For logs: nothing of the user.

@@ -1,5 +1,6 @@
 //! Sessions without HTTP: the verbs of a job, a command line or another protocol, over any backend.
 
+mod all;
 pub(crate) mod background;
 pub(crate) mod builder;
 pub(crate) mod endings;
@@ -13,8 +14,9 @@ use std::{fmt, pin::pin, sync::Arc, time::SystemTime};
 
 use serde::Serialize;
 
+pub use self::all::AllSessions;
 use crate::{
-    backend::{Backend, any::AnyBackend},
+    backend::{Backend, Count, any::AnyBackend},
     clock::{millis, time},
     detached::Detached,
     error::{Error, ErrorKind},
@@ -29,7 +31,7 @@ use crate::{
     sessions::{
         background::OnDrop,
         builder::Builder,
-        engine::Engine,
+        engine::{Engine, NewSession},
         loaded::{Ended, Found, Loaded, Opened, WriteOutcome},
         login::Login,
         policy::Policy,
@@ -68,12 +70,14 @@ use crate::{
 /// backend takes longer. It needs a tokio runtime with its timer enabled.
 pub struct Sessions<B = AnyBackend>(Arc<Engine<B>>);
 
-/// One of a user's sessions, for a page that lists them.
+/// A session, for a page that lists sessions.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct SessionInfo {
     /// The public name of the session, for [`revoke`](Sessions::revoke). It is not the ID: nobody can sign in with it.
     pub handle: String,
+    /// The session key of its user. `None` if nobody has signed in.
+    pub key: Option<String>,
     /// When the session began.
     pub created: SystemTime,
     /// When its user last signed in to it. Signing in again on the same browser does not begin a new session.
@@ -119,7 +123,8 @@ impl<B: Backend> Sessions<B> {
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the key is empty or longer than 1024 bytes, or the data is not an object,
-    /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Full`](crate::ErrorKind::Full),
+    /// [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "login", alias = "sign_in")]
     pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
         let engine = &self.0;
@@ -132,9 +137,13 @@ impl<B: Backend> Sessions<B> {
                     engine.remove_orphan(id);
                 }
             });
-            let created = engine.create(contents?, &new, None, false).await?;
+            let created = engine.create(contents?, &new, None, None, false).await?;
             orphan.disarm();
-            created.map(|(_, id)| id).ok_or_else(Error::not_found)
+            match created {
+                NewSession::Done { id, .. } => Ok(id),
+                NewSession::Late => Err(Error::cleared()),
+                NewSession::Full => Err(Error::full()),
+            }
         })
         .await
     }
@@ -147,8 +156,9 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn login(&self, key: impl AsRef<str>) -> Result<Login, Error> {
-        let _permit = self.0.permit()?;
-        Ok(Login { key: key.as_ref().into(), taken: self.0.policy().clock.elapsed() })
+        let key = key.as_ref().to_owned();
+        let mark = self.within_time(self.0.mark(self.0.owner(&key))).await?;
+        Ok(Login { key, mark })
     }
 
     /// Returns the data of a session, or `None` if there is no such session. This counts as use of the session.
@@ -318,7 +328,7 @@ impl<B: Backend> Sessions<B> {
             let mut infos = Vec::new();
             for record in engine.list(owner).await? {
                 match engine.read(record.id, record) {
-                    Ok(loaded) if loaded.is_live_at(now) => infos.push(self.info(loaded, now)),
+                    Ok(loaded) if loaded.is_live_at(now) => infos.push(self.info_of(loaded, now)),
                     Ok(_) => {}
                     Err(error) => tracing::warn!(error = %error.chain(), "a session is not listed"),
                 }
@@ -327,6 +337,53 @@ impl<B: Backend> Sessions<B> {
             Ok(infos)
         })
         .await
+    }
+
+    /// Returns what is known of one session, by its ID, or `None` if there is no such session. Unlike [`get`](Self::get), this does
+    /// not count as use.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn info(&self, id: impl AsRef<str>) -> Result<Option<SessionInfo>, Error> {
+        self.within_time(async {
+            let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
+            Ok(Some(self.info_of(Loaded::clone(&loaded), self.0.now())))
+        })
+        .await
+    }
+
+    /// Begins to read all live sessions in pages, those of visitors included.
+    ///
+    /// ```
+    /// # use jam_session::{Error, MemorySessions};
+    /// # async fn users(sessions: MemorySessions) -> Result<(), Error> {
+    /// let mut all = sessions.all();
+    /// while let Some(page) = all.next_page(500).await? {
+    ///     for session in page {
+    ///         println!("{} since {:?}", session.key.as_deref().unwrap_or("a visitor"), session.created);
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// See [`AllSessions`] for what it promises, and what it costs.
+    #[doc(alias = "scan", alias = "iter")]
+    pub fn all(&self) -> AllSessions<B> {
+        AllSessions::new(self.clone())
+    }
+
+    /// Counts the live sessions.
+    ///
+    /// It may take longer than [`request_time`](Builder::request_time). Memory and the JSON file keep the number, and look through
+    /// the sessions that have expired and are still there. On Redis, and with a backend that does not count by itself, it reads
+    /// all sessions.
+    ///
+    /// # Errors
+    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    pub async fn count(&self) -> Result<Count, Error> {
+        let _permit = self.0.permit()?;
+        self.0.count().await
     }
 
     /// Ends one of the sessions of a session key, by its [handle](SessionInfo::handle), and returns whether there was one.
@@ -391,7 +448,7 @@ impl<B: Backend> Sessions<B> {
         Ok(self.opened(id).await?.map(|opened| opened.loaded))
     }
 
-    fn info(&self, loaded: Loaded, now: u64) -> SessionInfo {
+    pub(super) fn info_of(&self, loaded: Loaded, now: u64) -> SessionInfo {
         let Loaded { id, ttl, contents, .. } = loaded;
         let left = millis(ttl);
         // The time to live began to run at its last use. Where the deadline has cut it, this says too early rather than too
@@ -399,6 +456,7 @@ impl<B: Backend> Sessions<B> {
         let used = self.0.idle(&contents).map_or(0, |idle| now.saturating_add(left).saturating_sub(idle));
         SessionInfo {
             handle: id.sid().to_owned(),
+            key: contents.key.as_deref().map(str::to_owned),
             created: time(contents.created),
             signed_in: contents.signed_in.map(time),
             last_seen: time(used.clamp(contents.written, contents.written.max(now))),

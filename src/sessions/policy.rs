@@ -6,6 +6,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::{
+    backend::Limit,
     clock::{Clock, millis},
     error::{Error, ErrorKind},
     record::{
@@ -25,6 +26,7 @@ pub(crate) struct Policy {
     pub(crate) max_lifetime: Duration,
     pub(crate) anonymous_lifetime: Duration,
     pub(crate) touch_interval: Option<Duration>,
+    pub(crate) sessions_per_key: Limit,
     pub(crate) rework_grace: Duration,
     pub(crate) request_time: Duration,
     pub(crate) id_factory: Option<IdFactory>,
@@ -47,6 +49,7 @@ impl Default for Policy {
             max_lifetime: 30 * DAY,
             anonymous_lifetime: DAY,
             touch_interval: None,
+            sessions_per_key: Limit::LeastRecent(100),
             rework_grace: Duration::from_secs(10),
             request_time: Duration::from_secs(1),
             id_factory: None,
@@ -83,6 +86,9 @@ impl Policy {
         }
         if too_short(self.request_time) {
             return refuse("request_time must not be zero");
+        }
+        if let Limit::LeastRecent(0) | Limit::Refuse(0) = self.sessions_per_key {
+            return refuse("sessions_per_key must not be zero: nobody could sign in. Limit::none() is for no limit");
         }
         let (pepper, keyring) = (self.pepper.take(), self.keyring.take());
         if pepper.as_ref().is_some_and(|pepper| pepper.len() < 16) {

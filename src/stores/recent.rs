@@ -126,8 +126,14 @@ impl RecentEndings {
 
 impl TermsAt {
     pub(super) fn new(terms: Terms, now: impl FnOnce() -> Duration) -> Self {
-        let Terms { since, retry } = terms;
-        Self { since: since.map(|Since::Age(age)| (age, now())), retry }
+        let Terms { since, limit: _, leaves: _, retry } = terms;
+        Self {
+            since: since.and_then(|since| match since {
+                Since::Age(age) => Some((age, now())),
+                Since::Mark(_) => None,
+            }),
+            retry,
+        }
     }
 
     /// Whether a new record of this owner is too late.
@@ -173,7 +179,7 @@ mod tests {
     /// Whether a request of that age is late.
     fn is_late(clears: &RecentClears, n: u8, age: Duration, now: Duration) -> bool {
         let since = Some(Since::Age(age));
-        TermsAt::new(Terms { since, retry: false }, || now).are_late(clears, Some(owner(n)), now)
+        TermsAt::new(Terms { since, ..Terms::default() }, || now).are_late(clears, Some(owner(n)), now)
     }
 
     #[test]
@@ -195,7 +201,7 @@ mod tests {
     #[test]
     fn a_request_grows_older_while_its_create_waits() {
         let mut clears = RecentClears::new(100);
-        let terms = TermsAt::new(Terms { since: Some(Since::Age(minutes(0))), retry: false }, || minutes(1));
+        let terms = TermsAt::new(Terms { since: Some(Since::Age(minutes(0))), ..Terms::default() }, || minutes(1));
         assert!(!terms.are_late(&clears, Some(owner(1)), minutes(2)));
         clears.remember(owner(1), 7, 0, minutes(2));
         assert!(terms.are_late(&clears, Some(owner(1)), minutes(3)));

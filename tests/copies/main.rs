@@ -192,7 +192,7 @@ impl Backend for Store {
 
     async fn create(&self, record: Record, _: Terms) -> Result<Created> {
         Ok(match self.with(|there| there.replace(record)) {
-            None => Created::Done,
+            None => Created::done(),
             Some(_) => Created::Taken,
         })
     }

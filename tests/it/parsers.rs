@@ -153,7 +153,7 @@ fn holding(payload: fn() -> Option<Bytes>) -> Holds {
         let record = name.and_then(&record);
         match call.verb {
             Verb::Load => Answer::Load(record),
-            Verb::Create => Answer::Create(Created::Done),
+            Verb::Create => Answer::Create(Created::done()),
             Verb::Update => Answer::Update(if record.is_some() { Outcome::Done } else { Outcome::Gone }),
             Verb::Touch => Answer::Touch,
             Verb::Delete => Answer::Delete(record.is_some()),

@@ -263,7 +263,7 @@ pub trait Plain: Backend {
     fn creates(&self, record: Record) -> impl Future<Output = backend::Result<bool>> + Send {
         async {
             match self.create(record, Terms::default()).await? {
-                Created::Done => Ok(true),
+                Created::Done { .. } => Ok(true),
                 Created::Taken => Ok(false),
                 other => panic!("it is {other:?}"),
             }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    backend::{Backend, Clear, Cleared, Created, Outcome, Result, Terms},
+    backend::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     record::{
         Record,
         id::{Owner, RecordId},
@@ -22,6 +22,9 @@ pub enum Verb {
     Delete,
     List,
     Clear,
+    Mark,
+    Scan,
+    Count,
     Close,
 }
 
@@ -35,9 +38,9 @@ pub struct Call {
     pub number: u64,
     /// Which of the calls of that verb this is, counted from 1.
     pub number_of_verb: u64,
-    /// The record that is meant; `None` for [`List`](Verb::List), [`Clear`](Verb::Clear) and [`Close`](Verb::Close).
+    /// The record that is meant; `None` for the verbs that are not about one record.
     pub id: Option<RecordId>,
-    /// The owner whose records are meant; `None` for an anonymous one.
+    /// The owner whose records are meant; `None` for an anonymous one, and for all records.
     pub owner: Option<Owner>,
     /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update).
     pub record: Option<Record>,
@@ -61,6 +64,9 @@ pub enum Answer {
     Delete(bool),
     List(Vec<Record>),
     Clear(Cleared),
+    Mark(Mark),
+    Scan(Page),
+    Count(Count),
     Close,
 }
 
@@ -74,6 +80,9 @@ pub(super) enum Request {
     Delete(RecordId),
     List(Owner),
     Clear(Owner, Clear),
+    Mark(Owner),
+    Scan(Option<Cursor>, usize),
+    Count,
     Close,
 }
 
@@ -90,6 +99,9 @@ impl Request {
             Self::Delete(id) => Answer::Delete(backend.delete(id).await?),
             Self::List(owner) => Answer::List(backend.list(owner).await?),
             Self::Clear(owner, clear) => Answer::Clear(backend.clear(owner, clear).await?),
+            Self::Mark(owner) => Answer::Mark(backend.mark(owner).await?),
+            Self::Scan(after, most) => Answer::Scan(backend.scan(after, most).await?),
+            Self::Count => Answer::Count(backend.count().await?),
             Self::Close => {
                 backend.close().await?;
                 Answer::Close
@@ -122,6 +134,9 @@ impl Request {
             Self::Delete(id) => on(Verb::Delete, *id),
             Self::List(owner) => of(Verb::List, Some(*owner)),
             Self::Clear(owner, clear) => Call { clear: Some(*clear), ..of(Verb::Clear, Some(*owner)) },
+            Self::Mark(owner) => of(Verb::Mark, Some(*owner)),
+            Self::Scan(..) => of(Verb::Scan, None),
+            Self::Count => of(Verb::Count, None),
             Self::Close => of(Verb::Close, None),
         }
     }

@@ -13,7 +13,7 @@ pub use self::{
     gate::Gate,
 };
 use crate::{
-    backend::{Backend, Clear, Cleared, Created, Outcome, Result, Terms},
+    backend::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::Clock,
     error::BoxError,
     record::{
@@ -183,6 +183,27 @@ impl<B: Backend> Backend for Faulty<B> {
     async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
         match self.call(Request::Clear(owner, clear)).await? {
             Answer::Clear(cleared) => Ok(cleared),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn mark(&self, owner: Owner) -> Result<Mark> {
+        match self.call(Request::Mark(owner)).await? {
+            Answer::Mark(mark) => Ok(mark),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+        match self.call(Request::Scan(after, most)).await? {
+            Answer::Scan(page) => Ok(page),
+            _ => Err(mistaken()),
+        }
+    }
+
+    async fn count(&self) -> Result<Count> {
+        match self.call(Request::Count).await? {
+            Answer::Count(count) => Ok(count),
             _ => Err(mistaken()),
         }
     }

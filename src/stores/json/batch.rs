@@ -143,13 +143,13 @@ impl<'a> Batch<'a> {
         let there = self.live(&id).map(|kept| kept.version);
         Ok(match there {
             // Since it was created it may have been written to.
-            Some(there) if there == version || self.was_written(&(id, version)) => Created::Done,
+            Some(there) if there == version || self.was_written(&(id, version)) => Created::done(),
             _ if self.is_late(id.owner(), terms) => Created::Late,
             _ if terms.retry && self.may_have_ended(&id) => return Err(unknown()),
             Some(_) => Created::Taken,
             None => {
                 self.put(new)?;
-                Created::Done
+                Created::done()
             }
         })
     }

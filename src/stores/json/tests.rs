@@ -142,7 +142,7 @@ impl OpReply {
     /// How many records were changed.
     pub(super) fn count(&self) -> u64 {
         match self {
-            Self::Created(Created::Done) | Self::Updated(Outcome::Done) => 1,
+            Self::Created(Created::Done { .. }) | Self::Updated(Outcome::Done) => 1,
             Self::Found(found) => u64::from(*found),
             Self::Cleared(Cleared::Done(ended)) => *ended,
             _ => 0,

@@ -42,7 +42,7 @@ use self::{
     shard::{Due, Shard, nanos},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Terms},
+    backend::{Backend, By, Clear, Cleared, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::Clock,
     error::{Error, ErrorKind},
     record::{
@@ -180,7 +180,7 @@ impl MemoryBackend {
         let there = there.map(|at| shard.entry(at)).filter(|there| there.expires > now);
         Ok(match there {
             // Since this one was created it may have been written to.
-            Some(there) if there.version == version || there.first == version => Some(Created::Done),
+            Some(there) if there.version == version || there.first == version => Some(Created::done()),
             _ if terms.are_late(&shard.clears, id.owner(), Duration::from_nanos(now)) => Some(Created::Late),
             _ if terms.retry && shard.may_have_ended(id, now) => return Err(unknown().into()),
             Some(_) => Some(Created::Taken),
@@ -276,7 +276,7 @@ impl Backend for MemoryBackend {
             self.remove(&mut shard, dead, now);
         }
         shard.insert(record, now);
-        Ok(Created::Done)
+        Ok(Created::done())
     }
 
     async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
@@ -363,6 +363,16 @@ impl Backend for MemoryBackend {
         }
         shard.clears.remember(owner, name, ended, Duration::from_nanos(now));
         Ok(Cleared::Done(ended))
+    }
+
+    async fn mark(&self, owner: Owner) -> Result<Mark> {
+        let _ = owner;
+        Err("not there yet".into())
+    }
+
+    async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+        let _ = (after, most);
+        Err("not there yet".into())
     }
 
     fn set_clock(&self, clock: Clock) {

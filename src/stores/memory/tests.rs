@@ -173,7 +173,7 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                 let is_own = model.records.get(&id).is_some_and(|kept| [kept.version, kept.first].contains(&version));
                 let fits = there.is_some() || model.make_room(id, room, bounds);
                 match created {
-                    Ok(Created::Done) => assert!(fits && (there.is_none() || is_own), "{context}"),
+                    Ok(Created::Done { .. }) => assert!(fits && (there.is_none() || is_own), "{context}"),
                     Ok(Created::Taken) => assert!(there.is_some() && !is_own, "{context}"),
                     created => assert!(!fits, "{context}: {created:?}"),
                 }
@@ -280,13 +280,13 @@ fn a_name_that_is_taken_takes_nobodys_place() {
         done(backend.create(record, Terms::default())).unwrap()
     };
     for sid in [1, 2] {
-        assert!(matches!(create(id(None, sid), 1), Created::Done));
+        assert!(matches!(create(id(None, sid), 1), Created::Done { .. }));
     }
     assert!(matches!(create(id(None, 1), 2), Created::Taken));
     assert!(done(backend.load(id(None, 2))).unwrap().is_some());
     // All that could give way is the one itself.
     assert!(done(backend.delete(id(None, 2))).unwrap());
-    assert!(matches!(create(id(Some(1), 1), 1), Created::Done));
+    assert!(matches!(create(id(Some(1), 1), 1), Created::Done { .. }));
     assert!(matches!(create(id(None, 1), 2), Created::Taken));
 }
 
@@ -301,7 +301,7 @@ fn p19_a_shard_holds_no_more_than_what_is_alive() {
         clock.advance(Duration::from_millis(60));
         let id = format!("{n:022}").parse().unwrap();
         let record = Record::new(id, 1, Duration::from_secs(60), Bytes::new());
-        assert!(matches!(done(backend.create(record, Terms::default())).unwrap(), Created::Done));
+        assert!(matches!(done(backend.create(record, Terms::default())).unwrap(), Created::Done { .. }));
         assert_eq!(backend.sessions(), 1000.min(n + 1));
     }
     clock.advance(Duration::from_secs(60));

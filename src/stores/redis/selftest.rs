@@ -76,7 +76,7 @@ impl Failures {
     async fn collect(&mut self, backend: &RedisBackend, owner: Owner, sid: Sid) -> Option<()> {
         for id in [RecordId::new(Some(owner), sid), RecordId::new(None, sid)] {
             let record = |version| Record::new(id, version, TTL, Bytes::from_static(b"self-test"));
-            let terms = Terms { since: Some(Since::Age(Duration::ZERO)), retry: false };
+            let terms = Terms { since: Some(Since::Age(Duration::ZERO)), ..Terms::default() };
             self.note(backend.create(record(1), terms).await)?;
             self.note(backend.load(id).await)?;
             self.note(backend.update(1, record(2), false).await)?;

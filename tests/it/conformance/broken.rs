@@ -520,7 +520,7 @@ impl Backend for Wrong {
 
     async fn create(&self, record: Record, terms: Terms) -> backend::Result<Created> {
         self.verb(async {
-            let Terms { since, retry } = &terms;
+            let Terms { since, retry, .. } = &terms;
             let there = {
                 let store = self.store();
                 match self.has(CreateRefusesWhatExpired) {
@@ -556,7 +556,7 @@ impl Backend for Wrong {
             match self.flaw {
                 RetriedCreateIsAlwaysAnError if *retry => return Err("it may have been made".into()),
                 CreateOverwritesItsOwnVersion | CreateOfItsOwnIsTaken => {}
-                _ if own => return Ok(Created::Done),
+                _ if own => return Ok(Created::done()),
                 CreateIsTakenBeforeItIsLate if there.is_some() => return Ok(Created::Taken),
                 CreateStoresWhatIsLate if is_late => {
                     self.put(&mut store, record, None);
@@ -569,7 +569,7 @@ impl Backend for Wrong {
             }
             if *retry {
                 match self.flaw {
-                    RetriedCreateStoresNothing => return Ok(Created::Done),
+                    RetriedCreateStoresNothing => return Ok(Created::done()),
                     RetriedCreateStoresAndFails if there.is_none() => {
                         self.put(&mut store, record, None);
                         return Err("it may have been made".into());
@@ -577,7 +577,7 @@ impl Backend for Wrong {
                     RetriedCreateRevives => {}
                     _ if there.is_some() => {}
                     _ if !store.ended.contains(&record.id) && !store.records.contains_key(&self.key(record.id)) => {}
-                    RetriedCreateIsDoneThoughItEnded => return Ok(Created::Done),
+                    RetriedCreateIsDoneThoughItEnded => return Ok(Created::done()),
                     _ => return Err("it may have been made and ended".into()),
                 }
             }
@@ -600,14 +600,14 @@ impl Backend for Wrong {
                 }
             }
             if record.id.owner().is_some_and(|owner| store.barred.contains(&owner)) {
-                return Ok(Created::Done);
+                return Ok(Created::done());
             }
             let key = self.key(record.id);
             self.put(&mut store, record, None);
             if self.has(CreateEntersTheIndexFirst) && store.clears != clears {
                 store.records.entry(key).and_modify(|entry| entry.is_listed = false);
             }
-            Ok(Created::Done)
+            Ok(Created::done())
         })
         .await
     }

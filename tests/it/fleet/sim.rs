@@ -258,7 +258,7 @@ impl Backend for Shaky {
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
         if self.sabotage.as_ref().is_some_and(|saboteur| saboteur.skips_create()) {
-            return Ok(Created::Done);
+            return Ok(Created::done());
         }
         let terms = match &self.sabotage {
             Some(saboteur) => saboteur.terms(terms),

@@ -283,7 +283,7 @@ async fn one_by_one(store: Common, call: Call, forgets_one: bool) -> Result<Answ
 
 /// What was just written gets a second more.
 async fn longer(store: Common, call: Call, answer: Answer) -> Result<Answer> {
-    if let (Some(record), Answer::Create(Created::Done) | Answer::Update(Outcome::Done)) = (call.record, &answer)
+    if let (Some(record), Answer::Create(Created::Done { .. }) | Answer::Update(Outcome::Done)) = (call.record, &answer)
         && !record.ttl.is_zero()
     {
         store.touch(record.id, record.version, record.ttl + Duration::from_secs(1)).await?;

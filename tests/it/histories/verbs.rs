@@ -664,9 +664,9 @@ impl Stage {
                         }
                         Call::Create { at, version, ttl, age, tried, .. } => {
                             let since = age.map(|age| Since::Age(Duration::from_millis(age)));
-                            let terms = Terms { since, retry: tried.is_retry() };
+                            let terms = Terms { since, retry: tried.is_retry(), ..Terms::default() };
                             Some(match backend.create(record(name(at), version, ttl), terms).await.ok()? {
-                                Created::Done => Answer::Did(true),
+                                Created::Done { .. } => Answer::Did(true),
                                 Created::Taken => Answer::Did(false),
                                 Created::Late => Answer::Late,
                                 other => panic!("{other:?}"),

@@ -154,9 +154,9 @@ async fn no_key_is_ever_without_an_end(on: Topology) {
 
 /// Whether a new record is stored although its request is that old.
 async fn is_in_time(backend: &RedisBackend, id: RecordId, age: Duration) -> bool {
-    let terms = Terms { since: Some(Since::Age(age)), retry: false };
+    let terms = Terms { since: Some(Since::Age(age)), ..Terms::default() };
     match backend.create(record(id, 1, "x"), terms).await.unwrap() {
-        Created::Done => true,
+        Created::Done { .. } => true,
         Created::Late => false,
         other => panic!("{other:?}"),
     }

@@ -382,8 +382,9 @@ impl Backend for Gated {
             };
             self.store().create(record, Terms { since, ..terms }).await
         };
-        let answer =
-            |created: &Created| (matches!(created, Created::Done).then_some(What::Created(id)), format!("{created:?}"));
+        let answer = |created: &Created| {
+            (matches!(created, Created::Done { .. }).then_some(What::Created(id)), format!("{created:?}"))
+        };
         self.pass(&format!("create {}", id.sid()), Touches::Writes(Place::of(id)), call, answer).await
     }
 
