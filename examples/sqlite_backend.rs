@@ -13,10 +13,10 @@ use std::{
 
 use axum::{Router, routing::get};
 use jam_session::{
-    Backend, By, Clear, Cleared, Clock, Created, Error, Outcome, Owner, Record, RecordId, Session, SessionLayer,
-    Sessions, Since, Terms, backend::Result,
+    Backend, By, Clear, Cleared, Clock, Count, Created, Cursor, Error, Left, Limit, Mark, Outcome, Owner, Page, Record,
+    RecordId, Session, SessionLayer, Sessions, Since, Terms, backend::Result,
 };
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior::Immediate, params};
+use rusqlite::{Connection, OptionalExtension, Rows, Transaction, TransactionBehavior::Immediate, params};
 
 /// Keeps records in a table of a SQLite database, which any number of processes of one machine may share.
 pub struct SqliteBackend {
@@ -39,10 +39,11 @@ impl SqliteBackend {
                  owner   BLOB,
                  version INTEGER NOT NULL,
                  older   BLOB NOT NULL,     -- the last eight versions before it, eight bytes each, the newest first
+                 heard   INTEGER NOT NULL,  -- grows with each create, update and touch of a record of that owner
                  expires INTEGER NOT NULL,  -- milliseconds since 1970
                  payload BLOB NOT NULL
              ) STRICT;
-             CREATE INDEX IF NOT EXISTS sessions_by_owner ON sessions (owner) WHERE owner IS NOT NULL;
+             CREATE INDEX IF NOT EXISTS sessions_by_owner ON sessions (owner, heard) WHERE owner IS NOT NULL;
              CREATE INDEX IF NOT EXISTS sessions_by_expiry ON sessions (expires);
              CREATE TABLE IF NOT EXISTS clears (
                  owner   BLOB PRIMARY KEY,
@@ -91,47 +92,66 @@ impl SqliteBackend {
 
 impl Backend for SqliteBackend {
     async fn load(&self, id: RecordId) -> Result<Option<Record>> {
-        self.verb(move |db, now| Ok(find(db, id, now)?.map(|row| row.record))).await
+        self.verb(move |db, now| Ok(find(db, id, now)?.map(|found| found.record))).await
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
+        // To the last field: when another one is added, this does not compile until it is kept to.
         let Terms { since, limit, leaves, retry } = terms;
-        let arrived = match since {
-            None => None,
-            // By now, and not by when it is this one's turn to write.
-            Some(Since::Age(age)) => Some(now(self.clock())? - millis_up(age)),
-            Some(_) => return Err("these terms are unknown here".into()),
-        };
+        // An age is by now, and not by when it is this one's turn to write.
+        let called = now(self.clock())?;
         self.verb(move |db, now| {
-            let (id, version) = (record.id, record.version);
+            let (id, version, owner) = (record.id, record.version, record.id.owner());
             let there = find(db, id, now)?;
-            if there.as_ref().is_some_and(|there| there.has_had(version)) {
-                return Ok(Created::done());
+            let mut ended = Vec::new();
+            if !there.as_ref().is_some_and(|there| there.has_had(version)) {
+                if is_late(db, owner, since, called, now)? {
+                    return Ok(Created::Late);
+                }
+                // The first try may have been made, and have ended since: it must not be made again.
+                if retry && has_ended(db, id, now)? {
+                    return Err("whether it was created is not known".into());
+                }
+                if there.is_some() {
+                    return Ok(Created::Taken);
+                }
+                let others = if limit == Limit::None { Vec::new() } else { names(db, owner, now)? };
+                match limit {
+                    Limit::Refuse(most) if owner.is_some() && others.len() >= most => return Ok(Created::Full),
+                    Limit::LeastRecent(most) => {
+                        ended.extend(others.iter().take((others.len() + 1).saturating_sub(most)))
+                    }
+                    Limit::None | Limit::Refuse(_) => {}
+                }
+                for id in &ended {
+                    end(db, *id, now)?;
+                }
+                db.execute(
+                    "INSERT INTO sessions (id, owner, version, older, heard, expires, payload)
+                     VALUES (?1, ?2, ?3, x'', ?4, ?5, ?6)
+                     ON CONFLICT (id) DO UPDATE SET version = ?3, older = x'', heard = ?4, expires = ?5, payload = ?6",
+                    params![
+                        id.to_string(),
+                        owner.map(|owner| *owner.as_bytes()),
+                        version,
+                        heard(db, owner)?,
+                        expiry(now, record.ttl),
+                        &record.payload[..]
+                    ],
+                )?;
             }
-            if let Some(arrived) = arrived
-                && (now - arrived > CLEARS || cleared_since(db, id.owner(), arrived)?)
-            {
-                return Ok(Created::Late);
-            }
-            // The first try may have been made, and have ended since: it must not be made again.
-            if retry && has_ended(db, id, now)? {
-                return Err("whether it was created is not known".into());
-            }
-            if there.is_some() {
-                return Ok(Created::Taken);
-            }
-            db.execute(
-                "INSERT INTO sessions (id, owner, version, older, expires, payload) VALUES (?1, ?2, ?3, x'', ?4, ?5)
-                 ON CONFLICT (id) DO UPDATE SET version = ?3, older = x'', expires = ?4, payload = ?5",
-                params![
-                    id.to_string(),
-                    id.owner().map(|owner| *owner.as_bytes()),
-                    version,
-                    end(now, record.ttl),
-                    &record.payload[..]
-                ],
-            )?;
-            Ok(Created::done())
+            let left = match leaves {
+                None => Left::NotTried,
+                Some((id, version)) => match find(db, id, now)? {
+                    None => Left::Gone,
+                    Some(there) if there.record.version != version => Left::Conflict(there.record),
+                    Some(_) => {
+                        end(db, id, now)?;
+                        Left::Done
+                    }
+                },
+            };
+            Ok(Created::Done { ended, left })
         })
         .await
     }
@@ -145,8 +165,15 @@ impl Backend for SqliteBackend {
                 // What has ended leaves nothing behind but its name, for a while.
                 let payload = if record.ttl.is_zero() { &[] } else { &record.payload[..] };
                 db.execute(
-                    "UPDATE sessions SET version = ?2, older = ?3, expires = ?4, payload = ?5 WHERE id = ?1",
-                    params![record.id.to_string(), record.version, older, end(now, record.ttl), payload],
+                    "UPDATE sessions SET version = ?2, older = ?3, heard = ?4, expires = ?5, payload = ?6 WHERE id = ?1",
+                    params![
+                        record.id.to_string(),
+                        record.version,
+                        older,
+                        heard(db, record.id.owner())?,
+                        expiry(now, record.ttl),
+                        payload
+                    ],
                 )?;
                 return Ok(Outcome::Done);
             }
@@ -163,8 +190,8 @@ impl Backend for SqliteBackend {
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
         self.verb(move |db, now| {
             db.execute(
-                "UPDATE sessions SET expires = ?3 WHERE id = ?1 AND version = ?2 AND expires > ?4",
-                params![id.to_string(), version, end(now, ttl), now],
+                "UPDATE sessions SET heard = ?3, expires = ?4 WHERE id = ?1 AND version = ?2 AND expires > ?5",
+                params![id.to_string(), version, heard(db, id.owner())?, expiry(now, ttl), now],
             )?;
             Ok(())
         })
@@ -172,38 +199,18 @@ impl Backend for SqliteBackend {
     }
 
     async fn delete(&self, id: RecordId) -> Result<bool> {
-        self.verb(move |db, now| {
-            let ended = db.execute(
-                "UPDATE sessions SET expires = ?2, payload = x'' WHERE id = ?1 AND expires > ?2",
-                params![id.to_string(), now],
-            )?;
-            Ok(ended == 1)
-        })
-        .await
+        self.verb(move |db, now| end(db, id, now)).await
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        self.verb(move |db, now| {
-            let mut all = db.prepare_cached("SELECT id FROM sessions WHERE owner = ?1 AND expires > ?2")?;
-            let mut names = all.query(params![owner.as_bytes(), now])?;
-            let mut records = Vec::new();
-            while let Some(name) = names.next()? {
-                records.extend(find(db, name.get_ref(0)?.as_str()?.parse()?, now)?.map(|row| row.record));
-            }
-            Ok(records)
-        })
-        .await
+        self.verb(move |db, now| records(db, names(db, Some(owner), now)?, now)).await
     }
 
     async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
         let Clear { name, by } = clear;
         self.verb(move |db, now| {
-            let repeat = db
-                .prepare_cached("SELECT ended FROM clears WHERE owner = ?1 AND name = ?2")?
-                .query_row(params![owner.as_bytes(), name], |row| row.get::<_, i64>(0))
-                .optional()?;
-            if let Some(ended) = repeat {
-                return Ok(Cleared::Done(ended.unsigned_abs()));
+            if let Some(last) = last_clear(db, Some(owner))?.filter(|last| last.name == name) {
+                return Ok(Cleared::Done(last.ended.unsigned_abs()));
             }
             if let Some(By { id, version, .. }) = by {
                 match find(db, id, now)?.filter(|_| id.owner() == Some(owner)) {
@@ -222,6 +229,38 @@ impl Backend for SqliteBackend {
                 params![owner.as_bytes(), name, ended as i64, now],
             )?;
             Ok(Cleared::Done(ended as u64))
+        })
+        .await
+    }
+
+    async fn mark(&self, owner: Owner) -> Result<Mark> {
+        self.verb(move |db, now| {
+            let last = last_clear(db, Some(owner))?.filter(|last| now - last.at <= GOOD);
+            Ok(Mark::new(last.map(|last| last.name), now.unsigned_abs()))
+        })
+        .await
+    }
+
+    async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+        // The name of the last record of a page is where the next one goes on.
+        let after = after.map(|after| String::from_utf8(after.as_bytes().into())).transpose()?;
+        let after = after.map(|after| after.parse::<RecordId>()).transpose()?;
+        self.verb(move |db, now| {
+            let mut query =
+                db.prepare_cached("SELECT id FROM sessions WHERE id > ?1 AND expires > ?2 ORDER BY id LIMIT ?3")?;
+            let after = after.map(|after| after.to_string()).unwrap_or_default();
+            let ids = parsed(query.query(params![after, now, most as i64])?)?;
+            let next = ids.last().filter(|_| ids.len() == most).map(|id| Cursor::new(id.to_string()));
+            Ok(Page { records: records(db, ids, now)?, next, moved: false })
+        })
+        .await
+    }
+
+    async fn count(&self) -> Result<Count> {
+        self.verb(move |db, now| {
+            let mut query = db.prepare_cached("SELECT count(owner), count(*) FROM sessions WHERE expires > ?1")?;
+            let (owned, all) = query.query_row([now], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?)))?;
+            Ok(Count::new(owned.unsigned_abs(), (all - owned).unsigned_abs()))
         })
         .await
     }
@@ -254,23 +293,83 @@ fn find(db: &Transaction<'_>, id: RecordId, now: i64) -> Result<Option<Found>> {
     Ok(found.optional()?)
 }
 
+fn records(db: &Transaction<'_>, ids: Vec<RecordId>, now: i64) -> Result<Vec<Record>> {
+    ids.into_iter().filter_map(|id| Some(find(db, id, now).transpose()?.map(|found| found.record))).collect()
+}
+
+/// All live ones of an owner, the one that was heard of longest ago first.
+fn names(db: &Transaction<'_>, owner: Option<Owner>, now: i64) -> Result<Vec<RecordId>> {
+    let mut query = db.prepare_cached("SELECT id FROM sessions WHERE owner = ?1 AND expires > ?2 ORDER BY heard")?;
+    parsed(query.query(params![owner.map(|owner| *owner.as_bytes()), now])?)
+}
+
+fn parsed(mut rows: Rows<'_>) -> Result<Vec<RecordId>> {
+    let mut ids = Vec::new();
+    while let Some(row) = rows.next()? {
+        ids.push(row.get_ref(0)?.as_str()?.parse()?);
+    }
+    Ok(ids)
+}
+
+/// A number above those of all other records of the owner: their order is that in which they were heard of, by no clock.
+fn heard(db: &Transaction<'_>, owner: Option<Owner>) -> Result<i64> {
+    let mut query = db.prepare_cached("SELECT ifnull(max(heard), 0) + 1 FROM sessions WHERE owner = ?1")?;
+    Ok(query.query_row([owner.map(|owner| *owner.as_bytes())], |row| row.get(0))?)
+}
+
+/// Its name stays for a while.
+fn end(db: &Transaction<'_>, id: RecordId, now: i64) -> Result<bool> {
+    let mut end =
+        db.prepare_cached("UPDATE sessions SET expires = ?2, payload = x'' WHERE id = ?1 AND expires > ?2")?;
+    Ok(end.execute(params![id.to_string(), now])? == 1)
+}
+
 /// Whether a record of that name ended within the last ten seconds.
 fn has_ended(db: &Transaction<'_>, id: RecordId, now: i64) -> Result<bool> {
     let mut query = db.prepare_cached("SELECT 1 FROM sessions WHERE id = ?1 AND expires BETWEEN ?2 AND ?3")?;
     Ok(query.exists(params![id.to_string(), now - ENDINGS, now])?)
 }
 
-fn cleared_since(db: &Transaction<'_>, owner: Option<Owner>, since: i64) -> Result<bool> {
-    let Some(owner) = owner else { return Ok(false) };
-    let mut query = db.prepare_cached("SELECT 1 FROM clears WHERE owner = ?1 AND at > ?2")?;
-    Ok(query.exists(params![owner.as_bytes(), since])?)
+struct LastClear {
+    name: i64,
+    ended: i64,
+    at: i64,
+}
+
+fn last_clear(db: &Transaction<'_>, owner: Option<Owner>) -> Result<Option<LastClear>> {
+    let mut query = db.prepare_cached("SELECT name, ended, at FROM clears WHERE owner = ?1")?;
+    let last = query.query_row([owner.map(|owner| *owner.as_bytes())], |row| {
+        Ok(LastClear { name: row.get(0)?, ended: row.get(1)?, at: row.get(2)? })
+    });
+    Ok(last.optional()?)
+}
+
+/// Whether the owner was cleared since then, or that is too long ago to know.
+fn is_late(db: &Transaction<'_>, owner: Option<Owner>, since: Option<Since>, called: i64, now: i64) -> Result<bool> {
+    let last = last_clear(db, owner)?;
+    Ok(match since {
+        None => false,
+        Some(Since::Age(age)) => {
+            let arrived = called - millis_up(age);
+            now - arrived > GOOD || last.is_some_and(|last| last.at > arrived)
+        }
+        Some(Since::Mark(mark)) => {
+            let changed = match mark.clear {
+                Some(name) => last.is_none_or(|last| last.name != name),
+                None => last.is_some_and(|last| now - last.at < GOOD),
+            };
+            // The database remembers its clears when it is closed: its marks are of no opening.
+            changed || now.saturating_sub_unsigned(mark.taken) > GOOD || mark.opening != 0
+        }
+        Some(_) => return Err("these terms are unknown here".into()),
+    })
 }
 
 fn now(clock: &Clock) -> Result<i64> {
     Ok(millis(clock.now().duration_since(UNIX_EPOCH)?))
 }
 
-fn end(now: i64, ttl: Duration) -> i64 {
+fn expiry(now: i64, ttl: Duration) -> i64 {
     now.saturating_add(millis(ttl))
 }
 
@@ -284,8 +383,9 @@ fn millis_up(age: Duration) -> i64 {
     millis(age.min(Duration::from_secs(365 * 86_400)) + Duration::from_nanos(999_999))
 }
 
-/// How long a clear and an ending are remembered, in milliseconds.
-const CLEARS: i64 = 15 * 60 * 1000;
+/// How long a mark and an age are good, and how long clears and endings are remembered, in milliseconds.
+const GOOD: i64 = 15 * 60 * 1000;
+const CLEARS: i64 = 2 * GOOD;
 const ENDINGS: i64 = 10 * 1000;
 
 async fn visits(session: Session) -> std::result::Result<String, Error> {

@@ -50,13 +50,19 @@
 //! 4. **`update` never inserts.** Only `create` uses `INSERT … ON CONFLICT`, and it replaces only expired rows.
 //! 5. **A row remembers what a retry needs**: its last eight versions, and, for ten seconds after its end, its name without
 //!    the payload. Otherwise a lost answer costs a request, but nothing is written twice.
-//! 6. **The last clear of an owner has a row of its own**, in the same transaction as the end of the sessions. It stays for
-//!    fifteen minutes, and `create` compares the time in it with that of the request.
-//! 7. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
-//! 8. **No thread of the runtime waits for a disk.** A driver that blocks runs in `spawn_blocking`, with the whole transaction, so
-//!    that a dropped future has done all or nothing.
-//! 9. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, and the
-//!    cookie stays.
+//! 6. **The last clear of an owner has a row of its own**, in the same transaction as the end of the sessions, and stays for
+//!    thirty minutes. A mark is the name in it. `create` compares that name with the mark's, or its time with the request's.
+//! 7. **A row says when it was heard of**, for the limit of records: as a number that is one above that of the owner's others, so
+//!    that no clock has a say in it. `create`, `update` and `touch` set it. In the transaction of a `create` the owner's records are
+//!    counted, the least recent ones end, and so does the record that the new one leaves. A database that locks single rows needs
+//!    one that each `create` and `clear` of the owner locks first: locked sessions do not keep out new ones.
+//! 8. **`scan` goes on by the primary key**: `WHERE id > ? ORDER BY id LIMIT ?`. With `OFFSET`, records would be missing when others
+//!    end between two pages. `count` is one statement.
+//! 9. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
+//! 10. **No thread of the runtime waits for a disk.** A driver that blocks runs in `spawn_blocking`, with the whole transaction, so
+//!     that a dropped future has done all or nothing.
+//! 11. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, and the
+//!     cookie stays.
 //!
 //! # What your application does when sessions are away
 //!

@@ -168,10 +168,9 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::{
+        backend::Mark,
         record::data::Data,
         session::change::Change::{self, Bind, Clear, ClearOthers, Create, Delete, Rework},
         sessions::{loaded::sample, login::Login},

@@ -15,7 +15,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode, header};
 use jam_session::{
-    Backend, Clear, Cleared, Created, Owner, Record, RecordId, Session, SessionLayer, Sessions, Terms,
+    Backend, Clear, Cleared, Created, Cursor, Mark, Owner, Page, Record, RecordId, Session, SessionLayer, Sessions,
+    Terms,
     backend::{Outcome, Result},
 };
 use tower::{Layer, ServiceExt, service_fn};
@@ -231,6 +232,14 @@ impl Backend for Store {
 
     async fn clear(&self, _: Owner, _: Clear) -> Result<Cleared> {
         Ok(Cleared::Done(0))
+    }
+
+    async fn mark(&self, _: Owner) -> Result<Mark> {
+        Ok(Mark::new(None, 0))
+    }
+
+    async fn scan(&self, _: Option<Cursor>, _: usize) -> Result<Page> {
+        Ok(Page::default())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    ops::Bound,
     panic::AssertUnwindSafe,
     sync::{Arc, Mutex, MutexGuard, OnceLock},
     time::Duration,
@@ -9,7 +10,8 @@ use std::{
 
 use futures_util::FutureExt;
 use jam_session::{
-    Backend, By, Clear, Cleared, Clock, Created, Outcome, Owner, Record, RecordId, Since, Terms, backend,
+    Backend, By, Clear, Cleared, Clock, Created, Cursor, Left, Limit, Mark, Outcome, Owner, Page, Record, RecordId,
+    Since, Terms, backend,
     conformance::{Promise, Subject},
 };
 use tokio::task::yield_now;
@@ -292,6 +294,7 @@ struct Store {
     barred: Vec<Owner>,
     clears: u64,
     last_clears: HashMap<Owner, LastClear>,
+    heard: u64,
     /// The names of records that have ended.
     ended: HashSet<RecordId>,
 }
@@ -310,6 +313,8 @@ struct Entry {
     /// All versions before this one.
     versions: Vec<i64>,
     ends: Duration,
+    /// A number that grows with each create, update and touch.
+    heard: u64,
     is_listed: bool,
 }
 
@@ -412,7 +417,9 @@ impl Wrong {
         }
         self.payload(&mut record);
         if ends > self.now() {
-            store.records.insert(self.key(record.id), Entry { record, first, versions, ends, is_listed });
+            store.heard += 1;
+            let heard = store.heard;
+            store.records.insert(self.key(record.id), Entry { record, first, versions, ends, heard, is_listed });
         } else {
             self.end(store, record.id);
         }
@@ -420,11 +427,15 @@ impl Wrong {
 
     /// Whether a new record of that name comes too late.
     fn is_late(&self, store: &Store, since: &Since, id: RecordId) -> bool {
-        let Since::Age(age) = since else { panic!("it is {since:?}") };
         let last = match self.flaw {
             CreateIgnoresSince => None,
             ClearIsOfEveryOwner => store.last_clears.values().next(),
             _ => id.owner().and_then(|owner| store.last_clears.get(&owner)),
+        };
+        let age = match since {
+            Since::Age(age) => age,
+            Since::Mark(mark) => return self.is_past(*mark, last),
+            other => panic!("it is {other:?}"),
         };
         let is_too_old = match self.flaw {
             CreateTakesAnyAge => false,
@@ -438,6 +449,37 @@ impl Wrong {
             (_, since) => since < *age,
         };
         is_too_old || last.is_some_and(is_since)
+    }
+
+    /// Whether there was a clear since that mark, or it is too old.
+    fn is_past(&self, mark: Mark, last: Option<&LastClear>) -> bool {
+        let changed = match mark.clear {
+            Some(name) => last.is_none_or(|last| last.name != name),
+            None => last.is_some_and(|last| self.now() - last.at < GOOD),
+        };
+        let age = self.now().saturating_sub(Duration::from_millis(mark.taken));
+        changed || age > GOOD || mark.opening != 0
+    }
+
+    /// Ends what a new record leaves.
+    fn leave(&self, store: &mut Store, leaves: Option<(RecordId, i64)>) -> Left {
+        let Some((id, version)) = leaves else { return Left::NotTried };
+        match self.find(store, id) {
+            None => Left::Gone,
+            Some(there) if there.record.version != version => Left::Conflict(self.shown(&there)),
+            Some(_) => {
+                self.end(store, id);
+                Left::Done
+            }
+        }
+    }
+
+    /// All live ones of an owner, the one that was heard of longest ago first.
+    fn of(&self, store: &Store, owner: Owner) -> Vec<RecordId> {
+        let mut all: Vec<_> = store.records.values().filter(|entry| self.is_live(entry)).collect();
+        all.retain(|entry| entry.record.id.owner() == Some(owner));
+        all.sort_by_key(|entry| entry.heard);
+        all.into_iter().map(|entry| entry.record.id).collect()
     }
 
     /// Why a clear by that record ends nothing, if so.
@@ -520,7 +562,7 @@ impl Backend for Wrong {
 
     async fn create(&self, record: Record, terms: Terms) -> backend::Result<Created> {
         self.verb(async {
-            let Terms { since, retry, .. } = &terms;
+            let Terms { since, limit, leaves, retry } = &terms;
             let there = {
                 let store = self.store();
                 match self.has(CreateRefusesWhatExpired) {
@@ -556,7 +598,10 @@ impl Backend for Wrong {
             match self.flaw {
                 RetriedCreateIsAlwaysAnError if *retry => return Err("it may have been made".into()),
                 CreateOverwritesItsOwnVersion | CreateOfItsOwnIsTaken => {}
-                _ if own => return Ok(Created::done()),
+                _ if own => {
+                    let left = self.leave(&mut store, *leaves);
+                    return Ok(Created::Done { ended: Vec::new(), left });
+                }
                 CreateIsTakenBeforeItIsLate if there.is_some() => return Ok(Created::Taken),
                 CreateStoresWhatIsLate if is_late => {
                     self.put(&mut store, record, None);
@@ -602,12 +647,21 @@ impl Backend for Wrong {
             if record.id.owner().is_some_and(|owner| store.barred.contains(&owner)) {
                 return Ok(Created::done());
             }
+            let others = record.id.owner().map_or_else(Vec::new, |owner| self.of(&store, owner));
+            let mut ended = Vec::new();
+            match limit {
+                Limit::Refuse(most) if others.len() >= *most => return Ok(Created::Full),
+                Limit::LeastRecent(most) => ended.extend(others.iter().take((others.len() + 1).saturating_sub(*most))),
+                Limit::None | Limit::Refuse(_) => {}
+            }
+            ended.iter().for_each(|id| self.end(&mut store, *id));
             let key = self.key(record.id);
             self.put(&mut store, record, None);
             if self.has(CreateEntersTheIndexFirst) && store.clears != clears {
                 store.records.entry(key).and_modify(|entry| entry.is_listed = false);
             }
-            Ok(Created::done())
+            let left = self.leave(&mut store, *leaves);
+            Ok(Created::Done { ended, left })
         })
         .await
     }
@@ -713,6 +767,8 @@ impl Backend for Wrong {
             if self.has(TouchWritesANewVersion) {
                 entry.record.version ^= 1;
             }
+            store.heard += 1;
+            entry.heard = store.heard;
             entry.is_listed &= !self.has(TouchForgetsTheIndex);
             match entry.ends > self.now() {
                 true => _ = store.records.insert(self.key(id), entry),
@@ -873,10 +929,35 @@ impl Backend for Wrong {
         .await
     }
 
+    async fn mark(&self, owner: Owner) -> backend::Result<Mark> {
+        self.verb(async {
+            let store = self.store();
+            let last = store.last_clears.get(&owner).filter(|last| self.now() - last.at <= GOOD);
+            Ok(Mark::new(last.map(|last| last.name), self.now().as_millis() as u64))
+        })
+        .await
+    }
+
+    async fn scan(&self, after: Option<Cursor>, most: usize) -> backend::Result<Page> {
+        self.verb(async {
+            let after = after.map(|after| String::from_utf8(after.as_bytes().into())).transpose()?;
+            let store = self.store();
+            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+            let page: Vec<_> = store.records.range((from, Bound::Unbounded)).take(most).collect();
+            let next = page.last().filter(|_| page.len() == most).map(|(key, _)| Cursor::new((*key).clone()));
+            let records = page.into_iter().filter(|(_, entry)| self.is_live(entry)).map(|(_, entry)| self.shown(entry));
+            Ok(Page { records: records.collect(), next, moved: false })
+        })
+        .await
+    }
+
     fn set_clock(&self, clock: Clock) {
         let _ = self.clock.set(clock);
     }
 }
+
+/// How long a mark is good.
+const GOOD: Duration = Duration::from_secs(900);
 
 /// Time for others to come in between.
 async fn pause() {

@@ -13,8 +13,8 @@ use std::{
 use axum::{Router, body::Body};
 use http::Request;
 use jam_session::{
-    Backend, Clear, Cleared, Clock, Created, JsonSessions, Keyring, MemorySessions, Outcome, Owner, Record, RecordId,
-    Sessions, Terms, backend::Result,
+    Backend, Clear, Cleared, Clock, Created, Cursor, JsonSessions, Keyring, Mark, MemorySessions, Outcome, Owner, Page,
+    Record, RecordId, Sessions, Terms, backend::Result,
 };
 use tokio::task::{AbortHandle, yield_now};
 use tower::ServiceExt;
@@ -299,5 +299,12 @@ impl Backend for Shaky {
             None => clear,
         };
         self.call(self.store.backend().clear(owner, clear)).await
+    }
+    async fn mark(&self, owner: Owner) -> Result<Mark> {
+        self.call(self.store.backend().mark(owner)).await
+    }
+
+    async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+        self.call(self.store.backend().scan(after, most)).await
     }
 }

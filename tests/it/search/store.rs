@@ -10,8 +10,8 @@ use std::{
 };
 
 use jam_session::{
-    Backend, By, Clear, Cleared, Clock, Created, MemoryBackend, MemorySessions, Outcome, Owner, Record, RecordId,
-    Sessions, Since, Terms, backend::Result,
+    Backend, By, Clear, Cleared, Clock, Created, Cursor, Mark, MemoryBackend, MemorySessions, Outcome, Owner, Page,
+    Record, RecordId, Sessions, Since, Terms, backend::Result,
 };
 
 /// The store as one request sees it.
@@ -436,5 +436,14 @@ impl Backend for Gated {
             _ => (None, "conflict".to_owned()),
         };
         self.pass(&what, Touches::Clears(Place::Owner(owner)), self.clears(owner, clear), answer).await
+    }
+    async fn mark(&self, owner: Owner) -> Result<Mark> {
+        let touches = Touches::Reads(Place::Owner(owner));
+        self.pass("mark", touches, self.store().mark(owner), |mark| (None, format!("{:?}", mark.clear))).await
+    }
+
+    async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+        let answer = |page: &Page| (None, page.records.len().to_string());
+        self.pass("scan", Touches::Everything, self.store().scan(after, most), answer).await
     }
 }
