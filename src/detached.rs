@@ -7,6 +7,8 @@ use std::{
 
 use tokio::runtime::Handle;
 
+use crate::log;
+
 /// A future that is finished in a task of its own when it is dropped before its end.
 ///
 /// One that panics is not polled again. Without a runtime there is no task: it is dropped then, and an event says so.
@@ -44,7 +46,7 @@ impl<T: Send + 'static> Drop for Detached<T> {
                 let report = self.report;
                 runtime.spawn(async move { report(work.await) });
             }
-            Err(_) => tracing::warn!("what a request recorded was not written: there is no runtime any more"),
+            Err(_) => log::warn!("what a request recorded was not written: there is no runtime any more"),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
+use crate::{events::Refusal, log};
+
 /// Any error at all: what a [`Backend`](crate::Backend) or a [`Serializer`](crate::Serializer) may fail with.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -103,7 +105,7 @@ impl Error {
     }
 
     pub(crate) fn cleared() -> Self {
-        Self::new(ErrorKind::Unauthorized, "all sessions of the user were ended since this login began: sign in again")
+        Self::new(ErrorKind::Unauthorized, CLEARED)
     }
 
     pub(crate) fn full() -> Self {
@@ -116,6 +118,17 @@ impl Error {
 
     pub(crate) fn closed() -> Self {
         Self::new(ErrorKind::Unavailable, "the sessions are closed")
+    }
+
+    /// What was refused, if it is one of the refusals that are [events](crate::events).
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match self.kind {
+            ErrorKind::Unauthorized if self.message == CLEARED => Some(Refusal::Cleared),
+            ErrorKind::Unauthorized => Some(Refusal::NotNewest),
+            ErrorKind::Full => Some(Refusal::Full),
+            ErrorKind::CrossSite => Some(Refusal::CrossSite),
+            _ => None,
+        }
     }
 
     /// The message and all its causes, for a line in a log. Bodies of responses have less.
@@ -132,8 +145,17 @@ impl Error {
     /// Logs an error that no caller is told.
     pub(crate) fn log(&self, what: &str) {
         match self.is_clients() {
-            true => tracing::debug!(error = %self.chain(), "{what}"),
-            false => tracing::warn!(error = %self.chain(), "{what}"),
+            true => log::debug!(error = %self.chain(), "{what}"),
+            false => log::warn!(error = %self.chain(), "{what}"),
+        }
+    }
+
+    /// Logs an error that a request is answered with. What a client causes is no line for the operator, and that the store fails
+    /// is one only when it begins.
+    pub(crate) fn log_answer(&self, what: &str) {
+        match self.is_clients() || self.kind == ErrorKind::Unavailable {
+            true => log::debug!(error = %self.chain(), "{what}"),
+            false => log::error!(error = %self.chain(), "{what}"),
         }
     }
 
@@ -201,3 +223,5 @@ impl StdError for Error {
         self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
     }
 }
+
+const CLEARED: &str = "all sessions of the user were ended since this login began: sign in again";

@@ -124,6 +124,8 @@ mod record;
 mod clock;
 mod detached;
 mod error;
+pub mod events;
+mod log;
 mod random;
 mod timeout;
 
@@ -145,6 +147,7 @@ pub use self::{
     },
     clock::Clock,
     error::{BoxError, Error, ErrorKind},
+    events::{Event, EventKind, Refusal},
     http::{future::ResponseFuture, layer::SessionLayer, service::SessionService},
     record::{
         Hint, Record, Serializer,

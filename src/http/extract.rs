@@ -81,10 +81,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
 /// the log.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        match self.is_clients() {
-            true => tracing::debug!(error = %self.chain(), "a request failed for its session"),
-            false => tracing::error!(error = %self.chain(), "a request failed for its session"),
-        }
+        self.log_answer("a request failed for its session");
         let text = match self.kind() {
             ErrorKind::NotFound => "there is no such session",
             ErrorKind::Unauthorized => "sign in first",

@@ -73,10 +73,7 @@ pub(crate) fn respond<B: Default>(
 
 /// A response without a body. The error is among its extensions.
 pub(crate) fn refuse<B: Default>(error: &Error) -> Response<B> {
-    match error.is_clients() {
-        true => tracing::debug!(error = %error.chain(), "a request was answered without its session"),
-        false => tracing::error!(error = %error.chain(), "a request was answered without its session"),
-    }
+    error.log_answer("a request was answered without its session");
     let mut response = Response::new(B::default());
     *response.status_mut() = error.kind().status();
     if error.kind() == ErrorKind::Unavailable {

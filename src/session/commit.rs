@@ -7,6 +7,7 @@ use std::{mem, sync::Arc, time::Duration};
 use crate::{
     clock::millis,
     error::{Error, ErrorKind},
+    events::{EventKind, Refusal},
     random::random_version,
     record::{
         data::Data,
@@ -193,6 +194,25 @@ impl Commit {
         }
     }
 
+    /// Tells the application and the log what was refused.
+    pub(crate) fn tell_refusal(&self, engine: &Engine, committed: &Committed) {
+        let why = match (&committed.refused, committed.dropped) {
+            (Some(error), _) => error.refusal(),
+            (None, Some(Dropped::CrossSite)) => Some(Refusal::CrossSite),
+            (None, Some(Dropped::Gone) | None) => None,
+        };
+        let Some(why) = why else { return };
+        let opened = match &self.base {
+            Base::Live(opened) | Base::Superseded(opened) | Base::Gone(opened) => Some(opened),
+            Base::Nothing | Base::Refused | Base::Unreadable(_) => None,
+        };
+        let key = match &self.staged.identity {
+            Identity::Bind(user) | Identity::Create(user) => Some(user.key()),
+            Identity::Keep | Identity::Rework | Identity::Delete => opened.and_then(|opened| opened.key()),
+        };
+        engine.tell(EventKind::Refused(why), opened.map(|opened| opened.loaded.id.sid()), key);
+    }
+
     /// Refuses what could not be carried out, before anything is written.
     fn check(&self) -> Result<(), Error> {
         for change in &self.changes {
@@ -258,6 +278,9 @@ impl Commit {
             _ => return Ok(Committed::dropped(self.gone(opened))),
         };
         let new = new.filter(|new| written.contents.hash.matches(new));
+        if new.is_some() {
+            engine.tell_of(EventKind::Rotated, &written);
+        }
         let cookies = id.filter(|_| new.is_some()).map(|id| CookieChanges::set(&written, id)).unwrap_or_default();
         let base = Base::Live(Opened { loaded: written, secret: new.unwrap_or(opened.secret) });
         Ok(Committed { cookies, rebased, ..Committed::kept(base) })

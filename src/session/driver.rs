@@ -14,6 +14,7 @@ use crate::{
     clock::millis,
     detached::Detached,
     error::{Error, ErrorKind},
+    log,
     record::token::{Credentials, IdText},
     session::{
         authority::Trigger,
@@ -163,7 +164,7 @@ impl Driver {
     /// Records a change that cannot fail.
     pub(crate) fn stage_plain(&self, change: Change) {
         if let Err(error) = self.stage(change) {
-            tracing::error!(error = %error.chain(), "a change to a session was not recorded");
+            log::error!(error = %error.chain(), "a change to a session was not recorded");
         }
     }
 
@@ -206,7 +207,7 @@ impl Driver {
         }
         if presented.malformed > 0 {
             // One line for all of them: a stranger can send any number.
-            tracing::debug!(count = presented.malformed, "cookies of our name are not valid IDs");
+            log::debug!(count = presented.malformed, "cookies of our name are not valid IDs");
         }
         let user_id = presented.user_id;
         let (base, besides) = presented.finish();
@@ -302,8 +303,9 @@ impl Driver {
             let mut new_id = |plan, base: &Base, staged: &Staged| WriteId::new(engine, plan, base, staged);
             let Some(mut commit) = self.pending(|pending| pending.next(&mut new_id))? else { break };
             let result = self.within_budget(waited, pin!(commit.run(engine))).await;
-            if result.is_ok() {
+            if let Ok(committed) = &result {
                 *waited = Duration::ZERO;
+                commit.tell_refusal(engine, committed);
             }
             let progress = commit.progress.take();
             let (result, adopted) = self.pending(|pending| pending.finish(result, progress));
@@ -350,7 +352,7 @@ impl Driver {
                 self.pending(|pending| pending.rotated(opened, cookies));
             }
             Ok(None) => {}
-            Err(error) => tracing::debug!(%error, "a cookie was not set again"),
+            Err(error) => log::debug!(%error, "a cookie was not set again"),
         }
     }
 
@@ -375,7 +377,23 @@ impl Driver {
         if let Some(began) = began {
             *waited += began.elapsed();
         }
-        result.unwrap_or_else(|| Err(Error::too_late()))
+        result.unwrap_or_else(|| Err(self.engine().too_late()))
+    }
+}
+
+/// The last clone of a session is gone.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let shared = match self.first_use.get() {
+            Some(FirstUse::BeforeResponse(shared)) => Some(shared),
+            Some(FirstUse::AfterResponse(late)) => late.get(),
+            None => None,
+        };
+        if shared.is_some_and(|shared| shared.pending(|pending| pending.is_left_unsaved())) {
+            log::warn!(
+                "changes to a session that were recorded after its response had left were never saved: call `save`"
+            );
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use crate::{
     backend::Left,
     clock::millis,
     error::{Error, ErrorKind},
+    events::EventKind,
+    log,
     random::random_version,
     record::token::{Secret, SessionId},
     session::{
@@ -107,6 +109,9 @@ impl Commit {
         });
         Ok(match renewed.await? {
             WriteOutcome::Done(loaded) if !refused => {
+                if login {
+                    engine.tell_of(EventKind::SignedInAgain, &loaded);
+                }
                 Renewed::Done { opened: Opened { loaded, secret: hash }, id, rebased }
             }
             // A rotation has replaced its secret, and it may still read and write.
@@ -130,7 +135,11 @@ impl Commit {
         match &self.base {
             Base::Live(old) if old.key() == Some(user.key()) => self.end_grace(engine, old).await?,
             // A `Login` needs no right to the session of another user that it leaves.
-            Base::Live(old) if old.key().is_some() => drop(engine.end(&old.loaded).await?),
+            Base::Live(old) if old.key().is_some() => {
+                if engine.end(&old.loaded).await? == Ended::Now {
+                    engine.tell_of(EventKind::SignedOut, &old.loaded);
+                }
+            }
             _ => {}
         }
         self.finish(engine, opened, id, rebased, true, then).await
@@ -235,7 +244,13 @@ impl Commit {
         };
         let orphan = OnDrop::new(|| engine.remove_orphan(new.id));
         let moved = match clears {
-            false => engine.end_newest(old).await? == Ended::Now,
+            false => {
+                let ended = engine.end_newest(old).await? == Ended::Now;
+                if ended {
+                    engine.tell_of(EventKind::SignedOut, &old.loaded);
+                }
+                ended
+            }
             true => {
                 let cleared = engine.clear_by(old, false, self.write_id.version).await?;
                 cleared.is_some_and(|cleared| cleared.by_newest)
@@ -318,7 +333,7 @@ impl Commit {
         };
         let ended = timeout(engine.request_time() / 2, end).await.unwrap_or_else(|_| Err(Error::too_late()));
         if let Err(error) = ended {
-            tracing::warn!(error = %error.chain(), "a login has not ended another session that its cookies lead to");
+            log::warn!(error = %error.chain(), "a login has not ended another session that its cookies lead to");
         }
     }
 

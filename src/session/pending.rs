@@ -8,6 +8,7 @@ use std::{mem, sync::Arc};
 
 use crate::{
     error::{Error, ErrorKind},
+    log,
     record::{data::Data, id::RecordId},
     session::{
         authority::{Authority, Plan, Trigger},
@@ -313,12 +314,12 @@ impl Pending {
             (Some(Dropped::CrossSite), Trigger::Save) => Err(Error::cross_site()),
             (Some(Dropped::Gone), _) => {
                 // Who sends many cookies can cause it.
-                tracing::debug!(came_with = ?self.authority, "changes to a session that is gone were dropped");
+                log::debug!(came_with = ?self.authority, "changes to a session that is gone were dropped");
                 Ok(())
             }
             (Some(Dropped::CrossSite), _) => {
                 // Any site can cause it.
-                tracing::debug!("a request from another site has no session, and what it wrote was dropped");
+                log::debug!("a request from another site has no session, and what it wrote was dropped");
                 Ok(())
             }
         }
@@ -335,6 +336,11 @@ impl Pending {
         let idle = self.changes.is_empty();
         self.response_sent |= idle;
         idle
+    }
+
+    /// Whether changes are left that no response writes any more.
+    pub(crate) fn is_left_unsaved(&self) -> bool {
+        self.response_sent && !self.changes.is_empty()
     }
 
     /// Whether the response has left.

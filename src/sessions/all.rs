@@ -6,6 +6,7 @@ use super::{SessionInfo, Sessions};
 use crate::{
     backend::{Backend, Cursor, any::AnyBackend},
     error::Error,
+    log,
 };
 
 /// Reads all live sessions in pages, those of visitors included: see [`Sessions::all`].
@@ -60,7 +61,7 @@ impl<B: Backend> AllSessions<B> {
             match engine.read(record.id, record) {
                 Ok(loaded) if loaded.is_live_at(now) => infos.push(self.sessions.info_of(loaded, now)),
                 Ok(_) => {}
-                Err(error) => tracing::warn!(error = %error.chain(), "a session is not listed"),
+                Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
             }
         }
         self.may_have_missed |= page.moved;

@@ -9,6 +9,7 @@ use crate::{
     backend::{Backend, Limit},
     clock::Clock,
     error::{Error, ErrorKind},
+    events::{Event, Listener},
     record::{
         Serializer,
         codec::{Codec, Form},
@@ -172,6 +173,16 @@ impl<T> Builder<T> {
     /// Sets what turns the data of a session into bytes. Default: `serde_json`.
     pub fn serializer(mut self, serializer: impl Serializer) -> Self {
         self.policy.serializer = Some(Arc::new(serializer));
+        self
+    }
+
+    /// Sets a function that is called for each [event](crate::events): a login, a sign-out, a new ID. Default: none.
+    ///
+    /// It runs within the request, after the store has confirmed what has happened: it must not wait. If it panics, the request goes
+    /// on, and the log says so.
+    #[doc(alias = "audit", alias = "hook")]
+    pub fn on_event(mut self, listener: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
+        self.policy.on_event = Listener::new(listener);
         self
     }
 

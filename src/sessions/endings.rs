@@ -11,6 +11,8 @@ use tokio::{runtime::Handle, task::yield_now, time::timeout};
 use crate::{
     backend::{Backend, By, Clear, Cleared, Outcome},
     error::Error,
+    events::EventKind,
+    log,
     random::random_version,
     record::{
         Record,
@@ -18,7 +20,7 @@ use crate::{
         secrets::Opening,
     },
     sessions::{
-        engine::{Engine, on_update},
+        engine::{Engine, UPDATING},
         loaded::{Ended, Loaded, Opened, WriteOutcome},
     },
 };
@@ -34,6 +36,14 @@ pub(crate) struct ClearedBy {
 impl<B: Backend> Engine<B> {
     /// Ends a session for good if the secret that came opens it.
     pub(crate) async fn sign_out(&self, opened: &Opened) -> Result<Ended, Error> {
+        let ended = self.sign_out_quietly(opened).await?;
+        if ended == Ended::Now {
+            self.tell_of(EventKind::SignedOut, &opened.loaded);
+        }
+        Ok(ended)
+    }
+
+    async fn sign_out_quietly(&self, opened: &Opened) -> Result<Ended, Error> {
         // The time before a call: a window that ends while the call is under way counts as open.
         let (mut opened, mut now) = (opened.clone(), self.now());
         if opened.opening(now).is_none() {
@@ -96,12 +106,9 @@ impl<B: Backend> Engine<B> {
         // With a time to live of zero nothing of it is stored.
         let end = Record::new(loaded.id, random_version(), Duration::ZERO, Bytes::new());
         let new = Loaded { version: end.version, ..Loaded::clone(loaded) };
-        let updated = self.backend().update(loaded.version, end, false).await.map_err(on_update)?;
+        let updated = self.answer(self.backend().update(loaded.version, end, false).await, UPDATING)?;
         Ok(match updated {
-            Outcome::Done => {
-                tracing::debug!(session = loaded.id.sid(), "a session was ended");
-                WriteOutcome::Done(Arc::clone(loaded))
-            }
+            Outcome::Done => WriteOutcome::Done(Arc::clone(loaded)),
             Outcome::Gone => WriteOutcome::Gone,
             Outcome::Conflict(current) => self.conflict(&new, current),
         })
@@ -109,13 +116,16 @@ impl<B: Backend> Engine<B> {
 
     /// Ends a record, whatever it is, and says whether it was there.
     pub(crate) async fn delete(&self, id: RecordId) -> Result<bool, Error> {
-        self.backend().delete(id).await.map_err(|error| Error::backend("a session could not be ended", error))
+        self.answer(self.backend().delete(id).await, "a session could not be ended")
     }
 
-    /// Ends all sessions of an owner, and says how many.
-    pub(crate) async fn clear(&self, owner: Owner) -> Result<u64, Error> {
-        match self.clear_once(owner, Clear { name: random_version(), by: None }).await? {
-            Cleared::Done(ended) => Ok(ended),
+    /// Ends all sessions of a session key, and says how many.
+    pub(crate) async fn clear(&self, key: &str) -> Result<u64, Error> {
+        match self.clear_once(self.owner(key), Clear { name: random_version(), by: None }).await? {
+            Cleared::Done(ended) => {
+                self.tell(EventKind::Cleared { ended, others: false }, None, Some(key));
+                Ok(ended)
+            }
             // Neither is an answer to a clear that depends on no record.
             Cleared::Gone | Cleared::Conflict(_) => Ok(0),
         }
@@ -142,7 +152,10 @@ impl<B: Backend> Engine<B> {
             now = self.now();
             let by = By { id: opened.loaded.id, version: opened.loaded.version, keep };
             match self.clear_once(owner, Clear { name, by: Some(by) }).await? {
-                Cleared::Done(ended) => return Ok(Some(ClearedBy { ended, by_newest: opened.is_newest() })),
+                Cleared::Done(ended) => {
+                    self.tell_of(EventKind::Cleared { ended, others: keep }, &opened.loaded);
+                    return Ok(Some(ClearedBy { ended, by_newest: opened.is_newest() }));
+                }
                 Cleared::Gone => return Ok(None),
                 Cleared::Conflict(current) => {
                     let current = self.read(by.id, current)?;
@@ -158,8 +171,7 @@ impl<B: Backend> Engine<B> {
     }
 
     async fn clear_once(&self, owner: Owner, clear: Clear) -> Result<Cleared, Error> {
-        let cleared = self.backend().clear(owner, clear).await;
-        cleared.map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
+        self.answer(self.backend().clear(owner, clear).await, "the sessions of a key could not be cleared")
     }
 
     /// The session of that name as it is by now, if it is live.
@@ -178,7 +190,7 @@ impl<B: Backend> Engine<B> {
             if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::too_late())) {
                 // The session ends by itself.
                 let error = error.chain();
-                tracing::warn!(%error, session = id.sid(), "a session that no client has the ID of was not removed");
+                log::warn!(%error, session = id.sid(), "a session that no client has the ID of was not removed");
             }
             drop(permit);
         });

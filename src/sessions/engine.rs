@@ -14,6 +14,8 @@ use crate::{
     backend::{Backend, Count, Created, Cursor, Left, Limit, Mark, Outcome, Page, Since, Terms, any::AnyBackend},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
+    events::{Event, EventKind},
+    log,
     random::random_version,
     record::{
         Contents, Hint, Record,
@@ -25,6 +27,7 @@ use crate::{
     },
     sessions::{
         background::{Background, Permit},
+        health::Health,
         loaded::{Found, Loaded, Opened, Unreadable, WriteOutcome},
         policy::Policy,
         turns::Turns,
@@ -74,12 +77,14 @@ struct Shared {
     policy: Policy,
     codec: Codec,
     turns: Turns,
+    health: Health,
     background: Arc<Background>,
 }
 
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(backend: B, policy: Policy, codec: Codec) -> Self {
-        let shared = Shared { policy, codec, turns: Turns::default(), background: Arc::default() };
+        let shared =
+            Shared { policy, codec, turns: Turns::default(), health: Health::default(), background: Arc::default() };
         Self { backend: Arc::new(backend), shared: Arc::new(shared) }
     }
 
@@ -103,6 +108,40 @@ impl<B: Backend> Engine<B> {
 
     pub(crate) fn codec(&self) -> &Codec {
         &self.shared.codec
+    }
+
+    /// What the backend has answered, for the caller and for the log.
+    pub(super) fn answer<T>(&self, answer: Result<T, BoxError>, doing: &'static str) -> Result<T, Error> {
+        match answer {
+            Ok(answer) => {
+                self.shared.health.answered(|| self.policy().clock.elapsed());
+                Ok(answer)
+            }
+            Err(error) => {
+                let error = Error::backend(doing, error);
+                if error.kind() == ErrorKind::Unavailable {
+                    self.shared.health.failed(&error, self.policy().clock.elapsed());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The backend has not answered in the time that there was.
+    pub(crate) fn too_late(&self) -> Error {
+        let error = Error::too_late();
+        self.shared.health.failed(&error, self.policy().clock.elapsed());
+        error
+    }
+
+    /// Tells the application and the log what has happened.
+    pub(crate) fn tell(&self, kind: EventKind, session: Option<&str>, key: Option<&str>) {
+        self.policy().on_event.tell(&Event { kind, session, key });
+    }
+
+    /// The same of one session.
+    pub(crate) fn tell_of(&self, kind: EventKind, loaded: &Loaded) {
+        self.tell(kind, Some(loaded.id.sid()), loaded.contents.key.as_deref());
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -143,7 +182,7 @@ impl<B: Backend> Engine<B> {
         let (id, secret, mut now) = (credentials.record, credentials.secret.hash(), self.now());
         loop {
             // Not by way of `load`: each future around another one is moved with it.
-            let record = match self.backend.load(id).await.map_err(on_load) {
+            let record = match self.answer(self.backend.load(id).await, LOADING) {
                 Ok(Some(record)) => record,
                 Ok(None) => return Ok(Found::Nothing),
                 // The store has something there that it cannot read.
@@ -170,7 +209,7 @@ impl<B: Backend> Engine<B> {
                     return Ok(Found::Opened(opened, opening));
                 }
                 (Ok(_), None) if is_live => {
-                    tracing::debug!(session = id.sid(), "an ID with the wrong secret was refused");
+                    log::debug!(session = id.sid(), "an ID with the wrong secret was refused");
                     return Ok(Found::Closed);
                 }
                 (Ok(_), _) => return Ok(Found::Nothing),
@@ -180,17 +219,15 @@ impl<B: Backend> Engine<B> {
     }
 
     pub(crate) async fn load(&self, id: RecordId) -> Result<Option<Record>, Error> {
-        self.backend.load(id).await.map_err(on_load)
+        self.answer(self.backend.load(id).await, LOADING)
     }
 
     pub(crate) async fn list(&self, owner: Owner) -> Result<Vec<Record>, Error> {
-        let records = self.backend.list(owner).await;
-        let mut records =
-            records.map_err(|error| Error::backend("the sessions of a key could not be listed", error))?;
+        let mut records = self.answer(self.backend.list(owner).await, "the sessions of a key could not be listed")?;
         let all = records.len();
         records.retain(|record| record.id.owner() == Some(owner));
         if records.len() < all {
-            tracing::error!(foreign = all - records.len(), "the backend has listed sessions of another key");
+            log::error!(foreign = all - records.len(), "the backend has listed sessions of another key");
         }
         Ok(records)
     }
@@ -239,11 +276,12 @@ impl<B: Backend> Engine<B> {
             let terms = Terms { since: since.map(|start| self.since(start)), limit, leaves, retry };
             new.set_sent(Some(id));
             let created = self.backend.create(record, terms).await;
-            match created.map_err(|error| Error::backend("a session could not be created", error))? {
+            match self.answer(created, "a session could not be created")? {
                 Created::Done { ended, left } => {
-                    tracing::debug!(session = id.sid(), signed_in = owner.is_some(), "a session was created");
+                    let kind = if owner.is_some() { EventKind::SignedIn } else { EventKind::Created };
+                    self.tell_of(kind, &loaded);
                     for ended in &ended {
-                        tracing::debug!(session = ended.sid(), "a session was ended by the limit");
+                        self.tell(EventKind::Limited, Some(ended.sid()), loaded.contents.key.as_deref());
                     }
                     return Ok(NewSession::Done { loaded: Arc::new(loaded), id: text, left });
                 }
@@ -281,15 +319,15 @@ impl<B: Backend> Engine<B> {
 
     /// Names the last clear of an owner.
     pub(crate) async fn mark(&self, owner: Owner) -> Result<Mark, Error> {
-        self.backend.mark(owner).await.map_err(|error| Error::backend("a login could not begin", error))
+        self.answer(self.backend.mark(owner).await, "a login could not begin")
     }
 
     pub(crate) async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page, Error> {
-        self.backend.scan(after, most).await.map_err(|error| Error::backend("the sessions could not be listed", error))
+        self.answer(self.backend.scan(after, most).await, "the sessions could not be listed")
     }
 
     pub(crate) async fn count(&self) -> Result<Count, Error> {
-        self.backend.count().await.map_err(|error| Error::backend("the sessions could not be counted", error))
+        self.answer(self.backend.count().await, "the sessions could not be counted")
     }
 
     /// Changes a session: compare and swap, and after each conflict the same change on what is there by then. The change
@@ -353,7 +391,7 @@ impl<B: Backend> Engine<B> {
     /// Compare and swap: stores the session if the record still has this version.
     async fn swap(&self, expected: i64, new: Arc<Loaded>, retry: bool) -> Result<WriteOutcome, Error> {
         let record = self.record(&new)?;
-        let updated = match self.backend.update(expected, record, retry).await.map_err(on_update) {
+        let updated = match self.answer(self.backend.update(expected, record, retry).await, UPDATING) {
             Err(error) if error.kind() == ErrorKind::Unreadable => return Ok(WriteOutcome::Unreadable(error)),
             updated => updated?,
         };
@@ -401,6 +439,7 @@ impl<B: Backend> Engine<B> {
         };
         Ok(match written {
             WriteOutcome::Done(loaded) if loaded.contents.hash.matches(&hash) => {
+                self.tell_of(EventKind::Rotated, &loaded);
                 Some((Opened { loaded, secret: hash }, id))
             }
             _ => None,
@@ -421,8 +460,8 @@ impl<B: Backend> Engine<B> {
             let id = loaded.id;
             match timeout(engine.request_time(), engine.refresh(&loaded)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, session = id.sid(), "a session was not touched"),
-                Err(_) => tracing::debug!(session = id.sid(), "a session was not touched in time"),
+                Ok(Err(error)) => log::debug!(%error, session = id.sid(), "a session was not touched"),
+                Err(_) => log::debug!(session = id.sid(), "a session was not touched in time"),
             }
             drop((touching, permit));
         });
@@ -444,7 +483,7 @@ impl<B: Backend> Engine<B> {
             return self.write(loaded, new, false).await.map(drop);
         }
         let touched = self.backend.touch(loaded.id, loaded.version, self.ttl(&loaded.contents)).await;
-        touched.map_err(|error| Error::backend("a session could not be touched", error))
+        self.answer(touched, "a session could not be touched")
     }
 
     /// What is in a record that the backend returned for this ID. Another session's is unreadable, whatever it is called.
@@ -500,16 +539,8 @@ impl NewId {
 
 fn unreadable(credentials: &Credentials, error: Error) -> Found {
     let Credentials { record: id, is_proven, .. } = *credentials;
-    tracing::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
+    log::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
     Found::Unreadable(Box::new(Unreadable { id, error, is_proven }))
-}
-
-fn on_load(error: BoxError) -> Error {
-    Error::backend("a session could not be loaded", error)
-}
-
-pub(super) fn on_update(error: BoxError) -> Error {
-    Error::backend("a session could not be updated", error)
 }
 
 /// Whether this text can be a session key.
@@ -520,6 +551,8 @@ pub(crate) fn check_key(key: &str) -> Result<&str, Error> {
     }
 }
 
+const LOADING: &str = "a session could not be loaded";
+pub(super) const UPDATING: &str = "a session could not be updated";
 const MAX_KEY: usize = 1024;
 const MAX_TURN: Duration = Duration::from_millis(100);
 const MAX_TOUCH_INTERVAL: Duration = Duration::from_secs(300);

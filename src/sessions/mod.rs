@@ -5,6 +5,7 @@ pub(crate) mod background;
 pub(crate) mod builder;
 pub(crate) mod endings;
 pub(crate) mod engine;
+mod health;
 pub(crate) mod loaded;
 pub(crate) mod login;
 pub(crate) mod policy;
@@ -20,6 +21,8 @@ use crate::{
     clock::{millis, time},
     detached::Detached,
     error::{Error, ErrorKind},
+    events::{EventKind, Refusal},
+    log,
     random::random_version,
     record::{
         codec::Codec,
@@ -216,7 +219,10 @@ impl<B: Backend> Sessions<B> {
             let loaded = rotated.await?.done()?;
             let now = engine.now();
             match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, now)) {
-                (true, _) => Ok(new_id),
+                (true, _) => {
+                    engine.tell_of(EventKind::Rotated, &loaded);
+                    Ok(new_id)
+                }
                 // Another call has rotated it, or it was rotated too often to forget one more secret.
                 (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
                 // Without a grace the ID is invalid by now.
@@ -237,9 +243,17 @@ impl<B: Backend> Sessions<B> {
             let ended = match self.look_up(id.as_ref()).await? {
                 Found::Nothing => Ended::Before,
                 Found::Closed => Ended::Refused,
-                Found::Opened(opened, _) => self.0.sign_out(&opened).await?,
+                Found::Opened(opened, _) => {
+                    let ended = self.0.sign_out(&opened).await?;
+                    if ended == Ended::Refused {
+                        self.0.tell_of(EventKind::Refused(Refusal::NotNewest), &opened.loaded);
+                    }
+                    ended
+                }
                 Found::Unreadable(unreadable) if unreadable.is_proven => {
-                    self.0.delete(unreadable.id).await?;
+                    if self.0.delete(unreadable.id).await? {
+                        self.0.tell(EventKind::SignedOut, Some(unreadable.id.sid()), None);
+                    }
                     Ended::Now
                 }
                 Found::Unreadable(unreadable) => return Err(unreadable.error),
@@ -259,7 +273,7 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "revoke_all", alias = "logout")]
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
-        self.within_time(self.0.clear(self.0.owner(key.as_ref()))).await
+        self.within_time(self.0.clear(key.as_ref())).await
     }
 
     /// Gives a session a new ID, and ends all other sessions of its session key and every copy of the old ID. Returns the new ID
@@ -330,7 +344,7 @@ impl<B: Backend> Sessions<B> {
                 match engine.read(record.id, record) {
                     Ok(loaded) if loaded.is_live_at(now) => infos.push(self.info_of(loaded, now)),
                     Ok(_) => {}
-                    Err(error) => tracing::warn!(error = %error.chain(), "a session is not listed"),
+                    Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
                 }
             }
             infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
@@ -402,11 +416,15 @@ impl<B: Backend> Sessions<B> {
                 Err(error) if error.kind() == ErrorKind::Unreadable => Err(error),
                 Err(error) => return Err(error),
             };
-            match read {
-                Ok(loaded) if loaded.is_live_at(engine.now()) => Ok(engine.end(&Arc::new(loaded)).await? == Ended::Now),
-                Ok(_) => Ok(false),
-                Err(_) => engine.delete(id).await,
+            let ended = match read {
+                Ok(loaded) if loaded.is_live_at(engine.now()) => engine.end(&Arc::new(loaded)).await? == Ended::Now,
+                Ok(_) => false,
+                Err(_) => engine.delete(id).await?,
+            };
+            if ended {
+                engine.tell(EventKind::Revoked, Some(id.sid()), Some(key.as_ref()));
             }
+            Ok(ended)
         })
         .await
     }
@@ -423,7 +441,7 @@ impl<B: Backend> Sessions<B> {
     /// Runs a call, if the sessions are open, for as long as it may take.
     async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let _permit = self.0.permit()?;
-        within(|| self.0.request_time(), pin!(work)).await.unwrap_or_else(|| Err(Error::too_late()))
+        within(|| self.0.request_time(), pin!(work)).await.unwrap_or_else(|| Err(self.0.too_late()))
     }
 
     /// Where the text of an ID leads.

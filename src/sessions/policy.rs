@@ -9,6 +9,7 @@ use crate::{
     backend::Limit,
     clock::{Clock, millis},
     error::{Error, ErrorKind},
+    events::Listener,
     record::{
         Contents, Serializer,
         codec::{Codec, Form},
@@ -30,6 +31,7 @@ pub(crate) struct Policy {
     pub(crate) rework_grace: Duration,
     pub(crate) request_time: Duration,
     pub(crate) id_factory: Option<IdFactory>,
+    pub(crate) on_event: Listener,
     pub(crate) clock: Clock,
     /// These become the [`Codec`]. [`check`](Self::check) takes the secrets out, so that they are wiped.
     pub(crate) form: Form,
@@ -53,6 +55,7 @@ impl Default for Policy {
             rework_grace: Duration::from_secs(10),
             request_time: Duration::from_secs(1),
             id_factory: None,
+            on_event: Listener::default(),
             clock: Clock::system(),
             form: Form::default(),
             max_size: 1 << 20,

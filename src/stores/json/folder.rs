@@ -10,7 +10,10 @@ use std::{
 };
 
 use super::disk::{Disk, Handle, LockedFile, identity};
-use crate::error::{Error, ErrorKind};
+use crate::{
+    error::{Error, ErrorKind},
+    log,
+};
 
 /// A folder of the file system. Holding it is holding the lock of the file.
 pub(super) struct Folder {
@@ -120,7 +123,7 @@ impl Folder {
         if now.is_ok_and(|now| now != self.folder) {
             switched.said = true;
             let (path, given) = (self.file.display(), switched.folder.display());
-            tracing::warn!(
+            log::warn!(
                 %path, %given,
                 "the folder of the sessions file is a symbolic link that was switched: this process goes on with the old file, and the next one will not find its sessions"
             );

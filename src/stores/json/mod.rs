@@ -175,6 +175,7 @@ use crate::{
     backend::{Backend, Clear, Cleared, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::{Clock, millis},
     error::{Error, ErrorKind},
+    log,
     record::{
         Record,
         id::{Owner, RecordId},
@@ -309,7 +310,7 @@ impl JsonBackend {
         *backend.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         if let Some(Cut { line, bytes }) = cut {
             let path = path.display();
-            tracing::warn!(%path, line, bytes, "a torn end was cut off the sessions file, from this line on");
+            log::warn!(%path, line, bytes, "a torn end was cut off the sessions file, from this line on");
         }
         Ok(backend)
     }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::disk::{Disk, Handle, is_full};
+use crate::log;
 
 /// Space behind the end of the file in use, and a file beside it for the next compaction.
 #[derive(Default)]
@@ -50,12 +51,12 @@ impl Reserve {
             (Ok(()), Some(then)) if then.elapsed() < QUIET => {}
             (Ok(()), Some(_)) => {
                 self.full = None;
-                tracing::info!(%path, "the disk of the sessions file has room again");
+                log::info!(%path, "the disk of the sessions file has room again");
             }
             (Err(error), before) => {
                 self.full = Some(Instant::now());
                 if before.is_none() {
-                    tracing::warn!(%error, %path, "the disk of the sessions file is full");
+                    log::warn!(%error, %path, "the disk of the sessions file is full");
                 }
             }
         }

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
+    log,
     record::id::RecordId,
 };
 
@@ -109,7 +110,7 @@ impl Storage {
         }
         if let Ok(Some(damage)) = self.journal.damage() {
             let path = self.disk.path().display();
-            tracing::warn!(%path, "another program wrote to the sessions file: {damage}");
+            log::warn!(%path, "another program wrote to the sessions file: {damage}");
             self.break_off(&format!("another program wrote to it: {damage}"));
         }
     }
@@ -226,7 +227,7 @@ impl Storage {
         match replaced {
             Ok(done) => {
                 self.put_off = 0;
-                tracing::debug!(bytes = self.journal.end().offset, "the sessions file was compacted");
+                log::debug!(bytes = self.journal.end().offset, "the sessions file was compacted");
                 Some(done)
             }
             Err(WriteError::NotApplied(error)) => {
@@ -253,7 +254,7 @@ impl Storage {
                 let message = format!(
                     "{path} could not be written, nor cut back: what was being applied may be found there or not: {error}"
                 );
-                tracing::warn!("{message}");
+                log::warn!("{message}");
                 self.break_off(&error);
                 (message, error)
             }
@@ -320,7 +321,7 @@ impl Storage {
             Ok(()) => self.mark(),
             Err(error) => {
                 // What was acknowledged is in memory. The file may have lost it; only a new one surely has it.
-                tracing::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be synced");
+                log::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be synced");
                 self.break_off(&error);
             }
         }
@@ -383,7 +384,7 @@ impl Storage {
     fn put_off(&mut self, error: &io::Error) {
         let dead = self.journal.good().offset.saturating_sub(read(&self.table).cost());
         self.put_off = dead.saturating_mul(2);
-        tracing::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be compacted");
+        log::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be compacted");
         // The half-written file is of no use. If it cannot be removed now, the next one to need the place removes it.
         self.reserve.forget_next();
         let _ = self.disk.remove_beside();
@@ -402,7 +403,7 @@ impl Storage {
             Ok(()) => {
                 self.outage = None;
                 self.put_off = 0;
-                tracing::info!(path = %self.disk.path().display(), "the sessions file was rewritten, and takes changes again");
+                log::info!(path = %self.disk.path().display(), "the sessions file was rewritten, and takes changes again");
             }
             Err(error) => {
                 let _ = self.disk.remove_beside();
