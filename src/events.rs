@@ -31,8 +31,54 @@
 //!
 //! | level | message | fields | what to do |
 //! |---|---|---|---|
-//! | DEBUG | a session event | `event`, `session`, `ended`, `others`, `why` | |
-//! TABLE
+//! | DEBUG | a session event | `event`, `session`, `ended`, `others`, `why` | nothing: see below for the events |
+//! | DEBUG | a request failed for its session | `error` | nothing: the client caused it, or the store fails |
+//! | DEBUG | a request was answered without its session | `error` | the same |
+//! | DEBUG | the changes of a request without a client were not written | `error` | the same |
+//! | DEBUG | a call that was dropped has not ended other sessions | `error` | the same |
+//! | DEBUG | an ID with the wrong secret was refused | `session` | nothing: somebody guesses, or has an old ID |
+//! | DEBUG | cookies of our name are not valid IDs | `count` | nothing: see [`Keyring`](crate::Keyring) if it is every request |
+//! | DEBUG | changes to a session that is gone were dropped | `came_with` | nothing: it was signed out meanwhile |
+//! | DEBUG | a request from another site has no session, and what it wrote was dropped | | see [`CrossSite`](crate::ErrorKind::CrossSite) if users lose what they write |
+//! | DEBUG | a session was not touched | `error`, `session` | nothing: the next request tries again |
+//! | DEBUG | a session was not touched in time | `session` | the same |
+//! | DEBUG | a cookie was not set again | `error` | the same |
+//! | DEBUG | the sessions file was compacted | `bytes` | |
+//! | DEBUG | connected to Redis | | |
+//! | DEBUG | Redis cannot be reached | `error` | the WARN of the store says when it begins |
+//! | DEBUG | the connection to Redis is replaced | `error` | the same |
+//! | DEBUG | Redis does not answer: another connection is opened | | the same |
+//! | DEBUG | an operation waits for a connection to Redis that is no more, and is sent again | | |
+//! | DEBUG | cannot subscribe to a sentinel | `error` | |
+//! | INFO | the store does what it is asked again | `failed_for`, in seconds | |
+//! | INFO | the disk of the sessions file has room again | `path` | |
+//! | INFO | the sessions file was rewritten, and takes changes again | `path` | |
+//! | INFO | the sentinels have made another server the master | | |
+//! | WARN | the store fails, and requests that need it are answered with 503 | `error` | look at the store: it is said once, until the INFO above |
+//! | WARN | a session cannot be read | `error`, `session` | was it written by a later version, or encrypted with a key that is not on the keyring? |
+//! | WARN | a session is not listed | `error` | the same |
+//! | WARN | an unreadable record is left out of the list | `error`, `session` | the same |
+//! | WARN | changes to a session that were recorded after its response had left were never saved: call `save` | | a stream or a task lacks a `save` |
+//! | WARN | what a request recorded was not written: there is no runtime any more | | call [`close`](crate::Sessions::close) before the runtime ends |
+//! | WARN | the changes of a request without a client were not written | `error` | look at the error |
+//! | WARN | a call that was dropped has not ended other sessions | `error` | the same |
+//! | WARN | a login has not ended another session that its cookies lead to | `error` | nothing: that session lives on until it expires |
+//! | WARN | a session that no client has the ID of was not removed | `error`, `session` | nothing: it expires |
+//! | WARN | the disk of the sessions file is full | `error`, `path` | make room |
+//! | WARN | another program wrote to the sessions file | `path`, `damage` | find that program: nothing else may write to the file |
+//! | WARN | the sessions file could not be written, nor cut back | `error`, `path` | look at the disk |
+//! | WARN | the sessions file could not be synced | `error`, `path` | the same |
+//! | WARN | the sessions file could not be compacted | `error`, `path` | the same |
+//! | WARN | a torn end was cut off the sessions file, from this line on | `path`, `line`, `bytes` | nothing: the machine stopped while it was written |
+//! | WARN | the folder of the sessions file is a symbolic link that was switched: this process goes on with the old file, and the next one will not find its sessions | `path`, `given` | keep the file outside folders that a deployment switches |
+//! | WARN | Redis cannot be reached yet | `error` | look at the server: the sessions were built with `lazy` |
+//! | WARN | connected to Redis, but it refuses operations for now | `error` | look at the server |
+//! | WARN | a Redis key of this namespace held something else, and was replaced | | find what else uses the namespace |
+//! | ERROR | a request failed for its session | `error` | look at the error: it is a fault of the application or its setup |
+//! | ERROR | a request was answered without its session | `error` | the same |
+//! | ERROR | a change to a session was not recorded | `error` | the same |
+//! | ERROR | on_event has panicked | `event` | mend the function given to `on_event` |
+//! | ERROR | the backend has listed sessions of another key | `foreign` | mend the backend |
 //!
 //! The field `event` is the name of the [`EventKind`]: `created`, `signed_in`, `signed_in_again`, `rotated`, `signed_out`,
 //! `cleared`, `revoked`, `limited`, `refused`.
@@ -102,7 +148,9 @@ pub enum Refusal {
 
 /// What the application does with events.
 #[derive(Clone, Default)]
-pub(crate) struct Listener(Option<Arc<dyn Fn(&Event<'_>) + Send + Sync>>);
+pub(crate) struct Listener(Option<Arc<OnEvent>>);
+
+type OnEvent = dyn Fn(&Event<'_>) + Send + Sync;
 
 impl EventKind {
     /// Its name in the log.

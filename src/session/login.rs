@@ -136,7 +136,8 @@ impl Commit {
             Base::Live(old) if old.key() == Some(user.key()) => self.end_grace(engine, old).await?,
             // A `Login` needs no right to the session of another user that it leaves.
             Base::Live(old) if old.key().is_some() => {
-                if engine.end(&old.loaded).await? == Ended::Now {
+                let ended = engine.end(&old.loaded).await?;
+                if ended == Ended::Now {
                     engine.tell_of(EventKind::SignedOut, &old.loaded);
                 }
             }

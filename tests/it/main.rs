@@ -29,6 +29,7 @@ mod http;
 mod identity;
 mod json;
 mod login;
+mod logs;
 mod logins;
 mod lost;
 mod manifest;

@@ -110,7 +110,7 @@ impl Storage {
         }
         if let Ok(Some(damage)) = self.journal.damage() {
             let path = self.disk.path().display();
-            log::warn!(%path, "another program wrote to the sessions file: {damage}");
+            log::warn!(%path, %damage, "another program wrote to the sessions file");
             self.break_off(&format!("another program wrote to it: {damage}"));
         }
     }
@@ -254,7 +254,7 @@ impl Storage {
                 let message = format!(
                     "{path} could not be written, nor cut back: what was being applied may be found there or not: {error}"
                 );
-                log::warn!("{message}");
+                log::warn!(%error, %path, "the sessions file could not be written, nor cut back");
                 self.break_off(&error);
                 (message, error)
             }
