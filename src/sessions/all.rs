@@ -1,15 +1,15 @@
 //! All sessions, in pages.
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-use super::{SessionInfo, Sessions};
 use crate::{
     backend::{Backend, Cursor, any::AnyBackend},
     error::Error,
     log,
+    sessions::{engine::Engine, info::SessionInfo},
 };
 
-/// Reads all live sessions in pages, those of visitors included: see [`Sessions::all`].
+/// Reads all live sessions in pages, those of visitors included: see [`Sessions::all`](crate::Sessions::all).
 ///
 /// A session that is live from the first page to the last is included, and none that had ended before its page was asked for. One
 /// that begins or ends meanwhile may or may not be. On Redis a session may be included twice, and one that moves between
@@ -24,7 +24,7 @@ use crate::{
 /// A page counts as use of no session.
 #[must_use]
 pub struct AllSessions<B = AnyBackend> {
-    sessions: Sessions<B>,
+    engine: Arc<Engine<B>>,
     next: Next,
     may_have_missed: bool,
 }
@@ -36,8 +36,8 @@ enum Next {
 }
 
 impl<B: Backend> AllSessions<B> {
-    pub(super) fn new(sessions: Sessions<B>) -> Self {
-        Self { sessions, next: Next::First, may_have_missed: false }
+    pub(super) fn new(engine: Arc<Engine<B>>) -> Self {
+        Self { engine, next: Next::First, may_have_missed: false }
     }
 
     /// Returns the next page, or `None` after the last one.
@@ -53,13 +53,13 @@ impl<B: Backend> AllSessions<B> {
             Next::After(cursor) => Some(cursor.clone()),
             Next::Nothing => return Ok(None),
         };
-        let engine = self.sessions.engine();
+        let engine = &self.engine;
         let now = engine.now();
-        let page = self.sessions.within_time(engine.scan(after, most.max(1))).await?;
+        let page = engine.within_time(engine.scan(after, most.max(1))).await?;
         let mut infos = Vec::with_capacity(page.records.len());
         for record in page.records {
             match engine.read(record.id, record) {
-                Ok(loaded) if loaded.is_live_at(now) => infos.push(self.sessions.info_of(loaded, now)),
+                Ok(loaded) if loaded.is_live_at(now) => infos.push(engine.info(loaded, now)),
                 Ok(_) => {}
                 Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
             }

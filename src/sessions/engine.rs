@@ -163,6 +163,12 @@ impl<B: Backend> Engine<B> {
         self.backend.close().await.map_err(|error| Error::backend("the backend did not close", error))
     }
 
+    /// Runs a call, if the sessions are open, for as long as it may take.
+    pub(crate) async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let _permit = self.permit()?;
+        within(|| self.request_time(), pin!(work)).await.unwrap_or_else(|| Err(self.too_late()))
+    }
+
     pub(crate) fn owner(&self, key: &str) -> Owner {
         self.codec().owners.owner(key)
     }

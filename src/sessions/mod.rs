@@ -6,19 +6,19 @@ pub(crate) mod builder;
 pub(crate) mod endings;
 pub(crate) mod engine;
 mod health;
+mod info;
 pub(crate) mod loaded;
 pub(crate) mod login;
 pub(crate) mod policy;
 mod turns;
 
-use std::{fmt, pin::pin, sync::Arc, time::SystemTime};
+use std::{fmt, sync::Arc};
 
 use serde::Serialize;
 
-pub use self::all::AllSessions;
+pub use self::{all::AllSessions, info::SessionInfo};
 use crate::{
     backend::{Backend, Count, any::AnyBackend},
-    clock::{millis, time},
     detached::Detached,
     error::{Error, ErrorKind},
     events::{EventKind, Refusal},
@@ -39,7 +39,6 @@ use crate::{
         login::Login,
         policy::Policy,
     },
-    timeout::within,
 };
 
 /// Sessions over a backend: create, read, update, rotate, end and list them, with or without HTTP.
@@ -72,27 +71,6 @@ use crate::{
 /// Each call answers within [`request_time`](Builder::request_time), with [`Unavailable`](crate::ErrorKind::Unavailable) if the
 /// backend takes longer. It needs a tokio runtime with its timer enabled.
 pub struct Sessions<B = AnyBackend>(Arc<Engine<B>>);
-
-/// A session, for a page that lists sessions.
-#[derive(Clone)]
-#[non_exhaustive]
-pub struct SessionInfo {
-    /// The public name of the session, for [`revoke`](Sessions::revoke). It is not the ID: nobody can sign in with it.
-    pub handle: String,
-    /// The session key of its user. `None` if nobody has signed in.
-    pub key: Option<String>,
-    /// When the session began.
-    pub created: SystemTime,
-    /// When its user last signed in to it. Signing in again on the same browser does not begin a new session.
-    pub signed_in: Option<SystemTime>,
-    /// When the session was last used, as far as the backend knows. It may have been used since, up to
-    /// [`touch_interval`](Builder::touch_interval) ago.
-    pub last_seen: SystemTime,
-    /// When the session ends if it is not used until then.
-    pub expires: SystemTime,
-    /// The data of the session.
-    pub data: Data,
-}
 
 impl<B: Backend> Sessions<B> {
     /// Starts to set up sessions over your own backend. See [`backend`](crate::backend) for how to write one.
@@ -132,23 +110,24 @@ impl<B: Backend> Sessions<B> {
     pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
         let engine = &self.0;
         let contents = Data::from_serialize(data).map(|data| engine.contents(Some(key.as_ref()), data, None));
-        self.within_time(async {
-            let new = engine.new_id(random_version())?;
-            // Nobody tries again: without an answer no client gets its ID.
-            let orphan = OnDrop::new(|| {
-                if let Some(id) = new.sent() {
-                    engine.remove_orphan(id);
+        self.0
+            .within_time(async {
+                let new = engine.new_id(random_version())?;
+                // Nobody tries again: without an answer no client gets its ID.
+                let orphan = OnDrop::new(|| {
+                    if let Some(id) = new.sent() {
+                        engine.remove_orphan(id);
+                    }
+                });
+                let created = engine.create(contents?, &new, None, None, false).await?;
+                orphan.disarm();
+                match created {
+                    NewSession::Done { id, .. } => Ok(id),
+                    NewSession::Late => Err(Error::cleared()),
+                    NewSession::Full => Err(Error::full()),
                 }
-            });
-            let created = engine.create(contents?, &new, None, None, false).await?;
-            orphan.disarm();
-            match created {
-                NewSession::Done { id, .. } => Ok(id),
-                NewSession::Late => Err(Error::cleared()),
-                NewSession::Full => Err(Error::full()),
-            }
-        })
-        .await
+            })
+            .await
     }
 
     /// Begins a login: take it before the credential is checked, and pass it to [`Session::bind`](crate::Session::bind) or
@@ -160,7 +139,7 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn login(&self, key: impl AsRef<str>) -> Result<Login, Error> {
         let key = key.as_ref().to_owned();
-        let mark = self.within_time(self.0.mark(self.0.owner(&key))).await?;
+        let mark = self.0.within_time(self.0.mark(self.0.owner(&key))).await?;
         Ok(Login { key, mark })
     }
 
@@ -169,12 +148,13 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn get(&self, id: impl AsRef<str>) -> Result<Option<Data>, Error> {
-        self.within_time(async {
-            let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
-            self.0.touch(&loaded);
-            Ok(Some(loaded.contents.data.clone()))
-        })
-        .await
+        self.0
+            .within_time(async {
+                let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
+                self.0.touch(&loaded);
+                Ok(Some(loaded.contents.data.clone()))
+            })
+            .await
     }
 
     /// Replaces all data of a session.
@@ -183,19 +163,20 @@ impl<B: Backend> Sessions<B> {
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, and as [`create`](Self::create) and [`get`](Self::get).
     pub async fn update(&self, id: impl AsRef<str>, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data);
-        self.within_time(async {
-            let data = data?;
-            let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-            let mut superseded = false;
-            let updated = self.0.rewrite(Arc::clone(&loaded), random_version(), false, |contents| {
-                superseded = !loaded.has_same_login(contents);
-                contents.data = data.clone();
-                Ok(!superseded)
-            });
-            let updated = updated.await?.done().map(drop);
-            if superseded { Err(Error::not_found()) } else { updated }
-        })
-        .await
+        self.0
+            .within_time(async {
+                let data = data?;
+                let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
+                let mut superseded = false;
+                let updated = self.0.rewrite(Arc::clone(&loaded), random_version(), false, |contents| {
+                    superseded = !loaded.has_same_login(contents);
+                    contents.data = data.clone();
+                    Ok(!superseded)
+                });
+                let updated = updated.await?.done().map(drop);
+                if superseded { Err(Error::not_found()) } else { updated }
+            })
+            .await
     }
 
     /// Gives a session a new ID. The previous ID works for [`rework_grace`](Builder::rework_grace) more.
@@ -206,30 +187,31 @@ impl<B: Backend> Sessions<B> {
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, and as [`get`](Self::get).
     #[doc(alias = "rotate", alias = "regenerate", alias = "cycle_id", alias = "renew")]
     pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
-        self.within_time(async {
-            let engine = &self.0;
-            let old = self.opened(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-            let new = Secret::random()?;
-            let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
-            let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
-                contents.rotate(&old.secret, hash, engine.grace(), engine.now());
-                // To the session of a later login nothing is written, not even that it is in use.
-                Ok(old.loaded.has_same_login(contents))
-            });
-            let loaded = rotated.await?.done()?;
-            let now = engine.now();
-            match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, now)) {
-                (true, _) => {
-                    engine.tell_of(EventKind::Rotated, &loaded);
-                    Ok(new_id)
+        self.0
+            .within_time(async {
+                let engine = &self.0;
+                let old = self.opened(id.as_ref()).await?.ok_or_else(Error::not_found)?;
+                let new = Secret::random()?;
+                let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
+                let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
+                    contents.rotate(&old.secret, hash, engine.grace(), engine.now());
+                    // To the session of a later login nothing is written, not even that it is in use.
+                    Ok(old.loaded.has_same_login(contents))
+                });
+                let loaded = rotated.await?.done()?;
+                let now = engine.now();
+                match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, now)) {
+                    (true, _) => {
+                        engine.tell_of(EventKind::Rotated, &loaded);
+                        Ok(new_id)
+                    }
+                    // Another call has rotated it, or it was rotated too often to forget one more secret.
+                    (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
+                    // Without a grace the ID is invalid by now.
+                    (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
                 }
-                // Another call has rotated it, or it was rotated too often to forget one more secret.
-                (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
-                // Without a grace the ID is invalid by now.
-                (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
-            }
-        })
-        .await
+            })
+            .await
     }
 
     /// Ends a session. An ID that leads to no session is not an error.
@@ -239,28 +221,29 @@ impl<B: Backend> Sessions<B> {
     /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {
-        self.within_time(async {
-            let ended = match self.look_up(id.as_ref()).await? {
-                Found::Nothing => Ended::Before,
-                Found::Closed => Ended::Refused,
-                Found::Opened(opened, _) => {
-                    let ended = self.0.sign_out(&opened).await?;
-                    if ended == Ended::Refused {
-                        self.0.tell_of(EventKind::Refused(Refusal::NotNewest), &opened.loaded);
+        self.0
+            .within_time(async {
+                let ended = match self.look_up(id.as_ref()).await? {
+                    Found::Nothing => Ended::Before,
+                    Found::Closed => Ended::Refused,
+                    Found::Opened(opened, _) => {
+                        let ended = self.0.sign_out(&opened).await?;
+                        if ended == Ended::Refused {
+                            self.0.tell_of(EventKind::Refused(Refusal::NotNewest), &opened.loaded);
+                        }
+                        ended
                     }
-                    ended
-                }
-                Found::Unreadable(unreadable) if unreadable.is_proven => {
-                    if self.0.delete(unreadable.id).await? {
-                        self.0.tell(EventKind::SignedOut, Some(unreadable.id.sid()), None);
+                    Found::Unreadable(unreadable) if unreadable.is_proven => {
+                        if self.0.delete(unreadable.id).await? {
+                            self.0.tell(EventKind::SignedOut, Some(unreadable.id.sid()), None);
+                        }
+                        Ended::Now
                     }
-                    Ended::Now
-                }
-                Found::Unreadable(unreadable) => return Err(unreadable.error),
-            };
-            if ended == Ended::Refused { Err(Error::not_newest()) } else { Ok(()) }
-        })
-        .await
+                    Found::Unreadable(unreadable) => return Err(unreadable.error),
+                };
+                if ended == Ended::Refused { Err(Error::not_newest()) } else { Ok(()) }
+            })
+            .await
     }
 
     /// Ends all sessions of a session key, and returns how many there were.
@@ -273,7 +256,7 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "revoke_all", alias = "logout")]
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
-        self.within_time(self.0.clear(key.as_ref())).await
+        self.0.within_time(self.0.clear(key.as_ref())).await
     }
 
     /// Gives a session a new ID, and ends all other sessions of its session key and every copy of the old ID. Returns the new ID
@@ -292,7 +275,7 @@ impl<B: Backend> Sessions<B> {
     /// Once begun it runs to its end, also when this future is dropped. Nobody has the new ID then.
     pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<(SessionId, u64), Error> {
         let (sessions, id) = (self.clone(), id.as_ref().to_owned());
-        let cleared = async move { sessions.within_time(sessions.renew_and_clear(&id)).await };
+        let cleared = async move { sessions.0.within_time(sessions.renew_and_clear(&id)).await };
         Detached::new(cleared, |cleared| {
             if let Err(error) = cleared {
                 error.log("a call that was dropped has not ended other sessions");
@@ -337,20 +320,21 @@ impl<B: Backend> Sessions<B> {
     pub async fn list(&self, key: impl AsRef<str>) -> Result<Vec<SessionInfo>, Error> {
         let engine = &self.0;
         let owner = engine.owner(key.as_ref());
-        self.within_time(async {
-            let now = engine.now();
-            let mut infos = Vec::new();
-            for record in engine.list(owner).await? {
-                match engine.read(record.id, record) {
-                    Ok(loaded) if loaded.is_live_at(now) => infos.push(self.info_of(loaded, now)),
-                    Ok(_) => {}
-                    Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
+        self.0
+            .within_time(async {
+                let now = engine.now();
+                let mut infos = Vec::new();
+                for record in engine.list(owner).await? {
+                    match engine.read(record.id, record) {
+                        Ok(loaded) if loaded.is_live_at(now) => infos.push(self.0.info(loaded, now)),
+                        Ok(_) => {}
+                        Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
+                    }
                 }
-            }
-            infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
-            Ok(infos)
-        })
-        .await
+                infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
+                Ok(infos)
+            })
+            .await
     }
 
     /// Returns what is known of one session, by its ID, or `None` if there is no such session. Unlike [`get`](Self::get), this does
@@ -359,11 +343,12 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn info(&self, id: impl AsRef<str>) -> Result<Option<SessionInfo>, Error> {
-        self.within_time(async {
-            let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
-            Ok(Some(self.info_of(Loaded::clone(&loaded), self.0.now())))
-        })
-        .await
+        self.0
+            .within_time(async {
+                let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
+                Ok(Some(self.0.info(Loaded::clone(&loaded), self.0.now())))
+            })
+            .await
     }
 
     /// Begins to read all live sessions in pages, those of visitors included.
@@ -384,7 +369,7 @@ impl<B: Backend> Sessions<B> {
     /// See [`AllSessions`] for what it promises, and what it costs.
     #[doc(alias = "scan", alias = "iter")]
     pub fn all(&self) -> AllSessions<B> {
-        AllSessions::new(self.clone())
+        AllSessions::new(Arc::clone(&self.0))
     }
 
     /// Counts the live sessions.
@@ -409,24 +394,25 @@ impl<B: Backend> Sessions<B> {
         let owner = engine.owner(key.as_ref());
         let Some(sid) = Sid::parse(handle.as_ref()) else { return Ok(false) };
         let id = RecordId::new(Some(owner), sid);
-        self.within_time(async {
-            let read = match engine.load(id).await {
-                Ok(Some(record)) => engine.read(id, record),
-                Ok(None) => return Ok(false),
-                Err(error) if error.kind() == ErrorKind::Unreadable => Err(error),
-                Err(error) => return Err(error),
-            };
-            let ended = match read {
-                Ok(loaded) if loaded.is_live_at(engine.now()) => engine.end(&Arc::new(loaded)).await? == Ended::Now,
-                Ok(_) => false,
-                Err(_) => engine.delete(id).await?,
-            };
-            if ended {
-                engine.tell(EventKind::Revoked, Some(id.sid()), Some(key.as_ref()));
-            }
-            Ok(ended)
-        })
-        .await
+        self.0
+            .within_time(async {
+                let read = match engine.load(id).await {
+                    Ok(Some(record)) => engine.read(id, record),
+                    Ok(None) => return Ok(false),
+                    Err(error) if error.kind() == ErrorKind::Unreadable => Err(error),
+                    Err(error) => return Err(error),
+                };
+                let ended = match read {
+                    Ok(loaded) if loaded.is_live_at(engine.now()) => engine.end(&Arc::new(loaded)).await? == Ended::Now,
+                    Ok(_) => false,
+                    Err(_) => engine.delete(id).await?,
+                };
+                if ended {
+                    engine.tell(EventKind::Revoked, Some(id.sid()), Some(key.as_ref()));
+                }
+                Ok(ended)
+            })
+            .await
     }
 
     /// Waits until all work that has begun is done, including commits and touches in the background, releases what the backend
@@ -436,12 +422,6 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to close, or if the sessions are closed already.
     pub async fn close(&self) -> Result<(), Error> {
         self.0.close().await
-    }
-
-    /// Runs a call, if the sessions are open, for as long as it may take.
-    async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        let _permit = self.0.permit()?;
-        within(|| self.0.request_time(), pin!(work)).await.unwrap_or_else(|| Err(self.0.too_late()))
     }
 
     /// Where the text of an ID leads.
@@ -465,23 +445,6 @@ impl<B: Backend> Sessions<B> {
     async fn find(&self, id: &str) -> Result<Option<Arc<Loaded>>, Error> {
         Ok(self.opened(id).await?.map(|opened| opened.loaded))
     }
-
-    pub(super) fn info_of(&self, loaded: Loaded, now: u64) -> SessionInfo {
-        let Loaded { id, ttl, contents, .. } = loaded;
-        let left = millis(ttl);
-        // The time to live began to run at its last use. Where the deadline has cut it, this says too early rather than too
-        // late, and it was used no earlier than it was written.
-        let used = self.0.idle(&contents).map_or(0, |idle| now.saturating_add(left).saturating_sub(idle));
-        SessionInfo {
-            handle: id.sid().to_owned(),
-            key: contents.key.as_deref().map(str::to_owned),
-            created: time(contents.created),
-            signed_in: contents.signed_in.map(time),
-            last_seen: time(used.clamp(contents.written, contents.written.max(now))),
-            expires: time(now.saturating_add(left).min(contents.deadline)),
-            data: contents.data,
-        }
-    }
 }
 
 impl<B> Clone for Sessions<B> {
@@ -493,18 +456,6 @@ impl<B> Clone for Sessions<B> {
 impl<B> fmt::Debug for Sessions<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Sessions").finish_non_exhaustive()
-    }
-}
-
-impl fmt::Debug for SessionInfo {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SessionInfo")
-            .field("handle", &self.handle)
-            .field("created", &self.created)
-            .field("signed_in", &self.signed_in)
-            .field("last_seen", &self.last_seen)
-            .field("expires", &self.expires)
-            .finish_non_exhaustive()
     }
 }
 

@@ -64,7 +64,8 @@ fn lines_of(source: &str) -> Vec<Line> {
             if message == "{what}" {
                 continue;
             }
-            let name = |field: &String| field.split('=').next().unwrap().trim().trim_start_matches(['%', '?']).to_owned();
+            let name =
+                |field: &String| field.split('=').next().unwrap().trim().trim_start_matches(['%', '?']).to_owned();
             let mut fields: Vec<String> = fields.iter().map(name).collect();
             fields.sort();
             lines.push((level.to_uppercase(), message, fields));
@@ -74,7 +75,11 @@ fn lines_of(source: &str) -> Vec<Line> {
     for (call, levels) in [(".log(", ["DEBUG", "WARN"]), (".log_answer(", ["DEBUG", "ERROR"])] {
         for (at, _) in source.match_indices(call) {
             let arguments = arguments(&source[at + call.len()..]);
-            lines.extend(levels.map(|level| (level.to_owned(), arguments[0].trim_matches('"').to_owned(), vec!["error".to_owned()])));
+            lines.extend(
+                levels.map(|level| {
+                    (level.to_owned(), arguments[0].trim_matches('"').to_owned(), vec!["error".to_owned()])
+                }),
+            );
         }
     }
     lines

@@ -12,6 +12,7 @@ mod ports;
 mod random;
 mod store;
 
+mod audit;
 mod authority;
 mod cancellation;
 mod concurrency;
@@ -29,8 +30,8 @@ mod http;
 mod identity;
 mod json;
 mod login;
-mod logs;
 mod logins;
+mod logs;
 mod lost;
 mod manifest;
 mod memory;

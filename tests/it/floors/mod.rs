@@ -44,7 +44,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
 ];
 
 /// The files that every floor may use.
-const GROUND: [&str; 5] = ["error", "clock", "random", "timeout", "detached"];
+const GROUND: [&str; 7] = ["error", "events", "log", "clock", "random", "timeout", "detached"];
 
 /// The files that only declare modules and publish items.
 const INDEXES: [&str; 2] = ["lib", "stores"];
