@@ -14,6 +14,7 @@
 
 mod accounts;
 mod around;
+mod limited;
 mod pages;
 
 use std::{cmp::Reverse, env, error::Error as StdError, net::SocketAddr, time::Duration};
@@ -26,7 +27,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
-use jam_session::{Error, JsonSessions, MemorySessions, Session, SessionKey, SessionLayer, Sessions};
+use jam_session::{Builder, Error, JsonSessions, MemorySessions, Session, SessionKey, SessionLayer, Sessions};
 use maud::Markup;
 use serde::Deserialize;
 use tokio::{net::TcpListener, select, signal, time::sleep};
@@ -36,15 +37,18 @@ use tower_http::{csrf::CsrfLayer, set_header::SetResponseHeaderLayer};
 use crate::{
     accounts::{Accounts, Ending, Refused, check_new},
     around::{POLICY, always, explain, foreign_form, nowhere, only_a_form, please_wait, sorry, too_many},
+    limited::Limited,
     pages::{NewPassword, SignIn},
 };
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn StdError>> {
-    let sessions = open(&env::var("SESSION_STORE").unwrap_or_else(|_| "json:sessions.json".to_owned())).await?;
+    let limited = Limited::default();
+    let store = env::var("SESSION_STORE").unwrap_or_else(|_| "json:sessions.json".to_owned());
+    let sessions = open(&store, limited.clone()).await?;
     let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = TcpListener::bind(&address).await.map_err(|error| format!("LISTEN={address}: {error}"))?;
-    let app = app(App { sessions: sessions.clone(), accounts: Accounts::demo()? });
+    let app = app(App { sessions: sessions.clone(), accounts: Accounts::demo()?, limited });
     println!("listening on http://{}", listener.local_addr()?);
     for (name, password) in accounts::DEMO {
         println!("  sign in as {name}, password: {password}");
@@ -68,14 +72,14 @@ async fn interrupted() {
 }
 
 /// The store that `SESSION_STORE` names.
-async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
+async fn open(store: &str, limited: Limited) -> Result<Sessions, Box<dyn StdError>> {
     match store.split_once(':').unwrap_or((store, "")) {
-        ("memory", "") => Ok(MemorySessions::new().erase()),
-        ("json", path) => Ok(JsonSessions::open(path).await?.erase()),
+        ("memory", "") => Ok(set_up(MemorySessions::builder(), limited).build()?.erase()),
+        ("json", path) => Ok(set_up(JsonSessions::builder(path), limited).open().await?.erase()),
         #[cfg(feature = "redis")]
         ("redis" | "rediss", _) => {
             use jam_session::{RedisSessions, stores::redis::Level};
-            let sessions = RedisSessions::connect(store).await?;
+            let sessions = set_up(RedisSessions::builder(store), limited).connect().await?;
             for finding in sessions.doctor().await.iter().filter(|finding| finding.level > Level::Fine) {
                 eprintln!("redis: {finding}");
             }
@@ -88,10 +92,22 @@ async fn open(store: &str) -> Result<Sessions, Box<dyn StdError>> {
     }
 }
 
+/// The same on every store.
+fn set_up<T>(builder: Builder<T>, limited: Limited) -> Builder<T> {
+    builder.sessions_per_key(limited::MOST).on_event(move |event| limited.hear(event))
+}
+
 #[derive(Clone)]
 struct App {
     sessions: Sessions,
     accounts: Accounts,
+    limited: Limited,
+}
+
+impl FromRef<App> for Limited {
+    fn from_ref(app: &App) -> Self {
+        app.limited.clone()
+    }
 }
 
 impl FromRef<App> for Sessions {
@@ -253,13 +269,15 @@ async fn sign_out_everywhere(State(accounts): State<Accounts>, session: Session)
 /// Nobody gets here without being signed in: the extractor of the key sees to it.
 async fn list(
     State(sessions): State<Sessions>,
+    State(limited): State<Limited>,
     SessionKey(user): SessionKey,
     session: Session,
 ) -> Result<Markup, Error> {
     let mut list = sessions.list(&user).await?;
     let this = session.handle();
     list.sort_by_key(|info| (this.as_ref() != Some(&info.handle), Reverse(info.last_seen)));
-    Ok(pages::sessions(&user, session.take::<String>("notice")?.as_deref(), &list, this.as_deref()))
+    let notice = session.take::<String>("notice")?.or_else(|| limited.take_notice(&user));
+    Ok(pages::sessions(&user, notice.as_deref(), &list, this.as_deref()))
 }
 
 #[derive(Deserialize)]

@@ -49,6 +49,19 @@ fn ending_the_session_of_this_device_signs_out_and_removes_the_cookie() {
 }
 
 #[test]
+fn p20_who_signs_in_on_too_many_devices_is_told_that_one_was_signed_out() {
+    let app = start();
+    let mut browsers: Vec<Browser> = (0..6).map(|_| browser_of(&app)).collect();
+    for browser in &mut browsers {
+        browser.sign_in("ada", ADA);
+    }
+    assert!(browsers[0].get("/sessions").asks_to_sign_in());
+    let page = browsers[5].get("/sessions");
+    assert!(page.shows("signed out on one device") && page.sessions().len() == 5, "{}", page.body);
+    assert!(!browsers[5].get("/sessions").shows("signed out on one device"));
+}
+
+#[test]
 fn nobody_ends_the_session_of_another_user() {
     let app = start();
     let (mut ada, mut grace) = (browser_of(&app), browser_of(&app));
