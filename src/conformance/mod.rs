@@ -79,10 +79,14 @@
 
 mod crossing;
 mod faulty;
+mod leaves;
+mod limits;
+mod marks;
 mod owners;
 mod records;
 mod retries;
 mod samples;
+mod scans;
 mod subject;
 mod together;
 mod values;
@@ -141,6 +145,32 @@ macro_rules! __every_promise {
             crossing::a_create_since_more_than_fifteen_minutes_is_late,
             crossing::a_record_that_is_there_is_never_late,
             crossing::no_create_since_before_a_clear_outlives_it,
+            marks::a_mark_names_the_last_clear,
+            marks::a_create_with_a_mark_from_before_a_clear_is_late,
+            marks::a_create_with_a_mark_from_after_a_clear_is_done,
+            marks::a_mark_is_good_for_fifteen_minutes,
+            marks::a_mark_of_another_opening_is_late,
+            marks::a_mark_writes_nothing,
+            marks::no_create_with_a_mark_from_before_a_clear_outlives_it,
+            limits::above_a_limit_the_least_recent_ends,
+            limits::a_lowered_limit_ends_several_at_once,
+            limits::a_limit_counts_only_the_owners_live_records,
+            limits::a_limit_that_refuses_is_full,
+            limits::of_the_answers_of_a_create_the_first_is_given,
+            limits::what_a_limit_has_ended_stays_ended,
+            limits::of_parallel_creates_no_more_than_the_limit_are_left,
+            leaves::a_create_ends_what_it_leaves,
+            leaves::what_a_create_leaves_ends_only_with_it,
+            leaves::a_repeated_create_ends_what_it_leaves,
+            leaves::a_create_beside_a_write_to_what_it_leaves_loses_nothing,
+            scans::a_scan_shows_all_that_is_live,
+            scans::a_scan_shows_nothing_that_has_ended,
+            scans::what_lives_throughout_a_scan_is_in_it,
+            scans::what_a_scan_shows_can_be_ended_at_once,
+            scans::a_page_of_a_scan_can_be_asked_for_again,
+            scans::a_cursor_of_another_is_an_error_or_begins,
+            scans::a_page_of_a_scan_is_about_as_long_as_asked,
+            scans::a_count_is_that_of_the_live_records,
             retries::a_create_of_the_very_record_is_done,
             retries::a_retried_create_that_was_never_made_is_made_or_an_error,
             retries::a_retried_create_brings_nothing_back,

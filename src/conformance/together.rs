@@ -5,12 +5,12 @@ use std::time::Duration;
 use tokio::task::yield_now;
 
 use super::{
-    samples::{LONG, both, is_same, of, owner, record},
+    samples::{LONG, anonymous, both, is_same, of, owner, record},
     subject::Subject,
-    verbs::{everything, polled, together},
+    verbs::{at_most, everything, leaving, polled, together},
 };
 use crate::{
-    backend::{Backend, Outcome, Terms},
+    backend::{Backend, Created, Outcome, Terms},
     record::{Record, id::RecordId},
 };
 
@@ -318,6 +318,7 @@ pub async fn a_dropped_verb_is_all_or_nothing<B: Backend>(subject: &Subject<B>) 
             );
         }
         all_done &= subject.drops_clear(polls).await;
+        all_done &= subject.drops_login(polls).await;
         if all_done {
             return;
         }
@@ -345,6 +346,47 @@ impl<B: Backend> Subject<B> {
             assert!(self.load(record.id).await.is_none(), "`clear` after a dropped one left a record");
         }
         assert!(self.load(other.id).await.is_some(), "a dropped `clear` ended a record of another owner");
+        all_done
+    }
+
+    /// Drops a `create` that ends others: one because of the limit, and the one that it leaves.
+    async fn drops_login(&self, polls: usize) -> bool {
+        let (owner, visitor) = (owner(), record(anonymous()));
+        let all: Vec<Record> = (0..2).map(|_| record(of(owner))).collect();
+        for record in all.iter().chain([&visitor]) {
+            self.creates(record).await;
+        }
+        let new = record(of(owner));
+        let terms = Terms { leaves: leaving(&visitor).leaves, ..at_most(2) };
+        let mut all_done = polled(polls, self.backend().mark(owner)).await;
+        all_done &= polled(polls, self.backend().scan(None, 10)).await;
+        all_done &= polled(polls, self.backend().count()).await;
+        all_done &= polled(polls, self.backend().create(new.clone(), terms.clone())).await;
+        let is_there = self.agrees(new.id, "create").await.is_some();
+        let left = self.list(owner).await.len();
+        assert!(left == 2, "a dropped `create` under a limit of 2 was done by halves: there are {left} records of 2");
+        if self.load(visitor.id).await.is_none() {
+            // It may happen only now.
+            assert!(
+                is_there || self.load(new.id).await.is_some(),
+                "a dropped `create` was done by halves: it ended what it leaves, and its record is not there"
+            );
+        }
+        match self.create_retried(&new, terms).await {
+            Ok(Created::Done { .. }) => {
+                is_same(&self.must_load(new.id).await, &new, "`load` after a dropped `create`");
+                let left = self.list(owner).await.len();
+                assert!(
+                    left == 2,
+                    "a `create` that was dropped and tried again leaves {left} records under a limit of 2"
+                );
+            }
+            // Not known, to a store that does not remember endings.
+            Err(_) => {
+                assert!(self.load(new.id).await.is_none(), "a retried `create` is an error, and its record is there")
+            }
+            Ok(other) => panic!("a `create` that was dropped and tried again is {other:?}: nobody can sign in"),
+        }
         all_done
     }
 

@@ -135,6 +135,11 @@ pub async fn looking_gives_no_time<B: Backend>(subject: &Subject<B>) {
             let _ = subject.update(version(), &record(id)).await;
             subject.touch(id, version(), LONG).await;
             subject.create(&record(id)).await;
+            subject.scan(100).await;
+            subject.count().await;
+            if let Some(owner) = id.owner() {
+                subject.mark(owner).await;
+            }
             let now = subject.left_everywhere(id).await;
             assert!(
                 now.iter().zip(&left).all(|(now, left)| now <= left),

@@ -9,7 +9,7 @@ use super::{
     subject::{PATIENCE, Subject},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Outcome, Result, Since, Terms},
+    backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Limit, Mark, Outcome, Page, Result, Since, Terms},
     record::{
         Record,
         id::{Owner, RecordId},
@@ -66,7 +66,12 @@ impl<B: Backend> Subject<B> {
 
     /// Creates a record whose first try was not answered. An error is an answer, too.
     pub(super) async fn creates_again(&self, record: &Record) -> Result<Created> {
-        in_time("create", self.backend().create(record.clone(), Terms { retry: true, ..Terms::default() })).await
+        self.create_retried(record, Terms::default()).await
+    }
+
+    /// The same on terms.
+    pub(super) async fn create_retried(&self, record: &Record, terms: Terms) -> Result<Created> {
+        in_time("create", self.backend().create(record.clone(), Terms { retry: true, ..terms })).await
     }
 
     pub(super) async fn update(&self, expected: i64, record: &Record) -> Outcome {
@@ -142,6 +147,24 @@ impl<B: Backend> Subject<B> {
         }
     }
 
+    pub(super) async fn mark(&self, owner: Owner) -> Mark {
+        answer("mark", self.backend().mark(owner)).await
+    }
+
+    /// Gives a page of a scan, of about that many records.
+    pub(super) async fn page(&self, after: Option<Cursor>, most: usize) -> Page {
+        answer("scan", self.backend().scan(after, most)).await
+    }
+
+    /// The same. An error is an answer, too.
+    pub(super) async fn try_page(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+        in_time("scan", self.backend().scan(after, most)).await
+    }
+
+    pub(super) async fn count(&self) -> Count {
+        answer("count", self.backend().count()).await
+    }
+
     /// Checks that no verb finds the record. `after` says what ended it, and `version` is the one that it had.
     pub(super) async fn is_absent(&self, id: RecordId, version: i64, after: &str) {
         assert!(self.load(id).await.is_none(), "`load` finds a record after {after}: who was signed out is signed in");
@@ -169,6 +192,20 @@ impl<B: Backend> Subject<B> {
 /// The terms of a request of that age.
 pub(super) fn since(age: Duration) -> Terms {
     Terms { since: Some(Since::Age(age)), ..Terms::default() }
+}
+
+/// The terms of a login that has this mark.
+pub(super) fn marked(mark: Mark) -> Terms {
+    Terms { since: Some(Since::Mark(mark)), ..Terms::default() }
+}
+
+pub(super) fn at_most(limit: impl Into<Limit>) -> Terms {
+    Terms { limit: limit.into(), ..Terms::default() }
+}
+
+/// The terms of a record that takes the place of this one.
+pub(super) fn leaving(record: &Record) -> Terms {
+    Terms { leaves: Some((record.id, record.version)), ..Terms::default() }
 }
 
 /// A clear of all that an owner has.

@@ -10,8 +10,8 @@ use std::{
 
 use futures_util::FutureExt;
 use jam_session::{
-    Backend, By, Clear, Cleared, Clock, Created, Cursor, Left, Limit, Mark, Outcome, Owner, Page, Record, RecordId,
-    Since, Terms, backend,
+    Backend, By, Clear, Cleared, Clock, Count, Created, Cursor, Left, Limit, Mark, Outcome, Owner, Page, Record,
+    RecordId, Since, Terms, backend,
     conformance::{Promise, Subject},
 };
 use tokio::task::yield_now;
@@ -132,7 +132,86 @@ enum Flaw {
     RetriedUpdateIsAlwaysDone,
     RetriedUpdateIsWrittenOverAnything,
     RetriedUpdateInserts,
+    MarkNamesNothing,
+    MarkNamesOldClears,
+    MarkIsAClear,
+    MarksAreOfNoOpening,
+    CreateIgnoresMarks,
+    CreateGoesByTheTimeOfMarks,
+    CreateTakesAnyMarkOfNoClear,
+    CreateTakesAMarkOnce,
+    CreateTakesAnyOldMark,
+    CreateTakesMarksForTenMinutes,
+    ClearIsForgottenAfterTwentyMinutes,
+    LimitIsIgnored,
+    LimitIsOneMore,
+    LimitEndsTheOldest,
+    LimitEndsTheNew,
+    LimitEndsOnlyOne,
+    LimitEndsAndDoesNotSay,
+    LimitSaysAndDoesNotEnd,
+    LimitForgetsWhatItEnded,
+    LimitCountsExpired,
+    LimitIsOfAllOwners,
+    LimitIsOfVisitorsToo,
+    LimitNeverRefuses,
+    LimitEndsByHalvesWhenDropped,
+    LimitReadsThenWrites,
+    LimitEndsBeforeItIsLate,
+    LimitEndsBeforeItIsTaken,
+    LimitEndsWhenRepeated,
+    FullIsStored,
+    FullBeforeItIsLate,
+    FullBeforeItIsTaken,
+    FullBeforeItIsDone,
+    LoadIsHeardOf,
+    ListIsHeardOf,
+    ScanIsHeardOf,
+    TouchIsNotHeardOf,
+    TouchOfAnotherVersionIsHeardOf,
+    UpdateIsNotHeardOf,
+    LeavesNothing,
+    LeavesAnyVersion,
+    LeavesGoneOnConflict,
+    LeavesConflictUnstored,
+    LeavesAndDoesNotSay,
+    LeavesBeforeItIsRefused,
+    LeavesOnlyOnceAndSaysDone,
+    LeavesReadsThenWrites,
+    LeavesAnotherForGood,
+    ScanForgetsVisitors,
+    ScanShowsExpired,
+    ScanShowsThePayloadOfCreate,
+    ScanShowsTheFullTime,
+    ScanGivesTime,
+    ScanGoesByNumber,
+    ScanIsOfASnapshot,
+    ScanShowsAllAtOnce,
+    ScanIsOnePage,
+    ScanNeverEnds,
+    ScanKeepsItsPlaceItself,
+    CursorOfAnotherIsTheEnd,
+    CursorOfAnotherIsAnywhere,
+    CountsExpired,
+    CountsOnlyOwners,
+    CountMixesUp,
+    // What is allowed.
+    LeavesForTheCallerToDo,
+    ScanShowsTwice,
+    ScanHasEmptyPages,
+    CursorOfAnotherBegins,
+    RetriedCreateIsAnErrorIfNothingIsThere,
 }
+
+/// None of these is a flaw: the contract allows it.
+const ALLOWED: [Flaw; 6] = [
+    Nothing,
+    LeavesForTheCallerToDo,
+    ScanShowsTwice,
+    ScanHasEmptyPages,
+    CursorOfAnotherBegins,
+    RetriedCreateIsAnErrorIfNothingIsThere,
+];
 
 use Flaw::*;
 
@@ -274,6 +353,81 @@ const CAUGHT: &[(Flaw, &str, &str)] = &[
     ),
     (RetriedUpdateInserts, "a_retried_update_of_what_has_ended_is_gone", "a logout is undone"),
     (EachHandleHasACache, "an_update_replaces_what_it_expects", "the last one written"),
+    (MarkNamesNothing, "a_mark_names_the_last_clear", "names None"),
+    (ClearIsRememberedWhenRefused, "a_mark_names_the_last_clear", "after a `clear` that was `Gone`"),
+    (ClearOfNothingIsForgotten, "a_mark_names_the_last_clear", "after `clear` names"),
+    (MarkNamesOldClears, "a_mark_is_good_for_fifteen_minutes", "names a `clear` of more than fifteen minutes ago"),
+    (MarkIsAClear, "a_mark_writes_nothing", "keeps the user from signing in"),
+    (MarksAreOfNoOpening, "a_mark_of_another_opening_is_late", "closed and opened again"),
+    (CreateIgnoresMarks, "a_create_with_a_mark_from_before_a_clear_is_late", "survives the sign-out"),
+    (CreateGoesByTheTimeOfMarks, "a_create_with_a_mark_from_before_a_clear_is_late", "survives the sign-out"),
+    (CreateTakesAnyMarkOfNoClear, "a_create_with_a_mark_from_before_a_clear_is_late", "survives the sign-out"),
+    (ClearThatKeepsIsForgotten, "a_create_with_a_mark_from_before_a_clear_is_late", "one that is kept"),
+    (CreateIsTakenBeforeItIsLate, "a_create_with_a_mark_from_before_a_clear_is_late", "is Taken and not `Late`"),
+    (CreateTakesAMarkOnce, "a_create_with_a_mark_from_after_a_clear_is_done", "nobody can sign in"),
+    (ClearIsOfEveryOwner, "a_create_with_a_mark_from_after_a_clear_is_done", "Late after a `clear` of another owner"),
+    (CreateTakesAnyOldMark, "a_mark_is_good_for_fifteen_minutes", "fifteen minutes"),
+    (CreateTakesMarksForTenMinutes, "a_mark_is_good_for_fifteen_minutes", "nobody can sign in with a slow form"),
+    (ClearIsForgottenAfterTwentyMinutes, "a_mark_is_good_for_fifteen_minutes", "nobody can sign in with a slow form"),
+    (
+        CreateLooksAtClearsFirst,
+        "no_create_with_a_mark_from_before_a_clear_outlives_it",
+        "who had the old password is signed in",
+    ),
+    (LimitIsIgnored, "above_a_limit_the_least_recent_ends", "ended []"),
+    (LimitIsOneMore, "above_a_limit_the_least_recent_ends", "ended []"),
+    (LimitEndsTheOldest, "above_a_limit_the_least_recent_ends", "that was only loaded"),
+    (LimitEndsTheNew, "above_a_limit_the_least_recent_ends", "who is active is signed out"),
+    (LoadIsHeardOf, "above_a_limit_the_least_recent_ends", "that was only loaded"),
+    (ListIsHeardOf, "above_a_limit_the_least_recent_ends", "who is active is signed out"),
+    (ScanIsHeardOf, "above_a_limit_the_least_recent_ends", "who is active is signed out"),
+    (TouchIsNotHeardOf, "above_a_limit_the_least_recent_ends", "who is active is signed out"),
+    (TouchOfAnotherVersionIsHeardOf, "above_a_limit_the_least_recent_ends", "came with another version"),
+    (UpdateIsNotHeardOf, "above_a_limit_the_least_recent_ends", "who is active is signed out"),
+    (LimitEndsAndDoesNotSay, "above_a_limit_the_least_recent_ends", "ended []"),
+    (LimitSaysAndDoesNotEnd, "above_a_limit_the_least_recent_ends", "after a `create` above the limit"),
+    (LimitEndsOnlyOne, "a_lowered_limit_ends_several_at_once", "ended 1 records, not the 4"),
+    (LimitEndsTheNew, "a_lowered_limit_ends_several_at_once", "ended 1 records"),
+    (LimitCountsExpired, "a_limit_counts_only_the_owners_live_records", "after expiry"),
+    (LimitIsOfAllOwners, "a_limit_counts_only_the_owners_live_records", "is another owner's, counts"),
+    (LimitIsOfVisitorsToo, "a_limit_counts_only_the_owners_live_records", "a visitor's record"),
+    (LimitNeverRefuses, "a_limit_that_refuses_is_full", "more sessions than there may be"),
+    (FullIsStored, "a_limit_that_refuses_is_full", "more sessions than there may be"),
+    (LimitEndsWhenRepeated, "of_the_answers_of_a_create_the_first_is_given", "because of the limit"),
+    (LimitEndsBeforeItIsLate, "of_the_answers_of_a_create_the_first_is_given", "`Late` ended a record"),
+    (LimitEndsBeforeItIsTaken, "of_the_answers_of_a_create_the_first_is_given", "`Taken` ended a record"),
+    (FullBeforeItIsLate, "of_the_answers_of_a_create_the_first_is_given", "is Full and not `Late`"),
+    (FullBeforeItIsTaken, "of_the_answers_of_a_create_the_first_is_given", "is Full and not `Taken`"),
+    (FullBeforeItIsDone, "of_the_answers_of_a_create_the_first_is_given", "is Full under"),
+    (LimitForgetsWhatItEnded, "what_a_limit_has_ended_stays_ended", "brought back a record that a limit had ended"),
+    (LimitEndsWhenRepeated, "what_a_limit_has_ended_stays_ended", "one login ends two sessions"),
+    (LimitReadsThenWrites, "of_parallel_creates_no_more_than_the_limit_are_left", "under a limit of 5"),
+    (LimitEndsByHalvesWhenDropped, "a_dropped_verb_is_all_or_nothing", "there are 1 records of 2"),
+    (LeavesNothing, "a_create_ends_what_it_leaves", "after a `create` that left it"),
+    (LeavesAnyVersion, "a_create_ends_what_it_leaves", "what was written is lost"),
+    (LeavesGoneOnConflict, "a_create_ends_what_it_leaves", "says Gone of it"),
+    (LeavesConflictUnstored, "a_create_ends_what_it_leaves", "who is signed in is signed out"),
+    (LeavesAndDoesNotSay, "a_create_ends_what_it_leaves", "that it was to leave alone, after `NotTried`"),
+    (LeavesAnotherForGood, "a_create_ends_what_it_leaves", "after another's end"),
+    (LeavesBeforeItIsRefused, "what_a_create_leaves_ends_only_with_it", "after a `create` that was Late"),
+    (LeavesOnlyOnceAndSaysDone, "a_repeated_create_ends_what_it_leaves", "after a `create` that left it"),
+    (LeavesReadsThenWrites, "a_create_beside_a_write_to_what_it_leaves_loses_nothing", "what was written is lost"),
+    (ScanForgetsVisitors, "a_scan_shows_all_that_is_live", "of no owner"),
+    (ScanIsOnePage, "a_scan_shows_all_that_is_live", "in pages of 1 misses"),
+    (ScanShowsThePayloadOfCreate, "a_scan_shows_all_that_is_live", "another payload"),
+    (ScanShowsTheFullTime, "a_scan_shows_all_that_is_live", "more than the"),
+    (ScanNeverEnds, "a_scan_shows_all_that_is_live", "goes on and on"),
+    (ScanShowsExpired, "a_scan_shows_nothing_that_has_ended", "a session that is over"),
+    (ScanGivesTime, "looking_gives_no_time", "was only looked at"),
+    (ScanIsOfASnapshot, "what_lives_throughout_a_scan_is_in_it", "a page of a `scan` shows"),
+    (ScanGoesByNumber, "what_a_scan_shows_can_be_ended_at_once", "who ends all sessions does not end all"),
+    (ScanKeepsItsPlaceItself, "a_page_of_a_scan_can_be_asked_for_again", "misses a live record"),
+    (CursorOfAnotherIsTheEnd, "a_cursor_of_another_is_an_error_or_begins", "that the backend never gave"),
+    (CursorOfAnotherIsAnywhere, "a_cursor_of_another_is_an_error_or_begins", "that the backend never gave"),
+    (ScanShowsAllAtOnce, "a_page_of_a_scan_is_about_as_long_as_asked", "all at once"),
+    (CountsExpired, "a_count_is_that_of_the_live_records", "after some have expired"),
+    (CountsOnlyOwners, "a_count_is_that_of_the_live_records", "with new records"),
+    (CountMixesUp, "a_count_is_that_of_the_live_records", "with new records"),
 ];
 
 /// A right backend, but for its flaw: records, and an index of what each owner has.
@@ -295,6 +449,11 @@ struct Store {
     clears: u64,
     last_clears: HashMap<Owner, LastClear>,
     heard: u64,
+    /// The marks that a record was created with.
+    used: Vec<Mark>,
+    /// What a scan began with, and where it is.
+    snapshot: BTreeMap<String, Entry>,
+    place: Option<String>,
     /// The names of records that have ended.
     ended: HashSet<RecordId>,
 }
@@ -313,8 +472,9 @@ struct Entry {
     /// All versions before this one.
     versions: Vec<i64>,
     ends: Duration,
-    /// A number that grows with each create, update and touch.
+    /// A number that grows with each create, update and touch: that of the last one, and that of the create.
     heard: u64,
+    created: u64,
     is_listed: bool,
 }
 
@@ -418,8 +578,13 @@ impl Wrong {
         self.payload(&mut record);
         if ends > self.now() {
             store.heard += 1;
-            let heard = store.heard;
-            store.records.insert(self.key(record.id), Entry { record, first, versions, ends, heard, is_listed });
+            let created = before.map_or(store.heard, |before| before.created);
+            let heard = match before {
+                Some(before) if self.has(UpdateIsNotHeardOf) => before.heard,
+                _ => store.heard,
+            };
+            let entry = Entry { record, first, versions, ends, heard, created, is_listed };
+            store.records.insert(self.key(entry.record.id), entry);
         } else {
             self.end(store, record.id);
         }
@@ -445,7 +610,7 @@ impl Wrong {
         let is_since = |last: &LastClear| match (self.flaw, self.now() - last.at) {
             (CreateIsLateForEver, _) => true,
             (CreateAsOldAsTheClearIsLate, since) => since <= *age,
-            (ClearIsForgottenAfterTenMinutes, since) if since > Duration::from_secs(600) => false,
+            (ClearIsForgottenAfterTenMinutes, since) if since > TEN_MINUTES => false,
             (_, since) => since < *age,
         };
         is_too_old || last.is_some_and(is_since)
@@ -453,33 +618,85 @@ impl Wrong {
 
     /// Whether there was a clear since that mark, or it is too old.
     fn is_past(&self, mark: Mark, last: Option<&LastClear>) -> bool {
+        let taken = Duration::from_millis(mark.taken);
+        let last = last.filter(|last| match self.flaw {
+            ClearIsForgottenAfterTwentyMinutes => self.now() - last.at <= TEN_MINUTES * 2,
+            _ => true,
+        });
         let changed = match mark.clear {
+            _ if self.has(CreateIgnoresMarks) => false,
+            _ if self.has(CreateGoesByTheTimeOfMarks) => last.is_some_and(|last| last.at > taken),
             Some(name) => last.is_none_or(|last| last.name != name),
-            None => last.is_some_and(|last| self.now() - last.at < GOOD),
+            None => last.is_some_and(|last| self.now() - last.at < GOOD) && !self.has(CreateTakesAnyMarkOfNoClear),
         };
-        let age = self.now().saturating_sub(Duration::from_millis(mark.taken));
-        changed || age > GOOD || mark.opening != 0
+        let good = match self.flaw {
+            CreateTakesAnyOldMark => Duration::MAX,
+            CreateTakesMarksForTenMinutes => TEN_MINUTES,
+            _ => GOOD,
+        };
+        let opening = if self.has(MarksAreOfNoOpening) { mark.opening } else { OPENING };
+        changed || self.now().saturating_sub(taken) > good || mark.opening != opening
     }
 
     /// Ends what a new record leaves.
     fn leave(&self, store: &mut Store, leaves: Option<(RecordId, i64)>) -> Left {
         let Some((id, version)) = leaves else { return Left::NotTried };
         match self.find(store, id) {
+            _ if self.has(LeavesForTheCallerToDo) => Left::NotTried,
             None => Left::Gone,
-            Some(there) if there.record.version != version => Left::Conflict(self.shown(&there)),
+            Some(_) if self.has(LeavesNothing) => Left::Done,
+            Some(there) if there.record.version != version && !self.has(LeavesAnyVersion) => match self.flaw {
+                LeavesGoneOnConflict => Left::Gone,
+                _ => Left::Conflict(self.shown(&there)),
+            },
             Some(_) => {
                 self.end(store, id);
-                Left::Done
+                if self.has(LeavesAnotherForGood) {
+                    let visitors = store.records.values().map(|entry| entry.record.id);
+                    let visitor = visitors.filter(|id| id.owner().is_none()).last();
+                    visitor.into_iter().for_each(|id| self.end(store, id));
+                }
+                if self.has(LeavesAndDoesNotSay) { Left::NotTried } else { Left::Done }
             }
         }
     }
 
-    /// All live ones of an owner, the one that was heard of longest ago first.
-    fn of(&self, store: &Store, owner: Owner) -> Vec<RecordId> {
-        let mut all: Vec<_> = store.records.values().filter(|entry| self.is_live(entry)).collect();
-        all.retain(|entry| entry.record.id.owner() == Some(owner));
-        all.sort_by_key(|entry| entry.heard);
+    /// All live ones that are meant, the one that was heard of longest ago first.
+    fn by_age(&self, store: &Store, are_meant: impl Fn(Option<Owner>) -> bool) -> Vec<RecordId> {
+        let is_counted = |entry: &&Entry| self.is_live(entry) || self.has(LimitCountsExpired);
+        let mut all: Vec<_> = store.records.values().filter(is_counted).collect();
+        all.retain(|entry| are_meant(entry.record.id.owner()));
+        all.sort_by_key(|entry| if self.has(LimitEndsTheOldest) { entry.created } else { entry.heard });
         all.into_iter().map(|entry| entry.record.id).collect()
+    }
+
+    /// All of these are heard of, the newest first: that is the order that changes most.
+    fn hears(&self, store: &mut Store, are_meant: impl Fn(Option<Owner>) -> bool) {
+        for id in self.by_age(store, are_meant).into_iter().rev() {
+            store.heard += 1;
+            let heard = store.heard;
+            store.records.entry(self.key(id)).and_modify(|entry| entry.heard = heard);
+        }
+    }
+
+    /// What ends above the limit when that record is created; `None` if it is full.
+    fn above(&self, store: &Store, id: RecordId, limit: Limit) -> Option<Vec<RecordId>> {
+        let others = match (self.flaw, id.owner()) {
+            (LimitIsOfAllOwners, _) => self.by_age(store, |owner| owner.is_some()),
+            (LimitIsOfVisitorsToo, owner) => self.by_age(store, |of| of == owner),
+            (_, None) => return Some(Vec::new()),
+            (_, owner) => self.by_age(store, |of| of == owner),
+        };
+        match limit {
+            Limit::None => Some(Vec::new()),
+            _ if self.has(LimitIsIgnored) => Some(Vec::new()),
+            Limit::Refuse(most) if !self.has(LimitNeverRefuses) => (others.len() < most).then(Vec::new),
+            Limit::Refuse(most) | Limit::LeastRecent(most) => {
+                let ends = (others.len() + 1).saturating_sub(most + usize::from(self.has(LimitIsOneMore)));
+                let ends = if self.has(LimitEndsOnlyOne) { ends.min(1) } else { ends };
+                Some(others.into_iter().take(ends).collect())
+            }
+        }
     }
 
     /// Why a clear by that record ends nothing, if so.
@@ -502,6 +719,15 @@ impl Wrong {
         if let Some(entry) = store.records.remove(&self.key(id)) {
             store.dead.insert(id, entry);
             store.ended.insert(id);
+        }
+    }
+
+    /// Where a scan goes on.
+    fn place(&self, after: &Cursor) -> backend::Result<String> {
+        let text = String::from_utf8(after.as_bytes().into())?;
+        match self.flaw {
+            ScanGoesByNumber | CursorOfAnotherIsAnywhere => Ok(text),
+            _ => Ok(text.parse::<RecordId>().map(|_| text)?),
         }
     }
 
@@ -545,6 +771,9 @@ impl Backend for Wrong {
                 self.end(&mut store, id);
                 return Ok(None);
             }
+            if self.has(LoadIsHeardOf) {
+                self.hears(&mut store, |owner| owner == id.owner());
+            }
             if self.has(LoadGivesTime)
                 && let Some(entry) = store.records.get_mut(&self.key(id))
             {
@@ -575,8 +804,20 @@ impl Backend for Wrong {
             let is_over_expired = self.has(CreateOverExpiredReadsThenWrites)
                 && there.is_none()
                 && self.store().records.contains_key(&self.key(record.id));
-            let waits =
-                matches!(self.flaw, CreateReadsThenWrites | CreateEntersTheIndexFirst | CreateLooksAtClearsFirst);
+            let was_above = self.above(&self.store(), record.id, *limit);
+            let visitor = leaves.and_then(|(id, _)| self.find(&self.store(), id));
+            if self.has(LimitEndsByHalvesWhenDropped) {
+                was_above.iter().flatten().for_each(|id| self.end(&mut self.store(), *id));
+            }
+            let waits = matches!(
+                self.flaw,
+                CreateReadsThenWrites
+                    | CreateEntersTheIndexFirst
+                    | CreateLooksAtClearsFirst
+                    | LimitEndsByHalvesWhenDropped
+                    | LimitReadsThenWrites
+                    | LeavesReadsThenWrites
+            );
             if waits || is_over_expired {
                 pause().await;
             }
@@ -586,6 +827,24 @@ impl Backend for Wrong {
             } else {
                 self.find(&store, record.id)
             };
+            let above = match self.flaw {
+                LimitReadsThenWrites | LimitEndsByHalvesWhenDropped => was_above,
+                _ => self.above(&store, record.id, *limit),
+            };
+            let is_own = there.as_ref().is_some_and(|entry| entry.record.version == record.version);
+            let ends_early = match self.flaw {
+                LimitEndsWhenRepeated => is_own,
+                LimitEndsBeforeItIsLate => !is_own,
+                LimitEndsBeforeItIsTaken => !is_own && since.is_none() && there.is_some(),
+                _ => false,
+            };
+            if ends_early {
+                let ended: Vec<_> = above.iter().flatten().filter(|id| **id != record.id).collect();
+                ended.into_iter().for_each(|id| self.end(&mut store, *id));
+            }
+            if self.has(LeavesBeforeItIsRefused) {
+                drop(self.leave(&mut store, *leaves));
+            }
             let is_late = match self.flaw {
                 CreateLooksAtClearsFirst => was_late,
                 RetriedCreateIsNeverLate if *retry => false,
@@ -594,12 +853,16 @@ impl Backend for Wrong {
             if is_late && self.has(CreateIsLateThoughItIsThere) {
                 return Ok(Created::Late);
             }
-            let own = there.as_ref().is_some_and(|entry| entry.record.version == record.version);
             match self.flaw {
+                FullBeforeItIsDone if above.is_none() => return Ok(Created::Full),
+                FullBeforeItIsLate if above.is_none() && !is_own => return Ok(Created::Full),
                 RetriedCreateIsAlwaysAnError if *retry => return Err("it may have been made".into()),
                 CreateOverwritesItsOwnVersion | CreateOfItsOwnIsTaken => {}
-                _ if own => {
-                    let left = self.leave(&mut store, *leaves);
+                _ if is_own => {
+                    let left = match leaves {
+                        Some(_) if self.has(LeavesOnlyOnceAndSaysDone) => Left::Done,
+                        _ => self.leave(&mut store, *leaves),
+                    };
                     return Ok(Created::Done { ended: Vec::new(), left });
                 }
                 CreateIsTakenBeforeItIsLate if there.is_some() => return Ok(Created::Taken),
@@ -612,8 +875,19 @@ impl Backend for Wrong {
             if is_late {
                 return Ok(Created::Late);
             }
+            if let Some(Since::Mark(mark)) = since
+                && self.has(CreateTakesAMarkOnce)
+            {
+                if store.used.contains(mark) {
+                    return Ok(Created::Late);
+                }
+                store.used.push(*mark);
+            }
             if *retry {
                 match self.flaw {
+                    RetriedCreateIsAnErrorIfNothingIsThere if there.is_none() => {
+                        return Err("it may have been made".into());
+                    }
                     RetriedCreateStoresNothing => return Ok(Created::done()),
                     RetriedCreateStoresAndFails if there.is_none() => {
                         self.put(&mut store, record, None);
@@ -625,6 +899,9 @@ impl Backend for Wrong {
                     RetriedCreateIsDoneThoughItEnded => return Ok(Created::done()),
                     _ => return Err("it may have been made and ended".into()),
                 }
+            }
+            if self.has(FullBeforeItIsTaken) && above.is_none() {
+                return Ok(Created::Full);
             }
             if let Some(entry) = there {
                 let key = self.key(record.id);
@@ -647,20 +924,40 @@ impl Backend for Wrong {
             if record.id.owner().is_some_and(|owner| store.barred.contains(&owner)) {
                 return Ok(Created::done());
             }
-            let others = record.id.owner().map_or_else(Vec::new, |owner| self.of(&store, owner));
-            let mut ended = Vec::new();
-            match limit {
-                Limit::Refuse(most) if others.len() >= *most => return Ok(Created::Full),
-                Limit::LeastRecent(most) => ended.extend(others.iter().take((others.len() + 1).saturating_sub(*most))),
-                Limit::None | Limit::Refuse(_) => {}
-            }
-            ended.iter().for_each(|id| self.end(&mut store, *id));
-            let key = self.key(record.id);
+            let Some(mut ended) = above else {
+                if self.has(FullIsStored) {
+                    self.put(&mut store, record, None);
+                }
+                return Ok(Created::Full);
+            };
+            let (id, key) = (record.id, self.key(record.id));
             self.put(&mut store, record, None);
             if self.has(CreateEntersTheIndexFirst) && store.clears != clears {
                 store.records.entry(key).and_modify(|entry| entry.is_listed = false);
             }
-            let left = self.leave(&mut store, *leaves);
+            if self.has(LimitEndsTheNew) && !ended.is_empty() {
+                ended = vec![id];
+            }
+            if !self.has(LimitSaysAndDoesNotEnd) {
+                ended.iter().for_each(|id| self.end(&mut store, *id));
+            }
+            match self.flaw {
+                LimitForgetsWhatItEnded => store.ended.clear(),
+                LimitEndsAndDoesNotSay => ended.clear(),
+                _ => {}
+            }
+            let left = match (visitor, leaves) {
+                (Some(visitor), Some((leaves, version)))
+                    if self.has(LeavesReadsThenWrites) && visitor.record.version == *version =>
+                {
+                    self.end(&mut store, *leaves);
+                    Left::Done
+                }
+                _ => self.leave(&mut store, *leaves),
+            };
+            if self.has(LeavesConflictUnstored) && matches!(left, Left::Conflict(_)) {
+                self.end(&mut store, id);
+            }
             Ok(Created::Done { ended, left })
         })
         .await
@@ -756,6 +1053,11 @@ impl Backend for Wrong {
                 read = store.records.get(&self.key(id)).cloned();
             }
             let Some(mut entry) = read else { return Ok(()) };
+            if self.has(TouchOfAnotherVersionIsHeardOf) && entry.record.version != version {
+                store.heard += 1;
+                let heard = store.heard;
+                store.records.entry(self.key(id)).and_modify(|entry| entry.heard = heard);
+            }
             if (entry.record.version != version && !self.has(TouchIsUnconditional)) || self.has(TouchDoesNothing) {
                 return Ok(());
             }
@@ -767,8 +1069,10 @@ impl Backend for Wrong {
             if self.has(TouchWritesANewVersion) {
                 entry.record.version ^= 1;
             }
-            store.heard += 1;
-            entry.heard = store.heard;
+            if !self.has(TouchIsNotHeardOf) {
+                store.heard += 1;
+                entry.heard = store.heard;
+            }
             entry.is_listed &= !self.has(TouchForgetsTheIndex);
             match entry.ends > self.now() {
                 true => _ = store.records.insert(self.key(id), entry),
@@ -801,7 +1105,10 @@ impl Backend for Wrong {
 
     async fn list(&self, owner: Owner) -> backend::Result<Vec<Record>> {
         self.verb(async {
-            let store = self.store();
+            let mut store = self.store();
+            if self.has(ListIsHeardOf) {
+                self.hears(&mut store, |of| of == Some(owner));
+            }
             let is_shown = |entry: &&Entry| {
                 let is_live = self.is_live(entry) || self.has(ListShowsExpired) || self.has(ExpiryOnlyOnLoad);
                 is_live && entry.is_listed && (entry.record.id.owner() == Some(owner) || self.has(ListIgnoresTheOwner))
@@ -931,22 +1238,114 @@ impl Backend for Wrong {
 
     async fn mark(&self, owner: Owner) -> backend::Result<Mark> {
         self.verb(async {
-            let store = self.store();
-            let last = store.last_clears.get(&owner).filter(|last| self.now() - last.at <= GOOD);
-            Ok(Mark::new(last.map(|last| last.name), self.now().as_millis() as u64))
+            let mut store = self.store();
+            let now = self.now();
+            let last = store.last_clears.get(&owner).filter(|last| match self.flaw {
+                MarkNamesNothing => false,
+                MarkNamesOldClears => true,
+                _ => now - last.at <= GOOD,
+            });
+            let mark = Mark::new(last.map(|last| last.name), now.as_millis() as u64).with_opening(OPENING);
+            if self.has(MarkIsAClear) {
+                let name = i64::MAX - store.last_clears.len() as i64;
+                store.last_clears.insert(owner, LastClear { name, ended: 0, at: now });
+            }
+            Ok(mark)
         })
         .await
     }
 
     async fn scan(&self, after: Option<Cursor>, most: usize) -> backend::Result<Page> {
         self.verb(async {
-            let after = after.map(|after| String::from_utf8(after.as_bytes().into())).transpose()?;
+            // Every other one is empty.
+            let after = match (self.flaw, after) {
+                (ScanHasEmptyPages, None) => {
+                    return Ok(Page { next: Some(Cursor::new("+")), ..Page::default() });
+                }
+                (ScanHasEmptyPages, Some(after)) => match after.as_bytes().split_first() {
+                    Some((b'+', [])) => None,
+                    Some((b'+', after)) => Some(Cursor::new(after.to_vec())),
+                    _ => {
+                        let next = Some(Cursor::new([b"+", after.as_bytes()].concat()));
+                        self.place(&after)?;
+                        return Ok(Page { next, ..Page::default() });
+                    }
+                },
+                (_, after) => after,
+            };
+            let mut store = self.store();
+            match self.flaw {
+                ScanIsHeardOf if after.is_none() => self.hears(&mut store, |_| true),
+                ScanGivesTime => {
+                    for entry in store.records.values_mut().filter(|entry| self.is_live(entry)) {
+                        entry.ends = self.now() + entry.record.ttl;
+                    }
+                }
+                ScanIsOfASnapshot if after.is_none() => store.snapshot = store.records.clone(),
+                _ => {}
+            }
+            let is_first = after.is_none();
+            let mut place = match after.map(|after| self.place(&after)).transpose() {
+                Err(_) if self.has(CursorOfAnotherIsTheEnd) => return Ok(Page::default()),
+                Err(_) if self.has(CursorOfAnotherBegins) => None,
+                place => place?,
+            };
+            if self.has(ScanKeepsItsPlaceItself) && !is_first {
+                place = store.place.clone();
+            }
+            let records = if self.has(ScanIsOfASnapshot) { &store.snapshot } else { &store.records };
+            let (skipped, from) = match (self.flaw, place) {
+                (ScanGoesByNumber, Some(number)) => (number.parse()?, Bound::Unbounded),
+                (_, place) => (0, place.map_or(Bound::Unbounded, Bound::Excluded)),
+            };
+            let many = match self.flaw {
+                ScanShowsAllAtOnce => usize::MAX,
+                _ => most,
+            };
+            let page: Vec<_> = records.range((from, Bound::Unbounded)).skip(skipped).take(many).collect();
+            let last = page.last().map(|(key, _)| (*key).clone());
+            let next = match self.flaw {
+                ScanIsOnePage => None,
+                ScanNeverEnds => last.clone().or_else(|| records.keys().next().cloned()),
+                ScanGoesByNumber => last.clone().map(|_| (skipped + page.len()).to_string()),
+                _ => last.clone(),
+            };
+            let shown: Vec<Record> = page
+                .into_iter()
+                .map(|(_, entry)| entry)
+                .filter(|entry| self.is_live(entry) || self.has(ScanShowsExpired))
+                .filter(|entry| !self.has(ScanForgetsVisitors) || entry.record.id.owner().is_some())
+                .map(|entry| match self.flaw {
+                    ScanShowsThePayloadOfCreate => {
+                        let mut shown = self.shown(entry);
+                        shown.payload = entry.first.payload.clone();
+                        shown
+                    }
+                    ScanShowsTheFullTime => entry.record.clone(),
+                    _ => self.shown(entry),
+                })
+                .collect();
+            let records = match self.flaw {
+                ScanShowsTwice => [&shown[..], &shown[..]].concat(),
+                _ => shown,
+            };
+            store.place = last;
+            Ok(Page { records, next: next.map(Cursor::new), moved: false })
+        })
+        .await
+    }
+
+    async fn count(&self) -> backend::Result<Count> {
+        self.verb(async {
             let store = self.store();
-            let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-            let page: Vec<_> = store.records.range((from, Bound::Unbounded)).take(most).collect();
-            let next = page.last().filter(|_| page.len() == most).map(|(key, _)| Cursor::new((*key).clone()));
-            let records = page.into_iter().filter(|(_, entry)| self.is_live(entry)).map(|(_, entry)| self.shown(entry));
-            Ok(Page { records: records.collect(), next, moved: false })
+            let all = store.records.values().filter(|entry| self.is_live(entry) || self.has(CountsExpired));
+            let (owned, visitors): (Vec<_>, Vec<_>) = all.partition(|entry| entry.record.id.owner().is_some());
+            let (owned, visitors) = (owned.len() as u64, visitors.len() as u64);
+            Ok(match self.flaw {
+                CountsOnlyOwners => Count::new(owned, 0),
+                CountMixesUp => Count::new(visitors, owned),
+                _ => Count::new(owned, visitors),
+            })
         })
         .await
     }
@@ -958,6 +1357,10 @@ impl Backend for Wrong {
 
 /// How long a mark is good.
 const GOOD: Duration = Duration::from_secs(900);
+const TEN_MINUTES: Duration = Duration::from_secs(600);
+
+/// It forgets its clears when it is closed.
+const OPENING: i64 = 17;
 
 /// Time for others to come in between.
 async fn pause() {
@@ -992,7 +1395,9 @@ async fn examine(promise: &Promise<Wrong>, flaw: Flaw) -> Result<(), String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_a_flaw_it_keeps_every_promise() {
     for promise in Promise::all() {
-        assert_eq!(examine(&promise, Nothing).await, Ok(()), "{}", promise.name());
+        for allowed in ALLOWED {
+            assert_eq!(examine(&promise, allowed).await, Ok(()), "{}, {allowed:?}", promise.name());
+        }
     }
 }
 
