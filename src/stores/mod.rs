@@ -18,6 +18,7 @@
 //! # }
 //! ```
 
+mod cursor;
 pub mod json;
 pub mod memory;
 mod recent;

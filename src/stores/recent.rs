@@ -9,14 +9,17 @@ use std::{
 };
 
 use crate::{
-    backend::{Since, Terms},
+    backend::{Limit, Mark, Since, Terms},
+    clock::millis,
     error::{Error, ErrorKind},
     record::id::{Owner, RecordId},
 };
 
-/// Each owner's last clear, for [`REMEMBERED`]. Times are by the store's clock.
+/// Each owner's last clear, for twice [`GOOD_FOR`]: a mark that names it can be good for that long. Times are by the store's clock.
 #[derive(Debug)]
 pub(super) struct RecentClears {
+    /// Which opening of the store it is that remembers them: a random number.
+    opening: i64,
     last: HashMap<Owner, LastClear>,
     /// All clears, in the order in which they are forgotten. Those that are not their owner's last one are void.
     order: VecDeque<(Owner, Duration)>,
@@ -45,15 +48,28 @@ pub(super) struct RecentEndings {
 /// The [`Terms`] of a `create` that may have to wait until it is decided, while the request grows older.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TermsAt {
-    /// The age of the request, and when it had that age.
-    since: Option<(Duration, Duration)>,
+    since: Option<SinceAt>,
+    limit: Limit,
+    pub(super) leaves: Option<(RecordId, i64)>,
     pub(super) retry: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum SinceAt {
+    Mark(Mark),
+    /// The age of the request, and when it had that age.
+    Age(Duration, Duration),
+}
+
 impl RecentClears {
-    /// Remembers up to `most` clears, of about 100 bytes each.
-    pub(super) fn new(most: usize) -> Self {
-        Self { last: HashMap::new(), order: VecDeque::new(), most, floor: None }
+    /// Remembers up to `most` clears, of about 100 bytes each, until that opening of the store ends.
+    pub(super) fn new(most: usize, opening: i64) -> Self {
+        Self { opening, last: HashMap::new(), order: VecDeque::new(), most, floor: None }
+    }
+
+    /// The number of this opening.
+    pub(super) fn opening(&self) -> i64 {
+        self.opening
     }
 
     /// How many records the owner's last clear ended, if it had that name.
@@ -71,7 +87,7 @@ impl RecentClears {
     pub(super) fn forget(&mut self, now: Duration) {
         for _ in 0..FORGOTTEN_AT_ONCE {
             let Some(&(owner, at)) = self.order.front() else { return };
-            let is_over = now.saturating_sub(at) > REMEMBERED;
+            let is_over = now.saturating_sub(at) > 2 * GOOD_FOR;
             if !is_over && self.order.len() <= self.most {
                 return;
             }
@@ -79,6 +95,30 @@ impl RecentClears {
             if self.last.get(&owner).is_some_and(|last| last.at == at) {
                 self.last.remove(&owner);
                 self.floor = self.floor.max((!is_over).then_some(at));
+            }
+        }
+    }
+
+    /// Names the owner's last clear, if there was one lately.
+    pub(super) fn mark(&self, owner: Owner, now: Duration) -> Mark {
+        let last = self.last.get(&owner).filter(|last| now.saturating_sub(last.at) <= GOOD_FOR);
+        Mark::new(last.map(|last| last.name), millis(now)).with_opening(self.opening)
+    }
+
+    /// Whether the owner's last clear may be another one than the mark names, or the mark is too old to tell.
+    fn is_outdated(&self, mark: Mark, owner: Option<Owner>, now: Duration) -> bool {
+        let Mark { clear, taken, opening } = mark;
+        let taken = Duration::from_millis(taken);
+        if opening != self.opening || now.checked_sub(taken).is_none_or(|age| age > GOOD_FOR) {
+            return true;
+        }
+        let last = owner.and_then(|owner| self.last.get(&owner));
+        match clear {
+            Some(name) => last.is_none_or(|last| last.name != name),
+            None => {
+                let is_lately = |last: &LastClear| now.saturating_sub(last.at) <= GOOD_FOR;
+                // A clear after the mark may be among those that were forgotten early.
+                last.is_some_and(is_lately) || self.floor.is_some_and(|floor| floor >= taken)
             }
         }
     }
@@ -126,26 +166,36 @@ impl RecentEndings {
 
 impl TermsAt {
     pub(super) fn new(terms: Terms, now: impl FnOnce() -> Duration) -> Self {
-        let Terms { since, limit: _, leaves: _, retry } = terms;
-        Self {
-            since: since.and_then(|since| match since {
-                Since::Age(age) => Some((age, now())),
-                Since::Mark(_) => None,
-            }),
-            retry,
-        }
+        let Terms { since, limit, leaves, retry } = terms;
+        let since = since.map(|since| match since {
+            Since::Mark(mark) => SinceAt::Mark(mark),
+            Since::Age(age) => SinceAt::Age(age, now()),
+        });
+        // A limit may end what has an owner, and so it cannot be told in one step what became of it.
+        let leaves = leaves.filter(|(id, _)| id.owner().is_none());
+        Self { since, limit, leaves, retry }
     }
 
     /// Whether a new record of this owner is too late.
     pub(super) fn are_late(&self, clears: &RecentClears, owner: Option<Owner>, now: Duration) -> bool {
-        let Some((age, then)) = self.since else { return false };
-        let age = age.saturating_add(now.saturating_sub(then));
-        age > REMEMBERED || owner.is_some_and(|owner| clears.is_since(owner, age, now))
+        match self.since {
+            None => false,
+            Some(SinceAt::Mark(mark)) => clears.is_outdated(mark, owner, now),
+            Some(SinceAt::Age(age, then)) => {
+                let age = age.saturating_add(now.saturating_sub(then));
+                age > GOOD_FOR || owner.is_some_and(|owner| clears.is_since(owner, age, now))
+            }
+        }
     }
 
     /// Whether a clear that happens right now makes it late.
     pub(super) fn has_since(&self) -> bool {
         self.since.is_some()
+    }
+
+    /// The limit, if there is one for records of this owner.
+    pub(super) fn limit_of(&self, owner: Option<Owner>) -> Option<(Owner, Limit)> {
+        owner.zip((self.limit != Limit::None).then_some(self.limit))
     }
 }
 
@@ -157,8 +207,17 @@ pub(super) fn unknown() -> Error {
     )
 }
 
-/// For how long a clear is remembered at least, and a new record may refer to.
-pub(super) const REMEMBERED: Duration = Duration::from_secs(15 * 60);
+/// How many of an owner's live records end for a new one, or `None` if that is refused.
+pub(super) fn above(limit: Limit, live: usize) -> Option<usize> {
+    match limit {
+        Limit::None => Some(0),
+        Limit::LeastRecent(most) => Some((live + 1).saturating_sub(most).min(live)),
+        Limit::Refuse(most) => (live < most).then_some(0),
+    }
+}
+
+/// For how long a mark is good, and up to which age a request.
+const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
 const ENDINGS: Duration = Duration::from_secs(10);
 /// More than one, so that there are ever fewer.
 const FORGOTTEN_AT_ONCE: usize = 4;
@@ -182,9 +241,17 @@ mod tests {
         TermsAt::new(Terms { since, ..Terms::default() }, || now).are_late(clears, Some(owner(n)), now)
     }
 
+    /// Whether a login with that mark is late.
+    fn is_outdated(clears: &RecentClears, n: u8, mark: Mark, now: Duration) -> bool {
+        let since = Some(Since::Mark(mark));
+        TermsAt::new(Terms { since, ..Terms::default() }, || now).are_late(clears, Some(owner(n)), now)
+    }
+
+    const OPENING: i64 = 77;
+
     #[test]
-    fn a_clear_is_remembered_for_fifteen_minutes_and_then_forgotten() {
-        let mut clears = RecentClears::new(100);
+    fn a_clear_is_remembered_for_half_an_hour_and_then_forgotten() {
+        let mut clears = RecentClears::new(100, OPENING);
         clears.remember(owner(1), 7, 3, minutes(1));
         assert_eq!((clears.repeat(owner(1), 7), clears.repeat(owner(1), 8)), (Some(3), None));
         for (age, is) in [(0, false), (5, false), (6, true), (15, true), (16, true)] {
@@ -192,15 +259,109 @@ mod tests {
         }
         assert!(!is_late(&clears, 2, minutes(15), minutes(6)) && is_late(&clears, 2, minutes(16), minutes(6)));
         assert!(is_late(&clears, 1, minutes(15), minutes(15)));
-        clears.forget(minutes(16));
+        clears.forget(minutes(31));
         assert!(clears.last.len() == 1);
-        clears.forget(minutes(17));
+        clears.forget(minutes(32));
         assert!(clears.last.is_empty() && clears.order.is_empty() && clears.floor.is_none());
     }
 
     #[test]
+    fn a_mark_is_good_until_the_next_clear_and_for_fifteen_minutes() {
+        let mut clears = RecentClears::new(100, OPENING);
+        clears.remember(owner(1), 7, 0, minutes(1));
+        let (named, none) = (clears.mark(owner(1), minutes(16)), clears.mark(owner(2), minutes(16)));
+        assert_eq!((named.clear, none.clear), (Some(7), None));
+        // The clear is half an hour ago by then.
+        for (now, is) in [(16, false), (31, false), (32, true)] {
+            clears.forget(minutes(now));
+            assert_eq!(is_outdated(&clears, 1, named, minutes(now)), is, "{now}");
+            assert_eq!(is_outdated(&clears, 2, none, minutes(now)), is, "{now}");
+        }
+        let mut clears = RecentClears::new(100, OPENING);
+        clears.remember(owner(1), 7, 0, minutes(1));
+        for n in 1..=2 {
+            // One that ended nothing counts too.
+            clears.remember(owner(n), 8, 0, minutes(16));
+        }
+        assert!(is_outdated(&clears, 1, named, minutes(16)) && is_outdated(&clears, 2, none, minutes(31)));
+        // It names the new one now, and no longer names the old one.
+        assert_eq!(clears.mark(owner(1), minutes(31)).clear, Some(8));
+        assert!(!is_outdated(&clears, 1, clears.mark(owner(1), minutes(31)), minutes(46)));
+        assert_eq!(clears.mark(owner(1), minutes(32)).clear, None);
+        assert!(!is_outdated(&clears, 1, clears.mark(owner(1), minutes(32)), minutes(32)));
+    }
+
+    #[test]
+    fn a_mark_of_another_opening_or_from_the_future_is_refused() {
+        let mut clears = RecentClears::new(100, OPENING);
+        clears.remember(owner(1), 7, 0, minutes(1));
+        for n in 1..=2 {
+            let mark = clears.mark(owner(n), minutes(5));
+            assert!(!is_outdated(&clears, n, mark, minutes(5)));
+            for opening in [0, OPENING + 1, -OPENING] {
+                assert!(is_outdated(&clears, n, mark.with_opening(opening), minutes(5)));
+            }
+            // A clock that jumps back makes marks that are ahead of it.
+            assert!(is_outdated(&clears, n, mark, minutes(5) - Duration::from_millis(1)));
+            assert!(is_outdated(&clears, n, mark, Duration::ZERO));
+            for taken in [u64::MAX, mark.taken + 1] {
+                assert!(is_outdated(&clears, n, Mark { taken, ..mark }, minutes(5)));
+            }
+            // One that jumps ahead makes them old.
+            for now in [minutes(21), Duration::MAX] {
+                assert!(is_outdated(&clears, n, mark, now));
+            }
+        }
+    }
+
+    #[test]
+    fn a_mark_is_refused_if_a_clear_after_it_may_have_been_forgotten() {
+        let mut clears = RecentClears::new(2, OPENING);
+        clears.remember(owner(1), 7, 0, minutes(1));
+        let (first, none) = (clears.mark(owner(1), minutes(2)), clears.mark(owner(9), minutes(2)));
+        for n in 2..=3 {
+            clears.remember(owner(n), 7, 0, minutes(n.into()));
+        }
+        // Of the first owner nothing is known any more, and nobody was cleared after the other mark and forgotten.
+        assert!(
+            is_outdated(&clears, 1, first, minutes(5))
+                && !is_outdated(&clears, 3, clears.mark(owner(3), minutes(5)), minutes(5))
+        );
+        let before = clears.mark(owner(9), minutes(1));
+        assert!(
+            is_outdated(&clears, 9, before, minutes(5))
+                && !is_outdated(&clears, 9, Mark { taken: before.taken + 1, ..before }, minutes(5))
+        );
+        assert!(!is_outdated(&clears, 9, none, minutes(5)));
+        clears.remember(owner(4), 7, 0, minutes(4));
+        assert!(
+            is_outdated(&clears, 9, none, minutes(5))
+                && !is_outdated(&clears, 9, clears.mark(owner(9), minutes(4)), minutes(5))
+        );
+    }
+
+    #[test]
+    fn above_a_limit_as_many_end_as_are_too_many_and_never_more_than_there_are() {
+        for (limit, live, ends) in [
+            (Limit::None, 1000, Some(0)),
+            (Limit::LeastRecent(5), 4, Some(0)),
+            (Limit::LeastRecent(5), 5, Some(1)),
+            (Limit::LeastRecent(5), 9, Some(5)),
+            (Limit::LeastRecent(0), 0, Some(0)),
+            (Limit::LeastRecent(0), 3, Some(3)),
+            (Limit::LeastRecent(usize::MAX), 3, Some(0)),
+            (Limit::Refuse(5), 4, Some(0)),
+            (Limit::Refuse(5), 5, None),
+            (Limit::Refuse(5), 9, None),
+            (Limit::Refuse(0), 0, None),
+        ] {
+            assert_eq!(above(limit, live), ends, "{limit:?} {live}");
+        }
+    }
+
+    #[test]
     fn a_request_grows_older_while_its_create_waits() {
-        let mut clears = RecentClears::new(100);
+        let mut clears = RecentClears::new(100, OPENING);
         let terms = TermsAt::new(Terms { since: Some(Since::Age(minutes(0))), ..Terms::default() }, || minutes(1));
         assert!(!terms.are_late(&clears, Some(owner(1)), minutes(2)));
         clears.remember(owner(1), 7, 0, minutes(2));
@@ -210,19 +371,20 @@ mod tests {
 
     #[test]
     fn the_last_clear_of_an_owner_counts_however_many_there_were() {
-        let mut clears = RecentClears::new(100);
+        let mut clears = RecentClears::new(100, OPENING);
         for n in 0..10 {
             clears.remember(owner(1), n, n as u64, minutes(n as u64));
         }
         assert_eq!((clears.repeat(owner(1), 9), clears.repeat(owner(1), 8)), (Some(9), None));
         // The first of them is forgotten, and the last is not.
-        clears.forget(minutes(16));
+        clears.forget(minutes(31));
+        assert_eq!(clears.order.len(), 9);
         assert!(is_late(&clears, 1, minutes(8), minutes(16)) && !is_late(&clears, 1, minutes(7), minutes(16)));
     }
 
     #[test]
     fn what_is_forgotten_early_makes_everyone_late_who_came_before() {
-        let mut clears = RecentClears::new(2);
+        let mut clears = RecentClears::new(2, OPENING);
         for n in 1..=4 {
             clears.remember(owner(n), 7, 0, minutes(n.into()));
         }

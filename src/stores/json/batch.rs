@@ -12,10 +12,10 @@ use super::{
     table::{FileUsage, Kept, Space, Table},
 };
 use crate::{
-    backend::{By, Clear, Cleared, Created, Outcome},
+    backend::{By, Clear, Cleared, Created, Left, Outcome},
     error::{Error, ErrorKind},
     record::id::{Owner, RecordId},
-    stores::recent::{RecentEndings, TermsAt, unknown},
+    stores::recent::{RecentEndings, TermsAt, above, unknown},
 };
 
 /// Decides each change as if those before it had happened already. Readers see none of them yet.
@@ -36,8 +36,8 @@ pub(super) struct Batch<'a> {
     new_visitors: VecDeque<RecordId>,
     /// The records among the changes that were in the table and get a new expiry.
     extended: HashSet<RecordId>,
-    /// The records that were not in the table, so that `Clear` need not look through all changes.
-    new_of: HashMap<Owner, Vec<RecordId>>,
+    /// The records that are not in the table, so that what concerns all of an owner need not look through all changes.
+    new_of: HashMap<Owner, HashSet<RecordId>>,
     replaced: Vec<Version>,
     /// The last clear of each owner who had one in this batch: its name, and how many records it ended.
     cleared: HashMap<Owner, (i64, u64)>,
@@ -122,7 +122,7 @@ impl<'a> Batch<'a> {
     /// A bound is reached, and nothing can give way; or it is a retry that cannot be answered. Nothing is applied then.
     pub(super) fn apply(&mut self, op: Op) -> Result<OpReply, Error> {
         Ok(match op {
-            Op::Create { new, terms } => OpReply::Created(self.create(new, terms)?),
+            Op::Create { new, terms } => OpReply::Created(self.create(new, &terms)?),
             Op::Update { expected, new, retry } => OpReply::Updated(self.update(expected, new, retry)?),
             Op::Touch { id, version, ttl } => OpReply::Found(self.touch(id, version, ttl)),
             Op::Delete { id } => {
@@ -138,20 +138,51 @@ impl<'a> Batch<'a> {
         })
     }
 
-    fn create(&mut self, new: Put, terms: TermsAt) -> Result<Created, Error> {
+    fn create(&mut self, new: Put, terms: &TermsAt) -> Result<Created, Error> {
         let Put { id, version, .. } = new;
         let there = self.live(&id).map(|kept| kept.version);
         Ok(match there {
             // Since it was created it may have been written to.
-            Some(there) if there == version || self.was_written(&(id, version)) => Created::done(),
+            Some(there) if there == version || self.was_written(&(id, version)) => {
+                let left = self.left(terms.leaves);
+                if let (Left::Done, Some((visitor, _))) = (&left, terms.leaves) {
+                    self.end(visitor);
+                }
+                Created::Done { ended: Vec::new(), left }
+            }
             _ if self.is_late(id.owner(), terms) => Created::Late,
             _ if terms.retry && self.may_have_ended(&id) => return Err(unknown()),
             Some(_) => Created::Taken,
             None => {
-                self.put(new)?;
-                Created::done()
+                let Some(ended) = self.above_limit(id, terms) else { return Ok(Created::Full) };
+                let left = self.left(terms.leaves);
+                let visitor = terms.leaves.filter(|_| matches!(left, Left::Done)).map(|(visitor, _)| visitor);
+                self.put(new, ended.iter().copied().chain(visitor).collect())?;
+                Created::Done { ended, left }
             }
         })
+    }
+
+    /// The records that end for a new one because of the limit, or `None` if that is refused.
+    fn above_limit(&self, id: RecordId, terms: &TermsAt) -> Option<Vec<RecordId>> {
+        let Some((owner, limit)) = terms.limit_of(id.owner()) else { return Some(Vec::new()) };
+        let live = self.of(owner).filter_map(|id| Some((self.live(&id)?.heard, id)));
+        let mut live: Vec<(u64, RecordId)> = live.collect();
+        let ends = above(limit, live.len())?;
+        // The one that was heard of longest ago first.
+        live.sort_unstable();
+        live.truncate(ends);
+        Some(live.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// What becomes of a record that is to be left.
+    fn left(&self, leaves: Option<(RecordId, i64)>) -> Left {
+        let Some((id, version)) = leaves else { return Left::NotTried };
+        match self.live(&id) {
+            None => Left::Gone,
+            Some(kept) if kept.version != version => Left::Conflict(kept.record(id, self.now)),
+            Some(_) => Left::Done,
+        }
     }
 
     fn update(&mut self, expected: i64, new: Put, retry: bool) -> Result<Outcome, Error> {
@@ -162,7 +193,7 @@ impl<'a> Batch<'a> {
                 if new.ttl.is_zero() {
                     self.end(id);
                 } else {
-                    self.put(new)?;
+                    self.put(new, Vec::new())?;
                     self.replaced.push((id, expected));
                 }
                 Outcome::Done
@@ -183,7 +214,8 @@ impl<'a> Batch<'a> {
         let (time, expires) = self.table.time(ttl);
         self.lines.push(&Line::Touch { id, version, time });
         self.extend(id);
-        self.set(id, Some(Kept { time, expires, ..kept }));
+        let heard = self.table.next_use();
+        self.set(id, Some(Kept { time, expires, heard, ..kept }));
         true
     }
 
@@ -204,9 +236,7 @@ impl<'a> Batch<'a> {
             }
         }
         let keep = by.filter(|by| by.keep).map(|by| by.id);
-        let mut ids: Vec<RecordId> = self.table.of(owner).collect();
-        ids.extend(self.new_of.get(&owner).into_iter().flatten());
-        ids.retain(|id| Some(*id) != keep && self.is_there(id));
+        let ids: Vec<RecordId> = self.of(owner).filter(|id| Some(*id) != keep && self.is_there(id)).collect();
         let live = ids.iter().filter(|id| self.live(id).is_some()).count() as u64;
         if !ids.is_empty() {
             self.lines.push(&Line::Clear { owner, keep });
@@ -221,43 +251,47 @@ impl<'a> Batch<'a> {
         self.remove(id);
     }
 
-    fn put(&mut self, new: Put) -> Result<(), Error> {
+    /// Stores a record in whose place `ends` end.
+    fn put(&mut self, new: Put, ends: Vec<RecordId>) -> Result<(), Error> {
         let Put { id, version, ttl, payload } = new;
         // With no time to live it has expired before anyone can see it.
         if ttl.is_zero() {
+            ends.into_iter().for_each(|id| self.end(id));
             return Ok(());
         }
-        if !self.make_room(id, Line::cost(&payload)) {
+        if !self.make_room(id, Line::cost(&payload), &ends) {
             return Err(Error::new(ErrorKind::Unavailable, "the sessions in the file have reached their bound"));
         }
+        ends.iter().for_each(|id| self.remove(*id));
         let (time, expires) = self.table.time(ttl);
-        let is_new = !self.changes.contains_key(&id) && self.table.get(&id).is_none();
         match id.owner() {
-            Some(owner) if is_new => self.new_of.entry(owner).or_default().push(id),
+            Some(owner) if self.table.get(&id).is_none() => _ = self.new_of.entry(owner).or_default().insert(id),
             None if !self.is_there(&id) => self.new_visitors.push_back(id),
             _ => {}
         }
         if self.live(&id).is_some() {
             self.extend(id);
         }
-        let line = Line::Put { id, version, time, payload };
+        // In one line: whatever is torn off the end of the file, they end exactly when the new one is there.
+        let line = Line::Put { id, version, time, payload, ends };
         self.lines.push(&line);
         if let Line::Put { payload, .. } = line {
-            self.set(id, Some(Kept { version, time, expires, payload }));
+            let heard = self.table.next_use();
+            self.set(id, Some(Kept { version, time, expires, heard, payload }));
         }
         Ok(())
     }
 
-    /// Lets others give way until a record of that size fits, but none of them if that would not be enough.
-    fn make_room(&mut self, id: RecordId, cost: u64) -> bool {
+    /// Lets others give way until a record of that size fits, but none of them if that would not be enough. It takes the
+    /// place of what it had, and of `ends`.
+    fn make_room(&mut self, id: RecordId, cost: u64, ends: &[RecordId]) -> bool {
         loop {
             let own = self.cost(&id);
+            let freed: Vec<(RecordId, u64)> =
+                ends.iter().chain([&id]).filter_map(|id| Some((*id, self.cost(id)?))).collect();
             let with = |mut usage: FileUsage| {
-                let space = usage.of(&id);
-                if let Some(own) = own {
-                    space.subtract(own);
-                }
-                space.add(cost);
+                freed.iter().for_each(|(id, cost)| usage.of(id).subtract(*cost));
+                usage.of(&id).add(cost);
                 usage
             };
             if self.bounds.fit(&with(self.usage)) {
@@ -275,7 +309,7 @@ impl<'a> Batch<'a> {
             if !self.bounds.fit(&with(least)) {
                 return false;
             }
-            match self.next_to_give_way(id) {
+            match self.next_to_give_way(id, ends) {
                 Some(visitor) => self.end(visitor),
                 None => return false,
             }
@@ -288,18 +322,19 @@ impl<'a> Batch<'a> {
         expired.collect::<Vec<_>>().into_iter().for_each(|id| self.remove(id));
     }
 
-    /// The visitor's record that was not used for longest, but not `except`.
-    fn next_to_give_way(&mut self, except: RecordId) -> Option<RecordId> {
+    /// The visitor's record that was not used for longest, but not `except`, and none of those that end anyway.
+    fn next_to_give_way(&mut self, except: RecordId, ends: &[RecordId]) -> Option<RecordId> {
         while let Some((order, id)) = self.table.least_used(self.given_way) {
             self.given_way = order + 1;
             // One that was written in this batch was used just now.
             match self.changes.get(&id) {
-                None if id != except => return Some(id),
+                None if id != except && !ends.contains(&id) => return Some(id),
                 Some(Some(_)) => self.new_visitors.push_back(id),
                 _ => {}
             }
         }
-        let at = self.new_visitors.iter().position(|id| *id != except && self.live(id).is_some())?;
+        let can = |id: &RecordId| *id != except && !ends.contains(id) && self.live(id).is_some();
+        let at = self.new_visitors.iter().position(can)?;
         self.new_visitors.remove(at)
     }
 
@@ -312,6 +347,9 @@ impl<'a> Batch<'a> {
 
     fn remove(&mut self, id: RecordId) {
         self.extended.remove(&id);
+        if let Some(new) = id.owner().and_then(|owner| self.new_of.get_mut(&owner)) {
+            new.remove(&id);
+        }
         self.set(id, None);
     }
 
@@ -323,6 +361,11 @@ impl<'a> Batch<'a> {
             self.usage.of(&id).add(Line::cost(&kept.payload));
         }
         self.changes.insert(id, kept);
+    }
+
+    /// The records of an owner, in the table or in this batch, also those that have ended in it.
+    fn of(&self, owner: Owner) -> impl Iterator<Item = RecordId> {
+        self.table.of(owner).chain(self.new_of.get(&owner).into_iter().flatten().copied())
     }
 
     /// How many bytes of the usage are of that record.
@@ -347,7 +390,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Whether a new record of this owner is too late. What was cleared in this batch is cleared right now.
-    fn is_late(&self, owner: Option<Owner>, terms: TermsAt) -> bool {
+    fn is_late(&self, owner: Option<Owner>, terms: &TermsAt) -> bool {
         terms.are_late(&self.table.clears, owner, self.now)
             || terms.has_since() && owner.is_some_and(|owner| self.cleared.contains_key(&owner))
     }

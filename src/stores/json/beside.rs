@@ -12,7 +12,7 @@ use std::{
 use super::{
     disk::{Disk, Handle, read_full, write_all},
     line::{Line, Moment},
-    table::{Table, read},
+    table::{Kept, Table, read},
 };
 use crate::record::id::RecordId;
 
@@ -49,8 +49,10 @@ pub(super) fn write_to(
     let mut records = Vec::new();
     let mut next = Some(0);
     while let Some(from) = next {
-        next = read(table).some(from, &mut records);
+        next = read(table).some(from, usize::MAX, &mut records);
     }
+    // Replayed in this order, each is heard of in the order in which it was.
+    records.sort_unstable_by_key(|(_, kept)| kept.heard);
     if !without.is_empty() {
         records.retain(|(id, _)| !without.contains(id));
     }
@@ -58,7 +60,8 @@ pub(super) fn write_to(
     let mut bytes = Vec::with_capacity(CHUNK + CHUNK / 4);
     Line::Head { records: records.len() as u64, n, moment: Some(moment) }.write(None, &mut bytes);
     for (id, kept) in records {
-        Line::Put { id, version: kept.version, time: kept.time, payload: kept.payload }.write(None, &mut bytes);
+        let Kept { version, time, payload, .. } = kept;
+        Line::Put { id, version, time, payload, ends: Vec::new() }.write(None, &mut bytes);
         if bytes.len() >= CHUNK {
             if stop.load(SeqCst) {
                 return Err(io::ErrorKind::Interrupted.into());

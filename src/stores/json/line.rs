@@ -18,8 +18,8 @@ use crate::record::id::{Owner, RecordId};
 pub(super) enum Line {
     /// The first line: `records` lines follow that were written with it, and then the changes after change `n`.
     Head { records: u64, n: u64, moment: Option<Moment> },
-    /// A record was created or replaced.
-    Put { id: RecordId, version: i64, time: Expiry, payload: Payload },
+    /// A record was created or replaced, and others ended for it in the same step.
+    Put { id: RecordId, version: i64, time: Expiry, payload: Payload, ends: Vec<RecordId> },
     /// A record, if it still has that version, got a new expiry.
     Touch { id: RecordId, version: i64, time: Expiry },
     /// A record ended.
@@ -133,8 +133,14 @@ impl Line {
                 write!(out, r#""op":"file","format":1,"records":{records},"after":{n}"#)?;
                 Moment::write(moment, out)?;
             }
-            Self::Put { id, version, time: Expiry { until, ttl }, payload } => {
+            Self::Put { id, version, time: Expiry { until, ttl }, payload, ends } => {
                 write!(out, r#""op":"put","id":"{id}","version":{version},"until":{until},"ttl":{ttl},"#)?;
+                for (n, id) in ends.iter().enumerate() {
+                    write!(out, r#"{}"{id}""#, if n == 0 { r#""ends":["# } else { "," })?;
+                }
+                if !ends.is_empty() {
+                    out.extend_from_slice(b"],");
+                }
                 if payload.plain {
                     out.extend_from_slice(br#""json":"#);
                     out.extend_from_slice(&payload.bytes);
@@ -247,6 +253,8 @@ struct Fields<'a> {
     #[serde(borrow)]
     json: Option<&'a RawValue>,
     base64: Option<&'a str>,
+    #[serde(borrow, default)]
+    ends: Vec<&'a str>,
     owner: Option<&'a str>,
     keep: Option<&'a str>,
 }
@@ -267,7 +275,10 @@ impl Fields<'_> {
         let time = || Some(Expiry { until: self.until?, ttl: self.ttl? });
         let line = match self.op {
             "file" if self.format == Some(1) => Line::Head { records: self.records?, n: self.after?, moment },
-            "put" => Line::Put { id: id()?, version: self.version?, time: time()?, payload: self.payload()? },
+            "put" => {
+                let ends = self.ends.iter().map(|id| id.parse()).collect::<Result<_, _>>().ok()?;
+                Line::Put { id: id()?, version: self.version?, time: time()?, payload: self.payload()?, ends }
+            }
             "touch" => Line::Touch { id: id()?, version: self.version?, time: time()? },
             "end" => Line::End { id: id()? },
             "clear" => {
@@ -304,7 +315,8 @@ mod tests {
 
     fn put(payload: &'static [u8]) -> Line {
         let time = Expiry { until: 1_800_000_000_000, ttl: 3_600_000 };
-        Line::Put { id: OWNED.parse().unwrap(), version: i64::MAX, time, payload: Payload::new(payload.into()) }
+        let (id, payload) = (OWNED.parse().unwrap(), Payload::new(payload.into()));
+        Line::Put { id, version: i64::MAX, time, payload, ends: Vec::new() }
     }
 
     fn text(line: &Line, place: Option<Place>) -> Vec<u8> {
@@ -317,13 +329,15 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let id: RecordId = OWNED.parse().unwrap();
-        let owner = id.owner().unwrap();
+        let (owner, visitor) = (id.owner().unwrap(), "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap());
         let time = Expiry { until: u64::MAX, ttl: 0 };
         let lines = [
             Line::Head { records: 3, n: 4, moment: None },
             Line::Head { records: 3, n: 4, moment: Some(Moment { at: 1, wall: u64::MAX }) },
             put(br#"{"a":1}"#),
             put(b"\0\xff"),
+            Line::Put { id, version: 1, time, payload: Payload::new("{}".into()), ends: vec![id] },
+            Line::Put { id, version: 1, time, payload: Payload::new("".into()), ends: vec![id, visitor] },
             Line::Touch { id, version: 0, time },
             Line::End { id },
             Line::Clear { owner, keep: None },
@@ -399,8 +413,12 @@ mod tests {
             let payload = Payload::new(Bytes::from_static(payload));
             let cost = Line::cost(&payload);
             let time = Expiry { until: u64::MAX, ttl: u64::MAX };
-            let line = Line::Put { id, version: i64::MIN, time, payload };
-            assert!(text(&line, Some(Place { n: 1 << 50, synced: 1 << 50 })).len() < cost as usize);
+            for ended in [0, 1, 100] {
+                let (payload, ends) = (payload.clone(), vec![id; ended]);
+                let line = Line::Put { id, version: i64::MIN, time, payload, ends };
+                let cost = cost + ended as u64 * Line::SHORT;
+                assert!(text(&line, Some(Place { n: 1 << 50, synced: 1 << 50 })).len() < cost as usize);
+            }
         }
     }
 }

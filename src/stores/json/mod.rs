@@ -64,6 +64,20 @@
 //!   programs refuses sign-outs too, with an error.
 //! * [`close`](Sessions::close) releases the file beside the one in use, and opening takes it again.
 //!
+//! # A limit of sessions per user
+//!
+//! A login above the [limit](crate::Builder::sessions_per_key) ends the user's least recently used sessions in the same change,
+//! which a crash leaves whole or not at all, and what they took is room for the new one. A session counts as used when it was
+//! created, written, or touched, which a request that reads it does once per
+//! [`touch_interval`](crate::Builder::touch_interval). That order survives a restart: it is the order of the lines in the file.
+//! A login that ends others is not a sign-out: on a full disk it is refused, and they live on.
+//!
+//! # What the administrator's view costs
+//!
+//! Neither touches the disk, unless a session has expired and the file does not say so yet, which takes one line.
+//! [`all`](Sessions::all) looks through 1,024 places in memory at a time, and changes wait for no more than that.
+//! [`count`](Sessions::count) reads two counters, and looks at what has expired since the last change.
+//!
 //! # Time
 //!
 //! The file has a clock of its own, which begins as the wall clock and never goes back, however the wall clock is set. Idle
@@ -90,11 +104,13 @@
 //! * `until` is in milliseconds since 1970 by the file's clock, `ttl` is what it was on writing.
 //! * `at` is what the file's clock said, and `wall` the wall clock at the same time. What had expired by `at` has ended.
 //! * A payload that is not JSON is written as `base64`.
+//! * A `put` may name others that ended in the same step, as `ends`: those that a [limit](#a-limit-of-sessions-per-user) ended,
+//!   and the visitor's session of a login.
 //!
-//! What a login that is under way is checked against is not in the file: each user's last clear, which is remembered for a
-//! quarter of an hour, in memory, 65,536 of them (7 MB) at most. A login that was under way when the process ended is gone with
-//! it. With more clears than that, logins that have been under way for longer than the clears that are still known are refused
-//! too.
+//! What a login that is under way is checked against is not in the file: when each user was last signed out everywhere. It is
+//! remembered for half an hour, in memory, for 65,536 users (7 MB) at most. With more of them, logins that have been under way
+//! for longer than what is still known are refused too. A [`Login`](crate::Login) therefore ends with the process: after the
+//! file was opened again it is refused, also if it was kept in a visitor's session.
 //!
 //! When more than half of the file, and more than 1 MiB, is dead, the file is compacted: the live sessions are written to
 //! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If something is in
@@ -146,6 +162,8 @@ mod sim;
 mod storage;
 mod table;
 #[cfg(test)]
+mod terms;
+#[cfg(test)]
 mod tests;
 mod writer;
 
@@ -168,11 +186,11 @@ use self::{
     line::{Line, Payload},
     queue::{Op, OpReply, Queue, QueuedOp, closed},
     recovery::{Cut, Recovered},
-    table::{Lookup, Table, read},
+    table::{Lookup, SOME, Table, read},
     writer::Writer,
 };
 use crate::{
-    backend::{Backend, Clear, Cleared, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::{Clock, millis},
     error::{Error, ErrorKind},
     log,
@@ -181,7 +199,10 @@ use crate::{
         id::{Owner, RecordId},
     },
     sessions::{Sessions, builder::Builder},
-    stores::recent::TermsAt,
+    stores::{
+        cursor::{cursor, place},
+        recent::TermsAt,
+    },
 };
 
 /// [`Sessions`] in one file. See the [module docs](self).
@@ -378,7 +399,7 @@ impl Backend for JsonBackend {
             let table = self.read()?;
             TermsAt::new(terms, || table.now())
         };
-        match self.ask(Op::Create { new: record.into(), terms }).await? {
+        match self.ask(Op::Create { new: record.into(), terms: terms.into() }).await? {
             OpReply::Created(created) => Ok(created),
             _ => Err(mistaken().into()),
         }
@@ -415,13 +436,40 @@ impl Backend for JsonBackend {
     }
 
     async fn mark(&self, owner: Owner) -> Result<Mark> {
-        let _ = owner;
-        Err("not there yet".into())
+        let table = self.read()?;
+        Ok(table.clears.mark(owner, table.now()))
     }
 
     async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
-        let _ = (after, most);
-        Err("not there yet".into())
+        let opening = self.read()?.clears.opening();
+        let mut from = usize::try_from(place(opening, after)?)?;
+        let (mut found, most, mut next) = (Vec::new(), most.max(1), None);
+        // A page is less than full at the end, and where nearly all places are empty.
+        for _ in 0..MOST_LOOKS.max(most / SOME) {
+            next = self.read()?.some(from, most - found.len(), &mut found);
+            match next {
+                Some(next) if found.len() < most => from = next,
+                _ => break,
+            }
+        }
+        let (now, has_expired) = {
+            let table = self.read()?;
+            (table.now(), table.has_unmarked(table.now()))
+        };
+        if has_expired {
+            self.tell_of_expiry().await;
+        }
+        let live = found.into_iter().filter(|(_, kept)| kept.expires > now);
+        let records = live.map(|(id, kept)| kept.record(id, now)).collect();
+        Ok(Page { records, next: next.map(|next| cursor(opening, next as u64)), moved: false })
+    }
+
+    async fn count(&self) -> Result<Count> {
+        let (count, has_expired) = self.read()?.count();
+        if has_expired {
+            self.tell_of_expiry().await;
+        }
+        Ok(count)
     }
 
     async fn close(&self) -> Result<()> {
@@ -472,3 +520,5 @@ fn mistaken() -> Error {
 
 /// For how long a superseded secret may still sign out.
 const SUPERSEDED: Duration = Duration::from_secs(10);
+/// How often a page of a scan looks for records, [`SOME`] places each time.
+const MOST_LOOKS: usize = 256;

@@ -11,7 +11,10 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::line::{Line, Payload};
+use super::{
+    line::{Line, Payload},
+    table::Table,
+};
 use crate::{
     backend::{Clear, Cleared, Created, Outcome},
     error::{Error, ErrorKind},
@@ -19,7 +22,7 @@ use crate::{
         Record,
         id::{Owner, RecordId},
     },
-    stores::recent::TermsAt,
+    stores::recent::{TermsAt, above},
 };
 
 /// The side that sends: a channel, a count of the bytes in it, and what became of closing it.
@@ -55,7 +58,7 @@ pub(super) struct QueuedOp {
 pub(super) enum Op {
     Create {
         new: Put,
-        terms: TermsAt,
+        terms: Box<TermsAt>,
     },
     Update {
         expected: i64,
@@ -209,13 +212,23 @@ impl Op {
         }
     }
 
-    /// How many bytes it may add to the file, unless it ends something.
-    pub(super) fn growth(&self) -> u64 {
+    /// Whether it needs room in the file, because it does not only end something.
+    pub(super) fn grows(&self) -> bool {
+        !self.ends() && !matches!(self, Self::Expire)
+    }
+
+    /// How many bytes it may add to the file, if it grows.
+    pub(super) fn growth(&self, table: &Table) -> u64 {
         match self {
-            _ if self.ends() => 0,
-            Self::Create { new, .. } | Self::Update { new, .. } => Line::cost(&new.payload),
-            Self::Touch { .. } => Line::SHORT,
-            Self::Delete { .. } | Self::Clear { .. } | Self::Expire => 0,
+            _ if !self.grows() => 0,
+            Self::Create { new, terms } => {
+                // Its line names those that it ends: what is above the limit already, and one that is created before it.
+                let above = |(owner, limit)| above(limit, table.count_of(owner)).map_or(0, |above| above + 1);
+                let ends = terms.limit_of(new.id.owner()).map_or(0, above) + usize::from(terms.leaves.is_some());
+                Line::cost(&new.payload) + Line::SHORT * ends as u64
+            }
+            Self::Update { new, .. } => Line::cost(&new.payload),
+            _ => Line::SHORT,
         }
     }
 
@@ -258,7 +271,7 @@ mod tests {
         let payload = Payload::new(vec![0; size].into());
         let op = Op::Create {
             new: Put { id, version: 1, ttl: Duration::ZERO, payload },
-            terms: TermsAt::new(Terms::default(), || Duration::ZERO),
+            terms: TermsAt::new(Terms::default(), || Duration::ZERO).into(),
         };
         QueuedOp { op, answer: oneshot::channel().0 }
     }

@@ -143,7 +143,10 @@ impl Storage {
     /// # Errors
     /// The disk is full. Changes that end something fit nevertheless.
     pub(super) fn make_room(&mut self, requests: &[QueuedOp]) -> Result<(), Error> {
-        let growth = requests.iter().map(|request| request.op.growth()).sum();
+        let growth = {
+            let table = read(&self.table);
+            requests.iter().map(|request| request.op.growth(&table)).sum()
+        };
         if self.ensure(growth).is_ok() {
             return Ok(());
         }

@@ -14,7 +14,9 @@ use slab::Slab;
 
 use super::line::{Expiry, Line, Moment, Payload};
 use crate::{
+    backend::Count,
     clock::{Clock, millis},
+    random::random_version,
     record::{
         Record,
         id::{Owner, RecordId},
@@ -64,6 +66,8 @@ pub(super) struct Kept {
     pub(super) time: Expiry,
     /// When it expires by the file's clock, to the nanosecond.
     pub(super) expires: Duration,
+    /// When it was written or touched, in the order of all uses.
+    pub(super) heard: u64,
     pub(super) payload: Payload,
 }
 
@@ -106,7 +110,7 @@ impl Table {
             by_use: Mutex::default(),
             uses: AtomicU64::new(0),
             room: FileUsage::default(),
-            clears: RecentClears::new(MOST_CLEARS),
+            clears: RecentClears::new(MOST_CLEARS, random_version()),
             endings: RecentEndings::new(MOST_ENDINGS),
         }
     }
@@ -179,6 +183,11 @@ impl Table {
         all.filter_map(|&at| Some(self.entries.get(at)?.id))
     }
 
+    /// How many records an owner has, expired ones included.
+    pub(super) fn count_of(&self, owner: Owner) -> usize {
+        self.by_owner.get(&owner).map_or(0, Vec::len)
+    }
+
     /// The IDs of the expired records, the one that expired first in front.
     pub(super) fn expired(&self, now: Duration) -> impl Iterator<Item = RecordId> {
         let all = self.by_expiry.iter().take_while(move |(expires, _)| *expires <= now);
@@ -245,13 +254,28 @@ impl Table {
         (ids, bytes)
     }
 
-    /// Collects some of the live records, and returns where to go on, or `None` at the end. A record that is there the whole
-    /// time is included, whatever changes between the calls.
-    pub(super) fn some(&self, from: usize, into: &mut Vec<(RecordId, Kept)>) -> Option<usize> {
-        let (now, end) = (self.now(), from.saturating_add(SOME));
-        let entries = (from..end).filter_map(|at| self.entries.get(at)).filter(|row| row.kept.expires > now);
-        into.extend(entries.map(|Row { id, kept, .. }| (*id, kept.clone())));
+    /// Collects some of the live records, `most` of them, and returns where to go on, or `None` at the end. A record that is
+    /// there the whole time is included, whatever changes between the calls: it stays in its place.
+    pub(super) fn some(&self, from: usize, most: usize, into: &mut Vec<(RecordId, Kept)>) -> Option<usize> {
+        let (now, end, full) = (self.now(), from.saturating_add(SOME), into.len().saturating_add(most));
+        for at in from..end.min(self.entries.capacity()) {
+            if into.len() >= full {
+                return Some(at);
+            }
+            if let Some(Row { id, kept, .. }) = self.entries.get(at).filter(|row| row.kept.expires > now) {
+                into.push((*id, kept.clone()));
+            }
+        }
         (end < self.entries.capacity()).then_some(end)
+    }
+
+    /// How many live records there are, and whether others have expired, and the file does not say so yet.
+    pub(super) fn count(&self) -> (Count, bool) {
+        let (now, mut live) = (self.now(), self.room);
+        for id in self.expired(now) {
+            live.of(&id).records -= 1;
+        }
+        (Count::new(live.keyed.records as u64, live.anonymous.records as u64), self.has_unmarked(now))
     }
 
     pub(super) fn put(&mut self, id: RecordId, kept: Kept) {
@@ -324,13 +348,15 @@ impl Table {
             self.written = self.written.max(time.until.saturating_sub(time.ttl));
         }
         match line {
-            Line::Put { id, version, time, payload } => {
-                let expires = Duration::from_millis(time.until);
-                self.put(id, Kept { version, time, expires, payload });
+            Line::Put { id, version, time, payload, ends } => {
+                ends.iter().for_each(|id| self.remove(id));
+                let (expires, heard) = (Duration::from_millis(time.until), self.next_use());
+                self.put(id, Kept { version, time, expires, heard, payload });
             }
             Line::Touch { id, version, time } => {
                 let Some(kept) = self.get(&id).filter(|kept| kept.version == version).cloned() else { return };
-                self.put(id, Kept { time, expires: Duration::from_millis(time.until), ..kept });
+                let (expires, heard) = (Duration::from_millis(time.until), self.next_use());
+                self.put(id, Kept { time, expires, heard, ..kept });
             }
             Line::End { id } => self.remove(&id),
             Line::Clear { owner, keep } => {
@@ -371,27 +397,11 @@ impl Table {
         let is_news = self.has_unmarked(Duration::from_millis(at));
         self.set_marked(at);
         while self.purge() {}
-        self.order_by_age();
         is_news
     }
 
-    /// Puts visitors' records into the order in which they were last written: the file does not say when they were read.
-    fn order_by_age(&mut self) {
-        let visitors = self.entries.iter().filter(|(_, row)| row.id.owner().is_none());
-        let mut by_age: Vec<(u64, usize)> =
-            visitors.map(|(at, row)| (row.kept.time.until.saturating_sub(row.kept.time.ttl), at)).collect();
-        by_age.sort_unstable();
-        let by_use = self.by_use.get_mut().unwrap_or_else(PoisonError::into_inner);
-        by_use.clear();
-        for (_, at) in by_age {
-            let used = self.uses.fetch_add(1, Relaxed);
-            let row = &mut self.entries[at];
-            (row.used, row.order) = (AtomicU64::new(used), AtomicU64::new(used));
-            by_use.insert(used, at);
-        }
-    }
-
-    fn next_use(&self) -> u64 {
+    /// A number that is higher than all before it.
+    pub(super) fn next_use(&self) -> u64 {
         self.uses.fetch_add(1, Relaxed)
     }
 }
@@ -442,7 +452,7 @@ pub(super) fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
 
 const COPIED: usize = 4096;
 /// How many places are looked through at a time, so that a change never waits for long.
-const SOME: usize = 1024;
+pub(super) const SOME: usize = 1024;
 const MOST_CLEARS: usize = 1 << 16;
 const MOST_ENDINGS: usize = 1 << 13;
 
@@ -453,7 +463,8 @@ mod tests {
 
     fn put(table: &mut Table, id: RecordId, version: i64) {
         let (time, expires) = table.time(Duration::from_secs(version as u64 + 1));
-        table.put(id, Kept { version, time, expires, payload: Payload::new("{}".into()) });
+        let (heard, payload) = (table.next_use(), Payload::new("{}".into()));
+        table.put(id, Kept { version, time, expires, heard, payload });
     }
 
     #[test]
@@ -483,7 +494,7 @@ mod tests {
         let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
         let ahead = table.clock.now_ms() + 1_000_000;
         let time = Expiry { until: ahead + 5_000, ttl: 5_000 };
-        table.replay(Line::Put { id, version: 1, time, payload: Payload::new("{}".into()) });
+        table.replay(Line::Put { id, version: 1, time, payload: Payload::new("{}".into()), ends: Vec::new() });
         table.begin(None);
         let Lookup::Live(record) = table.load(id) else { panic!("it is live") };
         assert_eq!(record.ttl, Duration::from_secs(5));

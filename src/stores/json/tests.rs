@@ -25,7 +25,7 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    backend::{By, Clear, Cleared, Created, Outcome, Terms},
+    backend::{By, Clear, Cleared, Created, Limit, Outcome, Terms},
     clock::Clock,
     error::{Error, ErrorKind},
     random::random_version,
@@ -44,6 +44,8 @@ type Unsure = (u64, Vec<Ask>);
 #[derive(Clone, Debug)]
 pub(super) enum Ask {
     Create(RecordId, i64, u64, Bytes),
+    /// The only one of its owner from then on, and in the place of a visitor's record, if that has this version.
+    Login(RecordId, i64, u64, Bytes, (RecordId, i64)),
     Update(i64, RecordId, i64, u64, Bytes),
     Touch(RecordId, i64, u64),
     Delete(RecordId),
@@ -65,7 +67,14 @@ impl Ask {
             _ => format!(r#"{{"n":{version},"pad":"{}"}}"#, "x".repeat(random.below(200) as usize)).into(),
         };
         match random.below(16) {
-            0..5 => Self::Create(id, version, ttl.max(1), payload),
+            0..3 => Self::Create(id, version, ttl.max(1), payload),
+            3..5 => {
+                // The first two are visitors'.
+                let visitor = ids[random.below(2) as usize];
+                let known = model.get(&visitor).map_or(version, |there| there.0);
+                let leaves = if random.chance(6) || visitor == id { version } else { known };
+                Self::Login(id, version, ttl.max(1), payload, (visitor, leaves))
+            }
             5..10 => Self::Update(expected, id, version, ttl, payload),
             10..12 => Self::Touch(id, expected, ttl),
             12..15 => Self::Delete(id),
@@ -73,7 +82,7 @@ impl Ask {
         }
     }
 
-    fn op(self) -> Op {
+    pub(super) fn op(self) -> Op {
         let new = |id, version, ttl, payload| Put {
             id,
             version,
@@ -83,8 +92,13 @@ impl Ask {
         match self {
             Self::Create(id, version, ttl, payload) => Op::Create {
                 new: new(id, version, ttl, payload),
-                terms: TermsAt::new(Terms::default(), || Duration::ZERO),
+                terms: TermsAt::new(Terms::default(), || Duration::ZERO).into(),
             },
+            Self::Login(id, version, ttl, payload, leaves) => {
+                let terms = Terms { limit: Limit::from(1), leaves: Some(leaves), ..Terms::default() };
+                let terms = TermsAt::new(terms, || Duration::ZERO).into();
+                Op::Create { new: new(id, version, ttl, payload), terms }
+            }
             Self::Update(expected, id, version, ttl, payload) => {
                 Op::Update { expected, new: new(id, version, ttl, payload), retry: false }
             }
@@ -108,6 +122,15 @@ impl Ask {
         match self {
             Self::Create(id, version, ..) if live(id).is_some() => (u64::from(live(id) == Some(*version)), None),
             Self::Create(id, version, ttl, payload) => {
+                model.insert(*id, (*version, now + ttl, payload.clone()));
+                (1, None)
+            }
+            Self::Login(id, ..) if live(id).is_some() => (0, None),
+            Self::Login(id, version, ttl, payload, (visitor, leaves)) => {
+                model.retain(|other, there| match other.owner() {
+                    None => (other, there.0) != (visitor, *leaves),
+                    owner => owner != id.owner(),
+                });
                 model.insert(*id, (*version, now + ttl, payload.clone()));
                 (1, None)
             }
@@ -187,7 +210,7 @@ impl Rig {
         self.answers(asks.iter().map(|ask| ask.clone().op()))
     }
 
-    fn answers(&mut self, ops: impl Iterator<Item = Op>) -> Vec<Result<OpReply, Error>> {
+    pub(super) fn answers(&mut self, ops: impl Iterator<Item = Op>) -> Vec<Result<OpReply, Error>> {
         let (requests, answers): (Vec<_>, Vec<_>) = ops
             .map(|op| {
                 let (answer, answered) = oneshot::channel();
@@ -209,7 +232,7 @@ impl Rig {
     pub(super) fn contents(&self) -> FileModel {
         let (mut model, mut next, mut some) = (FileModel::new(), Some(0), Vec::new());
         while let Some(from) = next {
-            next = read(&self.writer.storage.table).some(from, &mut some);
+            next = read(&self.writer.storage.table).some(from, usize::MAX, &mut some);
         }
         for (id, kept) in some {
             model.insert(id, (kept.version, kept.time.until, kept.payload.bytes().clone()));
@@ -621,7 +644,7 @@ fn a_retry_brings_nothing_back_that_was_made_and_ended_in_one_batch() {
         let answers = rig.batch(&[create(id, 1_000), end]);
         assert_eq!(answers.iter().map(|answer| answer.as_ref().unwrap().count()).collect::<Vec<_>>(), [1, 1]);
         let Op::Create { new, .. } = create(id, 1_000).op() else { unreachable!() };
-        let terms = TermsAt::new(Terms { retry: true, ..Terms::default() }, || Duration::ZERO);
+        let terms = TermsAt::new(Terms { retry: true, ..Terms::default() }, || Duration::ZERO).into();
         assert!(rig.answers([Op::Create { new, terms }].into_iter())[0].is_err());
         assert!(rig.contents().is_empty());
     }
@@ -822,13 +845,13 @@ fn a_tail_torn_within_data_that_looks_like_a_line_is_cut() {
     assert!(refused.is_empty(), "{refused:?}");
 }
 
-type DiskHook = Box<dyn Fn() + Send>;
+pub(super) type DiskHook = Box<dyn Fn() + Send>;
 
 /// A disk on which something else happens while it syncs, and whose rename fails if asked to.
 #[derive(Clone)]
-struct Hooked {
+pub(super) struct Hooked {
     disk: SimDisk,
-    on_sync: Arc<Mutex<Option<DiskHook>>>,
+    pub(super) on_sync: Arc<Mutex<Option<DiskHook>>>,
     rename_fails: Arc<Mutex<bool>>,
     /// The next rename happens, and says it has not; and then nothing can be asked for a moment.
     rename_is_unsure: Arc<Mutex<u8>>,
@@ -839,7 +862,7 @@ struct Hooked {
 struct HookedFile(Arc<dyn Handle>, Hooked);
 
 impl Hooked {
-    fn new(disk: SimDisk, is_blind: bool) -> Self {
+    pub(super) fn new(disk: SimDisk, is_blind: bool) -> Self {
         Self { disk, on_sync: Arc::default(), rename_fails: Arc::default(), rename_is_unsure: Arc::default(), is_blind }
     }
     fn wrap(&self, file: Arc<dyn Handle>) -> Arc<dyn Handle> {
@@ -916,7 +939,7 @@ impl Handle for HookedFile {
     }
 }
 
-fn hooked(hooked: &Hooked, clock: &Clock, durability: Durability) -> Rig {
+pub(super) fn hooked(hooked: &Hooked, clock: &Clock, durability: Durability) -> Rig {
     let table = Arc::new(RwLock::new(Table::new(clock.clone())));
     let Recovered { journal, cut } = recovery::open(hooked, &table).unwrap();
     let (queue, incoming) = Queue::new();

@@ -85,7 +85,7 @@ impl Writer {
                 }
                 let extends = op.extends();
                 let result = match &full {
-                    Some(full) if op.growth() > 0 => Err(full.clone()),
+                    Some(full) if op.grows() => Err(full.clone()),
                     _ => batch.apply(op),
                 };
                 answers.push((answer, extends, result));

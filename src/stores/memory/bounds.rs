@@ -50,7 +50,7 @@ impl Bounds {
 
     /// Gives room back.
     pub(super) fn release(&self, id: RecordId, room: Room) {
-        if room.bytes == 0 {
+        if room == Room::default() {
             return;
         }
         let mut usage = self.lock();
@@ -58,11 +58,20 @@ impl Bounds {
         *used = used.beyond(room);
     }
 
-    /// Whether `more` for that record would fit if every visitor gave way, except the record itself, which has `has`.
-    pub(super) fn could_fit(&self, id: RecordId, more: Room, has: Room) -> bool {
-        // A record with a key is among those that stay already.
-        let own = if id.owner().is_none() { has } else { Room::default() };
-        self.fits(self.usage().keyed.and(own).and(more))
+    /// Gives a record what it needs of the room that was taken for it and that ends for it, and gives the rest back.
+    pub(super) fn exchange(&self, id: RecordId, has: Room, needs: Room, left: Option<(RecordId, Room)>) {
+        let mut usage = self.lock();
+        let used = usage.of(id);
+        *used = used.beyond(has).and(needs);
+        if let Some((id, room)) = left {
+            let used = usage.of(id);
+            *used = used.beyond(room);
+        }
+    }
+
+    /// Whether `more` would fit if every visitor gave way, except one, which has `stays`.
+    pub(super) fn could_fit(&self, more: Room, stays: Room) -> bool {
+        self.fits(self.usage().keyed.and(stays).and(more))
     }
 
     fn fits(&self, room: Room) -> bool {
@@ -128,10 +137,10 @@ mod tests {
         let (keyed, anonymous) = ids();
         let bounds = bounds(2, 20);
         assert!(bounds.take(keyed, ONE) && bounds.take(anonymous, ONE));
-        assert!(bounds.could_fit(keyed, ONE, Room::default()));
-        assert!(!bounds.could_fit(keyed, Room { sessions: 0, bytes: 11 }, ONE));
+        assert!(bounds.could_fit(ONE, Room::default()));
+        assert!(!bounds.could_fit(Room { sessions: 0, bytes: 11 }, Room::default()));
         // The visitor's own record does not give way for itself.
-        assert!(!bounds.could_fit(anonymous, Room { sessions: 0, bytes: 1 }, ONE));
-        assert!(!bounds.could_fit(anonymous, Room { sessions: 1, bytes: usize::MAX }, Room::default()));
+        assert!(!bounds.could_fit(Room { sessions: 0, bytes: 1 }, ONE));
+        assert!(!bounds.could_fit(Room { sessions: 1, bytes: usize::MAX }, Room::default()));
     }
 }

@@ -19,11 +19,26 @@
 //! first. A signed-in session never gives way: if nothing else is left, creating one more fails with
 //! [`ErrorKind::Unavailable`]. Signing out always works.
 //!
-//! Beside the sessions it remembers each user's last clear for a quarter of an hour, so that a login that was under way is refused.
-//! That takes 7 MB at most, and only if 65,536 users are cleared in that time. With more of them, logins that have been under
-//! way for longer than the clears that it still knows are refused too.
+//! Beside the sessions it remembers for half an hour when each user was last signed out everywhere, so that a login that was
+//! under way is refused. That takes 7 MB at most, and only if 65,536 users are signed out everywhere in that time. With more of
+//! them, logins that have been under way for longer than what it still knows are refused too. A
+//! [`Login`](crate::Login) is good only for the store that it was begun on: one that another process began, or this
+//! process before it was started again, is refused.
+//!
+//! # A limit of sessions per user
+//!
+//! A login above the [limit](crate::Builder::sessions_per_key) ends the user's least recently used sessions in the same step,
+//! and what they took is room for the new one. A session counts as used when it was created, written, or touched, which a
+//! request that reads it does once per [`touch_interval`](crate::Builder::touch_interval).
+//!
+//! # What the administrator's view costs
+//!
+//! [`all`](Sessions::all) locks one part of the sessions at a time, and for no more than 1,024 of them.
+//! [`count`](Sessions::count) reads a counter of each part. It first removes what has expired, as
+//! each write does with a few, and so takes longer if many sessions have expired since.
 
 mod bounds;
+mod create;
 mod shard;
 #[cfg(test)]
 mod tests;
@@ -39,18 +54,22 @@ use hashbrown::DefaultHashBuilder;
 
 use self::{
     bounds::{Bounds, Room},
-    shard::{Due, Shard, nanos},
+    shard::{Due, SOME, Shard, nanos},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::Clock,
     error::{Error, ErrorKind},
+    random::random_version,
     record::{
         Record,
         id::{Owner, RecordId},
     },
     sessions::{Sessions, builder::Builder},
-    stores::recent::{TermsAt, unknown},
+    stores::{
+        cursor::{cursor, place},
+        recent::{RecentClears, RecentEndings, TermsAt, unknown},
+    },
 };
 
 /// [`Sessions`] in memory. See the [module docs](self).
@@ -63,6 +82,8 @@ pub type MemorySessions = Sessions<MemoryBackend>;
 #[derive(Debug)]
 pub struct MemoryBackend {
     shards: Box<[Mutex<Shard>]>,
+    /// A random number, so that its marks and cursors are told from those of another one.
+    opening: i64,
     hasher: DefaultHashBuilder,
     clock: OnceLock<Clock>,
     bounds: Bounds,
@@ -125,15 +146,14 @@ impl MemoryBackend {
 
     /// Locks the shard of a record, removes a few expired records from it, and tells the time.
     fn shard(&self, id: RecordId, purge: usize) -> (MutexGuard<'_, Shard>, u64) {
-        match id.owner() {
-            Some(owner) => self.shard_of(&owner, purge),
-            None => self.shard_of(&id, purge),
-        }
+        self.shard_at(self.place_of(id), purge)
     }
 
-    fn shard_of(&self, name: &impl Hash, purge: usize) -> (MutexGuard<'_, Shard>, u64) {
-        // The tables inside a shard use the other bits.
-        let at = (self.hasher.hash_one(name) >> 32) as usize % self.shards.len();
+    fn shard_of(&self, owner: Owner, purge: usize) -> (MutexGuard<'_, Shard>, u64) {
+        self.shard_at(self.place_of_hash(owner), purge)
+    }
+
+    fn shard_at(&self, at: usize, purge: usize) -> (MutexGuard<'_, Shard>, u64) {
         let mut shard = lock(&self.shards[at]);
         let now = self.now();
         shard.clears.forget(Duration::from_nanos(now));
@@ -143,6 +163,16 @@ impl MemoryBackend {
             }
         }
         (shard, now)
+    }
+
+    /// Which shard a record is in.
+    fn place_of(&self, id: RecordId) -> usize {
+        id.owner().map_or_else(|| self.place_of_hash(id), |owner| self.place_of_hash(owner))
+    }
+
+    fn place_of_hash(&self, name: impl Hash) -> usize {
+        // The tables inside a shard use the other bits.
+        (self.hasher.hash_one(name) >> 32) as usize % self.shards.len()
     }
 
     /// Removes the record of a shard that is due first, if it has expired. Returns whether one was due.
@@ -166,36 +196,13 @@ impl MemoryBackend {
         nanos(self.clock.get_or_init(Clock::system).elapsed())
     }
 
-    /// What `create` answers without storing the record, if it does not.
-    ///
-    /// `there` is what has its name, dead or alive.
-    fn refusal(
-        shard: &Shard,
-        there: Option<u32>,
-        record: &Record,
-        terms: TermsAt,
-        now: u64,
-    ) -> Result<Option<Created>> {
-        let Record { id, version, .. } = *record;
-        let there = there.map(|at| shard.entry(at)).filter(|there| there.expires > now);
-        Ok(match there {
-            // Since this one was created it may have been written to.
-            Some(there) if there.version == version || there.first == version => Some(Created::done()),
-            _ if terms.are_late(&shard.clears, id.owner(), Duration::from_nanos(now)) => Some(Created::Late),
-            _ if terms.retry && shard.may_have_ended(id, now) => return Err(unknown().into()),
-            Some(_) => Some(Created::Taken),
-            None => None,
-        })
-    }
-
-    /// Takes room for a record that already has some (`has`, if it is there). Others give way for it if need be, but none
-    /// of them if that would not be enough.
+    /// Takes room for a record. Others give way for it if need be, but none of them if that would not be enough. Never
+    /// `except`, a visitor's record: what visitors' records have that do not give way is `stays`.
     ///
     /// No shard may be locked: making room may need any of them.
-    fn reserve(&self, id: RecordId, more: Room, has: Room) -> Result<()> {
-        let except = (has.sessions > 0).then_some(id);
+    fn reserve(&self, id: RecordId, more: Room, except: Option<RecordId>, stays: Room) -> Result<()> {
         while !self.bounds.take(id, more) {
-            let could_fit = self.bounds.could_fit(id, more, has);
+            let could_fit = self.bounds.could_fit(more, stays);
             if self.drop_any_expired() || (could_fit && self.drop_least_recently_used(except)) {
                 continue;
             }
@@ -233,9 +240,14 @@ impl Default for MemoryBackend {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let shards = (threads * SHARDS_PER_THREAD).next_power_of_two();
         let (hasher, uses) = (DefaultHashBuilder::default(), Arc::default());
-        let shard = |_| Shard::new(hasher.clone(), Arc::clone(&uses), MOST_CLEARS / shards, MOST_ENDINGS / shards);
+        let opening = random_version();
+        let shard = |_| {
+            let clears = RecentClears::new(MOST_CLEARS / shards, opening);
+            Shard::new(hasher.clone(), Arc::clone(&uses), clears, RecentEndings::new(MOST_ENDINGS / shards))
+        };
         Self {
             shards: (0..shards).map(shard).map(Mutex::new).collect(),
+            opening,
             hasher,
             clock: OnceLock::new(),
             bounds: Bounds::default(),
@@ -253,30 +265,7 @@ impl Backend for MemoryBackend {
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
         let terms = TermsAt::new(terms, || Duration::from_nanos(self.now()));
-        let room = Room::of(&record.payload);
-        if !self.bounds.take(record.id, room) {
-            let (shard, now) = self.shard(record.id, PURGE_PER_LOAD);
-            // Nothing gives way for a record that is not added; and that very record may be all that could.
-            if let Some(answer) = Self::refusal(&shard, shard.find(record.id), &record, terms, now)? {
-                return Ok(answer);
-            }
-            drop(shard);
-            self.reserve(record.id, room, Room::default())?;
-        }
-        let (mut shard, now) = self.shard(record.id, PURGE_PER_WRITE);
-        let there = shard.find(record.id);
-        match Self::refusal(&shard, there, &record, terms, now) {
-            Ok(None) => {}
-            refused => {
-                self.bounds.release(record.id, room);
-                return Ok(refused?.unwrap_or(Created::Taken));
-            }
-        }
-        if let Some(dead) = there {
-            self.remove(&mut shard, dead, now);
-        }
-        shard.insert(record, now);
-        Ok(Created::done())
+        self.create_on(record, &terms)
     }
 
     async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
@@ -303,7 +292,8 @@ impl Backend for MemoryBackend {
             if more.bytes > 0 {
                 // Others may have to give way for it, and they may be in this shard.
                 drop(shard);
-                if let Err(full) = self.reserve(record.id, more, old) {
+                let stays = if record.id.owner().is_none() { old.and(reserved) } else { Room::default() };
+                if let Err(full) = self.reserve(record.id, more, Some(record.id), stays) {
                     self.bounds.release(record.id, reserved);
                     return Err(full);
                 }
@@ -323,6 +313,7 @@ impl Backend for MemoryBackend {
         let (mut shard, now) = self.shard(id, PURGE_PER_WRITE);
         if let Some(at) = shard.live(id, now).filter(|&at| shard.entry(at).version == version) {
             shard.expire_at(at, now.saturating_add(nanos(ttl)));
+            shard.mark_heard(at);
         }
         Ok(())
     }
@@ -335,14 +326,14 @@ impl Backend for MemoryBackend {
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        let (shard, now) = self.shard_of(&owner, PURGE_PER_LOAD);
+        let (shard, now) = self.shard_of(owner, PURGE_PER_LOAD);
         let live = shard.of(owner).filter(|&at| shard.entry(at).expires > now);
         Ok(live.map(|at| shard.record(at, now)).collect())
     }
 
     async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
         let Clear { name, by } = clear;
-        let (mut shard, now) = self.shard_of(&owner, PURGE_PER_WRITE);
+        let (mut shard, now) = self.shard_of(owner, PURGE_PER_WRITE);
         if let Some(ended) = shard.clears.repeat(owner, name) {
             return Ok(Cleared::Done(ended));
         }
@@ -366,13 +357,41 @@ impl Backend for MemoryBackend {
     }
 
     async fn mark(&self, owner: Owner) -> Result<Mark> {
-        let _ = owner;
-        Err("not there yet".into())
+        let (shard, now) = self.shard_of(owner, 0);
+        Ok(shard.clears.mark(owner, Duration::from_nanos(now)))
     }
 
     async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
-        let _ = (after, most);
-        Err("not there yet".into())
+        let place = place(self.opening, after)?;
+        let (mut at, mut from) = ((place >> 32) as usize, place as u32 as usize);
+        let (mut records, most) = (Vec::new(), most.max(1));
+        // A page is less than full at the end, and where nearly all places are empty.
+        for _ in 0..MOST_LOOKS.max(most / SOME) {
+            let Some(shard) = self.shards.get(at) else { return Ok(Page { records, ..Page::default() }) };
+            let shard = lock(shard);
+            let next = shard.some(from, most - records.len(), self.now(), &mut records);
+            (at, from) = next.map_or((at + 1, 0), |next| (at, next));
+            if records.len() >= most {
+                break;
+            }
+        }
+        let next = (at < self.shards.len()).then(|| cursor(self.opening, (at as u64) << 32 | from as u64));
+        Ok(Page { records, next, moved: false })
+    }
+
+    async fn count(&self) -> Result<Count> {
+        let mut count = Count::default();
+        for at in 0..self.shards.len() {
+            let (shard, _) = loop {
+                let (shard, now) = self.shard_at(at, SOME);
+                if !shard.is_due(now) {
+                    break (shard, now);
+                }
+            };
+            count.signed_in += (shard.entries.len() - shard.visitors) as u64;
+            count.visitors += shard.visitors as u64;
+        }
+        Ok(count)
     }
 
     fn set_clock(&self, clock: Clock) {
@@ -401,6 +420,8 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 const PURGE_PER_LOAD: usize = 1;
 const PURGE_PER_WRITE: usize = 4;
 const SHARDS_PER_THREAD: usize = 4;
+/// How often a page of a scan looks for records, [`SOME`] places each time.
+const MOST_LOOKS: usize = 256;
 /// In all shards together.
 const MOST_CLEARS: usize = 1 << 16;
 const MOST_ENDINGS: usize = 1 << 13;

@@ -19,11 +19,12 @@ use slab::Slab;
 
 use super::bounds::Room;
 use crate::{
+    backend::Limit,
     record::{
         Record,
         id::{Owner, RecordId},
     },
-    stores::recent::{RecentClears, RecentEndings},
+    stores::recent::{RecentClears, RecentEndings, above},
 };
 
 /// A part of the records. All records of an owner are in the same shard, so that `list` and `clear` see one moment.
@@ -41,6 +42,10 @@ pub(super) struct Shard {
     /// Anonymous records, linked from the least to the most recently used.
     pub(super) oldest: Option<u32>,
     pub(super) newest: Option<u32>,
+    /// How many anonymous records there are.
+    pub(super) visitors: usize,
+    /// How often it has heard of records with an owner.
+    heard: u64,
     pub(super) clears: RecentClears,
     pub(super) endings: RecentEndings,
 }
@@ -58,7 +63,7 @@ pub(super) struct Entry {
     /// Its neighbours: among the records of its owner, or among the anonymous ones.
     pub(super) older: Option<u32>,
     pub(super) newer: Option<u32>,
-    /// When it was last used, if it is anonymous.
+    /// When it was last used, if it is anonymous. Otherwise when it was last heard of, which a read does not count for.
     pub(super) used: u64,
 }
 
@@ -73,8 +78,12 @@ pub(super) enum Due {
 }
 
 impl Shard {
-    /// A shard that remembers that many clears and endings.
-    pub(super) fn new(hasher: DefaultHashBuilder, uses: Arc<AtomicU64>, clears: usize, endings: usize) -> Self {
+    pub(super) fn new(
+        hasher: DefaultHashBuilder,
+        uses: Arc<AtomicU64>,
+        clears: RecentClears,
+        endings: RecentEndings,
+    ) -> Self {
         Self {
             hasher,
             uses,
@@ -84,8 +93,10 @@ impl Shard {
             due: BinaryHeap::new(),
             oldest: None,
             newest: None,
-            clears: RecentClears::new(clears),
-            endings: RecentEndings::new(endings),
+            visitors: 0,
+            heard: 0,
+            clears,
+            endings,
         }
     }
 
@@ -114,9 +125,38 @@ impl Shard {
     }
 
     /// The records of an owner, the newest first, expired ones included.
-    pub(super) fn of(&self, owner: Owner) -> impl Iterator<Item = u32> {
+    pub(super) fn of(&self, owner: Owner) -> impl Iterator<Item = u32> + Clone {
         let newest = self.by_owner.find(self.hasher.hash_one(owner), |&at| self.entry(at).id.owner() == Some(owner));
         successors(newest.copied(), |&at| self.entry(at).older)
+    }
+
+    /// The live records of an owner that end for a new one, those that were heard of longest ago, or `None` if the limit
+    /// refuses more.
+    pub(super) fn above(&self, owner: Owner, limit: Limit, now: u64) -> Option<Vec<u32>> {
+        let live = self.of(owner).filter(|&at| self.entry(at).expires > now);
+        let ends = above(limit, live.clone().count())?;
+        if ends == 0 {
+            return Some(Vec::new());
+        }
+        let mut live: Vec<u32> = live.collect();
+        live.sort_unstable_by_key(|&at| self.entry(at).used);
+        live.truncate(ends);
+        Some(live)
+    }
+
+    /// Collects live records, `most` of them, from that place on, and returns where to go on, or `None` at the end. A record
+    /// has the same place for as long as it lives.
+    pub(super) fn some(&self, from: usize, most: usize, now: u64, into: &mut Vec<Record>) -> Option<usize> {
+        let (end, full) = (from.saturating_add(SOME), into.len().saturating_add(most));
+        for at in from..end.min(self.entries.capacity()) {
+            if into.len() >= full {
+                return Some(at);
+            }
+            if self.entries.get(at).is_some_and(|entry| entry.expires > now) {
+                into.push(self.record(at as u32, now));
+            }
+        }
+        (end < self.entries.capacity()).then_some(end)
     }
 
     pub(super) fn record(&self, at: u32, now: u64) -> Record {
@@ -137,8 +177,12 @@ impl Shard {
         self.due.push(Reverse((expires, at)));
         match id.owner() {
             Some(owner) => self.link_to_owner(at, owner),
-            None => self.link(at),
+            None => {
+                self.link(at);
+                self.visitors += 1;
+            }
         }
+        self.mark_heard(at);
     }
 
     /// Replaces the contents of a record, and gives the payload that it had.
@@ -148,6 +192,7 @@ impl Shard {
         let old = std::mem::replace(&mut entry.payload, record.payload);
         self.expire_at(at, now.saturating_add(nanos(record.ttl)));
         self.mark_used(at);
+        self.mark_heard(at);
         old
     }
 
@@ -156,7 +201,10 @@ impl Shard {
         self.endings.remember(id, Duration::from_nanos(expires.min(now)), Duration::from_nanos(now));
         match id.owner() {
             Some(owner) => self.unlink_from_owner(at, owner),
-            None => self.unlink(at),
+            None => {
+                self.unlink(at);
+                self.visitors -= 1;
+            }
         }
         if let Ok(place) = self.by_id.find_entry(self.hasher.hash_one(id), |&there| there == at) {
             place.remove();
@@ -164,6 +212,11 @@ impl Shard {
         let entry = self.entries.remove(at as usize);
         self.tidy_due();
         entry
+    }
+
+    /// Whether a record may have expired that was not removed yet.
+    pub(super) fn is_due(&self, now: u64) -> bool {
+        self.due.peek().is_some_and(|Reverse((due, _))| *due <= now)
     }
 
     /// Looks at the record that is due first, and removes it if it has expired.
@@ -247,6 +300,14 @@ impl Shard {
         }
     }
 
+    /// Notes that a record with an owner was created, written or touched.
+    pub(super) fn mark_heard(&mut self, at: u32) {
+        if self.entry(at).id.owner().is_some() {
+            self.heard += 1;
+            self.entry_mut(at).used = self.heard;
+        }
+    }
+
     /// Puts an anonymous record at the newest end of the list.
     fn link(&mut self, at: u32) {
         let older = self.newest.replace(at);
@@ -312,13 +373,16 @@ impl Room {
 /// half empty.
 pub(super) const OVERHEAD: usize = size_of::<Entry>() + 2 * size_of::<(u64, u32)>() + 4 * (size_of::<u32>() + 1);
 pub(super) const MIN_DUE: usize = 64;
+/// How many places are looked through at a time, so that others never wait for long.
+pub(super) const SOME: usize = 1024;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn shard() -> Shard {
-        Shard::new(DefaultHashBuilder::default(), Arc::default(), 16, 16)
+        let (clears, endings) = (RecentClears::new(16, 1), RecentEndings::new(16));
+        Shard::new(DefaultHashBuilder::default(), Arc::default(), clears, endings)
     }
 
     fn record(id: &str, ttl: u64) -> Record {

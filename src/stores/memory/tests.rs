@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     iter::successors,
     pin::pin,
     task::{Context, Poll, Waker},
@@ -15,6 +15,7 @@ use super::{
     *,
 };
 use crate::{
+    backend::{Left, Limit, Since},
     random::{STEP, mix},
     sessions::tests::{TWO_HOURS, nothing_comes_back},
 };
@@ -33,6 +34,7 @@ struct KeptRecord {
     expires: Option<u64>,
     payload: Bytes,
     used: u64,
+    heard: u64,
 }
 
 impl Model {
@@ -42,6 +44,35 @@ impl Model {
             sessions: sum.sessions + room.sessions,
             bytes: sum.bytes + room.bytes,
         })
+    }
+
+    /// The same with a limit, and for a login that leaves a visitor's record. `None` if there is no room, `Some(None)` if the limit refuses it.
+    fn make_room_on(
+        &mut self,
+        id: RecordId,
+        more: Room,
+        bounds: (usize, usize),
+        limit: Limit,
+        leaves: Option<(RecordId, i64)>,
+    ) -> Option<Option<Vec<RecordId>>> {
+        let of_owner = self.records.iter().filter(|(there, _)| there.owner().is_some() && there.owner() == id.owner());
+        let mut ends: Vec<(u64, RecordId)> = of_owner.map(|(id, kept)| (kept.heard, *id)).collect();
+        ends.sort();
+        let most = match limit {
+            Limit::Refuse(most) if id.owner().is_some() && ends.len() >= most => return Some(None),
+            Limit::LeastRecent(most) => most,
+            _ => usize::MAX,
+        };
+        ends.truncate((ends.len() + 1).saturating_sub(most).min(ends.len()));
+        let ends: Vec<RecordId> = ends.into_iter().map(|(_, id)| id).collect();
+        let leaves = leaves.filter(|(id, version)| self.records.get(id).is_some_and(|there| there.version == *version));
+        let gone: Vec<RecordId> = ends.iter().copied().chain(leaves.map(|(id, _)| id)).collect();
+        let gone: Vec<_> = gone.iter().filter_map(|id| self.records.remove_entry(id)).collect();
+        if !self.make_room(id, more, bounds) {
+            self.records.extend(gone);
+            return None;
+        }
+        Some(Some(ends))
     }
 
     /// Whether there is room for that; then others have given way for it.
@@ -62,6 +93,13 @@ impl Model {
         self.uses += 1;
         if let Some(kept) = self.records.get_mut(&id) {
             kept.used = self.uses;
+        }
+    }
+
+    fn mark_heard(&mut self, id: RecordId) {
+        self.uses += 1;
+        if let Some(kept) = self.records.get_mut(&id) {
+            kept.heard = self.uses;
         }
     }
 }
@@ -91,6 +129,21 @@ fn backend(clock: &Clock, (max_sessions, max_bytes): (usize, usize)) -> MemoryBa
     (backend.bounds.max_sessions, backend.bounds.max_bytes) = (max_sessions, max_bytes);
     backend.set_clock(clock.clone());
     backend
+}
+
+/// All that a scan finds, with something that happens between its pages.
+fn scanned(backend: &MemoryBackend, most: usize, mut between: impl FnMut()) -> Vec<RecordId> {
+    let (mut found, mut after) = (Vec::new(), None);
+    loop {
+        let page = done(backend.scan(after, most)).unwrap();
+        assert!(page.records.len() <= most.max(1) && !page.moved);
+        found.extend(page.records.into_iter().map(|record| record.id));
+        between();
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return found,
+        }
+    }
 }
 
 /// Checks that tables, lists and counters agree.
@@ -124,6 +177,7 @@ fn check(backend: &MemoryBackend) {
             linked += 1;
         }
         assert_eq!(linked, shard.entries.iter().filter(|(_, entry)| entry.id.owner().is_none()).count());
+        assert_eq!(shard.visitors, linked);
         assert_eq!(shard.oldest.is_none(), shard.newest.is_none());
         assert_eq!((shard.by_id.len(), shard.by_owner.len()), (shard.entries.len(), owners));
         assert!(shard.due.len() <= 2 * shard.entries.len() + MIN_DUE);
@@ -169,17 +223,53 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
             }
             3..8 => {
                 let record = Record::new(id, version, ttl, payload.clone());
-                let created = done(backend.create(record, Terms::default()));
+                let limit = match random(6) {
+                    0 => Limit::Refuse(random(3) as usize),
+                    1..4 => Limit::LeastRecent(random(4) as usize),
+                    _ => Limit::None,
+                };
+                let visitor = self::id(None, random(5));
+                let leaves = (random(2) == 0 && visitor != id).then_some((visitor, random(3) as i64));
+                let other = leaves.map(|(id, version)| (version, model.records.get(&id).map(|kept| kept.version)));
+                let created = done(backend.create(record, Terms { limit, leaves, ..Terms::default() }));
                 let is_own = model.records.get(&id).is_some_and(|kept| [kept.version, kept.first].contains(&version));
-                let fits = there.is_some() || model.make_room(id, room, bounds);
-                match created {
-                    Ok(Created::Done { .. }) => assert!(fits && (there.is_none() || is_own), "{context}"),
-                    Ok(Created::Taken) => assert!(there.is_some() && !is_own, "{context}"),
-                    created => assert!(!fits, "{context}: {created:?}"),
-                }
-                if fits && there.is_none() {
-                    model.records.insert(id, KeptRecord { version, first: version, expires, payload, used: 0 });
-                    model.mark_used(id);
+                let expected = match there {
+                    Some(_) if is_own => Some(Some(Vec::new())),
+                    Some(_) => Some(None),
+                    None => model.make_room_on(id, room, bounds, limit, leaves),
+                };
+                match (created, expected) {
+                    (Ok(Created::Done { ended, left }), Some(Some(ends))) => {
+                        assert_eq!(ended, ends, "{context}");
+                        match (left, other) {
+                            (Left::NotTried, None) | (Left::Gone, Some((_, None))) => {}
+                            // It has another version, and gave way.
+                            (Left::Gone, Some((version, Some(there)))) => {
+                                assert!(version != there && !model.records.contains_key(&visitor), "{context}");
+                            }
+                            (Left::Done, Some((version, Some(there)))) => {
+                                assert_eq!(version, there, "{context}");
+                                model.records.remove(&visitor);
+                            }
+                            (Left::Conflict(record), Some((version, Some(there)))) => {
+                                assert!(
+                                    version != there && record.version == there && record.id == visitor,
+                                    "{context}"
+                                );
+                            }
+                            (left, other) => panic!("{context}: {left:?} {other:?}"),
+                        }
+                        if there.is_none() {
+                            let kept = KeptRecord { version, first: version, expires, payload, used: 0, heard: 0 };
+                            model.records.insert(id, kept);
+                            model.mark_used(id);
+                            model.mark_heard(id);
+                        }
+                    }
+                    (Ok(Created::Taken), Some(None)) => assert!(there.is_some(), "{context}"),
+                    (Ok(Created::Full), Some(None)) => assert!(there.is_none(), "{context}"),
+                    (Err(_), None) => {}
+                    (created, expected) => panic!("{context}: {created:?} {expected:?}"),
                 }
             }
             8..11 => {
@@ -199,8 +289,10 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                         assert_eq!(updated.is_ok(), fits, "{context}");
                         if fits {
                             let first = model.records[&id].first;
-                            model.records.insert(id, KeptRecord { version, first, expires, payload, used: 0 });
+                            let kept = KeptRecord { version, first, expires, payload, used: 0, heard: 0 };
+                            model.records.insert(id, kept);
                             model.mark_used(id);
+                            model.mark_heard(id);
                         }
                     }
                 }
@@ -209,6 +301,7 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                 done(backend.touch(id, version, ttl)).unwrap();
                 if let Some(kept) = model.records.get_mut(&id).filter(|kept| kept.version == version) {
                     kept.expires = expires;
+                    model.mark_heard(id);
                 }
             }
             13 => {
@@ -239,6 +332,16 @@ fn run(seed: u64, bounds: (usize, usize), steps: usize) {
                     }
                 }
             }
+        }
+        if random(10) == 0 {
+            let model = model.records.iter().filter(|(_, kept)| kept.expires.is_none_or(|at| at > now));
+            let (keyed, visitors): (Vec<_>, Vec<_>) = model.map(|(id, _)| *id).partition(|id| id.owner().is_some());
+            let count = done(backend.count()).unwrap();
+            assert_eq!((count.signed_in, count.visitors), (keyed.len() as u64, visitors.len() as u64), "{context}");
+            let mut found = scanned(&backend, random(4) as usize, || {});
+            found.sort();
+            let all: BTreeSet<RecordId> = keyed.into_iter().chain(visitors).collect();
+            assert!(found.iter().eq(&all), "{context}");
         }
         // One with no time to live may stand until somebody comes by, and is nothing to anybody.
         check(&backend);
@@ -288,6 +391,130 @@ fn a_name_that_is_taken_takes_nobodys_place() {
     assert!(done(backend.delete(id(None, 2))).unwrap());
     assert!(matches!(create(id(Some(1), 1), 1), Created::Done { .. }));
     assert!(matches!(create(id(None, 1), 2), Created::Taken));
+}
+
+fn record(id: RecordId) -> Record {
+    Record::new(id, 1, Duration::from_secs(100), Bytes::from_static(b"{}"))
+}
+
+fn ended(created: Result<Created>) -> Vec<RecordId> {
+    match created {
+        Ok(Created::Done { ended, .. }) => ended,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Each of them ends another one and the record of a visitor, in a store that has no room for one more.
+#[test]
+fn p19_a_hundred_logins_at_once_leave_as_many_as_the_limit() {
+    for (max_sessions, visitors) in [(usize::MAX, 100), (5 + 100, 100), (5, 0)] {
+        let backend = backend(&Clock::system(), (max_sessions, usize::MAX));
+        for n in 0..visitors {
+            ended(done(backend.create(record(id(None, n)), Terms::default())));
+        }
+        let most = |n: usize| Terms { limit: Limit::from(n), ..Terms::default() };
+        let logins = |from: u64| {
+            (from..from + 25).flat_map(|n| {
+                let leaves = Some((id(None, n), 1));
+                let gone = ended(done(backend.create(record(id(Some(1), n)), Terms { leaves, ..most(5) })));
+                let listed = done(backend.list(Owner::from([1; 16]))).unwrap();
+                assert!(listed.len() <= 5);
+                for there in listed {
+                    done(backend.touch(there.id, 1, Duration::from_secs(100))).unwrap();
+                }
+                gone
+            })
+        };
+        let gone: Vec<RecordId> = std::thread::scope(|scope| {
+            let threads = [0, 25, 50, 75].map(|from| scope.spawn(move || logins(from).collect::<Vec<_>>()));
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        let left = done(backend.list(Owner::from([1; 16]))).unwrap();
+        let all: BTreeSet<RecordId> = gone.iter().copied().chain(left.iter().map(|there| there.id)).collect();
+        assert_eq!((gone.len(), left.len(), all.len(), backend.sessions()), (95, 5, 100, 5));
+        check(&backend);
+    }
+}
+
+#[test]
+fn above_the_limit_the_one_heard_of_longest_ago_ends_whatever_was_read() {
+    let clock = Clock::manual();
+    let backend = backend(&clock, (usize::MAX, usize::MAX));
+    let user = |n| id(Some(1), n);
+    let create = |n, limit| done(backend.create(record(user(n)), Terms { limit, ..Terms::default() }));
+    for n in 0..3 {
+        assert!(ended(create(n, 3.into())).is_empty());
+    }
+    assert!(done(backend.load(user(1))).unwrap().is_some());
+    done(backend.touch(user(0), 1, Duration::from_secs(100))).unwrap();
+    assert!(matches!(done(backend.update(1, record(user(2)), false)), Ok(Outcome::Done)));
+    for (new, gone) in [(3, 1), (4, 0), (5, 2), (6, 3)] {
+        assert_eq!(ended(create(new, 3.into())), [user(gone)]);
+    }
+    assert!(matches!(create(7, Limit::refuse(3)), Ok(Created::Full)));
+    assert_eq!(done(backend.list(Owner::from([1; 16]))).unwrap().len(), 3);
+    // It may have been lowered, even to none.
+    assert_eq!(ended(create(7, 2.into())), [user(4), user(5)]);
+    assert_eq!(ended(create(8, 0.into())), [user(6), user(7)]);
+    // What was ended was not never there.
+    let terms = Terms { retry: true, limit: 3.into(), ..Terms::default() };
+    assert!(done(backend.create(record(user(7)), terms)).is_err());
+    // What has expired does not count, and does not end again.
+    ended(create(9, 2.into()));
+    clock.advance(Duration::from_secs(100));
+    assert!(ended(create(10, Limit::refuse(1))).is_empty());
+}
+
+#[test]
+fn a_mark_is_good_until_the_next_clear_and_only_for_its_store() {
+    let clock = Clock::manual();
+    let stores = [(); 2].map(|()| backend(&clock, (usize::MAX, usize::MAX)));
+    let owner = Owner::from([1; 16]);
+    let create = |backend: &MemoryBackend, n, mark| {
+        let since = Some(Since::Mark(mark));
+        done(backend.create(record(id(Some(1), n)), Terms { since, ..Terms::default() })).unwrap()
+    };
+    let first = done(stores[0].mark(owner)).unwrap();
+    assert!(matches!(create(&stores[0], 0, first), Created::Done { .. }));
+    assert!(matches!(create(&stores[1], 0, first), Created::Late));
+    for (name, before) in [(7, first), (8, done(stores[0].mark(owner)).unwrap())] {
+        assert!(matches!(done(stores[0].clear(owner, Clear { name, by: None })), Ok(Cleared::Done(_))));
+        let after = done(stores[0].mark(owner)).unwrap();
+        assert_eq!(after.clear, Some(name));
+        assert!(matches!(create(&stores[0], 1, before), Created::Late));
+        assert!(matches!(create(&stores[0], 1, after), Created::Done { .. }));
+        clock.advance(Duration::from_secs(15 * 60));
+        assert!(matches!(create(&stores[0], 2, after), Created::Done { .. }));
+        clock.advance(Duration::from_millis(1));
+        assert!(matches!(create(&stores[0], 3, after), Created::Late));
+    }
+}
+
+#[test]
+fn a_scan_finds_what_is_there_all_the_time_whatever_changes_between_its_pages() {
+    let backend = backend(&Clock::manual(), (usize::MAX, usize::MAX));
+    let ids: Vec<RecordId> = (0..3_000).map(|n| id((n % 2 == 0).then_some((n % 7) as u8), n)).collect();
+    for id in &ids {
+        ended(done(backend.create(record(*id), Terms::default())));
+    }
+    for most in [0, 1, 10, 2_000, usize::MAX] {
+        let mut n = 0;
+        let found = scanned(&backend, most, || {
+            // Some are written, and some end, whose places others take.
+            n = (n + 3) % 3_000;
+            assert!(matches!(done(backend.update(1, record(ids[n + 1]), false)), Ok(Outcome::Done)));
+            assert!(done(backend.delete(ids[n])).unwrap());
+            ended(done(backend.create(record(ids[n]), Terms::default())));
+        });
+        let found: BTreeSet<RecordId> = found.into_iter().collect();
+        assert!(ids.iter().enumerate().all(|(n, id)| n % 3 == 0 || found.contains(id)), "{most}");
+    }
+    let other = self::backend(&Clock::manual(), (usize::MAX, usize::MAX));
+    let page = done(backend.scan(None, 10)).unwrap();
+    assert!(page.next.is_some() && done(other.scan(page.next, 10)).is_err());
+    for end in [u64::MAX, u64::from(u32::MAX), 1 << 32] {
+        assert!(done(backend.scan(Some(cursor(backend.opening, end)), 10)).is_ok());
+    }
 }
 
 /// With one shard nothing is left to chance: what has expired is gone with the next write.

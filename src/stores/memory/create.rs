@@ -1,0 +1,141 @@
+//! Creating a record: whether it may be, what ends for it, and the room that it takes.
+
+use std::{sync::MutexGuard, time::Duration};
+
+use super::{MemoryBackend, PURGE_PER_WRITE, bounds::Room, lock, shard::Shard};
+use crate::{
+    backend::{Created, Left, Result},
+    record::{Record, id::RecordId},
+    stores::recent::{TermsAt, unknown},
+};
+
+/// What becomes of a record that is to be created.
+enum Admission {
+    /// It is stored, and these end because of the limit.
+    New {
+        ends: Vec<u32>,
+    },
+    /// This very record is there already.
+    Repeated,
+    Refused(Created),
+}
+
+impl MemoryBackend {
+    pub(super) fn create_on(&self, record: Record, terms: &TermsAt) -> Result<Created> {
+        let (id, needs) = (record.id, Room::of(&record.payload));
+        let mut reserved = Room::default();
+        loop {
+            let (mut pair, now) = self.pair(id, terms.leaves.map(|(id, _)| id), PURGE_PER_WRITE);
+            let there = pair.shard.find(id);
+            let admission = Self::admit(&pair.shard, there, &record, terms, now);
+            if !matches!(admission, Ok(Admission::New { .. })) {
+                self.bounds.release(id, reserved);
+            }
+            let (left, leaving) = pair.leaving(terms.leaves, now);
+            let ends = match admission? {
+                Admission::New { ends } => ends,
+                Admission::Repeated => {
+                    if let Some(leaving) = leaving {
+                        pair.leave(leaving, now);
+                        self.bounds.release(leaving.id, leaving.room);
+                    }
+                    return Ok(Created::Done { ended: Vec::new(), left });
+                }
+                Admission::Refused(answer) => return Ok(answer),
+            };
+            if let Some(dead) = there {
+                self.remove(&mut pair.shard, dead, now);
+            }
+            // What ends for it makes room for it.
+            let freed = ends.iter().fold(Room::default(), |sum, &at| sum.and(pair.shard.entry(at).room()));
+            let gone = leaving.map_or(Room::default(), |leaving| leaving.room);
+            let more = needs.beyond(freed.and(gone)).beyond(reserved);
+            if self.bounds.take(id, more) {
+                let ended = ends.into_iter().map(|at| pair.shard.remove(at, now).id).collect();
+                if let Some(leaving) = leaving {
+                    pair.leave(leaving, now);
+                }
+                let left_room = leaving.map(|leaving| (leaving.id, leaving.room));
+                self.bounds.exchange(id, freed.and(reserved).and(more), needs, left_room);
+                pair.shard.insert(record, now);
+                return Ok(Created::Done { ended, left });
+            }
+            // Others have to give way, and they may be in any shard.
+            drop(pair);
+            let of_visitors = if id.owner().is_none() { reserved } else { Room::default() };
+            let except = leaving.map(|leaving| leaving.id);
+            if let Err(full) = self.reserve(id, more, except, gone.and(of_visitors)) {
+                self.bounds.release(id, reserved);
+                return Err(full);
+            }
+            reserved = reserved.and(more);
+        }
+    }
+
+    /// Locks the shard of a record, and that of another one, removes a few expired records, and tells the time.
+    fn pair(&self, id: RecordId, other: Option<RecordId>, purge: usize) -> (Pair<'_>, u64) {
+        let at = self.place_of(id);
+        let other = other.map(|id| self.place_of(id)).filter(|other| *other != at);
+        // Always the lower one first. Nothing else locks two.
+        let before = other.filter(|other| *other < at).map(|other| lock(&self.shards[other]));
+        let (shard, _) = self.shard_at(at, purge);
+        let other = before.or_else(|| other.map(|other| lock(&self.shards[other])));
+        (Pair { shard, other }, self.now())
+    }
+
+    /// Decides whether a record is stored.
+    ///
+    /// `there` is what has its name, dead or alive.
+    fn admit(shard: &Shard, there: Option<u32>, record: &Record, terms: &TermsAt, now: u64) -> Result<Admission> {
+        let Record { id, version, .. } = *record;
+        let there = there.map(|at| shard.entry(at)).filter(|there| there.expires > now);
+        Ok(match there {
+            // Since this one was created it may have been written to.
+            Some(there) if there.version == version || there.first == version => Admission::Repeated,
+            _ if terms.are_late(&shard.clears, id.owner(), Duration::from_nanos(now)) => {
+                Admission::Refused(Created::Late)
+            }
+            _ if terms.retry && shard.may_have_ended(id, now) => return Err(unknown().into()),
+            Some(_) => Admission::Refused(Created::Taken),
+            None => {
+                let limited = terms.limit_of(id.owner());
+                let ends = limited.map_or(Some(Vec::new()), |(owner, limit)| shard.above(owner, limit, now));
+                ends.map_or(Admission::Refused(Created::Full), |ends| Admission::New { ends })
+            }
+        })
+    }
+}
+
+/// The shard of the new record, and that of the visitor's record that it leaves. Both are locked, so that one is there exactly
+/// when the other one is gone.
+struct Pair<'a> {
+    shard: MutexGuard<'a, Shard>,
+    /// `None` if it is the same one, or no record is left.
+    other: Option<MutexGuard<'a, Shard>>,
+}
+
+/// A record that is about to end.
+#[derive(Clone, Copy)]
+struct Leaving {
+    id: RecordId,
+    at: u32,
+    room: Room,
+}
+
+impl Pair<'_> {
+    /// Says what becomes of the record that is to be left, and finds it if it is to end.
+    fn leaving(&self, leaves: Option<(RecordId, i64)>, now: u64) -> (Left, Option<Leaving>) {
+        let Some((id, version)) = leaves else { return (Left::NotTried, None) };
+        let shard = self.other.as_deref().unwrap_or(&self.shard);
+        match shard.live(id, now) {
+            None => (Left::Gone, None),
+            Some(at) if shard.entry(at).version != version => (Left::Conflict(shard.record(at, now)), None),
+            Some(at) => (Left::Done, Some(Leaving { id, at, room: shard.entry(at).room() })),
+        }
+    }
+
+    /// Ends that record. Its room is still to be given back.
+    fn leave(&mut self, leaving: Leaving, now: u64) {
+        self.other.as_deref_mut().unwrap_or(&mut self.shard).remove(leaving.at, now);
+    }
+}
