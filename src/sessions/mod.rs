@@ -121,11 +121,15 @@ impl<B: Backend> Sessions<B> {
                 });
                 let created = engine.create(contents?, &new, None, None, false).await?;
                 orphan.disarm();
-                match created {
-                    NewSession::Done { id, .. } => Ok(id),
-                    NewSession::Late => Err(Error::cleared()),
-                    NewSession::Full => Err(Error::full()),
+                let refused = match created {
+                    NewSession::Done { id, .. } => return Ok(id),
+                    NewSession::Late => Error::cleared(),
+                    NewSession::Full => Error::full(),
+                };
+                if let Some(why) = refused.refusal() {
+                    engine.tell(EventKind::Refused(why), None, Some(key.as_ref()));
                 }
+                Err(refused)
             })
             .await
     }

@@ -110,6 +110,8 @@ async fn p24_who_is_signed_out_by_the_limit_is_told_and_who_is_refused_too() {
     assert_eq!(all.len(), 3);
 
     let (sessions, told) = audited(&store, Limit::refuse(1));
+    assert_eq!(sessions.create("ada", json!({})).await.unwrap_err().kind(), ErrorKind::Full);
+    assert_eq!(kinds(&told), [EventKind::Refused(Refusal::Full)]);
     let client = Client::new(&SessionLayer::new(sessions));
     let answer = client.does(bind_ada).await;
     assert_eq!(answer.status, StatusCode::CONFLICT);
