@@ -21,7 +21,7 @@ use super::{
     value::{Known, MAX_INLINE, NewValue, Stored, times, unreadable},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Cursor, Mark, Outcome, Page, Result, Since, Terms},
+    backend::{Backend, By, Clear, Cleared, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     random::random,
@@ -37,43 +37,45 @@ pub type RedisSessions = Sessions<RedisBackend>;
 
 /// A [`Backend`] that keeps records in Redis or Valkey. See [the module](super).
 pub struct RedisBackend {
-    link: Link,
-    keys: Keyspace,
-    time: ServerTime,
-    deadline: Duration,
+    pub(super) link: Link,
+    pub(super) keys: Keyspace,
+    pub(super) time: ServerTime,
+    pub(super) deadline: Duration,
     /// How much longer a user's key lives than the longest session in it, in milliseconds.
     extra: i64,
 }
 
 /// A script that writes, and what it is told.
-struct Write<'a> {
-    script: &'a Script,
-    key: &'a str,
+pub(super) struct Write<'a> {
+    pub(super) script: &'a Script,
+    pub(super) key: &'a str,
+    /// The key of a record that ends in the same step.
+    pub(super) leaves: Option<&'a str>,
     /// The version that it writes, or the name of a clear: what it is recognised by if it is delivered twice.
-    nonce: i64,
+    pub(super) nonce: i64,
     /// Empty for an anonymous record.
-    sid: &'a str,
+    pub(super) sid: &'a str,
     /// The age of the request, for which a clear since then counts.
-    age: Option<Duration>,
+    pub(super) age: Option<Duration>,
     /// The caller has called it before.
-    retry: bool,
+    pub(super) retry: bool,
 }
 
 /// The arguments of a script after those of a [`Write`].
-type Args<'a> = Vec<Cow<'a, [u8]>>;
+pub(super) type Args<'a> = Vec<Cow<'a, [u8]>>;
 
 /// What an attempt to write knows.
-struct Attempt<'a> {
+pub(super) struct Attempt<'a> {
     /// The server's time, in milliseconds since 1970, or a little before.
-    now: i64,
+    pub(super) now: i64,
     /// The last clear of the owner, if the server has named it.
-    named: &'a [u8],
+    pub(super) named: &'a [u8],
 }
 
 /// The answer of a script.
-struct Reply {
-    code: i64,
-    rest: Vec<Value>,
+pub(super) struct Reply {
+    pub(super) code: i64,
+    pub(super) rest: Vec<Value>,
 }
 
 impl RedisBackend {
@@ -113,7 +115,7 @@ impl RedisBackend {
     /// Sends a script as to a server that does not know its hash. It finds no record.
     pub(super) async fn run_by_text(&self, owner: Owner) -> std::result::Result<(), Failure> {
         let key = self.keys.owner(owner);
-        let call = ScriptCall { key: &key, args: &[b"x"[..].into()], age: None, again: &AtomicBool::new(false) };
+        let call = ScriptCall { keys: &[&key], args: &[b"x"[..].into()], age: None, again: &AtomicBool::new(false) };
         self.send(&Operation::ByText(&scripts::LOOK, &call), self.slot(&key)).await.map(drop)
     }
 
@@ -128,11 +130,11 @@ impl RedisBackend {
     }
 
     /// Computed only where it says which server has the key.
-    fn slot(&self, key: &str) -> usize {
+    pub(super) fn slot(&self, key: &str) -> usize {
         if matches!(self.link.source(), Source::Cluster(_) | Source::Own(_)) { slot(key) } else { 0 }
     }
 
-    async fn one(&self, command: Cmd, key: &str) -> std::result::Result<Value, Failure> {
+    pub(super) async fn one(&self, command: Cmd, key: &str) -> std::result::Result<Value, Failure> {
         self.link.send_one(command, self.slot(key), Instant::now() + self.deadline).await
     }
 
@@ -144,7 +146,7 @@ impl RedisBackend {
     ///
     /// The server refuses a write that arrives too late by its own clock. It also refuses if its clock is not known yet or was
     /// set. The refusal tells its time, so the script is then sent a second time. So it is if a create has to name a clear.
-    async fn write<'a>(
+    pub(super) async fn write<'a>(
         &self,
         write: &'a Write<'a>,
         args: impl Fn(&Attempt<'_>) -> Args<'a>,
@@ -155,6 +157,8 @@ impl RedisBackend {
         let age = write.age.map(|age| (age, begun));
         let window = (millis(self.deadline) + CLOCK_SLACK).to_string();
         let nonce = write.nonce.to_be_bytes();
+        let both = write.leaves.map(|leaves| [write.key, leaves]);
+        let keys = both.as_ref().map_or(std::slice::from_ref(&write.key), |both| &both[..]);
         // A refused write was not applied, but one whose answer was lost before the refusal may have been.
         let lost = AtomicBool::new(write.retry);
         let (mut named, mut may_learn, mut may_name) = (Vec::new(), true, NAMINGS);
@@ -164,7 +168,7 @@ impl RedisBackend {
             let mut all: Args<'_> = first.into_iter().map(Cow::Borrowed).collect();
             all.extend(args(&Attempt { now, named: &named }));
             let sent = Instant::now();
-            let call = ScriptCall { key: write.key, args: &all, age, again: &lost };
+            let call = ScriptCall { keys, args: &all, age, again: &lost };
             let (reply, now) = Reply::read(self.run(write.script, &call, slot, until).await?)?;
             self.time.learn(slot, now, sent, Instant::now());
             match (reply.code, <[Value; 1]>::try_from(reply.rest)) {
@@ -185,7 +189,7 @@ impl RedisBackend {
     }
 
     /// Runs a script by its hash, or by its text if the server does not know the hash.
-    async fn run(
+    pub(super) async fn run(
         &self,
         script: &Script,
         call: &ScriptCall<'_>,
@@ -202,11 +206,11 @@ impl RedisBackend {
     }
 
     /// Reads a record and the server's time.
-    async fn look(&self, id: RecordId, key: &str) -> Result<Option<Record>> {
+    pub(super) async fn look(&self, id: RecordId, key: &str) -> Result<Option<Record>> {
         let (slot, sent) = (self.slot(key), Instant::now());
         let sid = id.owner().map(|_| Cow::from(id.sid().as_bytes()));
         let args: Args<'_> = sid.into_iter().collect();
-        let call = ScriptCall { key, args: &args, age: None, again: &AtomicBool::new(false) };
+        let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
         let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await.map_err(foreign)?;
         let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
         let mut parts = parts.into_iter();
@@ -231,7 +235,7 @@ impl RedisBackend {
     }
 
     /// The time to live of the Redis key of a record that is to live for `ttl`.
-    fn life(&self, id: RecordId, ttl: i64) -> i64 {
+    pub(super) fn life(&self, id: RecordId, ttl: i64) -> i64 {
         ttl + if id.owner().is_some() { self.extra } else { KEEP }
     }
 }
@@ -269,26 +273,7 @@ impl Backend for RedisBackend {
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
-        let Terms { since, limit: _, leaves: _, retry } = terms;
-        let (id, ttl, key) = (record.id, ttl(record.ttl), self.keys.of(record.id));
-        let age = since.and_then(|since| match since {
-            Since::Age(age) => Some(age),
-            Since::Mark(_) => None,
-        });
-        let (value, payload) = new_value(&record, None);
-        let life = self.life(id, ttl).to_string();
-        let write = Write { script: &scripts::CREATE, key: &key, nonce: record.version, sid: sid(&id), age, retry };
-        let args = |attempt: &Attempt<'_>| -> Args<'_> {
-            let value = value.at(attempt.now, ttl).into_bytes();
-            vec![value.into(), payload.into(), life.as_bytes().into(), attempt.named.to_vec().into()]
-        };
-        match self.write(&write, args).await?.code {
-            DONE => Ok(Created::done()),
-            NOT_THERE => Ok(Created::Taken),
-            CLEARED_SINCE => Ok(Created::Late),
-            UNKNOWN => Err(unknown().into()),
-            _ => Err(Failure::garbage().into()),
-        }
+        self.create_on(record, terms).await
     }
 
     async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
@@ -297,8 +282,15 @@ impl Backend for RedisBackend {
         let (value, payload) = new_value(&record, known.as_ref());
         let (life, ttl_text, extra) = (self.life(id, ttl).to_string(), ttl.to_string(), self.extra.to_string());
         let expected_bytes = expected.to_be_bytes();
-        let write =
-            Write { script: &scripts::UPDATE, key: &key, nonce: record.version, sid: sid(&id), age: None, retry };
+        let write = Write {
+            script: &scripts::UPDATE,
+            key: &key,
+            leaves: None,
+            nonce: record.version,
+            sid: sid(&id),
+            age: None,
+            retry,
+        };
         let args = |attempt: &Attempt<'_>| -> Args<'_> {
             let value = value.at(attempt.now, ttl);
             let known = known.as_ref().filter(|_| ttl > 0);
@@ -330,8 +322,15 @@ impl Backend for RedisBackend {
     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
         let (ttl, key) = (self::ttl(ttl), self.keys.of(id));
         let (life, ttl_text, extra) = (self.life(id, ttl).to_string(), ttl.to_string(), self.extra.to_string());
-        let write =
-            Write { script: &scripts::TOUCH, key: &key, nonce: version, sid: sid(&id), age: None, retry: false };
+        let write = Write {
+            script: &scripts::TOUCH,
+            key: &key,
+            leaves: None,
+            nonce: version,
+            sid: sid(&id),
+            age: None,
+            retry: false,
+        };
         let args = |attempt: &Attempt<'_>| -> Args<'_> {
             let (ends, used) = times(attempt.now, ttl);
             let rest = [&ttl_text, &life, &extra].map(|text| Cow::from(text.as_bytes()));
@@ -344,39 +343,14 @@ impl Backend for RedisBackend {
     async fn delete(&self, id: RecordId) -> Result<bool> {
         let (key, extra) = (self.keys.of(id), self.extra.to_string());
         let nonce = i64::from_be_bytes(random()?);
-        let write = Write { script: &scripts::DELETE, key: &key, nonce, sid: sid(&id), age: None, retry: false };
+        let write =
+            Write { script: &scripts::DELETE, key: &key, leaves: None, nonce, sid: sid(&id), age: None, retry: false };
         let reply = self.write(&write, |_: &Attempt<'_>| vec![extra.as_bytes().into()]).await;
         Ok(reply.map_err(foreign)?.code == DONE)
     }
 
     async fn list(&self, owner: Owner) -> Result<Vec<Record>> {
-        let key = self.keys.owner(owner);
-        let mut scan = redis::cmd("HSCAN");
-        scan.arg(&key).arg(0).arg("COUNT").arg(PAGE);
-        let answer = self.one(scan, &key).await.map_err(foreign)?;
-        let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
-        let found = match <[Value; 2]>::try_from(parts) {
-            Ok([Value::BulkString(cursor), Value::Array(all)]) if cursor == b"0" => pairs(all)?,
-            Ok([Value::BulkString(_), Value::Array(_)]) => {
-                // A cursor is worth nothing after a failover: what it skips then would seem to have ended.
-                let mut keys = redis::cmd("HKEYS");
-                keys.arg(&key);
-                let Value::Array(fields) = self.one(keys, &key).await? else { return Err(Failure::garbage().into()) };
-                let fields = fields.into_iter().map(text).collect::<Result<Vec<_>>>()?;
-                let mut found = Vec::with_capacity(fields.len());
-                for page in fields.chunks(PAGE) {
-                    let mut get = redis::cmd("HMGET");
-                    get.arg(&key).arg(page);
-                    let Value::Array(values) = self.one(get, &key).await? else {
-                        return Err(Failure::garbage().into());
-                    };
-                    found.extend(page.iter().cloned().zip(values));
-                }
-                found
-            }
-            _ => return Err(Failure::garbage().into()),
-        };
-        self.records(owner, &key, found).await
+        self.list_all(owner).await
     }
 
     async fn clear(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
@@ -390,7 +364,8 @@ impl Backend for RedisBackend {
             Some(By { id, version, keep }) => (id.sid(), *keep, *version),
         };
         let version = version.to_be_bytes();
-        let write = Write { script: &scripts::CLEAR, key: &key, nonce: name, sid, age: None, retry: false };
+        let write =
+            Write { script: &scripts::CLEAR, key: &key, leaves: None, nonce: name, sid, age: None, retry: false };
         let args = |_: &Attempt<'_>| -> Args<'_> {
             vec![(&version[..]).into(), (if keep { &b"1"[..] } else { b"" }).into(), extra.as_bytes().into()]
         };
@@ -410,8 +385,7 @@ impl Backend for RedisBackend {
     }
 
     async fn mark(&self, owner: Owner) -> Result<Mark> {
-        let _ = owner;
-        Err("not there yet".into())
+        self.mark_now(owner).await
     }
 
     async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
@@ -425,45 +399,8 @@ impl Backend for RedisBackend {
     }
 }
 
-impl RedisBackend {
-    /// The live records among the fields of an owner's hash.
-    async fn records(&self, owner: Owner, key: &str, found: Vec<(String, Value)>) -> Result<Vec<Record>> {
-        let (fields, beside): (Vec<_>, Vec<_>) =
-            found.into_iter().filter(|(field, _)| !field.is_empty()).partition(|(field, _)| !field.ends_with(':'));
-        let mut beside: std::collections::HashMap<String, Value> = beside.into_iter().collect();
-        let slot = self.slot(key);
-        let time = || self.time.at_most(slot, Instant::now());
-        let mut now = self.time.is_fresh(slot).then(time);
-        let mut records = Vec::new();
-        for (field, value) in fields {
-            // A field that is not a valid `sid` is not ours.
-            let Some(id) = Sid::parse(&field).map(|sid| RecordId::new(Some(owner), sid)) else { continue };
-            let payload = beside.remove(&self::beside(&field)).unwrap_or(Value::Nil);
-            let stored = match read(value, payload) {
-                Ok(Some(stored)) => stored,
-                Ok(None) => continue,
-                // An unreadable record must not hide the others. `clear` ends it like any other.
-                Err(error) => {
-                    tracing::warn!(error, session = id.sid(), "an unreadable record is left out of the list");
-                    continue;
-                }
-            };
-            match now {
-                Some(now) if stored.ends > now => records.push(stored.record(id, now)),
-                // No session ends by an estimate of the time.
-                _ => {
-                    let there = self.look(id, key).await?;
-                    now = Some(time());
-                    records.extend(there);
-                }
-            }
-        }
-        Ok(records)
-    }
-}
-
 impl Stored {
-    fn record(self, id: RecordId, now: i64) -> Record {
+    pub(super) fn record(self, id: RecordId, now: i64) -> Record {
         let ttl = Duration::from_millis(u64::try_from(self.ends.saturating_sub(now)).unwrap_or_default().max(1));
         Record { hint: Hint::new(self.hint), ..Record::new(id, self.version, ttl, self.payload) }
     }
@@ -492,7 +429,7 @@ impl fmt::Debug for RedisBackend {
 }
 
 /// Reads a value, and what is in the field beside it.
-fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
+pub(super) fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
     let payload = match payload {
         Value::BulkString(payload) => Some(Bytes::from(payload)),
         Value::Nil => None,
@@ -506,68 +443,52 @@ fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
 }
 
 /// The value of a record, and the payload if it goes into a field beside it.
-fn new_value<'a>(record: &'a Record, known: Option<&Known<'_>>) -> (NewValue, &'a [u8]) {
+pub(super) fn new_value<'a>(record: &'a Record, known: Option<&Known<'_>>) -> (NewValue, &'a [u8]) {
     let is_beside = record.id.owner().is_some() && record.payload.len() > MAX_INLINE;
     let value = NewValue::new(record.version, &record.payload, is_beside, known);
     (value, if is_beside { &record.payload } else { &[] })
 }
 
 /// A key of another type is not a record.
-fn foreign(failure: Failure) -> BoxError {
+pub(super) fn foreign(failure: Failure) -> BoxError {
     match failure.kind {
         FailureKind::OtherType => Error::new(ErrorKind::Unreadable, failure.to_string()).into(),
         _ => failure.into(),
     }
 }
 
-fn unknown() -> Failure {
+pub(super) fn unknown() -> Failure {
     let unknown = "the answer of Redis was lost, so it is not known whether the change was applied";
     Failure::new(FailureKind::Lost, unknown)
 }
 
-fn pairs(all: Vec<Value>) -> Result<Vec<(String, Value)>> {
-    let mut all = all.into_iter();
-    let mut pairs = Vec::new();
-    while let (Some(field), Some(value)) = (all.next(), all.next()) {
-        pairs.push((text(field)?, value));
-    }
-    Ok(pairs)
-}
-
-/// A field that is not text is not ours, and not a valid `sid`.
-fn text(field: Value) -> Result<String> {
-    match field {
-        Value::BulkString(text) => Ok(String::from_utf8_lossy(&text).into_owned()),
-        _ => Err(Failure::garbage().into()),
-    }
-}
-
 /// The field with the payload of a record, if it is not in the record's own.
-fn beside(sid: &str) -> String {
+pub(super) fn beside(sid: &str) -> String {
     format!("{sid}:")
 }
 
 /// The field of a user's record; a visitor's has a key of its own.
-fn sid(id: &RecordId) -> &str {
+pub(super) fn sid(id: &RecordId) -> &str {
     if id.owner().is_some() { id.sid() } else { "" }
 }
 
 /// Whole milliseconds, rounded down, and at most a century, so that adding to it cannot overflow.
-fn ttl(ttl: Duration) -> i64 {
+pub(super) fn ttl(ttl: Duration) -> i64 {
     i64::try_from(millis(ttl)).unwrap_or(CENTURY).min(CENTURY)
 }
 
 // The codes that scripts answer first.
-const DONE: i64 = 1;
-const NOT_THERE: i64 = 0;
+pub(super) const DONE: i64 = 1;
+pub(super) const NOT_THERE: i64 = 0;
 const CONFLICT: i64 = 2;
 const LARGE_CONFLICT: i64 = 3;
-const CLEARED_SINCE: i64 = 4;
+pub(super) const CLEARED_SINCE: i64 = 4;
 const NAME: i64 = 5;
 const REPLACED: i64 = 6;
+pub(super) const FULL: i64 = 7;
 const LATE: i64 = -1;
 const UNREADABLE: i64 = -2;
-const UNKNOWN: i64 = -3;
+pub(super) const UNKNOWN: i64 = -3;
 
 /// How often a create asks again because of a clear that happens meanwhile.
 const NAMINGS: u32 = 3;
@@ -578,5 +499,3 @@ const SPARE: i64 = 1_001_000;
 /// How far off a comparison of clocks may be, in milliseconds. Even with the longest deadline it is far below `KEEP`.
 const CLOCK_SLACK: u64 = 1_000;
 const CENTURY: i64 = 100 * 365 * 86_400_000;
-/// How many fields are read at once. Each session has one, or two.
-const PAGE: usize = 1000;

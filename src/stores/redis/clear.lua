@@ -38,7 +38,8 @@ end
 
 local all = string.sub(ARGV[3] .. string.format('%08d', ended) .. string.sub(last, 17), 1, 128)
 all = string.format('%016.0f', time[1] * 1000000 + time[2]) .. all
--- For longer than the fifteen minutes that a create can look back, and than any visitor's record lives.
+-- For longer than any mark that names it is good, which is thirty minutes, since extra is more than a thousand seconds; and than
+-- any visitor's record lives.
 local life = 960000 + extra
 if keeps then life = math.max(life, by.ends - now + extra) end
 if fields then

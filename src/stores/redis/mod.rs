@@ -47,6 +47,21 @@
 //! `create` has to name it, which costs the first one a second trip: so a duplicate from before the clear is refused, whatever
 //! the clocks say. If Redis evicts the key, a login that was under way is not refused.
 //!
+//! **A login begins with a [`mark`](crate::Backend::mark)**, which holds the name of the last clear and the server's time. The
+//! `create` that follows names that clear from its first try, so it needs no second trip. It is refused if the user's last clear
+//! has another name by then, or if the mark is older than fifteen minutes. No clock decides which came first. Another process may
+//! use the mark, and it outlives a failover. If Redis has lost the clear that a mark names (eviction, a failover, an older
+//! backup), the login is refused. If no clear was known when the mark was taken, and one that happened since was lost, the login
+//! is not refused. A clear is remembered for at least thirty minutes.
+//!
+//! # Limits
+//!
+//! The script of a `create` counts the fields of the user's hash. Only if there may be more records than the
+//! [limit](crate::Terms::limit) allows, it reads them, and ends those that were written or touched longest ago. Last use is
+//! counted in whole seconds; of several in the same second, the one that expires first ends. A login of a user who has 100
+//! sessions, with a limit of 100, takes Redis about 0.3 ms; below the limit it costs nothing. When memory is used up, a login is
+//! refused before it has ended anything.
+//!
 //! # Commands
 //!
 //! | verb | sends | round trips |
@@ -55,10 +70,12 @@
 //! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
 //! | `create` within five seconds of a `clear` | the script again | 2 |
 //! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
+//! | `mark` | `HGET`; a script if the server's time was not heard for a second | 1 |
 //! | `list` | `HSCAN`; of more than a few hundred sessions `HKEYS`, then `HMGET` for each thousand fields | 1; more |
 //!
 //! A script is called by its hash. A server that does not know the hash, for example after a failover or `SCRIPT FLUSH`, is
-//! sent the script's text. Each script has one key. The common path of an `update` is `TIME`, `HGET` and `HSET`.
+//! sent the script's text. Each script has one key, except that on one server and behind Sentinel a login ends the visitor's
+//! record in the same step. The common path of an `update` is `TIME`, `HGET` and `HSET`.
 //!
 //! # Access rights
 //!
@@ -132,8 +149,8 @@
 //! **Under memory pressure visitors go first**, with `maxmemory-policy volatile-ttl`, which evicts the keys that end first. A
 //! user's key lives longer than the longest session in it, by as long as a visitor's key can still have to live (the shorter of
 //! [`default_ttl`](crate::Builder::default_ttl) and [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)), and a little. A
-//! visitor's session with a longer [`set_ttl`](crate::Session::set_ttl) competes with users. One user with very many sessions
-//! can push out others.
+//! visitor's session with a longer [`set_ttl`](crate::Session::set_ttl) competes with users. Without a [limit](#limits), one
+//! user with very many sessions can push out others.
 //!
 //! # Server settings
 //!
@@ -149,9 +166,11 @@
 mod backend;
 mod builder;
 mod connection;
+mod create;
 mod doctor;
 mod failure;
 mod keys;
+mod list;
 mod operation;
 mod scripts;
 mod selftest;

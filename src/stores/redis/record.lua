@@ -5,17 +5,8 @@
 -- How long an ended record is remembered, so that a duplicate of the request that created it is recognised.
 local KEEP = 10000
 
--- The record of that name: empty if there is none, or only what is not remembered any more. is_foreign: it is not in this format.
-local function read(sid)
-  local value
-  if sid == '' then
-    -- Without the payload.
-    value = redis.call('GETRANGE', KEYS[1], 0, 97)
-    if value == '' and redis.call('EXISTS', KEYS[1]) == 0 then return {} end
-  else
-    value = redis.call('HGET', KEYS[1], sid)
-    if not value then return {} end
-  end
+-- The record of that value: empty if it is not remembered any more. is_foreign: it is not in this format.
+local function parse(value)
   local place, count, ends = string.byte(value, 2), string.byte(value, 3), tonumber(string.sub(value, 4, 16))
   if #value < 34 or string.byte(value) ~= 2 or place > 2 or count > 8 or #value < 34 + 8 * count or not ends then
     return {is_foreign = true}
@@ -26,6 +17,20 @@ local function read(sid)
     value = value, place = place, ends = ends, is_live = is_live, version = string.sub(value, 17, 24),
     versions = string.sub(value, 17, 24) .. string.sub(value, 35, 34 + 8 * count),
   }
+end
+
+-- The record of that name: empty if there is none.
+local function read(sid)
+  local value
+  if sid == '' then
+    -- Without the payload.
+    value = redis.call('GETRANGE', KEYS[1], 0, 97)
+    if value == '' and redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+  else
+    value = redis.call('HGET', KEYS[1], sid)
+    if not value then return {} end
+  end
+  return parse(value)
 end
 
 local function knows(record, version)
@@ -85,13 +90,17 @@ local function settle(extra)
   redis.call('PEXPIRE', KEYS[1], last - now)
 end
 
+-- What is left of a record that has ended: its versions.
+local function trace(version, versions)
+  return '\2\2' .. string.char(#versions / 8) .. string.format('%013.0f', now) .. version ..
+    string.format('%010.0f', math.floor(now / 1000)) .. versions
+end
+
 -- Ends a record; it stays without its payload for a while. PEXPIRE comes first: after a command that takes no memory, a script
 -- may write even when memory is used up.
 local function finish(sid, version, record, extra)
-  local left, versions = redis.call('PTTL', KEYS[1]), older(record)
+  local left, value = redis.call('PTTL', KEYS[1]), trace(version, older(record))
   redis.call('PEXPIRE', KEYS[1], math.max(left, KEEP))
-  local value = '\2\2' .. string.char(#versions / 8) .. string.format('%013.0f', now) .. version ..
-    string.format('%010.0f', math.floor(now / 1000)) .. versions
   if sid == '' then
     redis.call('SET', KEYS[1], value, 'PX', KEEP)
     return

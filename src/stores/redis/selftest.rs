@@ -86,6 +86,7 @@ impl Failures {
             self.note(backend.list(owner).await)?;
             self.note(backend.delete(id).await)?;
         }
+        self.note(backend.mark(owner).await)?;
         self.note(backend.clear(owner, Clear { name: random_version(), by: None }).await)?;
         self.note(backend.run_by_text(owner).await.map_err(Into::into))?;
         // What a script runs only where there is much.

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jam_session::{Backend, Builder, Error, ErrorKind, RedisServer, RedisSessions, redis, stores::redis::Level};
+use jam_session::{
+    Backend, Builder, Created, Error, ErrorKind, RedisServer, RedisSessions, Terms, redis, stores::redis::Level,
+};
 use serde_json::json;
 
 use super::{
@@ -338,6 +340,13 @@ async fn the_documented_rights_are_enough(on: Topology) {
         let id = sessions.create("ada", json!({})).await.unwrap();
         sessions.update(&id, json!({"a": 1})).await.unwrap();
         assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+        sessions.backend().mark(owner("ada")).await.unwrap();
+        let terms = Terms { limit: 1.into(), leaves: Some((anonymous("one"), 1)), ..Terms::default() };
+        for sid in ["one", "two"] {
+            let made = sessions.backend().create(record(of(owner("ada"), sid), 1, "x"), terms.clone()).await;
+            assert!(matches!(made, Ok(Created::Done { .. })), "{made:?}");
+        }
+        sessions.backend().clears(owner("ada"), None).await.unwrap();
         assert_eq!(sessions.clear("ada").await.unwrap(), 1);
         let findings = sessions.doctor().await;
         assert!(findings.iter().all(|finding| finding.level != Level::Problem), "{findings:?}");

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use jam_session::{Backend, Outcome, RedisSessions};
+use jam_session::{Backend, Outcome, RedisSessions, Since, Terms};
 use serde_json::json;
 
 use super::{
@@ -27,7 +27,7 @@ async fn cost<T>(server: &Process, proxy: &Proxy, call: impl Future<Output = T>)
         }
     }
     // What a script calls is counted as well; what it cost the network is the script.
-    let sent = ["evalsha", "eval", "get", "hmget", "hscan", "hkeys"];
+    let sent = ["evalsha", "eval", "get", "hget", "hmget", "hscan", "hkeys"];
     let is_script = commands.contains_key("evalsha") || commands.contains_key("eval");
     let sent = sent.iter().filter(|name| !is_script || name.starts_with("eval"));
     let counted: Vec<String> = sent.filter_map(|name| Some(format!("{name} {}", commands.get(*name)?))).collect();
@@ -55,6 +55,16 @@ async fn every_verb_is_one_trip() {
         }
         for at in 0..3 {
             assert!(backend.creates(record(of(owner("ada"), &format!("s{at}")), 1, "x")).await.unwrap());
+        }
+        // A login: the mark, and then all of it in one step.
+        let (ada, visitor) = (owner("ada"), anonymous("visitor"));
+        assert!(backend.creates(record(visitor, 1, "x")).await.unwrap());
+        assert_eq!(cost(&server, &proxy, backend.mark(ada)).await, (1, "hget 1".to_owned()));
+        let since = Some(Since::Mark(backend.mark(ada).await.unwrap()));
+        for (at, limit) in [4, 3, 3].into_iter().enumerate() {
+            let login = record(of(ada, &format!("login{at}")), 1, "x");
+            let terms = Terms { since: since.clone(), limit: limit.into(), leaves: Some((visitor, 1)), retry: false };
+            assert_eq!(cost(&server, &proxy, backend.create(login, terms)).await, one_script);
         }
         let listed = cost(&server, &proxy, backend.list(owner("ada"))).await;
         assert_eq!(listed, (1, "hscan 1".to_owned()));

@@ -11,4 +11,5 @@ mod pressure;
 pub mod process;
 pub mod proxy;
 mod replays;
+mod terms;
 mod wire;

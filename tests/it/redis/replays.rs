@@ -311,7 +311,7 @@ async fn clocks_that_lost_each_other_write_nothing() {
         let window = "600000";
         for (not_after, code) in [(0, -1), (now - 60_000, -1), (now + 3_600_000, -1), (now + 300_000, 1)] {
             let not_after = not_after.to_string();
-            let args = ["12345678", "sid", &value, "", "1000000", ""];
+            let args = ["12345678", "sid", &value, "", "1000000", "", "", "", ""];
             let answer = server.ask(&[&["EVAL", script, "1", "k", &not_after, window], &args[..]].concat());
             let Reply::List(answer) = answer else { panic!("{answer:?}") };
             assert_eq!(answer[0].number(), code);

@@ -1,0 +1,177 @@
+//! A login: the mark that it begins with, and the create on its terms.
+
+use std::{borrow::Cow, sync::atomic::AtomicBool, time::Instant};
+
+use redis::Value;
+
+use super::{
+    backend::{
+        Args, Attempt, CLEARED_SINCE, DONE, FULL, NOT_THERE, RedisBackend, Reply, UNKNOWN, Write, new_value, read, sid,
+        ttl, unknown,
+    },
+    failure::{Failure, FailureKind},
+    scripts::{self, ScriptCall},
+    source::Source,
+};
+use crate::{
+    backend::{Created, Left, Limit, Mark, Result, Since, Terms},
+    record::{
+        Record,
+        id::{Owner, RecordId, Sid},
+    },
+};
+
+/// The field of an owner's hash with the last clears: when the last one was, in microseconds, in sixteen digits, and then its
+/// name.
+const CLEARS: &str = "";
+/// A mark names only clears that are younger, in microseconds.
+const NAMED: i64 = 15 * 60 * 1_000_000;
+
+impl RedisBackend {
+    pub(super) async fn create_on(&self, record: Record, terms: Terms) -> Result<Created> {
+        let Terms { since, limit, leaves, retry } = terms;
+        let (id, ttl, key) = (record.id, ttl(record.ttl), self.keys.of(record.id));
+        let (age, mark) = match since {
+            None => (None, None),
+            Some(Since::Age(age)) => (Some(age), None),
+            Some(Since::Mark(mark)) => (None, Some(mark)),
+        };
+        let since = MarkArgs::new(mark);
+        let leaves = leaves.filter(|(id, _)| id.owner().is_none() && self.has_one_server());
+        let left = leaves.map(|(id, version)| (id, self.keys.of(id), version.to_be_bytes()));
+        let (value, payload) = new_value(&record, None);
+        let (life, limit) = (self.life(id, ttl).to_string(), limit_text(limit));
+        let write = Write {
+            script: &scripts::CREATE,
+            key: &key,
+            leaves: left.as_ref().map(|(_, key, _)| key.as_str()),
+            nonce: record.version,
+            sid: sid(&id),
+            age,
+            retry,
+        };
+        let args = |attempt: &Attempt<'_>| -> Args<'_> {
+            let value = value.at(attempt.now, ttl).into_bytes();
+            let named = match attempt.named {
+                [] => Cow::from(&since.name[..]),
+                named => named.to_vec().into(),
+            };
+            let version = left.as_ref().map_or(&[][..], |(.., version)| version);
+            let rest = [payload, life.as_bytes()].map(Cow::from);
+            let terms = [since.taken.as_bytes(), limit.as_bytes(), version].map(Cow::from);
+            [Cow::from(value)].into_iter().chain(rest).chain([named]).chain(terms).collect()
+        };
+        let reply = self.write(&write, args).await?;
+        match reply.code {
+            DONE => self.done(id.owner(), left.map(|(id, ..)| id), reply),
+            NOT_THERE => Ok(Created::Taken),
+            CLEARED_SINCE => Ok(Created::Late),
+            FULL => Ok(Created::Full),
+            UNKNOWN => Err(unknown().into()),
+            _ => Err(Failure::garbage().into()),
+        }
+    }
+
+    /// Whether one script may use any two keys. What is behind the application's own connection is not known.
+    fn has_one_server(&self) -> bool {
+        matches!(self.link.source(), Source::Server(_) | Source::Sentinel(_))
+    }
+
+    fn done(&self, owner: Option<Owner>, leaves: Option<RecordId>, reply: Reply) -> Result<Created> {
+        let mut rest = reply.rest.into_iter();
+        let left = match (rest.next(), rest.next(), leaves) {
+            (None | Some(Value::Int(0)), ..) => Left::NotTried,
+            (Some(Value::Int(1)), ..) => Left::Done,
+            (Some(Value::Int(2)), ..) => Left::Gone,
+            (Some(Value::Int(3)), Some(value), Some(id)) => {
+                let now = self.time.at_most(0, Instant::now());
+                // One that cannot be read is an error for the caller that tries it, and not for the login.
+                let there = read(value, Value::Nil).ok().flatten();
+                there.map_or(Left::NotTried, |stored| Left::Conflict(stored.record(id, now)))
+            }
+            _ => return Err(Failure::garbage().into()),
+        };
+        let ended = rest.map(|sid| match sid {
+            Value::BulkString(sid) => std::str::from_utf8(&sid).ok().and_then(Sid::parse),
+            _ => None,
+        });
+        // A field that is not a valid `sid` is not ours.
+        let ended = ended.flatten().map(|sid| RecordId::new(owner, sid)).collect();
+        Ok(Created::Done { ended, left })
+    }
+
+    pub(super) async fn mark_now(&self, owner: Owner) -> Result<Mark> {
+        let key = self.keys.owner(owner);
+        let slot = self.slot(&key);
+        let clears = if self.time.is_fresh(slot) {
+            let mut command = redis::cmd("HGET");
+            command.arg(&key).arg(CLEARS);
+            self.one(command, &key).await
+        } else {
+            self.time_and_clears(&key).await.map(|(_, clears)| clears)
+        };
+        let clears = match clears {
+            // A login replaces it, so it keeps nobody from signing in.
+            Err(failure) if failure.kind == FailureKind::OtherType => Value::Nil,
+            clears => clears?,
+        };
+        // Never ahead of where it is. Without it, no mark would be good.
+        let now = self.time.at(slot, Instant::now());
+        let Some(taken) = u64::try_from(now).ok().filter(|now| *now > 0) else { return Err(Failure::silent().into()) };
+        let name = match &clears {
+            Value::BulkString(clears) => last_clear(clears).filter(|(at, _)| now.saturating_mul(1000) - at < NAMED),
+            Value::Nil => None,
+            _ => return Err(Failure::garbage().into()),
+        };
+        Ok(Mark::new(name.map(|(_, name)| name), taken))
+    }
+
+    /// Reads the server's time and the last clears.
+    pub(super) async fn time_and_clears(&self, key: &str) -> std::result::Result<(i64, Value), Failure> {
+        let (slot, sent) = (self.slot(key), Instant::now());
+        let call =
+            ScriptCall { keys: &[key], args: &[CLEARS.as_bytes().into()], age: None, again: &AtomicBool::new(false) };
+        let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await?;
+        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
+        let mut parts = parts.into_iter();
+        let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage()) };
+        self.time.learn(slot, now, sent, Instant::now());
+        Ok((now, parts.next().unwrap_or(Value::Nil)))
+    }
+}
+
+/// What a create says of the mark: the name of the clear, and when it was taken.
+#[derive(Default)]
+struct MarkArgs {
+    name: Vec<u8>,
+    taken: String,
+}
+
+impl MarkArgs {
+    fn new(mark: Option<Mark>) -> Self {
+        let Some(Mark { clear, taken, opening }) = mark else { return Self::default() };
+        let name = clear.map(|name| name.to_be_bytes().to_vec()).unwrap_or_default();
+        // One of another store is as good as one that is too old.
+        let taken = if opening == 0 { taken } else { 0 };
+        Self { name, taken: taken.to_string() }
+    }
+}
+
+/// As `create.lua` reads it.
+fn limit_text(limit: Limit) -> String {
+    let most = |most: usize| i64::try_from(most).unwrap_or(i64::MAX - 1).min(MANY);
+    match limit {
+        Limit::None => String::new(),
+        Limit::LeastRecent(sessions) => most(sessions).to_string(),
+        Limit::Refuse(sessions) => (-1 - most(sessions)).to_string(),
+    }
+}
+
+/// When the last clear was, in microseconds, and its name.
+fn last_clear(clears: &[u8]) -> Option<(i64, i64)> {
+    let at = std::str::from_utf8(clears.get(..16)?).ok()?.parse().ok()?;
+    Some((at, i64::from_be_bytes(clears.get(16..24)?.try_into().ok()?)))
+}
+
+/// More records than a Redis key can have, and exact as a Lua number.
+const MANY: i64 = 1 << 40;
