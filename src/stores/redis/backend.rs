@@ -21,7 +21,7 @@ use super::{
     value::{Known, MAX_INLINE, NewValue, Stored, times, unreadable},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     random::random,
@@ -389,8 +389,11 @@ impl Backend for RedisBackend {
     }
 
     async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
-        let _ = (after, most);
-        Err("not there yet".into())
+        self.scan_from(after, most).await
+    }
+
+    async fn count(&self) -> Result<Count> {
+        self.count_all().await
     }
 
     async fn close(&self) -> Result<()> {

@@ -79,6 +79,11 @@ impl Link {
         &self.0.source
     }
 
+    /// The number of the connection, or of the last one: it is another one when the server has changed, or has started again.
+    pub(super) fn generation(&self) -> u64 {
+        self.0.state().generation
+    }
+
     /// When to give up on a question that no request waits for.
     pub(super) fn patience(&self) -> Instant {
         Instant::now() + self.0.deadline.max(Duration::from_secs(2))

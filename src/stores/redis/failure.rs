@@ -262,7 +262,7 @@ pub(super) const NO_SENTINEL: Failure =
     Failure::new(FailureKind::Config, "a server that was given to `.sentinel(…)` is not a sentinel");
 pub(super) const OF_CLUSTER: Failure =
     Failure::new(FailureKind::Config, "the Redis server is a node of a Cluster: call `.cluster([…])` on the builder");
-const NO_CLUSTER: Failure = Failure::new(
+pub(super) const NO_CLUSTER: Failure = Failure::new(
     FailureKind::Config,
     "the Redis server is not a node of a Cluster: leave out `.cluster(…)` on the builder",
 );

@@ -3,7 +3,7 @@
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 
 use super::slots::SLOTS;
-use crate::record::id::{Owner, RecordId};
+use crate::record::id::{Owner, RecordId, Sid};
 
 /// The Redis keys of a namespace.
 ///
@@ -33,6 +33,34 @@ impl Keyspace {
         self.key(|key| BASE64.encode_string(owner.as_bytes(), key), "}")
     }
 
+    /// What `MATCH` takes for the keys of this namespace. It may find others as well.
+    pub(super) fn pattern(&self) -> String {
+        let mut pattern = String::with_capacity(self.prefix.len() + 1);
+        for character in self.prefix.chars() {
+            if matches!(character, '*' | '?' | '[' | ']' | '\\') {
+                pattern.push('\\');
+            }
+            pattern.push(character);
+        }
+        pattern.push('*');
+        pattern
+    }
+
+    /// Tells what a key of this namespace has. `None` for any other key.
+    pub(super) fn read(&self, key: &str) -> Option<Holds> {
+        let (name, end) = key.strip_prefix(&self.prefix)?.split_once('}')?;
+        match end {
+            "" => name.parse().ok().map(Holds::Owner),
+            ":a" => Sid::parse(name).map(|sid| Holds::Anonymous(RecordId::new(None, sid))),
+            _ => None,
+        }
+    }
+
+    /// A key that is in a slot of one's choice, and that nothing has.
+    pub(super) fn in_slot(&self, fits: impl Fn(usize) -> bool) -> Option<String> {
+        (0..MAX_TRIES).map(|number| self.key(|key| key.push_str(&number.to_string()), "}")).find(|key| fits(slot(key)))
+    }
+
     fn key(&self, name: impl FnOnce(&mut String), end: &str) -> String {
         let mut key = String::with_capacity(self.prefix.len() + MAX_NAME + end.len());
         key.push_str(&self.prefix);
@@ -42,7 +70,18 @@ impl Keyspace {
     }
 }
 
+/// What a Redis key has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Holds {
+    /// All records of an owner.
+    Owner(Owner),
+    /// One record without an owner.
+    Anonymous(RecordId),
+}
+
 const MAX_NAME: usize = 43;
+/// One in 16,384 is in a slot of one's choice.
+const MAX_TRIES: u32 = 500_000;
 
 /// The slot of a Redis key in a Cluster: the CRC-16 (XMODEM) of the text between the first braces.
 pub(super) fn slot(key: &str) -> usize {
@@ -74,5 +113,32 @@ mod tests {
         assert_eq!(keys.of(of_owner), format!("sessions:{{{text}}}"));
         let anonymous: RecordId = text.parse().unwrap();
         assert_eq!(keys.of(anonymous), format!("sessions:{{{text}}}:a"));
+    }
+    #[test]
+    fn a_key_is_read_only_if_it_is_one_of_this_namespace() {
+        let keys = Keyspace::new("a");
+        let owner: Owner = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();
+        let sid: RecordId = "AAAAAAAAQACAAAAAAAAAAA".parse().unwrap();
+        for (key, holds) in [(keys.owner(owner), Holds::Owner(owner)), (keys.of(sid), Holds::Anonymous(sid))] {
+            assert_eq!(keys.read(&key), Some(holds));
+            assert_eq!(Keyspace::new("a:b").read(&key), None);
+            for other in [
+                format!("a:{key}"),
+                format!("{key}x"),
+                format!("{key}:a:a"),
+                key.replace('A', "B}"),
+                key.replace("AAA", ""),
+            ] {
+                assert_eq!(keys.read(&other), None, "{other}");
+            }
+        }
+        assert_eq!(keys.read(&keys.in_slot(|slot| slot == 77).unwrap()), None);
+        assert_eq!(slot(&keys.in_slot(|slot| slot == 77).unwrap()), 77);
+    }
+
+    #[test]
+    fn what_a_pattern_could_mean_is_escaped() {
+        assert_eq!(Keyspace::new("sessions").pattern(), "sessions:{*");
+        assert_eq!(Keyspace::new(r"a*b?[c]\").pattern(), r"a\*b\?\[c\]\\:{*");
     }
 }

@@ -62,6 +62,19 @@
 //! sessions, with a limit of 100, takes Redis about 0.3 ms; below the limit it costs nothing. When memory is used up, a login is
 //! refused before it has ended anything.
 //!
+//! # Scans
+//!
+//! [`scan`](crate::Backend::scan) and [`count`](crate::Backend::count) go through all Redis keys of the database, also those of
+//! other applications: if these have many, give the sessions a server of their own. Each step looks at about a hundred Redis keys
+//! and keeps the server busy for well under a millisecond. `count` reads as much as `scan` does, except that it reads only the
+//! head of a visitor's record. With a million sessions it takes seconds, so call it for a gauge, and not for each request.
+//!
+//! A key that exists throughout a scan is in it at least once. While Redis shrinks its table of keys, a record may be listed or
+//! counted twice. If the server restarts or another one takes over, the cursor is worth nothing, and the page says
+//! [`moved`](crate::backend::Page::moved). In a Cluster the masters are scanned one after the other, and `moved` says that a slot
+//! has changed its server. It does not tell of a slot that is still being moved, nor of a node of a Cluster, or a server behind a
+//! [`connection`](crate::Builder::connection) of the application, that has only restarted.
+//!
 //! # Commands
 //!
 //! | verb | sends | round trips |
@@ -72,6 +85,7 @@
 //! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
 //! | `mark` | `HGET`; a script if the server's time was not heard for a second | 1 |
 //! | `list` | `HSCAN`; of more than a few hundred sessions `HKEYS`, then `HMGET` for each thousand fields | 1; more |
+//! | `scan`, `count` | for each hundred Redis keys `SCAN`, then `TIME` and one `HSCAN` or `GETRANGE` for each of ours; in a Cluster scripts | 2; more |
 //!
 //! A script is called by its hash. A server that does not know the hash, for example after a failover or `SCRIPT FLUSH`, is
 //! sent the script's text. Each script has one key, except that on one server and behind Sentinel a login ends the visitor's
@@ -81,10 +95,10 @@
 //!
 //! An ACL user needs, with the [`namespace`](crate::Builder::namespace) in place of `sessions`:
 //!
-//! * always: `~sessions:* +evalsha +eval +get +set +setrange +getrange +strlen +exists +hget +hset +hdel +hlen +hkeys +hmget +hscan +hrandfield +hstrlen +type +pttl +pexpire +unlink +time`
+//! * always: `~sessions:* +evalsha +eval +get +scan +set +setrange +getrange +strlen +exists +hget +hset +hdel +hlen +hkeys +hmget +hscan +hrandfield +hstrlen +type +pttl +pexpire +unlink +time`
 //! * for a database other than 0: `+select`
 //! * behind Sentinel: `+role`; and on the sentinels, if these have users: `+sentinel|get-master-addr-by-name +subscribe &+switch-master`
-//! * in a Cluster: `+cluster|slots +asking`
+//! * in a Cluster: `+cluster|slots +cluster|myid +asking`
 //! * for all that [`doctor`](RedisSessions::doctor) can tell: `+info +config|get +script|load`
 //!
 //! [`connect`](crate::Builder::connect) tries every operation and names the right that is missing.
@@ -172,6 +186,7 @@ mod failure;
 mod keys;
 mod list;
 mod operation;
+mod scan;
 mod scripts;
 mod selftest;
 mod silences;

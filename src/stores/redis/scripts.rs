@@ -78,9 +78,11 @@ pub(super) static TOUCH: LazyLock<Script> = script!("time.lua", "record.lua", "t
 pub(super) static DELETE: LazyLock<Script> = script!("time.lua", "record.lua", "delete.lua");
 pub(super) static CLEAR: LazyLock<Script> = script!("time.lua", "record.lua", "clear.lua");
 pub(super) static LOOK: LazyLock<Script> = script!("look.lua");
+pub(super) static PAGE: LazyLock<Script> = script!("page.lua");
+pub(super) static SCAN: LazyLock<Script> = script!("scan.lua");
 
-pub(super) fn all() -> [&'static Script; 6] {
-    [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &LOOK]
+pub(super) fn all() -> [&'static Script; 8] {
+    [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &LOOK, &PAGE, &SCAN]
 }
 
 #[cfg(test)]

@@ -91,12 +91,16 @@ impl Failures {
         self.note(backend.run_by_text(owner).await.map_err(Into::into))?;
         // What a script runs only where there is much.
         self.commands(backend, owner, &["HRANDFIELD KEY", "HSTRLEN KEY x"]).await?;
+        self.note(backend.scan_once(owner).await.map_err(Into::into))?;
         self.note(backend.remove(owner, sid).await.map_err(Into::into))
     }
 
     /// Runs the commands of the scripts one by one, on a Redis key that does not exist.
     async fn name_rights(&mut self, backend: &RedisBackend, owner: Owner) -> Option<()> {
         self.commands(backend, owner, &COMMANDS).await?;
+        if backend.link().slots().await.is_some() {
+            self.commands(backend, owner, &["CLUSTER MYID"]).await?;
+        }
         if self.0.iter().any(|failure| failure.kind == FailureKind::Denied && *failure != SOME_RIGHT) {
             self.0.retain(|failure| *failure != SOME_RIGHT);
         }
@@ -129,11 +133,12 @@ impl Failures {
 }
 
 /// All commands of the scripts, in a form that changes nothing, or nothing that does not end with the last of them.
-const COMMANDS: [&str; 20] = [
+const COMMANDS: [&str; 21] = [
     "EXISTS KEY",
     "GET KEY",
     "GETRANGE KEY 0 0",
     "PTTL KEY",
+    "SCAN 0 COUNT 1",
     "SET KEY x XX",
     // Of nothing.
     "SETRANGE KEY 0 ",

@@ -1,6 +1,6 @@
 //! The slots of a Cluster: which server holds which.
 
-use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use redis::{Cmd, Value};
 
@@ -11,7 +11,8 @@ pub(super) const SLOTS: usize = 16384;
 pub(super) struct Slots {
     /// The first slot, the last one, and the number of the server.
     ranges: Vec<(usize, usize, usize)>,
-    servers: usize,
+    /// The name of each server.
+    servers: Vec<Vec<u8>>,
 }
 
 impl Slots {
@@ -24,28 +25,52 @@ impl Slots {
     /// Reads the answer to the [`question`](Self::question). `None` if it is something else.
     pub(super) fn read(answer: &Value) -> Option<Self> {
         let Value::Array(answers) = answer else { return None };
-        let mut numbers = HashMap::new();
-        let mut ranges = Vec::with_capacity(answers.len());
+        let mut all = Vec::with_capacity(answers.len());
         for answer in answers {
             let Value::Array(parts) = answer else { return None };
             let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = &parts[..] else { return None };
-            // The address, and, since it may be unknown, the node's own name.
-            let name = format!("{:?}", master.get(..3)?);
-            let next = numbers.len();
-            let number = *numbers.entry(name).or_insert(next);
-            ranges.push((usize::try_from(*first).ok()?, usize::try_from(*last).ok()?, number));
+            // Its address is not the same for all who ask.
+            let name = match master.get(2) {
+                Some(Value::BulkString(name)) => name.clone(),
+                _ => format!("{:?}", master.get(..2)?).into_bytes(),
+            };
+            all.push((usize::try_from(*first).ok()?, usize::try_from(*last).ok()?, name));
         }
-        Some(Self { ranges, servers: numbers.len() })
+        // Not every server tells them in the same order.
+        all.sort_unstable();
+        let mut slots = Self { ranges: Vec::with_capacity(all.len()), servers: Vec::new() };
+        for (first, last, name) in all {
+            let known = slots.servers.iter().position(|server| *server == name);
+            let number = known.unwrap_or(slots.servers.len());
+            if known.is_none() {
+                slots.servers.push(name);
+            }
+            slots.ranges.push((first, last, number));
+        }
+        Some(slots)
     }
 
     pub(super) fn servers(&self) -> usize {
-        self.servers
+        self.servers.len()
+    }
+
+    /// What a server calls itself.
+    pub(super) fn name(&self, server: usize) -> &[u8] {
+        self.servers.get(server).map_or(&[], Vec::as_slice)
     }
 
     /// The server of a slot, if one has it.
     pub(super) fn server(&self, slot: usize) -> Option<usize> {
         let range = self.ranges.iter().find(|(first, last, _)| (first..=last).contains(&&slot));
         range.map(|(_, _, server)| *server)
+    }
+
+    /// A number that is another one when a slot has moved to another server.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.ranges.hash(&mut hasher);
+        self.servers.hash(&mut hasher);
+        hasher.finish()
     }
 }
 
@@ -65,6 +90,13 @@ mod tests {
         for (slot, server) in [(0, Some(0)), (99, Some(0)), (100, Some(1)), (200, None), (16383, Some(0))] {
             assert_eq!(slots.server(slot), server, "{slot}");
         }
+        assert_eq!(slots.name(1), b"id8");
+        assert_eq!(slots.name(2), b"");
+        // Another server may tell them in another order, and call others by other addresses.
+        let same = Value::Array(vec![range(300, 16383, 7), range(0, 99, 7), range(100, 199, 8)]);
+        assert_eq!(Slots::read(&same).unwrap().fingerprint(), slots.fingerprint());
+        let moved = Value::Array(vec![range(0, 98, 7), range(99, 199, 8), range(300, 16383, 7)]);
+        assert_ne!(Slots::read(&moved).unwrap().fingerprint(), slots.fingerprint());
         assert!(Slots::read(&Value::Nil).is_none());
         assert!(Slots::read(&Value::Array(vec![Value::Int(1)])).is_none());
     }

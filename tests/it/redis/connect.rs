@@ -8,7 +8,7 @@ use std::{
 };
 
 use jam_session::{
-    Backend, Builder, Created, Error, ErrorKind, RedisServer, RedisSessions, Terms, redis, stores::redis::Level,
+    Backend, Builder, Count, Created, Error, ErrorKind, RedisServer, RedisSessions, Terms, redis, stores::redis::Level,
 };
 use serde_json::json;
 
@@ -340,6 +340,7 @@ async fn the_documented_rights_are_enough(on: Topology) {
         let id = sessions.create("ada", json!({})).await.unwrap();
         sessions.update(&id, json!({"a": 1})).await.unwrap();
         assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
+        assert_eq!(sessions.backend().count().await.unwrap(), Count::new(1, 0));
         sessions.backend().mark(owner("ada")).await.unwrap();
         let terms = Terms { limit: 1.into(), leaves: Some((anonymous("one"), 1)), ..Terms::default() };
         for sid in ["one", "two"] {

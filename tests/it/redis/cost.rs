@@ -27,7 +27,7 @@ async fn cost<T>(server: &Process, proxy: &Proxy, call: impl Future<Output = T>)
         }
     }
     // What a script calls is counted as well; what it cost the network is the script.
-    let sent = ["evalsha", "eval", "get", "hget", "hmget", "hscan", "hkeys"];
+    let sent = ["evalsha", "eval", "get", "getrange", "hget", "hmget", "hscan", "hkeys", "scan", "time"];
     let is_script = commands.contains_key("evalsha") || commands.contains_key("eval");
     let sent = sent.iter().filter(|name| !is_script || name.starts_with("eval"));
     let counted: Vec<String> = sent.filter_map(|name| Some(format!("{name} {}", commands.get(*name)?))).collect();
@@ -70,6 +70,15 @@ async fn every_verb_is_one_trip() {
         assert_eq!(listed, (1, "hscan 1".to_owned()));
         assert_eq!(cost(&server, &proxy, backend.clears(owner("nobody"), None)).await, one_script);
         assert_eq!(cost(&server, &proxy, backend.clears(owner("ada"), None)).await, one_script);
+        server.ask(&["FLUSHALL"]);
+        assert!(backend.creates(record(of(ada, "one"), 1, "x")).await.unwrap());
+        for at in 0..60 {
+            assert!(backend.creates(record(anonymous(&format!("v{at}")), 1, "x")).await.unwrap());
+        }
+        // Two trips for up to a hundred Redis keys: the visitors, and a user.
+        let all = (2, "getrange 60, hscan 1, scan 1, time 1".to_owned());
+        assert_eq!(cost(&server, &proxy, backend.scan(None, 1_000)).await, all);
+        assert_eq!(cost(&server, &proxy, backend.count()).await, all);
     }
 }
 

@@ -11,5 +11,6 @@ mod pressure;
 pub mod process;
 pub mod proxy;
 mod replays;
+mod scan;
 mod terms;
 mod wire;

@@ -1,0 +1,389 @@
+//! The scan: all records of the namespace, by `SCAN` over its Redis keys.
+
+use std::{
+    future::poll_fn,
+    str::FromStr,
+    sync::{LazyLock, atomic::AtomicBool},
+    task::Poll,
+    time::Instant,
+};
+
+use redis::{Cmd, Pipeline, Value};
+
+use super::{
+    backend::RedisBackend,
+    failure::{Failure, FailureKind, NO_CLUSTER},
+    keys::{Holds, slot},
+    list::{FIELDS, readable, scanned, stored, text},
+    operation::Operation,
+    scripts::{self, ScriptCall},
+    slots::Slots,
+    source::Source,
+    time::time_of,
+};
+use crate::{
+    backend::{Count, Cursor, Page, Result},
+    error::{Error, ErrorKind},
+    random::{mix, random_version},
+    record::{Record, id::Owner},
+};
+
+/// Where a scan is: what a [`Cursor`] holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Place {
+    /// The server that is scanned. Of a Cluster the servers are scanned one after the other.
+    server: usize,
+    /// Its cursor.
+    cursor: u64,
+    /// What the scan began over: the [connection](began_over), or the slots of a Cluster.
+    over: u64,
+}
+
+/// How much of the records is read.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Whole,
+    /// Of records without an owner the heads alone. Those of one owner cannot be read without the rest.
+    Heads,
+}
+
+/// The keys that one step of a scan has found.
+struct Step {
+    /// The next cursor of the server. 0 after the last step.
+    cursor: u64,
+    keys: Vec<(String, Holds)>,
+    /// Whether another server of the Cluster has answered.
+    is_elsewhere: bool,
+}
+
+impl RedisBackend {
+    pub(super) async fn scan_from(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
+        self.page(after, most, Part::Whole).await
+    }
+
+    pub(super) async fn count_all(&self) -> Result<Count> {
+        let (mut count, mut after) = (Count::default(), None);
+        loop {
+            let page = self.page(after, COUNTED_AT_ONCE, Part::Heads).await?;
+            for record in &page.records {
+                match record.id.owner() {
+                    Some(_) => count.signed_in += 1,
+                    None => count.visitors += 1,
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next),
+                None => return Ok(count),
+            }
+        }
+    }
+
+    async fn page(&self, after: Option<Cursor>, most: usize, part: Part) -> Result<Page> {
+        let slots = self.slots_of_cluster().await?;
+        let now_over = |slots: &Option<Slots>| match slots {
+            Some(slots) => slots.fingerprint(),
+            None => began_over(self.link.generation()),
+        };
+        let mut place = match after {
+            Some(after) => Some(Place::read(&after)?),
+            None => slots.as_ref().map(|slots| Place { server: 0, cursor: 0, over: slots.fingerprint() }),
+        };
+        let servers = slots.as_ref().map_or(1, Slots::servers);
+        let mut page = Page::default();
+        for _ in 0..STEPS {
+            let (server, cursor) = place.map_or((0, 0), |place| (place.server, place.cursor));
+            let keys = most.saturating_sub(page.records.len()).clamp(FEWEST, AT_ONCE);
+            let step = match &slots {
+                None => self.step(cursor, keys).await?,
+                Some(slots) if server < servers => self.step_of_cluster(slots, server, cursor, keys).await?,
+                // The Cluster had more servers when the cursor was made.
+                Some(_) => Step { cursor: 0, keys: Vec::new(), is_elsewhere: true },
+            };
+            // A first step that is repeated over another connection has begun anew.
+            let mut next = place.unwrap_or_else(|| Place { server, cursor, over: now_over(&None) });
+            if step.is_elsewhere {
+                next.over = !slots.as_ref().map_or(0, Slots::fingerprint);
+            }
+            match slots.is_some() {
+                true => self.read_each(step.keys, part, &mut page.records).await?,
+                false => self.read_together(&step.keys, part, &mut page.records).await?,
+            }
+            next.cursor = step.cursor;
+            next.server += usize::from(step.cursor == 0);
+            place = Some(next);
+            if next.server >= servers || page.records.len() >= most {
+                break;
+            }
+        }
+        let is_last = place.is_none_or(|place| place.server >= servers);
+        // What has moved since the last step may be missing as well.
+        let slots = if is_last && slots.is_some() { self.slots_of_cluster().await? } else { slots };
+        page.moved = place.is_some_and(|place| place.over != now_over(&slots));
+        page.next = place.filter(|_| !is_last).map(|place| place.cursor());
+        Ok(page)
+    }
+
+    /// Which servers a scan has to ask, if it is a Cluster.
+    async fn slots_of_cluster(&self) -> std::result::Result<Option<Slots>, Failure> {
+        if matches!(self.link.source(), Source::Server(_) | Source::Sentinel(_)) {
+            return Ok(None);
+        }
+        match self.link.send_one(Slots::question(), 0, self.link.patience()).await {
+            Ok(answer) => Ok(Some(Slots::read(&answer).ok_or_else(Failure::garbage)?)),
+            Err(failure) if failure == NO_CLUSTER && matches!(self.link.source(), Source::Own(_)) => Ok(None),
+            Err(failure) => match (self.link.source(), failure.kind) {
+                (Source::Own(_), FailureKind::Denied | FailureKind::Config | FailureKind::Refused)
+                    if self.is_one_server().await =>
+                {
+                    Ok(None)
+                }
+                _ => Err(failure),
+            },
+        }
+    }
+
+    /// Whether keys of many slots can be asked for at once, which no Cluster answers.
+    async fn is_one_server(&self) -> bool {
+        let mut look = Pipeline::with_capacity(64);
+        for number in 0..64u8 {
+            look.cmd("EXISTS").arg(self.keys.owner(Owner::from([number; 16])));
+        }
+        self.link.send(&Operation::Many(look), 0, self.link.patience()).await.is_ok()
+    }
+
+    /// One `SCAN`, for the self-test.
+    pub(super) async fn scan_once(&self, owner: Owner) -> std::result::Result<(), Failure> {
+        let key = self.keys.owner(owner);
+        match self.slots_of_cluster().await? {
+            None => self.one(self.scan_command(0, 1), &key).await.map(drop),
+            Some(_) => {
+                self.scan_node(&key, 0, 1).await?;
+                self.read_one(&key, Holds::Owner(owner), Part::Heads).await.map(drop)
+            }
+        }
+    }
+
+    fn scan_command(&self, cursor: u64, keys: usize) -> Cmd {
+        let mut command = redis::cmd("SCAN");
+        command.arg(cursor).arg("MATCH").arg(self.keys.pattern()).arg("COUNT").arg(keys);
+        command
+    }
+
+    async fn step(&self, cursor: u64, keys: usize) -> Result<Step> {
+        let until = Instant::now() + self.deadline;
+        let Value::Array(parts) = self.link.send_one(self.scan_command(cursor, keys), 0, until).await? else {
+            return Err(Failure::garbage().into());
+        };
+        let [next, found] = <[Value; 2]>::try_from(parts).map_err(|_| Failure::garbage())?;
+        self.found(next, found, false)
+    }
+
+    async fn step_of_cluster(&self, slots: &Slots, server: usize, cursor: u64, keys: usize) -> Result<Step> {
+        let Some(key) = self.keys.in_slot(|slot| slots.server(slot) == Some(server)) else {
+            return Err(Failure::garbage().into());
+        };
+        let [name, next, found] = self.scan_node(&key, cursor, keys).await?;
+        let is_elsewhere = !matches!(name, Value::BulkString(name) if name == slots.name(server));
+        self.found(next, found, is_elsewhere)
+    }
+
+    /// Scans the server of a Cluster that has the slot of this key. A `SCAN` by itself would go to any of them.
+    async fn scan_node(&self, key: &str, cursor: u64, keys: usize) -> std::result::Result<[Value; 3], Failure> {
+        let (cursor, pattern, keys) = (cursor.to_string(), self.keys.pattern(), keys.to_string());
+        let args = [cursor.as_bytes().into(), pattern.as_bytes().into(), keys.as_bytes().into()];
+        let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
+        let (slot, sent) = (slot(key), Instant::now());
+        let answer = self.run(&scripts::SCAN, &call, slot, sent + self.deadline).await?;
+        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
+        match <[Value; 4]>::try_from(parts) {
+            Ok([Value::Int(now), name, next, found]) => {
+                self.time.learn(slot, now, sent, Instant::now());
+                Ok([name, next, found])
+            }
+            _ => Err(Failure::garbage()),
+        }
+    }
+
+    /// Keeps of the keys those of this namespace.
+    fn found(&self, next: Value, found: Value, is_elsewhere: bool) -> Result<Step> {
+        let (Ok(cursor), Value::Array(found)) = (text(next)?.parse(), found) else {
+            return Err(Failure::garbage().into());
+        };
+        let keys = found.into_iter().map(text).collect::<Result<Vec<_>>>()?;
+        let keys = keys.into_iter().filter_map(|key| self.keys.read(&key).map(|holds| (key, holds))).collect();
+        Ok(Step { cursor, keys, is_elsewhere })
+    }
+
+    /// Reads keys of one server, with one trip for all of them.
+    async fn read_together(&self, keys: &[(String, Holds)], part: Part, records: &mut Vec<Record>) -> Result<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut pipeline = Pipeline::with_capacity(keys.len() + 1);
+        for (key, holds) in keys {
+            pipeline.add_command(part.command(key, *holds));
+        }
+        // It comes last: what it shows to have ended had ended before this was answered, and what it shows to be live was read live.
+        pipeline.cmd("TIME");
+        let sent = Instant::now();
+        let mut answers = match self.link.send(&Operation::Many(pipeline), 0, sent + self.deadline).await {
+            // One of them is not ours.
+            Err(failure) if failure.kind == FailureKind::OtherType => {
+                return self.read_each(keys.to_vec(), part, records).await;
+            }
+            answers => answers?,
+        };
+        let now = answers.pop().as_ref().and_then(time_of).ok_or_else(Failure::garbage)?;
+        self.time.learn(0, now, sent, Instant::now());
+        for ((key, holds), answer) in keys.iter().zip(answers) {
+            self.records(key, *holds, answer, now, records).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads keys one by one, several at a time: those of a Cluster are in as many slots.
+    async fn read_each(&self, keys: Vec<(String, Holds)>, part: Part, records: &mut Vec<Record>) -> Result<()> {
+        for some in keys.chunks(AT_A_TIME) {
+            let reading = some.iter().map(|(key, holds)| self.read_one(key, *holds, part)).collect();
+            for ((key, holds), answer) in some.iter().zip(all(reading).await) {
+                if let Some((now, answer)) = answer? {
+                    self.records(key, *holds, answer, now, records).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one key together with the server's time. `None` if it has another type.
+    async fn read_one(
+        &self,
+        key: &str,
+        holds: Holds,
+        part: Part,
+    ) -> std::result::Result<Option<(i64, Value)>, Failure> {
+        let (fields, bytes) = match holds {
+            Holds::Owner(_) => (FIELDS.to_string(), ""),
+            Holds::Anonymous(_) => (String::new(), part.bytes()),
+        };
+        let args = [fields.as_bytes().into(), bytes.as_bytes().into()];
+        let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
+        let (slot, sent) = (self.slot(key), Instant::now());
+        let answer = self.run(&scripts::PAGE, &call, slot, sent + self.deadline).await?;
+        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
+        let mut parts = parts.into_iter();
+        let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage()) };
+        self.time.learn(slot, now, sent, Instant::now());
+        Ok(parts.next().map(|answer| (now, answer)))
+    }
+
+    /// Adds the records of a key that are live at `now`, the server's time when it was read.
+    async fn records(
+        &self,
+        key: &str,
+        holds: Holds,
+        answer: Value,
+        mut now: i64,
+        records: &mut Vec<Record>,
+    ) -> Result<()> {
+        let slot = self.slot(key);
+        let found = match holds {
+            Holds::Owner(owner) => match scanned(answer)? {
+                Some(found) => stored(owner, found).collect(),
+                None => {
+                    let found = self.fields(key).await?;
+                    (now, _) = self.time_and_clears(key).await?;
+                    stored(owner, found).collect()
+                }
+            },
+            Holds::Anonymous(id) => match &answer {
+                Value::BulkString(value) if value.is_empty() => Vec::new(),
+                _ => readable(id, answer, Value::Nil).map(|stored| (id, stored)).into_iter().collect(),
+            },
+        };
+        // What is shown is by the same estimate as elsewhere, so that it never rises.
+        let shown = self.time.at_most(slot, Instant::now());
+        records.extend(
+            found.into_iter().filter(|(_, stored)| stored.ends > now).map(|(id, stored)| stored.record(id, shown)),
+        );
+        Ok(())
+    }
+}
+
+impl Part {
+    fn command(self, key: &str, holds: Holds) -> Cmd {
+        let mut command;
+        match holds {
+            Holds::Owner(_) => {
+                command = redis::cmd("HSCAN");
+                command.arg(key).arg(0).arg("COUNT").arg(FIELDS);
+            }
+            Holds::Anonymous(_) => {
+                command = redis::cmd("GETRANGE");
+                command.arg(key).arg(0).arg(self.bytes());
+            }
+        }
+        command
+    }
+
+    /// The last byte that is read of a record without an owner.
+    fn bytes(self) -> &'static str {
+        match self {
+            Self::Whole => "-1",
+            // The head, and eight older versions.
+            Self::Heads => "97",
+        }
+    }
+}
+
+impl Place {
+    fn cursor(self) -> Cursor {
+        Cursor::new(format!("{} {} {}", self.server, self.cursor, self.over))
+    }
+
+    fn read(cursor: &Cursor) -> Result<Self> {
+        fn number<T: FromStr>(text: Option<&str>) -> Option<T> {
+            text?.parse().ok()
+        }
+        let mut parts = std::str::from_utf8(cursor.as_bytes()).unwrap_or_default().split(' ');
+        let place = (number(parts.next()), number(parts.next()), number(parts.next()), parts.next());
+        match place {
+            (Some(server), Some(cursor), Some(over), None) => Ok(Self { server, cursor, over }),
+            _ => Err(Error::new(ErrorKind::Data, "this cursor is not from a scan of Redis").into()),
+        }
+    }
+}
+
+/// Stands for a connection of this process. The cursor of a server is worth nothing after it has started again, or for another one:
+/// in any of these cases the connection is another one.
+fn began_over(generation: u64) -> u64 {
+    static PROCESS: LazyLock<i64> = LazyLock::new(random_version);
+    mix(PROCESS.cast_unsigned() ^ generation)
+}
+
+/// The outputs of several futures that run at the same time.
+async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
+    poll_fn(|cx| {
+        let mut is_done = true;
+        for (future, output) in &mut running {
+            if output.is_none() {
+                match future.as_mut().poll(cx) {
+                    Poll::Ready(done) => *output = Some(done),
+                    Poll::Pending => is_done = false,
+                }
+            }
+        }
+        if is_done { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, output)| output).collect()
+}
+
+/// How many keys a `SCAN` looks at, at least and at most. A user may have a hundred sessions in one key.
+const FEWEST: usize = 10;
+const AT_ONCE: usize = 100;
+/// A page that has found little after so many of them is returned all the same.
+const STEPS: usize = 32;
+/// How many keys of a Cluster are read at a time.
+const AT_A_TIME: usize = 32;
+const COUNTED_AT_ONCE: usize = 1000;
