@@ -59,7 +59,9 @@ impl Failure {
     /// Reads an error that the server sent. Redis 6.2 wraps the error of a command in a script.
     fn answer(code: &str, details: Option<&str>) -> Self {
         let details = details.unwrap_or_default();
-        let inner = PASSING.iter().find(|code| details.contains(&format!("-{code} ")));
+        let is_inner =
+            |code: &str| [format!("-{code} "), format!(": {code} ")].iter().any(|text| details.contains(text));
+        let inner = PASSING.iter().find(|code| is_inner(code));
         let code = inner.copied().unwrap_or(code);
         if code == "NOPERM" || DENIED_IN_SCRIPT.iter().any(|words| details.contains(words)) {
             return Self::no_right(details);
@@ -331,6 +333,9 @@ mod tests {
         let failure =
             Failure::answer("ERR", Some(&format!("running script {secret}: -OOM command not allowed {secret}")));
         assert!(failure.to_string().ends_with(": Redis answered OOM"), "{failure}");
+        let inner =
+            Failure::answer("ERR", Some("Error running script (call to f_1): @user_script:1: WRONGTYPE Operation"));
+        assert_eq!(inner.kind, FailureKind::OtherType);
         let failure = Failure::answer(secret, Some(secret));
         assert_eq!(failure.to_string(), "Redis answered an error");
     }
