@@ -71,9 +71,10 @@
 //!
 //! A key that exists throughout a scan is in it at least once. While Redis shrinks its table of keys, a record may be listed or
 //! counted twice. If the server restarts or another one takes over, the cursor is worth nothing, and the page says
-//! [`moved`](crate::backend::Page::moved). In a Cluster the masters are scanned one after the other, and `moved` says that a slot
-//! has changed its server. It does not tell of a slot that is still being moved, nor of a node of a Cluster, or a server behind a
-//! [`connection`](crate::Builder::connection) of the application, that has only restarted.
+//! [`moved`](crate::backend::Page::moved). So it does if another process goes on with the cursor, because that cannot know. In a
+//! Cluster the masters are scanned one after the other, and `moved` says that a slot has changed its server. It does not tell of a
+//! slot that is still being moved, nor of a node of a Cluster, or a server behind a [`connection`](crate::Builder::connection) of
+//! the application, that has only restarted.
 //!
 //! # Commands
 //!
