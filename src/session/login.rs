@@ -19,7 +19,7 @@ use crate::{
     sessions::{
         background::OnDrop,
         engine::{Engine, NewId},
-        loaded::{Ended, Loaded, Opened, WriteOutcome},
+        loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
     },
 };
 
@@ -218,7 +218,7 @@ impl Commit {
         };
         let orphan = OnDrop::new(|| engine.remove_orphan(new.id));
         let moved = match clears {
-            false => engine.end_newest(old).await? == Ended::Now,
+            false => engine.end_newest(old).await? == EndOutcome::Now,
             true => {
                 let cleared = engine.clear_by(old, false, self.write_id.version).await?;
                 cleared.is_some_and(|cleared| cleared.by_newest)

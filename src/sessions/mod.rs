@@ -30,7 +30,7 @@ use crate::{
         background::OnDrop,
         builder::Builder,
         engine::Engine,
-        loaded::{Ended, Found, Loaded, Opened, WriteOutcome},
+        loaded::{EndOutcome, Found, Loaded, Opened, WriteOutcome},
         login::Login,
         policy::Policy,
     },
@@ -225,16 +225,16 @@ impl<B: Backend> Sessions<B> {
     pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {
         self.within_time(async {
             let ended = match self.look_up(id.as_ref()).await? {
-                Found::Nothing => Ended::Before,
-                Found::Closed => Ended::Refused,
+                Found::Nothing => EndOutcome::Before,
+                Found::Closed => EndOutcome::Refused,
                 Found::Opened(opened, _) => self.0.sign_out(&opened).await?,
                 Found::Unreadable(unreadable) if unreadable.is_proven => {
                     self.0.delete(unreadable.id).await?;
-                    Ended::Now
+                    EndOutcome::Now
                 }
                 Found::Unreadable(unreadable) => return Err(unreadable.error),
             };
-            if ended == Ended::Refused { Err(Error::not_newest()) } else { Ok(()) }
+            if ended == EndOutcome::Refused { Err(Error::not_newest()) } else { Ok(()) }
         })
         .await
     }
@@ -346,7 +346,9 @@ impl<B: Backend> Sessions<B> {
                 Err(error) => return Err(error),
             };
             match read {
-                Ok(loaded) if loaded.is_live_at(engine.now()) => Ok(engine.end(&Arc::new(loaded)).await? == Ended::Now),
+                Ok(loaded) if loaded.is_live_at(engine.now()) => {
+                    Ok(engine.end(&Arc::new(loaded)).await? == EndOutcome::Now)
+                }
                 Ok(_) => Ok(false),
                 Err(_) => engine.delete(id).await,
             }
