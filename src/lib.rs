@@ -110,6 +110,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod guide;
 mod http;
 pub mod session;
 mod sessions;
