@@ -1,4 +1,7 @@
-//! Chapters to read. They contain no code.
+//! Chapters to read about the crate as a whole.
 
 #[doc = include_str!("promises.md")]
 pub mod promises {}
+
+#[doc = include_str!("requests.md")]
+pub mod requests {}
