@@ -37,6 +37,8 @@ mod stacks;
 
 #[cfg(feature = "redis")]
 mod redis;
+#[cfg(feature = "redis")]
+mod redis_server;
 
 const CONNECTIONS: usize = 64;
 /// Of each connection in a round.
@@ -83,6 +85,7 @@ async fn compare() {
 
     #[cfg(feature = "redis")]
     if let Some(server) = redis::Server::start().await {
+        pin(server.id(), Role::Redis).await;
         let mut ours = Server::start("ours-redis", &server.uri()).await;
         let mut theirs = Server::start("theirs-redis", &server.uri()).await;
         for scenario in &SCENARIOS[1..] {

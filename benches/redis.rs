@@ -1,13 +1,6 @@
-//! A Redis server, and the stacks on it.
+//! The stacks on Redis, and what they cost there.
 
-use std::{
-    env,
-    io::{Read, Write},
-    net::{Ipv4Addr, TcpListener, TcpStream},
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::sync::Arc;
 
 use axum::Router;
 use jam_session::{RedisSessions, SessionLayer};
@@ -17,7 +10,8 @@ use tower_sessions_redis_store::{
     fred::prelude::{ClientLike, Config, Pool},
 };
 
-use crate::{Role, cpu, pin, stacks};
+pub use crate::redis_server::Server;
+use crate::{cpu, redis_server::number, stacks};
 
 const SESSIONS: usize = 30_000;
 
@@ -68,72 +62,16 @@ pub async fn memory(server: &Server) {
     );
 }
 
-/// A `redis-server` of our own, without persistence, until it is dropped.
-pub struct Server {
-    process: Child,
-    port: u16,
-}
-
 impl Server {
-    /// `None` if there is no such program.
-    pub async fn start() -> Option<Self> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        let port = listener.local_addr().expect("bound").port();
-        drop(listener);
-        let process = Command::new("redis-server")
-            .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"])
-            .arg(env::temp_dir())
-            .stdout(Stdio::null())
-            .spawn()
-            .ok()?;
-        let server = Self { process, port };
-        let began = Instant::now();
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
-            assert!(began.elapsed() < Duration::from_secs(10), "redis-server does not answer");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        pin(server.process.id(), Role::Redis).await;
-        Some(server)
-    }
-
-    pub fn uri(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
-    }
-
-    /// So far: seconds of CPU time, commands from outside and from scripts, bytes in, bytes out.
+    /// Totals up to now: seconds of CPU time, commands (those of scripts too), bytes in, bytes out.
     pub fn spent(&self) -> [f64; 4] {
         let stats = self.command("INFO stats");
-        let number = |name| number(&stats, name);
+        let total = |name| number(&stats, name);
         [
-            cpu(self.process.id()),
-            number("total_commands_processed"),
-            number("total_net_input_bytes"),
-            number("total_net_output_bytes"),
+            cpu(self.id()),
+            total("total_commands_processed"),
+            total("total_net_input_bytes"),
+            total("total_net_output_bytes"),
         ]
     }
-
-    fn info(&self, section: &str, name: &str) -> f64 {
-        number(&self.command(&format!("INFO {section}")), name)
-    }
-
-    /// On a connection of its own, which the server closes after the answer.
-    fn command(&self, command: &str) -> String {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("connected");
-        write!(stream, "{command}\r\nQUIT\r\n").expect("sent");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        answer
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn number(info: &str, name: &str) -> f64 {
-    let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    line.and_then(|value| value.parse().ok()).unwrap_or(f64::NAN)
 }

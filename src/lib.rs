@@ -1,115 +1,96 @@
-//! Sessions for [tower] and [axum]: the ID is in a cookie, the data on the server.
+//! Server-side sessions for [axum] and [tower] that stay correct under parallel requests.
 //!
-//! A [`SessionLayer`] gives each request a [`Session`]. Handlers take it as an argument, read and write without `.await`, and
-//! what they recorded is written back in one atomic call when the response is ready.
+//! The browser holds a random ID in a cookie, and the data stays on the server: in memory, in a JSON file or in Redis. A
+//! [`SessionLayer`] gives each request a [`Session`]. Handlers take it as an argument, and read and write without `.await`. When
+//! the response is ready, their changes are committed in one atomic call to the store.
+//!
+//! # Quick start
 //!
 //! ```
 //! use axum::{Router, extract::State, routing::{get, post}};
 //! use jam_session::{Error, MemorySessions, Session, SessionKey, SessionLayer, Sessions};
 //!
-//! async fn visits(session: Session) -> Result<String, Error> {
+//! async fn home(session: Session) -> Result<String, Error> {
 //!     session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?;
-//!     Ok(format!("visit number {:?}", session.get::<u64>("visits")?))
+//!     let visits: u64 = session.get("visits")?.unwrap_or(0);
+//!     Ok(format!("visit number {visits}"))
 //! }
 //!
 //! async fn login(State(sessions): State<Sessions>, session: Session) -> Result<(), Error> {
 //!     let login = sessions.login("ada").await?; // before the password is checked
 //!     // Check the password.
-//!     session.bind(login);
+//!     session.bind(login); // gives the session a user and a new ID, and keeps its data
 //!     Ok(())
 //! }
 //!
 //! async fn private(SessionKey(user): SessionKey) -> String {
-//!     format!("hello {user}")
+//!     format!("hello {user}") // a request that is not signed in gets a 401 instead
+//! }
+//!
+//! async fn logout(session: Session) {
+//!     session.delete();
 //! }
 //!
 //! let sessions = MemorySessions::new().erase();
 //! let app: Router = Router::new()
-//!     .route("/", get(visits))
+//!     .route("/", get(home))
 //!     .route("/login", post(login))
 //!     .route("/private", get(private))
+//!     .route("/logout", post(logout))
 //!     .layer(SessionLayer::new(sessions.clone()))
 //!     .with_state(sessions);
 //! ```
 //!
+//! # Where to look
+//!
+//! | you want to | look at |
+//! |---|---|
+//! | read and write a session, sign in and out | [`Session`], and [`session`] for what happens when requests cross |
+//! | require a signed-in user | [`SessionKey`], the extractor |
+//! | set the cookie's name, path, `SameSite` and so on | [`SessionLayer`] |
+//! | set timeouts, sizes, the key prefix, encryption | [`Builder`] |
+//! | list and end a user's sessions, or use sessions without HTTP | [`Sessions`], [`SessionInfo`] |
+//! | choose a store | [`MemorySessions`], [`JsonSessions`], `RedisSessions`; all are in [`stores`] |
+//! | encrypt IDs and data | [`Keyring`], and [`keyring`] for how to turn it on and change keys |
+//! | handle errors | [`Error`], [`ErrorKind`] |
+//! | keep sessions in your own store | [`Backend`], and [`backend`] for its contract |
+//! | test expiry without waiting, or failures of the store | [`Clock::manual`], `conformance::Faulty` |
+//! | know what is guaranteed, and what a request costs | [`guide::promises`], [`guide::requests`] |
+//!
 //! # Words
 //!
-//! | word | meaning | elsewhere |
+//! | word | meaning | also called |
 //! |---|---|---|
-//! | session key | who owns the session, usually the user; one key has many sessions | principal, user id |
+//! | session key | who the session belongs to, usually the user's ID; one session key has many sessions | principal, user ID |
 //! | session ID | the secret in the cookie | token, sid |
-//! | handle | the public name of a session, for lists and logs | |
-//! | create | a new session for a session key | login |
-//! | bind | the same, keeping the data of the session before | login |
-//! | rework | the same session, a new ID | regenerate, cycle, rotate, renew |
-//! | delete | ends this session | destroy, flush, logout |
-//! | clear | ends all sessions of a session key | logout everywhere |
-//! | `default_ttl` | how long a session may be unused | idle timeout |
-//! | `max_lifetime` | how long it may be used | absolute timeout |
-//!
-//! # The life of a request
-//!
-//! 1. The [layer](SessionLayer) finds the cookie and puts a [`Session`] into the request's extensions. Nothing is parsed,
-//!    and the backend is not asked: a handler without use for the session costs no trip.
-//! 2. The extractor awaits [`Session::load`]: one trip, and none without a cookie.
-//! 3. The handler reads, and records what is to change.
-//! 4. When its response is ready the layer writes that: one conditional update. If another request has written meanwhile,
-//!    the same changes are made to what is there now; if the session has ended meanwhile, nothing is revived.
-//! 5. A cookie is set if there is a new ID, and only once its record is stored.
-//!
-//! If the response status is 408 or 5xx, or the response is a failed gRPC call, the handler's changes are discarded, except
-//! sign-outs. [`failed_if`](SessionLayer::failed_if) decides otherwise. See [`session`] for more, and [`Sessions`] for the module
-//! without HTTP: for jobs, command lines, and pages that list a user's sessions.
-//!
-//! # What a request costs
-//!
-//! Calls of the backend, and allocations beside a layer that only inserts an `Arc` into the extensions (on memory, with 500
-//! bytes of data in twelve fields; a Redis connection makes more of its own):
-//!
-//! | the request | calls | allocations | in Redis |
-//! |---|---|---|---|
-//! | has no cookie, and the handler has no use for the session | none | 0 | nothing |
-//! | has a cookie, likewise | none | 1: a copy of the cookie's value | nothing |
-//! | reads | `load` | 5 | one pipeline: `ZSCORE`, `GET`, `PTTL` |
-//! | reads and writes | `load`, `update` | 17 | that, and one script |
-//! | writes what was there already | `load` | | one pipeline |
-//! | has no session yet, and writes | `create` | 20 | one script |
-//! | signs in ([`bind`](Session::bind)) with an anonymous session | `load`, `create`, `update` | 29 | one pipeline, two scripts |
-//! | signs in without one | `create` | | one script |
-//! | signs in again, as the same user | `load`, `update` | | one pipeline, one script |
-//! | [rotates](Session::rework) | `load`, `update` | | one pipeline, one script |
-//! | [signs out](Session::delete) | `load`, `update` | | one pipeline, one script |
-//! | [signs out everywhere](Session::clear) | `load`, `clear` | | one pipeline, one script |
-//! | [signs out everywhere else](Session::clear_others) | `load`, `update`, `clear` | | one pipeline, two scripts |
-//! | reads, with the cookie of a user's session that has ended, and a visitor's | `load` twice | | two pipelines |
-//!
-//! Each call is one trip, and a conflict with another process one more. A read tells the backend now and then that the
-//! session is in use, one [`touch`](Backend::touch) per [`touch_interval`](Builder::touch_interval), which no request waits
-//! for.
-//!
-//! To Redis a read sends some 240 bytes and gets the data and some 150 bytes; a write sends the data once more
-//! and 400 bytes.
-//!
-//! A response that stays open, such as a stream of server-sent events, holds a [`Session`] if its handler keeps one: a pointer
-//! to about 180 bytes, the cookie's value included, and once loaded some 350 bytes more and the data. Ten thousand idle
-//! streams hold 2 MB, or 9 MB with 500 bytes of data each; nothing polls, and no timer runs. Applying the layer, which axum
-//! does for each connection or request, clones an `Arc`.
+//! | handle | the public name of a session, for lists and logs; nobody can sign in with it | |
+//! | visitor | a client whose session has no session key yet | anonymous session, guest |
+//! | `bind` | signs in and keeps the data: gives the session a session key and a new ID | login |
+//! | `create` | signs in with new data | login |
+//! | `rework` | gives the same session a new ID | regenerate, cycle, rotate |
+//! | `delete` | ends this session | logout, destroy, flush |
+//! | `clear` | ends all sessions of a session key | logout everywhere |
+//! | `default_ttl` | how long a session may stay unused | idle timeout |
+//! | `max_lifetime` | how long a session lives at most, even if it is used | absolute timeout |
+//! | namespace | the prefix of every name in the store | key prefix |
 //!
 //! # Features
 //!
 //! | feature | default | adds |
 //! |---|---|---|
 //! | `axum` | yes | [`Session`], `Option<Session>` and [`SessionKey`] as extractors, [`Error`] as a response |
-//! | `redis` | no | `RedisSessions`: one server, Sentinel or Cluster, TLS included |
-//! | `conformance` | no | `conformance`: the contract of [`Backend`] as tests for one of your own, and a backend that fails when told to |
+//! | `redis` | no | `RedisSessions`: one server, Sentinel or Cluster, with TLS |
+//! | `conformance` | no | `conformance`: tests for a [`Backend`] of your own, and a backend that fails when a test says so |
 //!
-//! Without `axum` this is a plain tower layer over the types of [`http`](::http).
+//! Without `axum` this is a plain tower layer over the types of [`http`](::http): take the [`Session`] from the request's
+//! extensions, and call [`load`](Session::load) before reading.
 //!
 //! [tower]: https://docs.rs/tower
 //! [axum]: https://docs.rs/axum
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod guide;
 mod http;
 pub mod session;
 mod sessions;
@@ -138,7 +119,7 @@ pub use self::http::extract::SessionKey;
 #[cfg(feature = "redis")]
 #[doc(inline)]
 pub use self::stores::redis::{RedisBackend, RedisServer, RedisSessions};
-// Inline: the list of items on the front page has those of the public modules too.
+// Inline, so that the list on the front page also has the items of public modules.
 #[doc(inline)]
 pub use self::{
     backend::{
@@ -165,12 +146,12 @@ pub use self::{
     },
 };
 
-/// The examples in the README, for the tests.
+/// The examples in the README, as doctests.
 #[cfg(all(doctest, feature = "axum", feature = "conformance"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-/// Those in the examples' README.
+/// The examples in the examples' README, as doctests.
 #[cfg(all(doctest, feature = "axum"))]
 #[doc = include_str!("../examples/README.md")]
 struct ExamplesReadme;

@@ -22,7 +22,7 @@ use crate::{
     sessions::{
         background::OnDrop,
         engine::{Engine, NewId, NewSession, Start},
-        loaded::{Ended, Loaded, Opened, WriteOutcome},
+        loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
     },
 };
 
@@ -137,7 +137,7 @@ impl Commit {
             // A `Login` needs no right to the session of another user that it leaves.
             Base::Live(old) if old.key().is_some() => {
                 let ended = engine.end(&old.loaded).await?;
-                if ended == Ended::Now {
+                if ended == EndOutcome::Now {
                     engine.tell_of(EventKind::SignedOut, &old.loaded);
                 }
             }
@@ -246,7 +246,7 @@ impl Commit {
         let orphan = OnDrop::new(|| engine.remove_orphan(new.id));
         let moved = match clears {
             false => {
-                let ended = engine.end_newest(old).await? == Ended::Now;
+                let ended = engine.end_newest(old).await? == EndOutcome::Now;
                 if ended {
                     engine.tell_of(EventKind::SignedOut, &old.loaded);
                 }

@@ -462,7 +462,7 @@ impl Session {
 
     /// Sets this session's own idle timeout, in place of [`default_ttl`](crate::Builder::default_ttl): "remember me". It is
     /// stored with the session, which never outlasts its deadline. A `ttl` of zero fails the commit.
-    #[doc(alias = "remember_me", alias = "idle_timeout", alias = "expire")]
+    #[doc(alias = "remember_me", alias = "idle_timeout", alias = "idle timeout", alias = "expire")]
     pub fn set_ttl(&self, ttl: Duration) {
         self.0.stage_plain(Change::Ttl(ttl));
     }

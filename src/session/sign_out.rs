@@ -13,7 +13,7 @@ use crate::{
     },
     sessions::{
         engine::Engine,
-        loaded::{Ended, Opened},
+        loaded::{EndOutcome, Opened},
     },
 };
 
@@ -85,8 +85,8 @@ impl Commit {
             match opened.loaded.owner().filter(|_| what == SignOut::Clear) {
                 None => {
                     let ended = engine.sign_out(opened).await?;
-                    signed_out.refused |= ended == Ended::Refused;
-                    signed_out.count(ended == Ended::Now, opened.loaded.owner());
+                    signed_out.refused |= ended == EndOutcome::Refused;
+                    signed_out.count(ended == EndOutcome::Now, opened.loaded.owner());
                 }
                 Some(owner) if cleared.contains(&owner) => {}
                 Some(owner) => match engine.clear_by(opened, false, self.write_id.version).await? {

@@ -54,7 +54,7 @@ impl<T> Builder<T> {
     /// Sets the key prefix in the store. Applications with different namespaces never share sessions. Default: `sessions`.
     ///
     /// After a change, existing sessions are not found.
-    #[doc(alias = "sessions_key", alias = "redis_sessions_key", alias = "prefix")]
+    #[doc(alias = "prefix", alias = "key prefix", alias = "sessions_key", alias = "redis_sessions_key")]
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.policy.namespace = namespace.into();
         self
@@ -64,7 +64,7 @@ impl<T> Builder<T> {
     ///
     /// A session ends no later than that, and at most [`touch_interval`](Self::touch_interval) earlier. One session can have
     /// [an idle timeout of its own](crate::Session::set_ttl).
-    #[doc(alias = "idle_timeout", alias = "expire")]
+    #[doc(alias = "idle_timeout", alias = "idle timeout", alias = "expire")]
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.policy.default_ttl = ttl.into();
         self
@@ -73,7 +73,7 @@ impl<T> Builder<T> {
     /// Sets the absolute timeout: a session ends this long after its login, used or not. Default: 30 days.
     ///
     /// Only a new login starts it again. NIST SP 800-63B-4 calls this the overall timeout, and asks for at most 30 days.
-    #[doc(alias = "absolute_timeout", alias = "expire")]
+    #[doc(alias = "absolute_timeout", alias = "absolute timeout", alias = "expire")]
     pub fn max_lifetime(mut self, lifetime: Duration) -> Self {
         self.policy.max_lifetime = lifetime;
         self
@@ -89,6 +89,7 @@ impl<T> Builder<T> {
     /// of the session's own idle timeout, whatever is set here.
     ///
     /// A shorter interval means more writes. A longer one means that a session may end that much too early.
+    #[doc(alias = "throttle", alias = "write throttling")]
     pub fn touch_interval(mut self, interval: Duration) -> Self {
         self.policy.touch_interval = Some(interval);
         self

@@ -21,7 +21,7 @@ use crate::{
     },
     sessions::{
         engine::{Engine, UPDATING},
-        loaded::{Ended, Loaded, Opened, WriteOutcome},
+        loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
     },
 };
 
@@ -35,49 +35,49 @@ pub(crate) struct ClearedBy {
 
 impl<B: Backend> Engine<B> {
     /// Ends a session for good if the secret that came opens it.
-    pub(crate) async fn sign_out(&self, opened: &Opened) -> Result<Ended, Error> {
+    pub(crate) async fn sign_out(&self, opened: &Opened) -> Result<EndOutcome, Error> {
         let ended = self.sign_out_quietly(opened).await?;
-        if ended == Ended::Now {
+        if ended == EndOutcome::Now {
             self.tell_of(EventKind::SignedOut, &opened.loaded);
         }
         Ok(ended)
     }
 
-    async fn sign_out_quietly(&self, opened: &Opened) -> Result<Ended, Error> {
+    async fn sign_out_quietly(&self, opened: &Opened) -> Result<EndOutcome, Error> {
         // The time before a call: a window that ends while the call is under way counts as open.
         let (mut opened, mut now) = (opened.clone(), self.now());
         if opened.opening(now).is_none() {
             // It was loaded some time ago, and may have ended or have been written to since.
-            let Some(loaded) = self.load_again(opened.loaded.id).await? else { return Ok(Ended::Before) };
+            let Some(loaded) = self.load_again(opened.loaded.id).await? else { return Ok(EndOutcome::Before) };
             opened = opened.at(loaded);
         }
         for _ in 0..TRIES_TO_END {
             if opened.opening(now).is_none() {
-                return Ok(Ended::Refused);
+                return Ok(EndOutcome::Refused);
             }
             now = self.now();
             match self.end_if(&opened.loaded).await? {
-                WriteOutcome::Done(_) => return Ok(Ended::Now),
-                WriteOutcome::Gone => return Ok(Ended::Before),
+                WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
+                WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
                 // It has become unreadable. It was the right one when it was loaded.
                 WriteOutcome::Unreadable(_) => break,
             }
         }
         if opened.opening(now).is_none() {
-            return Ok(Ended::Refused);
+            return Ok(EndOutcome::Refused);
         }
         // A sign-out wins against any number of writers: a secret that is replaced just now still counts.
         self.delete(opened.loaded.id).await.map(was_there)
     }
 
     /// Ends a session whatever other requests write to it.
-    pub(crate) async fn end(&self, loaded: &Arc<Loaded>) -> Result<Ended, Error> {
+    pub(crate) async fn end(&self, loaded: &Arc<Loaded>) -> Result<EndOutcome, Error> {
         let mut loaded = Arc::clone(loaded);
         for _ in 0..TRIES_TO_END {
             match self.end_if(&loaded).await? {
-                WriteOutcome::Done(_) => return Ok(Ended::Now),
-                WriteOutcome::Gone => return Ok(Ended::Before),
+                WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
+                WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => loaded = current,
                 WriteOutcome::Unreadable(_) => break,
             }
@@ -86,19 +86,19 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Ends a session if the secret that came is its newest one.
-    pub(crate) async fn end_newest(&self, opened: &Opened) -> Result<Ended, Error> {
+    pub(crate) async fn end_newest(&self, opened: &Opened) -> Result<EndOutcome, Error> {
         let mut opened = opened.clone();
         while opened.is_newest() {
             match self.end_if(&opened.loaded).await? {
-                WriteOutcome::Done(_) => return Ok(Ended::Now),
-                WriteOutcome::Gone => return Ok(Ended::Before),
+                WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
+                WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
                 // Nothing says that it still is.
                 WriteOutcome::Unreadable(_) => break,
             }
             yield_now().await;
         }
-        Ok(Ended::Refused)
+        Ok(EndOutcome::Refused)
     }
 
     /// Ends a session if nobody has written to it since it was loaded.
@@ -197,8 +197,8 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-fn was_there(was_there: bool) -> Ended {
-    if was_there { Ended::Now } else { Ended::Before }
+fn was_there(was_there: bool) -> EndOutcome {
+    if was_there { EndOutcome::Now } else { EndOutcome::Before }
 }
 
 const TRIES_TO_END: usize = 3;

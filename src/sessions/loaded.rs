@@ -64,7 +64,7 @@ pub(crate) enum WriteOutcome {
 
 /// What became of a sign-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum EndOutcome {
     /// This call has ended it.
     Now,
     /// It had ended before.

@@ -35,7 +35,7 @@ use crate::{
         background::OnDrop,
         builder::Builder,
         engine::{Engine, NewSession},
-        loaded::{Ended, Found, Loaded, Opened, WriteOutcome},
+        loaded::{EndOutcome, Found, Loaded, Opened, WriteOutcome},
         login::Login,
         policy::Policy,
     },
@@ -110,28 +110,27 @@ impl<B: Backend> Sessions<B> {
     pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
         let engine = &self.0;
         let contents = Data::from_serialize(data).map(|data| engine.contents(Some(key.as_ref()), data, None));
-        self.0
-            .within_time(async {
-                let new = engine.new_id(random_version())?;
-                // Nobody tries again: without an answer no client gets its ID.
-                let orphan = OnDrop::new(|| {
-                    if let Some(id) = new.sent() {
-                        engine.remove_orphan(id);
-                    }
-                });
-                let created = engine.create(contents?, &new, None, None, false).await?;
-                orphan.disarm();
-                let refused = match created {
-                    NewSession::Done { id, .. } => return Ok(id),
-                    NewSession::Late => Error::cleared(),
-                    NewSession::Full => Error::full(),
-                };
-                if let Some(why) = refused.refusal() {
-                    engine.tell(EventKind::Refused(why), None, Some(key.as_ref()));
+        self.within_time(async {
+            let new = engine.new_id(random_version())?;
+            // Nobody tries again: without an answer no client gets its ID.
+            let orphan = OnDrop::new(|| {
+                if let Some(id) = new.sent() {
+                    engine.remove_orphan(id);
                 }
-                Err(refused)
-            })
-            .await
+            });
+            let created = engine.create(contents?, &new, None, None, false).await?;
+            orphan.disarm();
+            let refused = match created {
+                NewSession::Done { id, .. } => return Ok(id),
+                NewSession::Late => Error::cleared(),
+                NewSession::Full => Error::full(),
+            };
+            if let Some(why) = refused.refusal() {
+                engine.tell(EventKind::Refused(why), None, Some(key.as_ref()));
+            }
+            Err(refused)
+        })
+        .await
     }
 
     /// Begins a login: take it before the credential is checked, and pass it to [`Session::bind`](crate::Session::bind) or
@@ -143,7 +142,7 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn login(&self, key: impl AsRef<str>) -> Result<Login, Error> {
         let key = key.as_ref().to_owned();
-        let mark = self.0.within_time(self.0.mark(self.0.owner(&key))).await?;
+        let mark = self.within_time(self.0.mark(self.0.owner(&key))).await?;
         Ok(Login { key, mark })
     }
 
@@ -152,13 +151,12 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
     pub async fn get(&self, id: impl AsRef<str>) -> Result<Option<Data>, Error> {
-        self.0
-            .within_time(async {
-                let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
-                self.0.touch(&loaded);
-                Ok(Some(loaded.contents.data.clone()))
-            })
-            .await
+        self.within_time(async {
+            let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
+            self.0.touch(&loaded);
+            Ok(Some(loaded.contents.data.clone()))
+        })
+        .await
     }
 
     /// Replaces all data of a session.
@@ -167,20 +165,19 @@ impl<B: Backend> Sessions<B> {
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, and as [`create`](Self::create) and [`get`](Self::get).
     pub async fn update(&self, id: impl AsRef<str>, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data);
-        self.0
-            .within_time(async {
-                let data = data?;
-                let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-                let mut superseded = false;
-                let updated = self.0.rewrite(Arc::clone(&loaded), random_version(), false, |contents| {
-                    superseded = !loaded.has_same_login(contents);
-                    contents.data = data.clone();
-                    Ok(!superseded)
-                });
-                let updated = updated.await?.done().map(drop);
-                if superseded { Err(Error::not_found()) } else { updated }
-            })
-            .await
+        self.within_time(async {
+            let data = data?;
+            let loaded = self.find(id.as_ref()).await?.ok_or_else(Error::not_found)?;
+            let mut superseded = false;
+            let updated = self.0.rewrite(Arc::clone(&loaded), random_version(), false, |contents| {
+                superseded = !loaded.has_same_login(contents);
+                contents.data = data.clone();
+                Ok(!superseded)
+            });
+            let updated = updated.await?.done().map(drop);
+            if superseded { Err(Error::not_found()) } else { updated }
+        })
+        .await
     }
 
     /// Gives a session a new ID. The previous ID works for [`rework_grace`](Builder::rework_grace) more.
@@ -191,31 +188,30 @@ impl<B: Backend> Sessions<B> {
     /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, and as [`get`](Self::get).
     #[doc(alias = "rotate", alias = "regenerate", alias = "cycle_id", alias = "renew")]
     pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
-        self.0
-            .within_time(async {
-                let engine = &self.0;
-                let old = self.opened(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-                let new = Secret::random()?;
-                let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
-                let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
-                    contents.rotate(&old.secret, hash, engine.grace(), engine.now());
-                    // To the session of a later login nothing is written, not even that it is in use.
-                    Ok(old.loaded.has_same_login(contents))
-                });
-                let loaded = rotated.await?.done()?;
-                let now = engine.now();
-                match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, now)) {
-                    (true, _) => {
-                        engine.tell_of(EventKind::Rotated, &loaded);
-                        Ok(new_id)
-                    }
-                    // Another call has rotated it, or it was rotated too often to forget one more secret.
-                    (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
-                    // Without a grace the ID is invalid by now.
-                    (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
+        self.within_time(async {
+            let engine = &self.0;
+            let old = self.opened(id.as_ref()).await?.ok_or_else(Error::not_found)?;
+            let new = Secret::random()?;
+            let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
+            let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
+                contents.rotate(&old.secret, hash, engine.grace(), engine.now());
+                // To the session of a later login nothing is written, not even that it is in use.
+                Ok(old.loaded.has_same_login(contents))
+            });
+            let loaded = rotated.await?.done()?;
+            let now = engine.now();
+            match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, now)) {
+                (true, _) => {
+                    engine.tell_of(EventKind::Rotated, &loaded);
+                    Ok(new_id)
                 }
-            })
-            .await
+                // Another call has rotated it, or it was rotated too often to forget one more secret.
+                (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
+                // Without a grace the ID is invalid by now.
+                (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
+            }
+        })
+        .await
     }
 
     /// Ends a session. An ID that leads to no session is not an error.
@@ -225,29 +221,28 @@ impl<B: Backend> Sessions<B> {
     /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {
-        self.0
-            .within_time(async {
-                let ended = match self.look_up(id.as_ref()).await? {
-                    Found::Nothing => Ended::Before,
-                    Found::Closed => Ended::Refused,
-                    Found::Opened(opened, _) => {
-                        let ended = self.0.sign_out(&opened).await?;
-                        if ended == Ended::Refused {
-                            self.0.tell_of(EventKind::Refused(Refusal::NotNewest), &opened.loaded);
-                        }
-                        ended
+        self.within_time(async {
+            let ended = match self.look_up(id.as_ref()).await? {
+                Found::Nothing => EndOutcome::Before,
+                Found::Closed => EndOutcome::Refused,
+                Found::Opened(opened, _) => {
+                    let ended = self.0.sign_out(&opened).await?;
+                    if ended == EndOutcome::Refused {
+                        self.0.tell_of(EventKind::Refused(Refusal::NotNewest), &opened.loaded);
                     }
-                    Found::Unreadable(unreadable) if unreadable.is_proven => {
-                        if self.0.delete(unreadable.id).await? {
-                            self.0.tell(EventKind::SignedOut, Some(unreadable.id.sid()), None);
-                        }
-                        Ended::Now
+                    ended
+                }
+                Found::Unreadable(unreadable) if unreadable.is_proven => {
+                    if self.0.delete(unreadable.id).await? {
+                        self.0.tell(EventKind::SignedOut, Some(unreadable.id.sid()), None);
                     }
-                    Found::Unreadable(unreadable) => return Err(unreadable.error),
-                };
-                if ended == Ended::Refused { Err(Error::not_newest()) } else { Ok(()) }
-            })
-            .await
+                    EndOutcome::Now
+                }
+                Found::Unreadable(unreadable) => return Err(unreadable.error),
+            };
+            if ended == EndOutcome::Refused { Err(Error::not_newest()) } else { Ok(()) }
+        })
+        .await
     }
 
     /// Ends all sessions of a session key, and returns how many there were.
@@ -260,7 +255,7 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable).
     #[doc(alias = "revoke_all", alias = "logout")]
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
-        self.0.within_time(self.0.clear(key.as_ref())).await
+        self.within_time(self.0.clear(key.as_ref())).await
     }
 
     /// Gives a session a new ID, and ends all other sessions of its session key and every copy of the old ID. Returns the new ID
@@ -279,7 +274,7 @@ impl<B: Backend> Sessions<B> {
     /// Once begun it runs to its end, also when this future is dropped. Nobody has the new ID then.
     pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<(SessionId, u64), Error> {
         let (sessions, id) = (self.clone(), id.as_ref().to_owned());
-        let cleared = async move { sessions.0.within_time(sessions.renew_and_clear(&id)).await };
+        let cleared = async move { sessions.within_time(sessions.renew_and_clear(&id)).await };
         Detached::new(cleared, |cleared| {
             if let Err(error) = cleared {
                 error.log("a call that was dropped has not ended other sessions");
@@ -324,21 +319,20 @@ impl<B: Backend> Sessions<B> {
     pub async fn list(&self, key: impl AsRef<str>) -> Result<Vec<SessionInfo>, Error> {
         let engine = &self.0;
         let owner = engine.owner(key.as_ref());
-        self.0
-            .within_time(async {
-                let now = engine.now();
-                let mut infos = Vec::new();
-                for record in engine.list(owner).await? {
-                    match engine.read(record.id, record) {
-                        Ok(loaded) if loaded.is_live_at(now) => infos.push(self.0.info(loaded, now)),
-                        Ok(_) => {}
-                        Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
-                    }
+        self.within_time(async {
+            let now = engine.now();
+            let mut infos = Vec::new();
+            for record in engine.list(owner).await? {
+                match engine.read(record.id, record) {
+                    Ok(loaded) if loaded.is_live_at(now) => infos.push(self.0.info(loaded, now)),
+                    Ok(_) => {}
+                    Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
                 }
-                infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
-                Ok(infos)
-            })
-            .await
+            }
+            infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
+            Ok(infos)
+        })
+        .await
     }
 
     /// Returns what is known of one session, by its ID, or `None` if there is no such session. Unlike [`get`](Self::get), this does
@@ -347,12 +341,11 @@ impl<B: Backend> Sessions<B> {
     /// # Errors
     /// As [`get`](Self::get).
     pub async fn info(&self, id: impl AsRef<str>) -> Result<Option<SessionInfo>, Error> {
-        self.0
-            .within_time(async {
-                let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
-                Ok(Some(self.0.info(Loaded::clone(&loaded), self.0.now())))
-            })
-            .await
+        self.within_time(async {
+            let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
+            Ok(Some(self.0.info(Loaded::clone(&loaded), self.0.now())))
+        })
+        .await
     }
 
     /// Begins to read all live sessions in pages, those of visitors included.
@@ -398,25 +391,26 @@ impl<B: Backend> Sessions<B> {
         let owner = engine.owner(key.as_ref());
         let Some(sid) = Sid::parse(handle.as_ref()) else { return Ok(false) };
         let id = RecordId::new(Some(owner), sid);
-        self.0
-            .within_time(async {
-                let read = match engine.load(id).await {
-                    Ok(Some(record)) => engine.read(id, record),
-                    Ok(None) => return Ok(false),
-                    Err(error) if error.kind() == ErrorKind::Unreadable => Err(error),
-                    Err(error) => return Err(error),
-                };
-                let ended = match read {
-                    Ok(loaded) if loaded.is_live_at(engine.now()) => engine.end(&Arc::new(loaded)).await? == Ended::Now,
-                    Ok(_) => false,
-                    Err(_) => engine.delete(id).await?,
-                };
-                if ended {
-                    engine.tell(EventKind::Revoked, Some(id.sid()), Some(key.as_ref()));
+        self.within_time(async {
+            let read = match engine.load(id).await {
+                Ok(Some(record)) => engine.read(id, record),
+                Ok(None) => return Ok(false),
+                Err(error) if error.kind() == ErrorKind::Unreadable => Err(error),
+                Err(error) => return Err(error),
+            };
+            let ended = match read {
+                Ok(loaded) if loaded.is_live_at(engine.now()) => {
+                    engine.end(&Arc::new(loaded)).await? == EndOutcome::Now
                 }
-                Ok(ended)
-            })
-            .await
+                Ok(_) => false,
+                Err(_) => engine.delete(id).await?,
+            };
+            if ended {
+                engine.tell(EventKind::Revoked, Some(id.sid()), Some(key.as_ref()));
+            }
+            Ok(ended)
+        })
+        .await
     }
 
     /// Waits until all work that has begun is done, including commits and touches in the background, releases what the backend
@@ -426,6 +420,10 @@ impl<B: Backend> Sessions<B> {
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to close, or if the sessions are closed already.
     pub async fn close(&self) -> Result<(), Error> {
         self.0.close().await
+    }
+
+    fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> impl Future<Output = Result<T, Error>> {
+        self.0.within_time(work)
     }
 
     /// Where the text of an ID leads.

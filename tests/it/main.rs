@@ -1,4 +1,4 @@
-//! All integration tests, in one binary. Functions named `p07_…` prove promise 7 of the README.
+//! All integration tests, in one binary. Functions named `p07_…` prove promise 7 of `src/guide/promises.md`.
 
 // A test binary has no public face; and in tests, a panic is the answer.
 #![allow(unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]

@@ -1,6 +1,10 @@
-//! What `Cargo.toml` promises about the crates that come along.
+//! What `Cargo.toml` promises: which Rust is enough, and what is in the package.
 
-use std::{collections::HashMap, process::Command};
+use std::{
+    collections::{BTreeSet, HashMap},
+    path::Path,
+    process::Command,
+};
 
 use serde_json::Value;
 
@@ -51,4 +55,37 @@ fn array(value: &Value) -> &Vec<Value> {
 fn rust_version(package: &Value) -> Option<(u32, u32)> {
     let mut numbers = package["rust_version"].as_str()?.split('.').map(|n| n.parse().expect("a number"));
     Some((numbers.next()?, numbers.next().unwrap_or(0)))
+}
+
+#[test]
+fn links_and_pictures_lead_to_files_of_the_package() {
+    let output = Command::new(env!("CARGO"))
+        .args(["package", "--list", "--allow-dirty", "--offline"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let list = String::from_utf8(output.stdout).expect("paths are text");
+    let packaged: BTreeSet<&Path> = list.lines().map(Path::new).collect();
+    for page in ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md"].map(Path::new) {
+        let text =
+            std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("the page is there");
+        for link in links(&text) {
+            let target = page.parent().expect("a folder").join(link);
+            // A link to a folder shows what is in it.
+            assert!(packaged.iter().any(|file| file.starts_with(&target)), "{} links to {link}", page.display());
+        }
+    }
+}
+
+/// The targets of the links in some Markdown that are neither addresses, nor Rust items, nor parts of the same page.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let targets = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+    targets.filter(|target| !target.starts_with('#') && !target.contains(':'))
+}
+
+#[test]
+fn only_links_to_files_are_followed() {
+    let text = "[a](b/c.md) ![d](e.webp), [f](https://example.com) [g](#h) [`i`](Self::i)";
+    assert_eq!(links(text).collect::<Vec<_>>(), ["b/c.md", "e.webp"]);
 }

@@ -1,4 +1,4 @@
-//! The promises of the README, compared with the tests that prove them.
+//! The promises of the guide, compared with the tests that prove them and with the commands in the README.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -6,30 +6,48 @@ use std::{
     path::Path,
 };
 
-/// A function named `p07_…` proves promise 7: each promise has one, and none proves a promise that the README does not make.
+/// A function named `p07_…` proves promise 7: each promise has one, and none proves a promise that is not made.
 #[test]
-fn each_promise_of_the_readme_has_a_test_and_each_test_a_promise() {
+fn each_promise_has_a_test_and_each_test_a_promise() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let readme = fs::read_to_string(root.join("README.md")).expect("the README is there");
-    let promises = promises(&readme);
-    assert!(promises.iter().copied().eq(1..=promises.len()), "the README numbers its promises {promises:?}");
+    let promises = promises(&read("src/guide/promises.md"));
+    assert!(promises.iter().copied().eq(1..=promises.len()), "the promises are numbered {promises:?}");
     let mut tests = BTreeMap::new();
     for folder in ["src", "tests/it", "examples"] {
         collect(&root.join(folder), &mut tests);
     }
     for number in &promises {
-        assert!(tests.contains_key(number), "promise {number} of the README has no test: name one `p{number:02}_…`");
+        assert!(tests.contains_key(number), "promise {number} has no test: name one `p{number:02}_…`");
     }
     for (number, names) in &tests {
-        assert!(promises.contains(number), "the README has no promise {number}, which {names:?} name");
+        assert!(promises.contains(number), "there is no promise {number}, which {names:?} name");
     }
 }
 
+#[test]
+fn each_promise_is_run_by_one_command_of_the_readme() {
+    let promises = promises(&read("src/guide/promises.md"));
+    let mut run = filters(&read("README.md"));
+    run.sort_unstable();
+    assert_eq!(run, promises);
+}
+
+/// A file of the package.
+fn read(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
 /// The numbers of the list of promises.
-fn promises(readme: &str) -> Vec<usize> {
-    let (_, list) = readme.split_once("\n## What you can rely on\n").expect("the README says what one can rely on");
-    let list = list.split("\n## ").next().unwrap_or_default();
-    list.lines().filter_map(|line| line.split_once(". **")?.0.parse().ok()).collect()
+fn promises(text: &str) -> Vec<usize> {
+    text.lines().filter_map(|line| line.split_once(". **")?.0.parse().ok()).collect()
+}
+
+/// The numbers of the promises whose tests the commands in the text run: `p07 p08` as 7 and 8.
+fn filters(text: &str) -> Vec<usize> {
+    let commands = text.lines().filter_map(|line| line.split_once("cargo test --all-features -- "));
+    let words = commands.flat_map(|(_, filters)| filters.split_whitespace());
+    words.filter_map(|word| word.strip_prefix('p')?.trim_end_matches('`').parse().ok()).collect()
 }
 
 /// Adds the tests of all Rust files in that folder.
@@ -95,8 +113,6 @@ fn a_test_is_what_has_the_attribute_or_is_listed() {
     let names: Vec<_> = tested(text).into_iter().collect();
     assert_eq!(names, ["five", "four", "one", "three", "two"]);
     assert_eq!(["p07_a_login", "p7_a_login", "page_7", "p007_a"].map(number), [Some(7), None, None, None]);
-    assert_eq!(
-        promises("\n## What you can rely on\n\n1. **A.** b\n   2. c\n2. **D.** e\n\n## More\n3. **F.** g"),
-        [1, 2]
-    );
+    assert_eq!(promises("First.\n\n1. **A.** b\n   2. c\n2. **D.** e\n\n# More\n\n* **F.** g"), [1, 2]);
+    assert_eq!(filters("p01\n`cargo test --all-features -- p02 p13`\ncargo test --all-features p03"), [2, 13]);
 }

@@ -47,7 +47,7 @@ const FLOORS: [(&str, &[&str]); 10] = [
 const GROUND: [&str; 7] = ["error", "events", "log", "clock", "random", "timeout", "detached"];
 
 /// The files that only declare modules and publish items.
-const INDEXES: [&str; 2] = ["lib", "stores"];
+const INDEXES: [&str; 3] = ["lib", "stores", "guide"];
 
 /// The arrows that go elsewhere all the same, as a file and the module that it uses.
 const EXCEPTIONS: [(&str, &str); 2] = [
