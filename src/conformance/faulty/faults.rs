@@ -142,7 +142,8 @@ struct Plan {
     calls: Vec<Verb>,
     rules: Vec<Rule>,
     total: u64,
-    of_verb: [u64; 8],
+    /// `Close` is the last of them.
+    of_verb: [u64; Verb::Close as usize + 1],
 }
 
 struct Rule {
