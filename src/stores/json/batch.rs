@@ -228,7 +228,10 @@ impl<'a> Batch<'a> {
             return Ok(());
         }
         if !self.make_room(id, Line::cost(&payload)) {
-            return Err(Error::new(ErrorKind::Unavailable, "the sessions in the file have reached their bound"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the sessions in the file have reached max_sessions or max_bytes, and no visitor's session is left to evict",
+            ));
         }
         let (time, expires) = self.table.time(ttl);
         let is_new = !self.changes.contains_key(&id) && self.table.get(&id).is_none();
