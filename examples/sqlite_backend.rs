@@ -1,8 +1,8 @@
-//! Sessions in SQLite: a backend of one's own, complete.
+//! Sessions in SQLite: a complete backend of your own.
 //!
 //! ```sh
-//! cargo run --example sqlite_backend                            # then open http://127.0.0.1:3000, and restart it in between
-//! cargo test --example sqlite_backend --features conformance    # the exam that every backend takes
+//! cargo run --example sqlite_backend                            # then open http://127.0.0.1:3000
+//! cargo test --example sqlite_backend --features conformance    # the conformance tests
 //! ```
 
 use std::{
@@ -18,14 +18,14 @@ use jam_session::{
 };
 use rusqlite::{Connection, OptionalExtension, Rows, Transaction, TransactionBehavior::Immediate, params};
 
-/// Keeps records in a table of a SQLite database, which any number of processes of one machine may share.
+/// Keeps records in a table of a SQLite database. Any number of processes on one machine may share it.
 pub struct SqliteBackend {
     connection: Arc<Mutex<Connection>>,
     clock: OnceLock<Clock>,
 }
 
 impl SqliteBackend {
-    /// Opens the database, or makes it.
+    /// Opens the database, or creates it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let connection = Connection::open(path)?;
         // Another process may be writing.

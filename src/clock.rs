@@ -1,4 +1,4 @@
-//! The clock that sessions are timed by, and one that tests can set.
+//! The clock that times sessions, and a manual one for tests.
 
 use std::{
     sync::{
@@ -30,25 +30,24 @@ use std::{
 ///
 /// # Which clock counts what
 ///
-/// * Idle time in memory and in the JSON file is counted by a clock that setting the time does not affect, and that goes on
-///   while the machine is suspended (`CLOCK_BOOTTIME` on Linux): a laptop that slept for eight hours has no session left that
-///   was to be idle for one. Where there is no such clock, time that the wall clock is ahead counts as time asleep once it
-///   has been ahead for ten seconds, so that a wall clock that is wrong for a moment ends nothing.
-/// * Redis counts idle time by its own clock.
-/// * The deadline of a session and the times in [`SessionInfo`](crate::SessionInfo) are by the wall clock of the application,
-///   because they have to mean the same on every node. If the clocks of two nodes differ, a deadline comes earlier or later
-///   by that much, depending on the node that handles the request, and nothing else changes.
+/// * **Idle timeouts in memory and in the JSON file** use a monotonic clock that goes on while the machine is suspended
+///   (`CLOCK_BOOTTIME` on Linux). After a laptop has slept for eight hours, a session with an idle timeout of one hour has ended.
+///   Some systems have no such clock. There, the difference to the wall clock counts as time asleep once the wall clock has been
+///   ahead for ten seconds. So a wall clock that is wrong for a moment ends no session.
+/// * **Idle timeouts in Redis** use the clock of the Redis server.
+/// * **Absolute timeouts and the times in [`SessionInfo`](crate::SessionInfo)** use the wall clock of the application, because
+///   they have to mean the same on every node. If the clocks of two nodes differ, an absolute timeout comes earlier or later by
+///   the difference, depending on the node that handles the request. Nothing else changes.
 ///
 /// # A wall clock that is set back
 ///
-/// The time of day that a clock and its clones tell never goes back: if the wall clock is set back, it goes on from where it
-/// was. What has ended stays ended, such as an ID that was replaced, and no deadline moves. The price is that after a wall
-/// clock was ahead, even for a moment, it is followed again only by a new clock, which means after a restart.
+/// The time of day of a clock and its clones never goes back. If the wall clock is set back, the clock goes on from where it
+/// was. So a session or an ID that has ended stays ended, and no absolute timeout moves. This has a price: if the wall clock
+/// was ahead, even for a moment, the clock stays ahead until the application restarts.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     source: ClockSource,
-    /// The time of day when the steady time was zero, in nanoseconds: the latest that the wall clock ever came to, in any
-    /// clone.
+    /// The time of day at which the steady time was zero, in nanoseconds: the latest one that any clone has seen.
     start: Arc<AtomicU64>,
 }
 
@@ -63,23 +62,25 @@ enum ClockSource {
 }
 
 impl Clock {
-    /// Returns the machine's clock. Every builder has it by default.
+    /// Returns the machine's clock, the default of every builder.
     pub fn system() -> Self {
         Self::from(ClockSource::System)
     }
 
-    /// Returns a clock that stands still until [`advance`](Self::advance) moves it. It begins at the machine's time.
+    /// Returns a clock that moves only by [`advance`](Self::advance). It starts at the machine's time.
+    #[doc(alias = "test", alias = "mock")]
     pub fn manual() -> Self {
         Self::from(ClockSource::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
     }
 
-    /// Returns a clock that stands still and begins at that time, for sessions that are to be older.
+    /// Returns a clock that moves only by [`advance`](Self::advance) and starts at this time, for tests that create older
+    /// sessions.
     pub fn manual_at(time: SystemTime) -> Self {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::from(ClockSource::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
     }
 
-    /// Moves a manual clock forward, and every clone of it. The machine's clock is not affected.
+    /// Moves a manual clock and all its clones forward. Does nothing to the machine's clock.
     pub fn advance(&self, by: Duration) {
         if let ClockSource::Manual(now) = &self.source {
             // It never goes back, however far it is moved.
@@ -109,13 +110,13 @@ impl Clock {
         matches!(self.source, ClockSource::Manual(_))
     }
 
-    /// Returns the time of day, for what must mean the same in another process.
+    /// Returns the time of day, for times that other processes read as well.
     pub fn now(&self) -> SystemTime {
         time(self.now_ms())
     }
 
-    /// Returns a time that only goes forward, from an arbitrary start, for durations within a process. It counts the time
-    /// during which the machine is suspended.
+    /// Returns a monotonic time since an arbitrary start, for durations within one process. It includes the time during which the
+    /// machine is suspended.
     pub fn elapsed(&self) -> Duration {
         match &self.source {
             ClockSource::System => machine::elapsed(),
@@ -143,7 +144,7 @@ impl Clock {
         millis(self.wall())
     }
 
-    /// The time that the time of day goes on by. It may stand still while the machine is suspended.
+    /// The monotonic time that drives the time of day. It may stand still while the machine is suspended.
     fn steady(&self) -> Duration {
         match &self.source {
             ClockSource::System => machine::steady(),
@@ -183,7 +184,7 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The time of day that is so many milliseconds after 1970.
+/// The time of day that is this many milliseconds after 1970.
 pub(crate) fn time(millis: u64) -> SystemTime {
     // Saturates: a manual clock may have been moved past what the platform can tell.
     UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)

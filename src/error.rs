@@ -1,18 +1,18 @@
-//! The one error of this crate, and the kinds to branch on.
+//! The error type, and the kinds to branch on.
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
 use crate::{events::Refusal, log};
 
-/// Any error at all: what a [`Backend`](crate::Backend) or a [`Serializer`](crate::Serializer) may fail with.
+/// Any error: the error type of a [`Backend`](crate::Backend) and of a [`Serializer`](crate::Serializer).
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
-/// Says what was being done when it failed, of which [kind](ErrorKind) the failure is, and carries the cause.
+/// The error type of this crate: a message, a [kind](ErrorKind) to branch on, and the cause as [`source`](StdError::source).
 ///
-/// Neither `Debug`, `Display` nor the source shows a session ID, a session key or data, as long as the errors of a
-/// backend of one's own do not.
+/// Neither `Debug`, `Display` nor the source shows a session ID, a session key or data, unless the errors of your own backend do.
 ///
-/// With the feature `axum` it is a response, and the rejection of the extractors; see [`ErrorKind`] for the status codes.
+/// With the feature `axum` it can be returned as a response, and it is the rejection of the extractors. [`ErrorKind`] lists the
+/// status codes.
 #[derive(Clone)]
 pub struct Error {
     kind: ErrorKind,
@@ -20,63 +20,68 @@ pub struct Error {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// What went wrong, for code to branch on. The number is the HTTP status that the layer and the extractors answer with.
+/// What went wrong, for code to branch on. Each kind begins with the HTTP status that the layer and the extractors answer with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// 404: the session is not there: never was, expired, or ended.
+    /// 404: there is no such session. It expired, was ended, or never existed.
     NotFound,
-    /// 500: something was set up in a way that cannot work.
+    /// 500: something is set up in a way that cannot work. The message says what to change.
     Config,
-    /// 503: the backend did not answer, or not in time. Nothing is known to have changed; the cookie is kept.
+    /// 503: the store did not answer, or not in time. Whether a change was applied is unknown. The browser keeps its cookie, so a
+    /// retry may succeed.
     Unavailable,
-    /// 500: the record is there, but it cannot be read. It stays as it is.
+    /// 500: the record exists, but it cannot be read. It stays as it is.
     Unreadable,
-    /// 500: the same, because a sealed record was altered, cut or moved. See [`keyring`](crate::keyring).
+    /// 500: an encrypted record cannot be read, because it was altered, cut or moved. See [`keyring`](crate::keyring).
     Corrupt,
-    /// 500: the same, because a record was sealed with a key that is not on the [`Keyring`](crate::Keyring).
+    /// 500: an encrypted record cannot be read, because its encryption key is not on the [`Keyring`](crate::Keyring). Add that
+    /// key with [`also_opens`](crate::Keyring::also_opens).
     WrongKey,
-    /// 500: a value does not serialize, or not deserialize as the type asked for, or a session key is empty or too long.
+    /// 500: a value does not serialize, or does not deserialize as the requested type; or a session key is empty or too long.
     Data,
-    /// 507: the record would be larger than `max_size`. Nothing was applied.
+    /// 507: the record would be larger than [`max_size`](crate::Builder::max_size). Nothing was applied.
     TooLarge,
     /// 500: the session was read before [`load`](crate::Session::load).
     NotLoaded,
-    /// 500: the response has left, and with it the last chance to set a cookie.
+    /// 500: the change needs a cookie, and the response has already been sent.
     ResponseSent,
-    /// 401: the request is not signed in, or a login or a sign-out was refused because its session has ended, or has a newer ID,
-    /// or because the user was signed out everywhere.
+    /// 401: the request is not signed in. Or a login or a sign-out was refused: its session has ended, its session has a newer
+    /// ID, or the user was signed out everywhere meanwhile.
     Unauthorized,
     /// 409: the user has as many sessions as [`sessions_per_key`](crate::Builder::sessions_per_key) allows, and it is set to refuse
     /// more. One of them has to end first: the user's [list](crate::Sessions::list) says which there are.
     Full,
     /// 403: the request came from another site and has no session, so it must not begin a visitor's session.
     ///
-    /// Such a request comes without the cookie of the session that the browser may have, and a new session would replace that
-    /// one. [`Session::save`](crate::Session::save) returns this error; without `save` the response leaves as it is, and what the
-    /// handler wrote is dropped. A login is never refused for this. Which requests are meant depends on
-    /// [`same_site`](crate::SessionLayer::same_site): see the [docs of `session`](crate::session#requests-from-other-sites).
+    /// Browsers send such a request without the session cookie. A new session would replace the one that the browser may have.
+    ///
+    /// [`Session::save`](crate::Session::save) returns this error. Without `save`, what the handler wrote is dropped, and the
+    /// response is sent unchanged. A login is never refused for this reason. [`same_site`](crate::SessionLayer::same_site)
+    /// decides which requests this concerns: see [requests from other sites](crate::session#requests-from-other-sites).
     ///
     /// These requests are typical:
     ///
     /// * **A login provider's `POST`**: SAML, and OpenID Connect with `response_mode=form_post`. Under `Lax` it comes without the
-    ///   visitor's session, and so without a state that was kept there. Keep that state in a session of its own layer, with
+    ///   visitor's session, and so without a state that was kept there. Keep that state in the session of a second layer, with
     ///   [`SameSite::None`](crate::SameSite::None) and another [`cookie_name`](crate::SessionLayer::cookie_name).
-    /// * **Every OAuth answer under [`SameSite::Strict`](crate::SameSite::Strict)**, also by `GET`. Keep its state in the same way,
-    ///   with `Lax`. `Strict` needs HTTPS: over plain HTTP a link from another site is not recognised.
-    /// * **The first `POST` from a sibling subdomain over plain HTTP.** It counts as one from another site, because there is no
-    ///   list of public suffixes here. A [`domain`](crate::SessionLayer::domain) that both hosts are in makes them one site.
+    /// * **Every redirect from an OAuth provider under [`SameSite::Strict`](crate::SameSite::Strict)**, even by `GET`. Keep its
+    ///   state in the session of a second layer, with `Lax`.
+    /// * **The first `POST` from a sibling subdomain over plain HTTP.** It counts as coming from another site, because this
+    ///   crate has no list of public suffixes. If both hosts are within one [`domain`](crate::SessionLayer::domain), they are
+    ///   one site.
     CrossSite,
 }
 
 impl Error {
-    /// An error of that kind, for a [`Backend`](crate::Backend) that knows better than [`ErrorKind::Unavailable`]. The
-    /// message is lowercase, says what was being done, and shows no ID, key or data.
+    /// Creates an error of a kind, for a [`Backend`](crate::Backend) that can say more than [`ErrorKind::Unavailable`].
+    ///
+    /// The message should be lowercase, say what was being done, and contain no session ID, session key or data.
     pub fn new(kind: ErrorKind, message: impl Into<Cow<'static, str>>) -> Self {
         Self { kind, message: message.into(), source: None }
     }
 
-    /// A failure of the backend. One of our own errors passes as it is.
+    /// A failure of the backend. An error of our own type stays as it is.
     pub(crate) fn backend(doing: &'static str, source: BoxError) -> Self {
         match source.downcast::<Self>() {
             Ok(own) => *own,
@@ -93,7 +98,7 @@ impl Error {
     }
 
     pub(crate) fn not_found() -> Self {
-        Self::new(ErrorKind::NotFound, "there is no such session")
+        Self::new(ErrorKind::NotFound, "there is no such session: it has expired, was ended, or never existed")
     }
 
     pub(crate) fn cross_site() -> Self {
@@ -101,7 +106,7 @@ impl Error {
     }
 
     pub(crate) fn not_newest() -> Self {
-        Self::new(ErrorKind::Unauthorized, "this ID is not valid for its session any more")
+        Self::new(ErrorKind::Unauthorized, "this ID is no longer valid for its session: sign in again")
     }
 
     pub(crate) fn cleared() -> Self {
@@ -113,11 +118,11 @@ impl Error {
     }
 
     pub(crate) fn too_late() -> Self {
-        Self::new(ErrorKind::Unavailable, "the sessions did not answer in time")
+        Self::new(ErrorKind::Unavailable, "the store did not answer within `request_time`")
     }
 
     pub(crate) fn closed() -> Self {
-        Self::new(ErrorKind::Unavailable, "the sessions are closed")
+        Self::new(ErrorKind::Unavailable, "the sessions are closed: `close` was called")
     }
 
     /// What was refused, if it is one of the refusals that are [events](crate::events).
@@ -131,18 +136,18 @@ impl Error {
         }
     }
 
-    /// The message and all its causes, for a line in a log. Bodies of responses have less.
+    /// The message and all its causes, for a line in the log. Response bodies say less.
     pub(crate) fn chain(&self) -> Chain<'_> {
         Chain(self)
     }
 
-    /// Whether the client caused it, and may do so at will: no line for the operator then.
+    /// Whether a client can cause it at will. If so, it is logged at `debug` only.
     pub(crate) fn is_clients(&self) -> bool {
         use ErrorKind::{CrossSite, Full, NotFound, TooLarge, Unauthorized};
         matches!(self.kind, Unauthorized | CrossSite | NotFound | TooLarge | Full)
     }
 
-    /// Logs an error that no caller is told.
+    /// Logs an error that is not returned to any caller.
     pub(crate) fn log(&self, what: &str) {
         match self.is_clients() {
             true => log::debug!(error = %self.chain(), "{what}"),
@@ -159,14 +164,14 @@ impl Error {
         }
     }
 
-    /// What went wrong, for code to branch on.
+    /// Returns what went wrong, for code to branch on.
     pub fn kind(&self) -> ErrorKind {
         self.kind
     }
 }
 
 impl ErrorKind {
-    /// The status code that the layer and the extractors answer with.
+    /// Returns the status code that the layer and the extractors answer with.
     pub fn status(self) -> http::StatusCode {
         use http::StatusCode;
         match self {

@@ -1,8 +1,8 @@
-//! The conformance suite: the contract of [`Backend`] as tests, for our backends and for yours.
+//! The conformance suite: the contract of [`Backend`] as tests, for the stores of this crate and for your own.
 //!
-//! Each promise is a function that panics if it is broken, with a message that says what a user would see. The macro
-//! [`conformance_tests!`](crate::conformance_tests) makes a test of each. With the feature `conformance` in your
-//! `dev-dependencies`, this is the whole of `tests/sessions.rs`:
+//! Each promise is a function. It panics if the backend breaks the promise, with a message that says what a user would see. The
+//! macro [`conformance_tests!`](crate::conformance_tests) turns each of them into a test. With the feature `conformance` in
+//! your `dev-dependencies`, this is a complete `tests/sessions.rs`:
 //!
 //! ```
 //! # mod my_store { pub type MyStore = jam_session::MemoryBackend; }
@@ -21,37 +21,38 @@
 //! # conformance_tests!(MyStore::default());
 //! ```
 //!
-//! The expression is evaluated again for each test. It can `.await`, and should panic if it fails. Its value is a backend,
-//! [`Sessions`](crate::Sessions) over one, or a [`Subject`] that says more:
+//! The expression is evaluated once for each test. It can `.await`, and should panic if it fails. Its value is a backend,
+//! [`Sessions`](crate::Sessions) over a backend, or a [`Subject`], which has options:
 //!
 //! | the backend | what to give |
 //! |---|---|
-//! | counts time by the [clock](Backend::set_clock) it is given | the backend: nothing waits |
-//! | is a server with a clock of its own | [`Subject::with_own_clock`]: the tests wait for short times to live |
+//! | counts time by the [clock](Backend::set_clock) it is given | the backend itself: the tests do not wait |
+//! | is a server with its own clock | [`Subject::with_own_clock`]: the tests wait for short times to live |
 //! | has a clock that a test can move | [`Subject::with_time_passed_by`] |
-//! | is shared by many processes | also a second handle, with [`Subject::shared_with`], to find caches |
-//! | needs a folder or a container | also [`Subject::holding`] it |
-//! | may not be there | an `Option`: `None` skips the test, and says so |
+//! | is shared by many processes | also a second handle, by [`Subject::shared_with`], to detect caches |
+//! | needs a folder or a container | also that, by [`Subject::holding`] |
+//! | may be missing on this machine | an `Option`: with `None` the test prints that it is skipped |
 //!
-//! The store can hold other records, even of earlier runs: names are random. Tests can run at the same time.
+//! The store may contain other records, even from earlier runs, because the tests use random names. Tests can run in parallel.
 //!
 //! # A backend of your own, step by step
 //!
-//! [`examples/sqlite_backend.rs`](https://docs.rs/crate/jam-session/latest/source/examples/sqlite_backend.rs) is one for
-//! SQLite, complete, with these tests at its end. It decides what every store in a database has to decide:
+//! [`examples/sqlite_backend.rs`](https://docs.rs/crate/jam-session/latest/source/examples/sqlite_backend.rs) is a complete
+//! backend for SQLite, with these tests at its end. Every store in a database has to make these decisions:
 //!
-//! 1. **The primary key is owner and `sid`**, compared byte by byte. An anonymous session has no owner, and `NULL` equals
-//!    nothing in SQL: the text of the [`RecordId`](crate::RecordId) is a primary key without exceptions. The owner has a column of its own, with
-//!    an index, for `list` and `clear`.
-//! 2. **Every statement asks for `expires > now`**, by the database's own clock if several processes share it. Deleting expired
-//!    rows is housekeeping, and nothing depends on it.
-//! 3. **Each verb is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. A read followed
-//!    by a write without a lock is a lost update. Better still is one statement: `UPDATE … WHERE version = ?`.
+//! 1. **The primary key is the text of the [`RecordId`](crate::RecordId)**, compared byte by byte. It contains owner and `sid`.
+//!    Two columns would not work, because a visitor's session has no owner, and `NULL` equals nothing in SQL. The owner also
+//!    has its own column, with an index, for `list` and `clear`.
+//! 2. **Every statement has the condition `expires > now`**, by the database's clock if several processes share it. Deleting
+//!    expired rows is housekeeping that nothing depends on.
+//! 3. **Each verb is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. A read that
+//!    is followed by a write without a lock loses updates. A single statement is better still: `UPDATE … WHERE version = ?`.
 //! 4. **`update` never inserts.** Only `create` uses `INSERT … ON CONFLICT`, and it replaces only expired rows.
-//! 5. **A row remembers what a retry needs**: its last eight versions, and, for ten seconds after its end, its name without
-//!    the payload. Otherwise a lost answer costs a request, but nothing is written twice.
-//! 6. **The last clear of an owner has a row of its own**, in the same transaction as the end of the sessions, and stays for
-//!    thirty minutes. A mark is the name in it. `create` compares that name with the mark's, or its time with the request's.
+//! 5. **A row remembers what a retry needs**: its last eight versions. For ten seconds after its end, its name stays, without
+//!    the payload. If a store does not remember them, a lost answer fails the request, but nothing is written twice.
+//! 6. **The last clear of an owner is a row in a second table**, written in the same transaction that ends the sessions. It
+//!    stays for thirty minutes. A mark is the name in it, and `create` compares that name with the mark's, or its time with that
+//!    of the request.
 //! 7. **A row says when it was heard of**, for the limit of records: as a number that is one above that of the owner's others, so
 //!    that no clock has a say in it. `create`, `update` and `touch` set it. In the transaction of a `create` the owner's records are
 //!    counted, the least recent ones end, and so does the record that the new one leaves. A database that locks single rows needs
@@ -59,22 +60,23 @@
 //! 8. **`scan` goes on by the primary key**: `WHERE id > ? ORDER BY id LIMIT ?`. With `OFFSET`, records would be missing when others
 //!    end between two pages. `count` is one statement.
 //! 9. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
-//! 10. **No thread of the runtime waits for a disk.** A driver that blocks runs in `spawn_blocking`, with the whole transaction, so
-//!     that a dropped future has done all or nothing.
-//! 11. **Any error will do.** `?` makes it [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered 503, and the
-//!     cookie stays.
+//! 10. **No thread of the async runtime waits for a disk.** If the driver blocks, the whole transaction runs in
+//!     `spawn_blocking`. So if the future is dropped, the transaction still happens completely or not at all.
+//! 11. **Any error type works.** `?` turns it into [`Unavailable`](crate::ErrorKind::Unavailable): the request is answered with
+//!     503, and the cookie stays.
 //!
-//! # What your application does when sessions are away
+//! # Testing an outage of the store
 //!
-//! [`Faulty`] wraps any backend and fails when a test says so: before it acts, after, late, or not at all. It can also run
-//! something first, such as another request, and change what is answered.
+//! [`Faulty`] wraps any backend and fails when a test says so: before a call takes effect, after it, late, or by never
+//! answering. It can also run a closure before a call, such as another request, and change the answer. Use it to test what your
+//! application does while the store is down.
 //!
 //! # Panics
 //!
-//! The function of a promise panics if the promise is broken, if the backend fails, and if it has not answered for half a
-//! minute. It needs a tokio runtime with its timer on. A runtime with several threads finds more.
+//! The function of a promise panics if the promise is broken, if the backend returns an error, or if it does not answer for
+//! half a minute. It needs a tokio runtime with its timer enabled. A runtime with several threads finds more mistakes.
 
-// It is test code: a panic is its answer.
+// This is test code: it reports by panicking.
 #![allow(clippy::panic)]
 
 mod crossing;
@@ -199,10 +201,10 @@ macro_rules! __every_promise {
     };
 }
 
-/// Makes a test of every promise of a [`Backend`]: a backend of your own needs no other tests of the contract.
+/// Tests every promise of a [`Backend`]. Your own backend needs no other tests of the contract.
 ///
-/// The expression is evaluated for each test, and can `.await`. See [`conformance`](crate::conformance) for what it can give.
-/// A whole file, for a server that has a clock of its own and may not be there:
+/// The expression is evaluated once for each test, and can `.await`. [`conformance`](crate::conformance) says what its value
+/// can be. This is a complete file for a server that has its own clock and may be missing:
 ///
 /// ```
 /// use std::time::Duration;
@@ -221,8 +223,8 @@ macro_rules! __every_promise {
 /// # fn main() {}
 /// ```
 ///
-/// Each test is a plain `#[test]` with a tokio runtime of its own, which has four threads. Connect within the expression:
-/// connections do not work on another runtime. Put each of several backends into a `mod` of its own.
+/// Each test is a plain `#[test]` with its own tokio runtime of four threads. Connect within the expression, because
+/// connections do not work on another runtime. If you test several backends, put each call of the macro into its own `mod`.
 #[macro_export]
 macro_rules! conformance_tests {
     ($subject:expr $(,)?) => {
@@ -235,7 +237,7 @@ macro_rules! conformance_tests {
                 $crate::conformance::run(async {
                     match $crate::conformance::IntoSubject::into_subject($subject) {
                         ::core::option::Option::Some(subject) => $crate::conformance::$promise(&subject).await,
-                        ::core::option::Option::None => ::std::eprintln!("skipped: there is nothing to examine"),
+                        ::core::option::Option::None => ::std::eprintln!("skipped: there is no backend to test"),
                     }
                 });
             }
@@ -279,12 +281,12 @@ pub struct Promise<B> {
 type Checking<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 
 impl<B: Backend> Promise<B> {
-    /// Gives the name of its function.
+    /// Returns the name of its function.
     pub fn name(&self) -> &'static str {
         self.name
     }
 
-    /// Checks the promise on that backend.
+    /// Checks the promise on this backend.
     ///
     /// # Panics
     /// If the promise is broken. The message says what a user would see.
@@ -305,6 +307,6 @@ pub fn run(exam: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     match runtime {
         Ok(runtime) => runtime.block_on(exam),
-        Err(error) => panic!("there is no runtime to run this test on: {error}"),
+        Err(error) => panic!("the tokio runtime for this test could not be started: {error}"),
     }
 }

@@ -21,12 +21,12 @@ use crate::{
     sessions::Sessions,
 };
 
-/// A backend to be examined, and how time passes for it. A clone is another handle to the same.
+/// A backend to be tested, and how time passes for it. A clone is another handle to the same subject.
 ///
-/// [`IntoSubject`] makes one of what [`conformance_tests!`](crate::conformance_tests) is given: [`new`](Self::new) of a backend,
-/// [`of`](Self::of) of [`Sessions`].
+/// [`conformance_tests!`](crate::conformance_tests) also accepts a backend, which it passes to [`new`](Self::new), and
+/// [`Sessions`], which it passes to [`of`](Self::of).
 ///
-/// The store need not be empty: every promise uses random names and looks at no others.
+/// The store need not be empty, because every promise uses random names and ignores all others.
 pub struct Subject<B>(Arc<Inner<B>>);
 
 struct Inner<B> {
@@ -48,36 +48,36 @@ enum Time {
 
 type Moving = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What can be examined: a [`Backend`], [`Sessions`] over one, or a [`Subject`].
+/// What can be tested: a [`Backend`], [`Sessions`] over one, or a [`Subject`].
 ///
-/// An `Option` of these is for a server that may not be there: with `None` the test says that it is skipped, and passes.
+/// An `Option` of these is for a server that may be missing: with `None` the test prints that it is skipped, and passes.
 pub trait IntoSubject {
-    /// The backend that is examined.
+    /// The backend that is tested.
     type Backend: Backend;
 
-    /// Gives the subject, if there is one.
+    /// Converts the value into a subject, if there is one.
     fn into_subject(self) -> Option<Subject<Self::Backend>>;
 }
 
 impl<B: Backend> Subject<B> {
-    /// Examines a backend that counts time by the clock it is given: it is [given](Backend::set_clock) one that only the exam
-    /// moves, so that nothing waits.
+    /// Tests a backend that counts time by the clock that [`set_clock`](Backend::set_clock) gives it. The tests move that
+    /// clock, so they do not wait.
     pub fn new(backend: B) -> Self {
         let clock = Clock::manual();
         backend.set_clock(clock.clone());
         Self::with(backend, Time::Process(clock))
     }
 
-    /// Examines a backend that has a clock of its own, as a server has: where a record has to expire, the exam waits for it.
+    /// Tests a backend that has its own clock, such as a server. Where a record has to expire, the tests wait for it.
     ///
-    /// `shortest` is a time to live that the backend counts well: some 100 ms for most, and a second or two for a backend that
-    /// counts whole seconds. The exam waits this long a few times.
+    /// `shortest` is the shortest time to live that the backend counts accurately: about 100 ms for most, and one or two
+    /// seconds for a backend that counts whole seconds. The tests wait this long a few times.
     pub fn with_own_clock(backend: B, shortest: Duration) -> Self {
         Self::with(backend, Time::Own(shortest))
     }
 
-    /// Examines a backend for which `pass` lets time pass: a server that has a command for it, or a backend with a clock that
-    /// tests can move.
+    /// Tests a backend whose time passes when `pass` is called: a server that has a command for it, or a backend with a clock
+    /// that tests can move.
     pub fn with_time_passed_by<F>(backend: B, pass: impl Fn(Duration) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
@@ -85,10 +85,10 @@ impl<B: Backend> Subject<B> {
         Self::with(backend, Time::Moved(Box::new(move |time| Box::pin(pass(time)))))
     }
 
-    /// Adds another handle to the same store, as another process has. Calls go to either of them, so that the exam finds a
-    /// cache that one of them keeps to itself.
+    /// Adds another handle to the same store, as a second process would have. Calls go to both of them, so that the tests find
+    /// a cache that one handle has for itself.
     ///
-    /// Call it before the subject is cloned: a subject with clones stays as it is.
+    /// Call it before the subject is cloned: it does nothing to a subject with clones.
     #[must_use]
     pub fn shared_with(mut self, other: B) -> Self {
         if let Some(inner) = Arc::get_mut(&mut self.0) {
@@ -100,7 +100,7 @@ impl<B: Backend> Subject<B> {
         self
     }
 
-    /// Keeps a value until the exam is over, and drops it after the backend: a folder, a server.
+    /// Keeps a value, such as a temporary folder or a server, until the tests are over, and drops it after the backend.
     ///
     /// Call it before the subject is cloned: a subject with clones drops the value at once.
     #[must_use]
@@ -111,7 +111,7 @@ impl<B: Backend> Subject<B> {
         self
     }
 
-    /// Gives the backend, or one of its handles.
+    /// Returns the backend, or one of its handles.
     pub fn backend(&self) -> &B {
         let handles = &self.0.handles;
         // Not simply in turn: of pairs of calls the first would always go to the same one. This sequence has no period.
@@ -124,9 +124,9 @@ impl<B: Backend> Subject<B> {
 }
 
 impl<B: Backend> Subject<Arc<B>> {
-    /// Examines the backend of sessions that were built, opened or connected.
+    /// Tests the backend of sessions that were built, opened or connected.
     ///
-    /// If they have a manual [clock](crate::Builder::clock), the exam moves it. Otherwise it waits, as with
+    /// If they have a manual [clock](crate::Builder::clock), the tests move it. Otherwise they wait, as with
     /// [`with_own_clock`](Self::with_own_clock).
     pub fn of(sessions: Sessions<B>) -> Self {
         let clock = sessions.engine().policy().clock.clone();

@@ -1,4 +1,4 @@
-//! The cookie: finding its value in a request; writing it, or removing it, in a response.
+//! The cookie: found in a request, set or removed in a response.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::{
     },
 };
 
-/// What the cookie is called and where it goes. What is set is checked against all that was set before.
+/// The name and attributes of the cookie. Each setter checks its option against all earlier ones.
 #[derive(Clone, Debug)]
 pub(crate) struct CookieConfig {
-    /// The name that was set, or else the strictest that the other options allow.
+    /// The name that was set, or the strictest one that the other options allow.
     name: String,
     chosen_name: Option<String>,
     path: String,
@@ -27,17 +27,18 @@ pub(crate) struct CookieConfig {
     http_only: bool,
     partitioned: bool,
     persistent: bool,
-    /// All of them but `Max-Age`, as they stand behind the value.
+    /// All attributes but `Max-Age`, as they follow the value.
     attributes: String,
-    /// All that follows the name of a cookie that is removed.
+    /// Everything after the name, for a cookie that is removed.
     removal: String,
 }
 
 impl CookieConfig {
     /// The values of cookies with exactly this name that are as long as an ID can be, in the order in which they came.
     ///
-    /// Nothing is decoded and nothing trimmed: leniency with names is how a sibling domain gets around `__Host-`. Of more than
-    /// [`MAX_COOKIES`] of a name, which no browser of ours has, the rest is not looked at: they are kept until the load.
+    /// Nothing is decoded or trimmed, because a sibling domain could use leniency with names to get around `__Host-`. At most
+    /// [`MAX_COOKIES`] and one more of each name are taken, because they are kept until the load. No browser has that many unless
+    /// they were planted.
     pub(crate) fn values<'a>(&'a self, headers: &'a HeaderMap) -> impl Iterator<Item = CookieValue<'a>> {
         let name = self.name().as_bytes();
         let lines = headers.get_all(header::COOKIE).into_iter();
@@ -69,16 +70,16 @@ impl CookieConfig {
                     CookieValue::Visitor(_) => &mut counts.1,
                 };
                 *count += 1;
-                // One more than count: then it is known that there are too many.
+                // One more than the limit, so that the load knows that there are too many.
                 *count <= MAX_COOKIES + 1
             })
     }
 
-    /// Sets the cookie. It is kept for so long, if cookies are to survive the browser's end at all.
+    /// The line that sets the cookie. If it is persistent, the browser keeps it for this long.
     pub(crate) fn set(&self, cookie: &NewCookie, left: Duration) -> Option<HeaderValue> {
         let suffix = if cookie.is_visitors { VISITOR } else { "" };
         let parts = [self.name(), suffix, "=", cookie.id.as_str(), &self.attributes];
-        // Never zero, which would remove it: the session is there, if only for less than a second.
+        // Never zero, which would remove the cookie although the session still lives for a fraction of a second.
         let left = left.min(MAX_AGE_LIMIT).as_secs().max(1);
         let digits = left.checked_ilog10().map_or(1, |log| log as usize + 1);
         let max_age = if self.persistent { MAX_AGE.len() + digits } else { 0 };
@@ -91,7 +92,7 @@ impl CookieConfig {
         sensitive(line)
     }
 
-    /// Removes the cookie: with the attributes that it was set with, or the browser keeps it.
+    /// The line that removes the cookie. It has the attributes that the cookie was set with; otherwise browsers keep it.
     pub(crate) fn remove(&self, is_visitors: bool) -> Option<HeaderValue> {
         let suffix = if is_visitors { VISITOR } else { "" };
         sensitive([self.name(), suffix, &self.removal].concat())
@@ -114,7 +115,10 @@ impl CookieConfig {
     pub(crate) fn set_name(&mut self, name: Cow<'_, str>) {
         let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
         assert!(!name.is_empty() && name.len() <= MAX_NAME, "a cookie name must have 1 to {MAX_NAME} characters");
-        assert!(name.bytes().all(is_token), "a cookie name must be a token of RFC 9110: no spaces, no separators");
+        assert!(
+            name.bytes().all(is_token),
+            "a cookie name must be a token of RFC 9110, without spaces and separators such as / or ="
+        );
         self.chosen_name = Some(name.into_owned());
         self.check();
     }
@@ -134,7 +138,7 @@ impl CookieConfig {
         let host = domain.strip_prefix('.').unwrap_or(&domain);
         assert!(
             host.len() <= MAX_DOMAIN && host.split('.').all(is_label),
-            "a cookie domain must be a host name such as example.com, without a scheme and a port: browsers drop the cookie \
+            "a cookie domain must be a host name such as example.com, without a scheme or a port: browsers reject the cookie \
              otherwise"
         );
         self.domain = Some(domain);
@@ -178,7 +182,7 @@ impl CookieConfig {
         self.secure.unwrap_or(true)
     }
 
-    /// The combinations that browsers refuse, which would be a session that nobody gets.
+    /// Panics for combinations that browsers reject: no client would ever get the session.
     #[track_caller]
     fn check(&mut self) {
         self.name = match &self.chosen_name {
@@ -196,9 +200,9 @@ impl CookieConfig {
         if !self.secure() {
             assert!(
                 self.same_site != SameSite::None,
-                "SameSite=None needs secure(true): browsers drop the cookie otherwise"
+                "SameSite=None needs secure(true): browsers reject the cookie otherwise"
             );
-            assert!(!self.partitioned, "a partitioned cookie needs secure(true): browsers drop the cookie otherwise");
+            assert!(!self.partitioned, "a partitioned cookie needs secure(true): browsers reject the cookie otherwise");
         }
         // The longer of both names: `__Host` has no prefix, and `__Host-visitor` has one.
         let name = [self.chosen_name.as_deref().unwrap_or_default(), VISITOR].concat();
@@ -273,11 +277,11 @@ fn sensitive(cookie: String) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// What browsers cut longer ones to: RFC 6265bis, section 5.5.
+/// The longest `Max-Age` that browsers accept: RFC 6265bis, section 5.5.
 pub(crate) const MAX_AGE_LIMIT: Duration = Duration::from_secs(400 * 86_400);
 const MAX_AGE: &str = "; Max-Age=";
 
-/// Both attributes, the name and the longest ID stay below the 4096 bytes that browsers take.
+/// With these limits both attributes, the name and the longest ID stay below the 4096 bytes that browsers accept.
 const MAX_ATTRIBUTE: usize = 1024;
 const MAX_NAME: usize = 256;
 /// The longest host name: RFC 1035, section 2.3.4.

@@ -11,7 +11,9 @@ use crate::{
     session::Session,
 };
 
-/// The session key of a request that is signed in; 401 for one that is not.
+/// Extracts the session key of the signed-in user. A request that is not signed in is answered with 401.
+///
+/// `Option<SessionKey>` is `None` instead.
 ///
 /// ```
 /// # use jam_session::SessionKey;
@@ -20,6 +22,7 @@ use crate::{
 /// }
 /// ```
 #[derive(Clone, PartialEq, Eq)]
+#[doc(alias = "user", alias = "login_required", alias = "principal")]
 pub struct SessionKey(pub String);
 
 impl std::fmt::Debug for SessionKey {
@@ -28,18 +31,24 @@ impl std::fmt::Debug for SessionKey {
     }
 }
 
-/// Loads the session. 500 without the layer, 503 while the backend is away.
+/// Extracts the session, loaded.
+///
+/// # Errors
+/// 500 if no [`SessionLayer`](crate::SessionLayer) is around the route, 503 while the store cannot be reached.
 impl<S: Send + Sync> FromRequestParts<S> for Session {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Error> {
-        <Self as OptionalFromRequestParts<S>>::from_request_parts(parts, state)
-            .await?
-            .ok_or_else(|| Error::new(ErrorKind::Config, "no SessionLayer is around this route"))
+        <Self as OptionalFromRequestParts<S>>::from_request_parts(parts, state).await?.ok_or_else(|| {
+            Error::new(ErrorKind::Config, "there is no SessionLayer around this route: add one with Router::layer")
+        })
     }
 }
 
-/// `None` only without the layer. While the backend is away it is 503 all the same: no session and no answer differ.
+/// Extracts `None` only if no [`SessionLayer`](crate::SessionLayer) is around the route.
+///
+/// # Errors
+/// 503 while the store cannot be reached: that is not the same as having no session.
 impl<S: Send + Sync> OptionalFromRequestParts<S> for Session {
     type Rejection = Error;
 
@@ -61,7 +70,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionKey {
     }
 }
 
-/// `None` if nobody is signed in.
+/// Extracts `None` if the request is not signed in.
 impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
     type Rejection = Error;
 
@@ -69,16 +78,17 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
         let session = <Session as FromRequestParts<S>>::from_request_parts(parts, state).await?;
         match session.key() {
             Some(key) => Ok(Some(Self(key))),
-            // Whether somebody is signed in is not known if the record cannot be read.
+            // If the record cannot be read, it is unknown whether a user is signed in.
             None => session.data().map(|_| None),
         }
     }
 }
 
-/// The status of its [kind](ErrorKind), a text for the client, `Retry-After` with a 503; and itself among the extensions.
+/// A response with the status of the error's [kind](ErrorKind) and a text for the client, and with `Retry-After` if the status
+/// is 503. The error itself is among the response's extensions.
 ///
-/// The text only depends on the kind. What exactly happened may name paths, servers and types of the application: that is in
-/// the log.
+/// The text depends on the kind only. The details are in the log, because they may name paths, servers and types of the
+/// application.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         self.log_answer("a request failed for its session");

@@ -1,4 +1,4 @@
-//! The future of the service: handling, then committing, then the response.
+//! The response future: runs the handler, commits its changes, and sends the response.
 
 use std::{
     pin::Pin,
@@ -24,8 +24,8 @@ pin_project! {
     /// The future of a [`SessionService`](crate::SessionService).
     ///
     /// # Cancel safety
-    /// Dropped while the handler runs, it discards what the handler changed, except a sign-out. Dropped during the commit, it
-    /// leaves the commit to a task.
+    /// If it is dropped while the handler runs, the handler's changes are discarded, except a sign-out. If it is dropped during
+    /// the commit, a task finishes the commit.
     pub struct ResponseFuture<F, B> {
         #[pin]
         state: State<F, B>,
@@ -49,7 +49,7 @@ impl<F, B: Default> ResponseFuture<F, B> {
         Self { state: State::Handling { inner, session: Some((Guard::new(session), config)) } }
     }
 
-    /// Without a session of its own, because the same layer is around it.
+    /// A future without a session of its own, because the same layer is already around it.
     pub(crate) fn passing(inner: F) -> Self {
         Self { state: State::Handling { inner, session: None } }
     }

@@ -1,4 +1,4 @@
-//! The layer: every HTTP option is set here and nowhere else.
+//! The tower layer, with every HTTP option.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
@@ -24,16 +24,22 @@ use crate::{
 ///     .layer(SessionLayer::new(sessions).same_site(SameSite::Strict));
 /// ```
 ///
-/// Unless set otherwise the cookie is `__Host-id`, with `HttpOnly`, `SameSite=Lax`, `Secure` and `Path=/`, and lives as long
-/// as the session may. Layers with different cookie names may be nested; the innermost one's session is the one that
-/// handlers get. A layer that meets a clone of itself steps aside; one that meets another layer with the same cookie name
-/// answers 500 and says so.
+/// By default the cookie is `__Host-id`, with `HttpOnly`, `SameSite=Lax`, `Secure` and `Path=/`, and lives as long as the session
+/// may.
 ///
-/// A response that sets or removes the cookie gets `Cache-Control: no-store`, whatever the handler said, and so do the headers
-/// for one kind of cache that it has, such as `CDN-Cache-Control` and `Surrogate-Control`.
+/// # Several layers
+///
+/// Layers with different cookie names may be nested. Handlers get the session of the innermost layer. Applying the same layer
+/// twice is harmless: the inner one does nothing. Two different layers with the same cookie name are a mistake: requests are then
+/// answered with 500, and the error says so.
+///
+/// # Caches
+///
+/// A response that sets or removes the cookie always gets `Cache-Control: no-store`. If it has a header for one kind of cache,
+/// such as `CDN-Cache-Control` or `Surrogate-Control`, that one is set to `no-store` as well.
 ///
 /// # Panics
-/// Its setters panic, in words, when what is set contradicts what was set before: such a cookie no browser would keep.
+/// A setter panics with an explanation if its option contradicts an earlier one, because browsers would reject such a cookie.
 #[derive(Clone)]
 #[must_use]
 pub struct SessionLayer {
@@ -41,7 +47,7 @@ pub struct SessionLayer {
 }
 
 impl SessionLayer {
-    /// A layer over those sessions.
+    /// Creates a layer over these sessions, with the default options.
     pub fn new<B: Backend>(sessions: Sessions<B>) -> Self {
         let cookie = CookieConfig::default();
         let origin =
@@ -49,32 +55,38 @@ impl SessionLayer {
         Self { config: Arc::new(HttpConfig { origin: Arc::new(origin), cookie, failed_if: None }) }
     }
 
-    /// The name of the cookie. Unless set it follows the other options: `__Host-id` if browsers take that, else
-    /// `__Secure-id`, else `id`. A visitor's cookie has this name with `-visitor` behind it.
+    /// Sets the name of the cookie. Default: `__Host-id` if the other options allow it, otherwise `__Secure-id`, otherwise `id`.
+    ///
+    /// The cookie of a visitor's session has this name with `-visitor` appended.
     ///
     /// # Panics
-    /// If the name is no token, or one of both names has a prefix that the other options forbid.
+    /// If the name contains a character that cookie names cannot have, or if one of the two names has a prefix that the other
+    /// options forbid.
     #[track_caller]
     pub fn cookie_name<'a>(mut self, name: impl Into<Cow<'a, str>>) -> Self {
         self.cookie().set_name(name.into());
         self.renewed()
     }
 
-    /// Sends the cookie only below this path; `/` unless set. It is no boundary against other code on the same host.
+    /// Sets the path below which browsers send the cookie. Default: `/`.
+    ///
+    /// It does not protect the cookie from other applications on the same host.
     ///
     /// # Panics
-    /// If the path does not begin with a slash, or the name forbids it.
+    /// If the path does not begin with a slash, or if the cookie's name forbids it.
     #[track_caller]
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.cookie().set_path(path.into());
         self.renewed()
     }
 
-    /// Sends the cookie to this domain and all below it; to this host alone unless set. Every one of those hosts can then
-    /// read the cookie and plant another.
+    /// Sends the cookie to this domain and all its subdomains. Default: only to the host that set it.
+    ///
+    /// Each of these hosts can then read the cookie and plant another one.
     ///
     /// # Panics
-    /// If it is not a host name, such as `https://example.com` or `example.com:8080`, or the cookie's name forbids a domain.
+    /// If it is not a plain host name (`https://example.com` and `example.com:8080` are not), or if the cookie's name forbids a
+    /// domain.
     #[track_caller]
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
         self.cookie().set_domain(domain.into());
@@ -83,74 +95,81 @@ impl SessionLayer {
 
     /// Sets which requests from other sites bring the cookie. Default: [`SameSite::Lax`].
     ///
-    /// | | the cookie comes with | a request from another site that has no session may begin a visitor's |
+    /// | | browsers send the cookie with | a request from another site without a session may begin a visitor's session |
     /// |---|---|---|
     /// | [`Strict`](SameSite::Strict) | requests from this site only | never |
     /// | [`Lax`](SameSite::Lax) | links from other sites, too | with a safe method, such as `GET` |
-    /// | [`None`](SameSite::None) | everything, such as requests from a page that embeds this site | always |
+    /// | [`None`](SameSite::None) | all requests, even from a page that embeds this site | always |
     ///
-    /// The last column keeps another site from replacing the session that the browser has: see
-    /// [requests from other sites](crate::session#requests-from-other-sites). A login may come from anywhere.
+    /// The rule in the last column keeps another site from replacing the session that the browser has. See
+    /// [requests from other sites](crate::session#requests-from-other-sites). A login may come from any site.
     ///
-    /// With `None`, browsers that block third-party cookies keep this one only if it is [`partitioned`](Self::partitioned).
+    /// With `None`, browsers that block third-party cookies keep the cookie only if it is [`partitioned`](Self::partitioned).
     ///
-    /// `Strict` needs HTTPS. Over plain HTTP a link from another site cannot be told from an address that was typed, and both
-    /// come without the cookie. Under `Strict` the answer of an OAuth provider also comes without it: keep what that answer is
-    /// compared with in a session of its own layer, with `Lax` and another [`cookie_name`](Self::cookie_name).
+    /// `Strict` needs HTTPS. Over plain HTTP, a link from another site looks like an address that the user typed, and both
+    /// come without the cookie.
+    ///
+    /// Under `Strict`, the redirect back from an OAuth provider also comes without the cookie. Keep the OAuth state in the
+    /// session of a second layer, with `Lax` and another [`cookie_name`](Self::cookie_name).
     ///
     /// # Panics
-    /// If it is [`SameSite::None`] after `secure(false)`.
+    /// If this is [`SameSite::None`] and `secure(false)` was set.
     #[track_caller]
     pub fn same_site(mut self, same_site: SameSite) -> Self {
         self.cookie().set_same_site(same_site);
         self.renewed()
     }
 
-    /// Whether the cookie travels over HTTPS alone; it does unless set otherwise. Browsers take `localhost` for secure.
+    /// Sets the `Secure` attribute: browsers send the cookie over HTTPS only. Default: `true`.
+    ///
+    /// Most browsers also send it over plain HTTP to `localhost`; Safari does not.
     ///
     /// # Panics
-    /// If it is switched off after an option that needs it.
+    /// If this is `false` and an earlier option needs it.
     #[track_caller]
     pub fn secure(mut self, secure: bool) -> Self {
         self.cookie().set_secure(secure);
         self.renewed()
     }
 
-    /// Whether scripts in the page cannot read the cookie; they cannot unless set otherwise.
+    /// Sets the `HttpOnly` attribute: scripts in the page cannot read the cookie. Default: `true`.
     ///
     /// # Panics
-    /// If it is switched off after a name that needs it: `__Http-…` or `__Host-Http-…`.
+    /// If this is `false` and the cookie's name needs it: `__Http-…` or `__Host-Http-…`.
     #[track_caller]
     pub fn http_only(mut self, http_only: bool) -> Self {
         self.cookie().set_http_only(http_only);
         self.renewed()
     }
 
-    /// Whether the cookie is another one under each top-level site that embeds this one (CHIPS); it is not unless set.
+    /// Sets the `Partitioned` attribute (CHIPS): one cookie for each top-level site that embeds this one. Default: `false`.
     ///
     /// # Panics
-    /// If it is switched on after `secure(false)`.
+    /// If this is `true` and `secure(false)` was set.
     #[track_caller]
     pub fn partitioned(mut self, partitioned: bool) -> Self {
         self.cookie().set_partitioned(partitioned);
         self.renewed()
     }
 
-    /// Whether the cookie survives the end of the browser, with a `Max-Age` of the time to the session's deadline and at
-    /// most 400 days; it does unless set otherwise. The session's own limits hold either way.
+    /// Sets whether the cookie survives a restart of the browser. Default: `true`.
+    ///
+    /// If it does, its `Max-Age` is the time to the session's absolute timeout, at most 400 days. The session's own timeouts
+    /// apply in either case.
+    #[doc(alias = "max_age", alias = "expire")]
     pub fn persistent(mut self, persistent: bool) -> Self {
         self.cookie().set_persistent(persistent);
         self.renewed()
     }
 
-    /// Decides which responses discard the handler's changes, except sign-outs. Default: those with a status of 408 or 5xx, and
-    /// failed gRPC calls, which have a `grpc-status` other than 0 in the response's head.
+    /// Decides which responses discard the handler's changes, except sign-outs. Default: a status of 408 or 5xx, or a
+    /// `grpc-status` header other than 0.
     ///
-    /// A status that comes in trailers, after the body, is too late: the changes are committed when the response is ready.
+    /// A gRPC status in the trailers comes too late, because the changes are committed before the body is sent.
     ///
     /// ```
     /// # use jam_session::{MemorySessions, SessionLayer};
-    /// // Also when a form is shown again with its mistakes.
+    /// // Discard the changes also when a form is shown again with its mistakes.
     /// let layer = SessionLayer::new(MemorySessions::new())
     ///     .failed_if(|response| response.status.is_server_error() || response.status == 422);
     /// ```
@@ -163,7 +182,7 @@ impl SessionLayer {
         &mut Arc::make_mut(&mut self.config).cookie
     }
 
-    /// With an origin of its own: a clone that was made before this option was set is not the same layer any more.
+    /// Gives the layer a new origin: a clone from before this option was set is a different layer.
     fn renewed(mut self) -> Self {
         let config = Arc::make_mut(&mut self.config);
         let (sessions, cookie_name) = (config.origin.sessions.clone(), config.cookie.name().to_owned());

@@ -1,4 +1,4 @@
-//! The HTTP side: the layer, its service, the cookie, and the extractors of axum.
+//! The HTTP side: the layer, its service, the cookie, and the extractors for axum.
 
 mod config;
 pub(crate) mod cookie;

@@ -1,9 +1,9 @@
-//! The guard of a request on its way through the handler: if it is dropped there, it still signs out.
+//! The drop guard of a request: a request that is dropped in its handler still signs out.
 
 use crate::session::Session;
 
-/// Dropped before [`disarm`](Self::disarm), by a panic or because the client left, it commits the sign-outs that the handler
-/// recorded, in a task of its own.
+/// Commits the sign-outs that the handler recorded, in a task, if it is dropped before [`disarm`](Self::disarm): because the
+/// handler panicked, or because the client closed the connection.
 pub(crate) struct Guard {
     session: Session,
     armed: bool,
@@ -18,7 +18,7 @@ impl Guard {
         &self.session
     }
 
-    /// The response is there, and a commit of its own has begun.
+    /// Turns the guard off, because the response is ready and its commit has begun.
     pub(crate) fn disarm(&mut self) {
         self.armed = false;
     }

@@ -1,4 +1,4 @@
-//! The response: the cookie, `Vary`, `no-store`, and the answer in place of one that must not leave.
+//! The response: its cookie, `Vary` and `no-store`, and the error that replaces it if the commit failed.
 
 use std::{mem, time::Duration};
 
@@ -25,22 +25,22 @@ impl HttpConfig {
     }
 }
 
-/// What is a failure unless the layer was told [otherwise](crate::SessionLayer::failed_if).
+/// The default of [`failed_if`](crate::SessionLayer::failed_if).
 fn is_failure<B>(response: &Response<B>) -> bool {
     response.status().is_server_error()
         || response.status() == StatusCode::REQUEST_TIMEOUT
-        // A gRPC call that failed is a 200 with its status in the head, if it has no body.
+        // A failed gRPC call without a body is a 200 with its gRPC status in a header.
         || response.headers().get("grpc-status").is_some_and(|status| status != "0")
 }
 
-/// The response that leaves: with the cookie, and with an error in its place if the commit failed.
+/// The response that is sent: the handler's with the cookie, or an error if the commit failed.
 pub(crate) fn respond<B: Default>(
     config: &HttpConfig,
     session: &Session,
     committed: Result<(), Error>,
     response: Response<B>,
 ) -> Response<B> {
-    // A response of ours in place of the handler's never removes a cookie.
+    // An error response of ours never removes a cookie.
     let (mut response, may_remove) = match committed {
         Ok(()) => (response, true),
         Err(error) => (refuse(&error), false),

@@ -9,7 +9,7 @@
 //!              finds the cookie; nothing is parsed, and the store is not asked
 //! ```
 //!
-//! [`ResponseFuture`] has the second half of it.
+//! [`ResponseFuture`] is the second half.
 
 use std::{
     sync::Arc,
@@ -25,7 +25,7 @@ use crate::{
     session::{Session, driver::Driver},
 };
 
-/// The service that a [`SessionLayer`](crate::SessionLayer) makes of another one.
+/// The service that a [`SessionLayer`](crate::SessionLayer) wraps around another one.
 #[derive(Clone)]
 pub struct SessionService<S> {
     inner: S,

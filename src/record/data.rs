@@ -1,7 +1,7 @@
 //! The data of a session: a JSON object, parsed one level deep.
 //!
-//! A record keeps each value as JSON, behind its name and the lengths of both. So loading a session parses nothing, reading a value
-//! deserializes that value alone, and writing a value copies the others as they are.
+//! A record keeps each value as JSON, behind its name and the lengths of both. So loading a session parses nothing, reading a
+//! value deserializes that value alone, and writing a value copies the others as they are.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,8 +27,8 @@ use crate::{
 
 /// The data of a session: names and values, as in a JSON object.
 ///
-/// [`get`](Self::get) reads a value. For a [`Serializer`](crate::Serializer) of the application, it serializes and deserializes
-/// like a map. Its `Debug` output shows no names and no values.
+/// [`get`](Self::get) reads a value. For a [`Serializer`](crate::Serializer), it serializes and deserializes like a map. Its
+/// `Debug` output shows no names and no values.
 ///
 /// ```
 /// # use jam_session::Data;
@@ -59,7 +59,7 @@ struct Edits {
 type Changed = (Arc<str>, Option<Raw>);
 
 impl Data {
-    /// Returns the value of that name, or `None`.
+    /// Returns the value with this name, or `None`.
     ///
     /// # Errors
     /// [`ErrorKind::Data`] if the value does not deserialize as a `T`.
@@ -67,12 +67,12 @@ impl Data {
         self.raw(name).map(from_raw).transpose()
     }
 
-    /// Returns each name once, in the order in which they were first written.
+    /// Returns the names, each once, in the order in which they were first written.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.fields().map(|(name, _)| name)
     }
 
-    /// Returns whether it has no values.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         Stored(&self.stored).all(|(name, _)| self.change(name) == Some(&None)) && self.added().next().is_none()
     }

@@ -20,7 +20,7 @@ use crate::{
     random::random,
 };
 
-/// Names a record in a backend: the session's public name, its `sid`, and its [`Owner`] if it has a session key.
+/// The name of a record in a backend: the session's public name (`sid`), and the [`Owner`] if the session has a session key.
 ///
 /// As text it is `<owner>.<sid>` or `<sid>`, at most [`RecordId::MAX_LEN`] characters of `[A-Za-z0-9_.-]`.
 /// Its `Debug` output, for logs, leaves out the owner.
@@ -30,9 +30,9 @@ pub struct RecordId {
     sid: Sid,
 }
 
-/// Stands for one session key without showing it: all sessions of a user have the same owner.
+/// A hash of a session key: all sessions of a user have the same owner, and it does not show who the user is.
 ///
-/// As text it is 22 characters of `[A-Za-z0-9_-]`. It is 128 bits of HMAC-SHA-256, so that equal owners mean equal session keys.
+/// As text it is 22 characters of `[A-Za-z0-9_-]`. It is 128 bits of HMAC-SHA-256, so equal owners mean equal session keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner([u8; 16]);
 
@@ -51,7 +51,7 @@ impl RecordId {
         Self { owner, sid }
     }
 
-    /// Returns the owner of the session. `None` if it is anonymous.
+    /// Returns the owner of the session. `None` for a visitor's session.
     pub fn owner(&self) -> Option<Owner> {
         self.owner
     }
@@ -102,12 +102,12 @@ impl FromStr for RecordId {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::parse(text).ok_or_else(|| Error::new(ErrorKind::Data, "this text is not a record id"))
+        Self::parse(text).ok_or_else(|| Error::new(ErrorKind::Data, "this text is not a record ID"))
     }
 }
 
 impl Owner {
-    /// Returns 16 bytes, for a binary column.
+    /// Returns the owner as 16 bytes, for a binary column.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
@@ -117,7 +117,7 @@ impl Owner {
     }
 }
 
-/// From the owner's [bytes](Owner::as_bytes). Any 16 bytes are an owner.
+/// Creates an owner from its [bytes](Owner::as_bytes). Any 16 bytes are valid.
 impl From<[u8; 16]> for Owner {
     fn from(bytes: [u8; 16]) -> Self {
         Self(bytes)

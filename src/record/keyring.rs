@@ -12,9 +12,9 @@
 //! # }
 //! ```
 //!
-//! An encryption key is made from a secret: 32 random bytes as URL-safe base64, with or without `=`. [`Keyring::generate`] makes
-//! one, and so does `head -c 32 /dev/urandom | base64 | tr -- +/ -_`. The first key of a ring encrypts, and every key of it
-//! decrypts.
+//! An encryption key is made from a secret: 32 random bytes as URL-safe base64, with or without `=`. Make one with
+//! [`Keyring::generate`], or with `head -c 32 /dev/urandom | base64 | tr -- +/ -_`. The first key of a keyring encrypts, and
+//! every key decrypts.
 //!
 //! # What is encrypted, and how
 //!
@@ -41,10 +41,8 @@
 //!
 //! # Turning it on
 //!
-//! By default a keyring refuses plain IDs and records: all existing sessions are signed out. To keep them, go through these
-//! steps in order, and finish each in all processes before the next. A skipped step signs users out: a cookie that a process
-//! cannot decrypt counts as absent there. A user's cookie stays in the browser until the next login, and works again where its key
-//! is; a visitor's is replaced by the next visitor's session.
+//! By default a keyring refuses plain IDs and records, so all existing sessions are signed out. To keep them, go through these
+//! steps in order, and finish each one in all processes before you begin the next.
 //!
 //! 1. `Keyring::new(a)?.opens_only()`: writes plain, and reads both.
 //! 2. `Keyring::new(a)?.accept_plain_until(time)`: writes encrypted, and reads both until that time. Set it once, to a
@@ -52,7 +50,11 @@
 //!    write to the store can still plant plain records.
 //! 3. `Keyring::new(a)?`, any time after.
 //!
-//! To turn it off, go back: 2, 1, and after a `max_lifetime` no keyring.
+//! To turn it off, go back: step 2, step 1, and after a `max_lifetime` no keyring.
+//!
+//! A skipped step signs users out, because a cookie that a process cannot decrypt counts as absent there. A user's cookie stays
+//! in the browser until the next login, and works again once the process has its key. A visitor's cookie is replaced by the
+//! next visitor's session.
 //!
 //! # Changing the key
 //!
@@ -61,21 +63,22 @@
 //!    again what the other encrypted. Nothing is lost, but do not stop there.
 //! 3. `Keyring::new(b)?`, a `max_lifetime` later.
 //!
-//! Nobody is signed out: a cookie is accepted as long as its key is on the ring, so the old key has to stay there for a
-//! `max_lifetime`. No cookie is set for a new key; a new ID is encrypted with it. A record that another key than the first
-//! encrypted is encrypted again when it is next used, in the background.
+//! This signs nobody out. A cookie is accepted as long as its key is on the keyring, so the old key has to stay there for a
+//! `max_lifetime`. Existing cookies are not encrypted again; new IDs are encrypted with the first key. A record that was
+//! encrypted with another key is encrypted again with the first key when it is next used, in the background.
 //!
 //! # When a key has leaked
 //!
-//! Put a new secret alone on the ring: `Keyring::new(b)?`. It signs everybody out, which is the point. Anybody with the old key
-//! can read the data in any copy of the store, and with write access to the store can forge sessions of any user. A copy and
-//! the key alone sign nobody in, because records hold only hashes of the secrets in the cookies.
+//! Use a keyring with only a new secret: `Keyring::new(b)?`. It signs everybody out, which is the point. Anybody with the old key
+//! can read the data in any copy of the store. With write access to the store they can also forge sessions of any user. With a
+//! copy and the old key alone they cannot sign in, because records contain only hashes of the secrets in the cookies.
 //!
 //! # What encryption does not prevent
 //!
-//! Anybody who can write to the store can delete records, and can put an older copy of a record back under its own name: with
-//! old data, with an ID that was rotated away, or of a session that has ended since. The deadline is inside the record and
-//! cannot be moved. So control who can write to the store; encryption is against those who can read it.
+//! Anybody who can write to the store can delete records. They can also put an older copy of a record back under its own name:
+//! with old data, with an ID that was rotated away, or of a session that has ended since. They cannot move the absolute
+//! timeout, because it is inside the record. So control who can write to the store. Encryption protects against those who can
+//! read it.
 //!
 //! Secrets and keys are wiped from memory when they are dropped, as far as the language allows: not the copies that a compiler
 //! makes, nor the environment variable that a secret came from.
@@ -114,7 +117,7 @@ pub struct Keyring {
 type KeySecret = Box<Zeroizing<[u8; 32]>>;
 
 impl Keyring {
-    /// Makes a ring with the key of this secret, which encrypts and decrypts.
+    /// Creates a keyring from one secret. Its key encrypts and decrypts.
     ///
     /// # Errors
     /// [`ErrorKind::Config`] for a secret that is empty, is not URL-safe base64, does not have 32 bytes, or is all zeros.
@@ -123,34 +126,35 @@ impl Keyring {
     }
 
     /// Adds a key that only decrypts: a previous one, or one that other processes already encrypt with.
+    #[doc(alias = "rotate", alias = "fallback")]
     ///
     /// # Errors
     /// As [`new`](Self::new), and for a secret that is already on the ring.
     pub fn also_opens(mut self, secret: impl AsRef<str>) -> Result<Self, Error> {
         let secret = parse(secret.as_ref())?;
         if self.secrets.iter().any(|other| other.ct_eq(&**secret).to_bool()) {
-            return Err(config("a secret is on the keyring twice"));
+            return Err(config("a secret is on the keyring twice: remove one of them"));
         }
         self.secrets.push(secret);
         Ok(self)
     }
 
-    /// Makes a ring from the environment variable `JAM_SESSION_AES_SECRET`: one secret, or several with commas between. The first
-    /// encrypts, and every one decrypts.
+    /// Creates a keyring from the environment variable `JAM_SESSION_AES_SECRET`: one secret, or several separated by commas. The
+    /// first key encrypts, and every key decrypts.
     ///
     /// # Errors
     /// As [`also_opens`](Self::also_opens), and if the variable is not set.
     pub fn from_env() -> Result<Self, Error> {
         match env::var(VARIABLE).map(Zeroizing::new) {
             Ok(text) => Self::from_list(&text),
-            Err(_) => Err(config("the environment has no JAM_SESSION_AES_SECRET")),
+            Err(_) => Err(config("the environment variable JAM_SESSION_AES_SECRET is not set: set it to a secret")),
         }
     }
 
-    /// Makes a ring with a new random key.
+    /// Creates a keyring with a new random key.
     ///
-    /// What it encrypts is lost with it: store its [`primary_secret`](Self::primary_secret), unless the sessions end with the
-    /// process.
+    /// Without this key, nothing that it encrypted can be read. Store its [`primary_secret`](Self::primary_secret), unless the
+    /// sessions end with the process.
     ///
     /// # Errors
     /// [`ErrorKind::Unavailable`] if the system has no random bytes.
@@ -161,22 +165,24 @@ impl Keyring {
         Ok(Self { secrets: vec![secret], opens_only: false, plain_until: None })
     }
 
-    /// Writes plain, and reads both plain and encrypted: the first step of turning encryption on, or the last of turning it
-    /// off. It protects nothing.
+    /// Writes plain text, and reads both plain and encrypted text. Default: off.
+    ///
+    /// This is the first step of [turning encryption on](self#turning-it-on), and the last of turning it off. It protects
+    /// nothing.
     pub fn opens_only(mut self) -> Self {
         self.opens_only = true;
         self
     }
 
-    /// Reads plain IDs and records too, until that time, and encrypts them when they are next used. For turning encryption on in
-    /// a live system.
+    /// Also reads plain IDs and records until this time, and encrypts them when they are next used. Default: never.
+    ///
+    /// It is for [turning encryption on](self#turning-it-on) in a live system.
     pub fn accept_plain_until(mut self, time: SystemTime) -> Self {
         self.plain_until = Some(time);
         self
     }
 
-    /// Returns the secret of the key that encrypts, to be stored where secrets are kept. Anybody who has it can read and forge
-    /// sessions.
+    /// Returns the secret of the key that encrypts, so that you can store it. Anybody who has it can read and forge sessions.
     pub fn primary_secret(&self) -> String {
         self.secrets.first().map(|secret| PADDED.encode(&secret[..])).unwrap_or_default()
     }
@@ -344,7 +350,7 @@ fn parse(text: &str) -> Result<KeySecret, Error> {
     let digits = text.trim_end_matches('=');
     let padded = digits.len() != text.len();
     if digits.is_empty() {
-        return Err(config("a secret is empty"));
+        return Err(config("a secret is empty: make one with Keyring::generate"));
     }
     if !digits.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
         return Err(config("a secret is not URL-safe base64: only A-Z, a-z, 0-9, - and _, and = at the end"));

@@ -1,4 +1,4 @@
-//! Records: what a backend stores, and what is inside.
+//! Records: what a backend stores, and what they contain.
 //!
 //! A backend sees a [`Record`]: a name, a version, a time to live, and a payload that it never looks into. The payload holds
 //! the `Contents`, and the `codec` writes and reads it, for every backend alike:
@@ -17,7 +17,7 @@
 //! | `{` | [text]: for a file that people read |
 //! | 2 | encrypted with a [`Keyring`](crate::Keyring); either of the others is inside |
 //!
-//! With a [`Serializer`] of the application, what it wrote takes the place of the data.
+//! With a [`Serializer`] of the application, its output takes the place of the data.
 
 mod binary;
 pub(crate) mod codec;
@@ -42,29 +42,31 @@ use crate::{
     record::{data::Data, id::RecordId, token::SecretHash},
 };
 
-/// What a [`Backend`](crate::Backend) stores under a [`RecordId`]. [`new`](Self::new) makes one.
+/// What a [`Backend`](crate::Backend) stores under a [`RecordId`].
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Record {
-    /// The name, and the only thing to find it by.
+    /// The name. A backend finds records by it and by nothing else.
     pub id: RecordId,
-    /// Random, another one for each write; never negative, so that it fits a signed column.
+    /// A random number, different after each write. Never negative, so that it fits a signed column.
     pub version: i64,
-    /// How long the record lives from now on, by the backend's own clock; on loading, how much of that is left.
+    /// The time to live from now on, by the backend's own clock. In a record that was loaded, the time that is left.
     pub ttl: Duration,
-    /// Bytes, for the backend to keep as they are.
+    /// Bytes that the backend stores unchanged.
     pub payload: Bytes,
-    /// What the backend put into the record when it was loaded.
+    /// What the backend put into the record when it was loaded, for the update that follows.
     pub hint: Hint,
 }
 
-/// Bytes of a backend's own, which come back with the [`update`](crate::Backend::update) of the record that they were loaded
-/// with: what it need not look up again. It may be empty, so a backend must work without it.
+/// Bytes for a backend's own use: what it need not look up again.
+///
+/// A backend may put a hint into a record that it returns. It gets the hint back with the [`update`](crate::Backend::update) of
+/// that record. The hint may be missing, so a backend must work without it.
 #[derive(Clone, Debug, Default)]
 pub struct Hint(Bytes);
 
 impl Hint {
-    /// Makes a hint of bytes.
+    /// Creates a hint from bytes.
     pub fn new(bytes: impl Into<Bytes>) -> Self {
         Self(bytes.into())
     }
@@ -76,7 +78,7 @@ impl Hint {
 }
 
 impl Record {
-    /// Makes a record, as a backend does from a row. Change one by its fields: `record.ttl = …`.
+    /// Creates a record, for example from a database row. To change one, assign to its fields: `record.ttl = …`.
     pub fn new(id: RecordId, version: i64, ttl: Duration, payload: impl Into<Bytes>) -> Self {
         Self { id, version, ttl, payload: payload.into(), hint: Hint::default() }
     }
@@ -90,12 +92,13 @@ impl fmt::Debug for Record {
 
 /// Turns the data of a session into bytes and back. Default: `serde_json`.
 ///
-/// It must give back what it was given. [`Data`] implements serde's traits, so that most formats take two lines. To them, integers
-/// are `i64` or `u64`, and all other numbers are `f64`; a value with others is refused when it is written to the session.
+/// [`read`](Self::read) must return what [`write`](Self::write) was given. [`Data`] implements serde's traits, so most formats
+/// take two lines. To a serializer, integers are `i64` or `u64`, and all other numbers are `f64`. A value with any other number
+/// is refused when it is written to the session.
 ///
-/// What is written is read back before it is stored, and refused if that fails. So a format that does not describe itself, such
-/// as bincode or postcard, cannot be used: [`Data`] does not know the types of its values. Of a format that limits nesting,
-/// [`Data`] takes one level.
+/// Before data is stored, it is read back, and refused if that fails. So only self-describing formats can be used: bincode and
+/// postcard cannot, because [`Data`] does not know the types of its values. If a format limits nesting, [`Data`] itself takes
+/// one level.
 ///
 /// ```
 /// use jam_session::{BoxError, Data, Serializer};

@@ -22,7 +22,7 @@ use crate::{
 
 /// A session ID: the text in the cookie. It is a secret, and [`as_str`](Self::as_str) returns it.
 ///
-/// It does not print itself, because anybody who reads a session ID in a log can use the session.
+/// It has no `Display`, and its `Debug` output is empty, because anybody who reads a session ID in a log can use the session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionId(String);
 
@@ -51,7 +51,7 @@ pub(crate) struct Secret([u8; 32]);
 pub(crate) struct SecretHash([u8; 32]);
 
 impl SessionId {
-    /// Returns the text, as it goes into a cookie. Treat it like a password.
+    /// Returns the text as it is in the cookie. Treat it like a password.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -12,7 +12,8 @@
 //! | no session, or a visitor's | with either | [`Begin`](Plan::Begin), unless the user was signed out everywhere since |
 //! | a session that is gone by now, or an ID that was superseded | with a session key | [`Refuse`](Plan::Refuse) |
 //!
-//! A `clear` or `clear_others` recorded with a login comes after it and keeps what it made, unless the response failed.
+//! A `clear` or `clear_others` recorded with a login comes after it and keeps what it made, unless the response failed. If the new
+//! ID is stored and ending the others fails, [`EndOthers`](Plan::EndOthers) is left to do.
 
 use crate::session::{
     change::{Clearing, Identity, Staged},
@@ -65,6 +66,8 @@ pub(crate) enum Plan {
     Begin { then: Then },
     /// A new session of another user. The old one's ending is the moment; it may be the `clear` of the old user.
     Switch { clears: bool, then: Then },
+    /// What is left of a `clear_others`: its new ID is stored, perhaps by a login, and the others end.
+    EndOthers { login: bool },
     /// A sign-out.
     SignOut(SignOut),
     /// A login that is refused. A `clear` beside it acts all the same.
@@ -117,10 +120,13 @@ impl Plan {
             (Identity::Delete, Clearing::Nothing) => Self::SignOut(SignOut::Delete),
             (Identity::Delete, _) | (_, Clearing::All) => Self::SignOut(SignOut::Clear),
             (Identity::Keep | Identity::Rework, Clearing::Nothing) => Self::Write,
-            (Identity::Keep | Identity::Rework, Clearing::Others) => match base.signed_in() {
+            (identity, clear) => match base.signed_in() {
                 // Nobody would get the new ID.
                 Some(_) if trigger == Trigger::Abandoned => Self::SignOut(SignOut::Clear),
-                Some(_) => Self::Renew { login: false, then: Then::EndOthers },
+                Some(_) => match (identity, clear) {
+                    (Identity::Keep, Clearing::Rest { login }) => Self::EndOthers { login },
+                    _ => Self::Renew { login: false, then: Then::EndOthers },
+                },
                 None => Self::SignOut(SignOut::Others),
             },
         }
@@ -154,7 +160,7 @@ impl Plan {
     pub(crate) fn changes_id(&self, base: &Base, staged: &Staged) -> bool {
         match self {
             Self::Renew { .. } | Self::RenewOrBegin { .. } | Self::Begin { .. } | Self::Switch { .. } => true,
-            Self::Write | Self::SignOut(SignOut::Others) => match base {
+            Self::Write | Self::EndOthers { .. } | Self::SignOut(SignOut::Others) => match base {
                 Base::Live(_) => staged.identity == Identity::Rework,
                 Base::Nothing => !staged.data.is_empty(),
                 Base::Superseded(_) | Base::Gone(_) | Base::Refused | Base::Unreadable(_) => false,
@@ -336,6 +342,22 @@ mod tests {
         }
         for came in COULD_COME.into_iter().filter(|came| *came != Came::Ada) {
             check(came, &[ClearOthers], Plan::SignOut(SignOut::Others));
+        }
+    }
+
+    /// Rule 8. With another new ID whose answer is lost, the one that the browser gets would not count.
+    #[test]
+    fn what_is_left_of_a_clear_others_makes_no_id() {
+        for login in [false, true] {
+            let rest = || Change::EndOthers { login };
+            check(Came::Ada, &[rest()], Plan::EndOthers { login });
+            assert_eq!(Came::Ada.plan(&[rest()], Trigger::Failure), Plan::EndOthers { login });
+            assert_eq!(Came::Ada.plan(&[rest()], Trigger::Abandoned), Plan::SignOut(SignOut::Clear));
+            // Unless that is asked for.
+            for more in [ClearOthers, Rework] {
+                check(Came::Ada, &[rest(), more], Plan::Renew { login: false, then: Then::EndOthers });
+            }
+            check(Came::Gone, &[rest()], Plan::SignOut(SignOut::Others));
         }
     }
 

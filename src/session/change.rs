@@ -32,6 +32,10 @@ pub(crate) enum Change {
     Delete,
     Clear,
     ClearOthers,
+    /// What is left of a `clear_others` whose new ID is stored: the other sessions end. A login may have made that ID.
+    EndOthers {
+        login: bool,
+    },
     /// A closure that failed on this base. It fails the commit.
     Failed(Error),
 }
@@ -60,6 +64,10 @@ pub(crate) struct Staged {
 pub(crate) enum Clearing {
     #[default]
     Nothing,
+    /// All except the loaded one, which has its new ID already. A login may have made that ID.
+    Rest {
+        login: bool,
+    },
     /// All except the loaded one.
     Others,
     All,
@@ -150,6 +158,7 @@ impl Staged {
                 }
             }
             Change::ClearOthers => self.clear = self.clear.max(Clearing::Others),
+            Change::EndOthers { login } => self.clear = self.clear.max(Clearing::Rest { login: *login }),
             Change::Failed(error) => return Err(error.clone()),
         }
         Ok(())
@@ -226,7 +235,7 @@ impl Change {
 
     /// Whether it ends other sessions too.
     pub(crate) fn is_clearing(&self) -> bool {
-        matches!(self, Self::Clear | Self::ClearOthers)
+        matches!(self, Self::Clear | Self::ClearOthers | Self::EndOthers { .. })
     }
 
     /// Whether it [undoes](Self::is_undone_by) anything.

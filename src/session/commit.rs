@@ -74,6 +74,8 @@ pub(crate) struct WriteId {
 pub(crate) struct Progress {
     pub(crate) base: Base,
     pub(crate) cookies: CookieChanges,
+    /// A login has made it.
+    pub(crate) login: bool,
 }
 
 /// What became of a commit that was carried out.
@@ -129,7 +131,7 @@ impl WriteId {
             Plan::Write | Plan::SignOut(SignOut::Others) => matches!(base, Base::Nothing) && !staged.data.is_empty(),
             Plan::SignOut(_) => staged.is_left_behind(),
             Plan::Begin { .. } | Plan::RenewOrBegin { .. } | Plan::Switch { .. } => true,
-            Plan::Renew { .. } | Plan::Refuse { .. } => false,
+            Plan::Renew { .. } | Plan::EndOthers { .. } | Plan::Refuse { .. } => false,
         };
         let secret = if renews || rotates { Some(Secret::random()?) } else { None };
         let version = random_version();
@@ -189,6 +191,7 @@ impl Commit {
         match self.plan {
             Plan::Write => self.write(engine).await,
             // Boxed: most commits are neither a login nor a sign-out, and need not be as large as one.
+            Plan::EndOthers { login } => Box::pin(self.end_rest(engine, login)).await,
             Plan::SignOut(what) => Box::pin(self.sign_out(engine, what)).await,
             plan => Box::pin(self.log_in(engine, plan)).await,
         }

@@ -285,7 +285,7 @@ impl Commit {
             ..CookieChanges::set(&opened.loaded, id)
         };
         if then != Then::EndAll {
-            self.progress = Some(Progress { base: Base::Live(opened.clone()), cookies: cookies.clone() });
+            self.progress = Some(Progress { base: Base::Live(opened.clone()), cookies: cookies.clone(), login });
         }
         if login {
             self.end_others(engine, &opened).await;
@@ -315,9 +315,7 @@ impl Commit {
         if !done {
             return Ok(Committed::refused_for(self.gone(&opened), Error::cleared()));
         }
-        // What a cookie of this request leads to by a secret that is not accepted may live on.
-        let unproven = !login && self.besides.as_ref().is_some_and(|besides| besides.unproven);
-        let refused = unproven.then(|| Error::new(ErrorKind::Unauthorized, NOT_OPENED));
+        let refused = self.unproven_beside(login);
         Ok(Committed { cookies, rebased, refused, ended_others: login, ..Committed::kept(Base::Live(opened)) })
     }
 
@@ -344,6 +342,25 @@ impl Commit {
             Ok(contents.end_grace(&old.secret, engine.now()))
         });
         ended.await.map(drop)
+    }
+
+    /// Does what is left of a `clear_others`.
+    pub(super) async fn end_rest(&mut self, engine: &Arc<Engine>, login: bool) -> Result<Committed, Error> {
+        let written = self.write(engine).await?;
+        let Base::Live(opened) = &written.base else {
+            return Ok(Committed::refused_for(written.base, Error::cleared()));
+        };
+        self.progress = Some(Progress { base: written.base.clone(), cookies: written.cookies.clone(), login });
+        if engine.clear_by(opened, true, self.write_id.version).await?.is_none() {
+            return Ok(Committed::refused_for(self.gone(opened), Error::cleared()));
+        }
+        Ok(Committed { refused: self.unproven_beside(login), ..written })
+    }
+
+    /// What a cookie of this request leads to by a secret that is not accepted may live on after a `clear_others`.
+    fn unproven_beside(&self, login: bool) -> Option<Error> {
+        let unproven = !login && self.besides.as_ref().is_some_and(|besides| besides.unproven);
+        unproven.then(|| Error::new(ErrorKind::Unauthorized, NOT_OPENED))
     }
 
     /// Refuses a login. A `clear` beside it acts all the same: the session that it is for is the one that came.

@@ -268,7 +268,8 @@ impl Pending {
                 self.take_cookies(&progress.base, progress.cookies);
                 let written = self.forget(count);
                 if written.iter().any(Change::is_clearing) {
-                    self.changes.insert(0, Change::ClearOthers);
+                    // Without another new ID: if its answer were lost, the one that the browser gets would not count.
+                    self.changes.insert(0, Change::EndOthers { login: progress.login });
                 }
                 (Err(error), self.take_base(progress.base, true, written))
             }
@@ -691,13 +692,13 @@ mod tests {
         let commit = next(&mut pending).unwrap();
         assert_eq!(commit.plan, Plan::Renew { login: true, then: Then::EndOthers });
         let cookies = CookieChanges { remove_visitor: true, ..CookieChanges::default() };
-        let progress = Progress { base: loaded(2, data(json!({"n": 2}))), cookies };
+        let progress = Progress { base: loaded(2, data(json!({"n": 2}))), cookies, login: true };
         let (result, adopted) = pending.finish(Err(lost()), Some(progress));
         run(&mut pending, adopted);
         assert!(result.is_err() && pending.cookies().remove_visitor);
         // What is left to do is to end the others. The increment is not done twice.
         let commit = next(&mut pending).unwrap();
-        assert!(matches!(commit.changes[..], [Change::ClearOthers]) && !commit.retry);
+        assert!(commit.plan == Plan::EndOthers { login: true } && !commit.retry);
         assert_eq!(seen(&pending, "n"), Some(2));
     }
 

@@ -233,7 +233,7 @@ async fn p14_a_path_at_which_no_file_can_be_is_refused_and_nothing_is_left_besid
     }
     std::os::unix::fs::symlink("loop", folder.path("loop")).unwrap();
     let (kind, message) = refused(&folder.path("loop").join("sessions.json")).await;
-    assert!(kind == ErrorKind::Config && message.contains("in a circle"), "{message}");
+    assert!(kind == ErrorKind::Config && message.contains("form a loop"), "{message}");
     let (kind, message) = refused(Path::new("/dev/null")).await;
     assert!(kind == ErrorKind::Config && message.contains("a device"), "{message}");
     assert!(!Path::new("/dev/null.lock").exists());

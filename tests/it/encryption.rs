@@ -660,7 +660,7 @@ fn a_keyring_comes_from_the_environment() {
     for (value, expected) in [
         (Some(&list[..]), A),
         (Some(A), A),
-        (None, "has no JAM_SESSION_AES_SECRET"),
+        (None, "JAM_SESSION_AES_SECRET is not set"),
         (Some(""), "empty"),
         (Some("hunter2"), "short"),
     ] {

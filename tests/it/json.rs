@@ -412,10 +412,10 @@ async fn what_is_not_ours_is_refused_and_left_as_it_is() {
     let tinydb = r#"{"_default": {"1": {"session_id": "x", "session_key": "ada", "data": {}}}}"#;
     for (content, word) in [
         (tinydb, "TinyDB"),
-        ("hello\nworld\n", "not a file of sessions"),
-        ("{}\n", "not a file of sessions"),
-        ("\0\0\0\0", "not a file of sessions"),
-        ("\n", "not a file of sessions"),
+        ("hello\nworld\n", "was not written by this crate"),
+        ("{}\n", "was not written by this crate"),
+        ("\0\0\0\0", "was not written by this crate"),
+        ("\n", "was not written by this crate"),
     ] {
         fs::write(folder.file(), content).unwrap();
         let (kind, message) = refused(&folder.file()).await;
@@ -436,7 +436,7 @@ async fn a_folder_that_cannot_be_used_is_an_error_in_words() {
     let (kind, message) = refused(&folder.path("file").join("sessions.json")).await;
     assert!(kind == ErrorKind::Config && message.contains("is not a folder"), "{message}");
     let (kind, message) = refused(Path::new("/")).await;
-    assert!(kind == ErrorKind::Config && message.contains("names no file"), "{message}");
+    assert!(kind == ErrorKind::Config && message.contains("has no file name"), "{message}");
     fs::create_dir(folder.path("folder.json")).unwrap();
     let (_, message) = refused(&folder.path("folder.json")).await;
     assert!(message.contains("folder.json could not be opened"), "{message}");

@@ -18,6 +18,8 @@ on_every_store! {
     p04_a_switch_whose_answer_was_lost_leaves_no_session_behind,
     p08_a_clear_beside_a_switch_whose_answer_was_lost_is_done,
     p08_a_failed_login_that_ends_everything_removes_the_cookie,
+    p08_a_new_password_that_ended_the_others_too_late_leaves_an_id_that_counts,
+    p08_a_login_that_ended_the_others_too_late_is_not_refused_for_a_cookie_that_counts_no_more,
 }
 
 async fn signed_in(store: &Store) -> Client {
@@ -95,4 +97,54 @@ async fn p08_a_failed_login_that_ends_everything_removes_the_cookie(store: Store
     assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
     assert!(answer.removes_cookie(), "{answer:?}");
     assert!(store.sessions().list("ada").await.unwrap().is_empty());
+}
+
+/// The new ID is stored before the others end, and is not replaced again when only that is left to do: if the answer to that
+/// were lost, the browser would be signed out.
+async fn p08_a_new_password_that_ended_the_others_too_late_leaves_an_id_that_counts(store: Store) {
+    for (is_signed_in, binds) in [(true, false), (true, true), (false, true)] {
+        let other = signed_in(&store).await;
+        let owner = if is_signed_in { signed_in(&store).await } else { visitor(&store) };
+        store.faults.next(Verb::Clear, Fault::Before);
+        let answer = owner.visit(async |session: Session| {
+            session.clear_others();
+            if binds {
+                session.bind("ada");
+            }
+            assert!(session.save().await.is_err());
+            store.faults.next(Verb::Update, Fault::After);
+            Ok(StatusCode::INTERNAL_SERVER_ERROR)
+        });
+        let answer = answer.await;
+        assert!(answer.status == StatusCode::INTERNAL_SERVER_ERROR && answer.new_id().is_some(), "{answer:?}");
+        assert_eq!(key(&owner).await, "ada");
+        assert_eq!(key(&other).await, "");
+        store.faults.heal();
+    }
+}
+
+async fn p08_a_login_that_ended_the_others_too_late_is_not_refused_for_a_cookie_that_counts_no_more(store: Store) {
+    let (owner, other) = (signed_in(&store).await, signed_in(&store).await);
+    // The name is right, the secret is not.
+    let id = owner.id().unwrap();
+    let wrong = if id.ends_with('A') { "E" } else { "A" };
+    let reset = visitor(&store);
+    reset.set_id(&format!("{}{wrong}", &id[..id.len() - 1]));
+    store.faults.next(Verb::Clear, Fault::After);
+    let answer = reset.visit(async |session: Session| {
+        session.clear_others();
+        session.bind("ada");
+        assert!(session.save().await.is_err());
+        Ok(StatusCode::INTERNAL_SERVER_ERROR)
+    });
+    assert_eq!(answer.await.status, StatusCode::INTERNAL_SERVER_ERROR);
+    assert_eq!((key(&reset).await, key(&owner).await, key(&other).await), ("ada".into(), String::new(), String::new()));
+}
+
+fn visitor(store: &Store) -> Client {
+    Client::new(&store.layer())
+}
+
+async fn key(client: &Client) -> String {
+    client.does(|session| Ok(session.key().unwrap_or_default())).await.ok().body
 }

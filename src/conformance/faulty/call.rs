@@ -34,25 +34,25 @@ pub enum Verb {
 pub struct Call {
     /// Which verb is called.
     pub verb: Verb,
-    /// Which of all calls this is, counted from 1.
+    /// The number of this call among all calls, counted from 1.
     pub number: u64,
-    /// Which of the calls of that verb this is, counted from 1.
+    /// The number of this call among the calls of the same verb, counted from 1.
     pub number_of_verb: u64,
-    /// The record that is meant; `None` for the verbs that are not about one record.
+    /// The record that the call is about; `None` for the verbs that are not about one record.
     pub id: Option<RecordId>,
-    /// The owner whose records are meant; `None` for an anonymous one, and for all records.
+    /// The owner that the call is about; `None` for a visitor's record, and for all records.
     pub owner: Option<Owner>,
     /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update).
     pub record: Option<Record>,
     /// The terms of a [`Create`](Verb::Create).
     pub terms: Option<Terms>,
-    /// Whether a [`Create`](Verb::Create) or [`Update`](Verb::Update) says that it is repeated.
+    /// Whether a [`Create`](Verb::Create) or [`Update`](Verb::Update) is a retry.
     pub retry: bool,
     /// What a [`Clear`](Verb::Clear) is to do.
     pub clear: Option<Clear>,
 }
 
-/// What a verb answers, for [`Fault::change`](super::Fault::change).
+/// The answer of a verb, for [`Fault::change`](super::Fault::change).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "each is what the method of that name answers")]

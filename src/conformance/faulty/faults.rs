@@ -12,25 +12,25 @@ use super::{
 };
 use crate::backend::Result;
 
-/// What a call of a [`Faulty`](super::Faulty) backend meets.
+/// What happens to a call of a [`Faulty`](super::Faulty) backend.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Fault {
-    /// Fails, and nothing has happened.
+    /// Fails, and takes no effect.
     Before,
-    /// Fails although it has happened: the reply was lost.
+    /// Fails although it took effect: the answer was lost.
     After,
-    /// Fails at once, and happens when the [`Gate`] opens.
+    /// Fails at once, and takes effect when the [`Gate`] opens.
     Late(Gate),
-    /// Happens twice, as when a client sends it again. The second answer is given.
+    /// Takes effect twice, as when a client sends it again. The second answer is returned.
     Twice,
-    /// Never answers, and nothing happens.
+    /// Never answers, and takes no effect.
     Hang,
-    /// Happens when the [`Gate`] opens, even if the caller has gone by then.
+    /// Takes effect and answers when the [`Gate`] opens, even if the caller is gone by then.
     HoldRequest(Gate),
-    /// Happens at once, and is answered when the [`Gate`] opens.
+    /// Takes effect at once, and answers when the [`Gate`] opens.
     HoldReply(Gate),
-    /// Runs a closure of the test's: made by [`first`](Self::first) or [`change`](Self::change).
+    /// Runs a closure of the test. [`first`](Self::first) and [`change`](Self::change) create it.
     Run(Hook),
 }
 
@@ -49,9 +49,10 @@ pub(super) type ChangeAnswer = Arc<dyn Fn(Call, Result<Answer>) -> BoxFuture<Res
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl Fault {
-    /// Runs `first` before the verb acts: what another request does after this one has read, and before it writes.
+    /// Runs `first` before the call takes effect: for example another request that writes after this one has read, and before
+    /// it writes.
     ///
-    /// It runs as a part of the call, and ends with it if the caller goes away.
+    /// The closure is part of the call: if the caller drops the call, the closure is dropped as well.
     ///
     /// ```
     /// # use jam_session::{MemoryBackend, Sessions, conformance::{Fault, Faulty, Verb}};
@@ -81,10 +82,10 @@ impl Fault {
         Self::Run(Hook(Run::First(Arc::new(move |call| Box::pin(first(call))))))
     }
 
-    /// Gives the caller what `change` makes of the answer, or of the error: to damage a record, to forget one, or to be
-    /// another backend altogether.
+    /// Replaces the answer, or the error, by what `change` returns: to damage a record, to hide one, or to imitate another
+    /// backend.
     ///
-    /// The verb has acted by then. Together with [`Before`](Self::Before) it has not, and the answer is all that there is.
+    /// The call has taken effect by then. Combined with [`Before`](Self::Before) it has not.
     ///
     /// ```
     /// # use jam_session::{ErrorKind, MemoryBackend, Sessions, conformance::{Answer, Fault, Faulty, Verb}};
@@ -118,7 +119,7 @@ impl Fault {
     }
 }
 
-/// Says what the calls of a [`Faulty`](super::Faulty) backend meet. A clone speaks to the same backend.
+/// Controls which calls of a [`Faulty`](super::Faulty) backend fail, and how. A clone controls the same backend.
 ///
 /// ```
 /// # use jam_session::{MemoryBackend, conformance::{Fault, Faulty, Verb}};
@@ -131,9 +132,9 @@ impl Fault {
 /// faults.heal();
 /// ```
 ///
-/// A call meets one fault of each kind at most: one closure that runs [first](Fault::first), then one thing that goes wrong, and
-/// then one [change](Fault::change) of the answer. If several rules have a fault of the same kind for it, the one that was
-/// made first is heard, and the others wait for the next call.
+/// A call gets at most one fault of each kind: one closure that runs [first](Fault::first), then one failure, then one
+/// [change](Fault::change) of the answer. If several rules have a fault of the same kind for a call, the oldest rule applies,
+/// and the others wait for the next call.
 #[derive(Clone, Default)]
 pub struct Faults(Arc<Mutex<Plan>>);
 
@@ -177,12 +178,12 @@ pub(super) struct Met {
 }
 
 impl Faults {
-    /// Gives the fault to the next call of that verb; `None` is for the next call of any verb.
+    /// Applies the fault to the next call of this verb; with `None`, to the next call of any verb.
     pub fn next(&self, verb: impl Into<Option<Verb>>, fault: Fault) {
         self.nth(1, verb, fault);
     }
 
-    /// Gives the fault to the `n`-th call of that verb from now on, where `1` is the next one; `None` counts every call.
+    /// Applies the fault to the `n`-th call of this verb from now on, where `1` is the next one; with `None`, every call counts.
     pub fn nth(&self, n: u64, verb: impl Into<Option<Verb>>, fault: Fault) {
         let (verb, mut left, kind) = (verb.into(), n.max(1), fault.kind());
         self.add(Some(kind), move |call| {
@@ -196,7 +197,7 @@ impl Faults {
         });
     }
 
-    /// Gives the fault to every call of that verb until [`heal`](Self::heal); `None` is for every call.
+    /// Applies the fault to every call of this verb until [`heal`](Self::heal); with `None`, to every call.
     pub fn always(&self, verb: impl Into<Option<Verb>>, fault: Fault) {
         let (verb, kind) = (verb.into(), fault.kind());
         self.add(Some(kind), move |call| match verb.is_none_or(|verb| verb == call.verb) {
@@ -205,17 +206,18 @@ impl Faults {
         });
     }
 
-    /// Asks `fault` about every call until [`heal`](Self::heal). A closure that always says `None` only looks on.
+    /// Calls `fault` for every call until [`heal`](Self::heal), and applies what it returns. If it always returns `None`, it
+    /// only observes.
     pub fn when(&self, mut fault: impl FnMut(&Call) -> Option<Fault> + Send + 'static) {
         self.add(None, move |call| fault(call).map_or(Decision::Pass, Decision::Meet));
     }
 
-    /// Forgets all rules. What a [`Gate`] holds stays held.
+    /// Removes all rules. Calls that a [`Gate`] holds stay held.
     pub fn heal(&self) {
         self.plan().rules.clear();
     }
 
-    /// Takes the calls since it was last asked, including those that went wrong.
+    /// Returns the calls since it was last called, including those that failed.
     pub fn calls(&self) -> Vec<Verb> {
         std::mem::take(&mut self.plan().calls)
     }

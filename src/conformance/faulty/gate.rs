@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::timeout};
 
-/// Holds calls until it is opened. A clone is the same gate.
+/// A gate that holds calls until it is opened. A clone is the same gate.
 ///
 /// ```
 /// # use jam_session::{ErrorKind, MemoryBackend, Sessions, conformance::{Fault, Faulty, Gate, Verb}};
@@ -43,18 +43,18 @@ struct GateState {
 pub(super) struct HeldCall(Gate);
 
 impl Gate {
-    /// Makes a gate that stays closed until it is [opened](Self::open).
+    /// Creates a gate that stays closed until it is [opened](Self::open).
     pub fn new() -> Self {
         Self::with(None)
     }
 
-    /// Makes a gate that lets each call pass this long after it came, or when it is opened. Time is tokio's, which a test can
+    /// Creates a gate that holds each call for this long, or until the gate is opened. It uses tokio's time, which a test can
     /// pause.
     pub fn after(time: Duration) -> Self {
         Self::with(Some(time))
     }
 
-    /// Opens the gate for good, and waits until everything that it held has happened.
+    /// Opens the gate for good, and waits until all calls that it held have taken effect.
     pub async fn open(&self) {
         self.0.is_open.send_replace(true);
         let come = *self.0.come.borrow();

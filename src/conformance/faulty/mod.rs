@@ -22,11 +22,11 @@ use crate::{
     },
 };
 
-/// A backend around another one that fails as a network does, when a test says so: to see what an application does while
-/// its sessions are away.
+/// A backend that wraps another one and fails as a network does, when a test says so. Use it to test what an application does
+/// while the store is down.
 ///
-/// Its [`faults`](Self::faults) say what each call meets; a call that meets nothing is passed on. A clone is another handle to
-/// the same backend, with the same faults.
+/// [`faults`](Self::faults) control which calls fail, and how. All other calls are passed on. A clone is another handle to the
+/// same backend, with the same faults.
 ///
 /// ```
 /// use std::time::Duration;
@@ -62,21 +62,21 @@ use crate::{
 /// # }
 /// ```
 ///
-/// An update whose reply is lost may be repeated after another request has written. A backend that can lose replies should
-/// [recognise it](crate::backend#calls-that-are-repeated). [`MemoryBackend`](crate::MemoryBackend) loses none and does not
-/// recognise it: it answers with an error.
+/// An update whose answer was lost may be retried after another request has written. A backend that can lose answers should
+/// [recognise the retry](crate::backend#calls-that-are-repeated). [`MemoryBackend`](crate::MemoryBackend) never loses an
+/// answer, so it does not recognise the retry and answers with an error.
 pub struct Faulty<B> {
     backend: Arc<B>,
     faults: Faults,
 }
 
 impl<B: Backend> Faulty<B> {
-    /// Wraps a backend, of which nothing fails yet.
+    /// Wraps a backend. Nothing fails yet.
     pub fn new(backend: B) -> Self {
         Self { backend: Arc::new(backend), faults: Faults::default() }
     }
 
-    /// Says what fails. Take it before the backend is given away.
+    /// Returns the control over what fails. Call it before the backend is moved into [`Sessions`](crate::Sessions).
     pub fn faults(&self) -> Faults {
         self.faults.clone()
     }

@@ -260,7 +260,10 @@ impl<'a> Batch<'a> {
             return Ok(());
         }
         if !self.make_room(id, Line::cost(&payload), &ends) {
-            return Err(Error::new(ErrorKind::Unavailable, "the sessions in the file have reached their bound"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the sessions in the file have reached max_sessions or max_bytes, and no visitor's session is left to evict",
+            ));
         }
         ends.iter().for_each(|id| self.remove(*id));
         let (time, expires) = self.table.time(ttl);

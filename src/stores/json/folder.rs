@@ -45,7 +45,9 @@ impl Folder {
     /// is in use.
     pub(super) fn lock(path: &Path) -> Result<Self, Error> {
         let refuse = |message: String| Err(Error::new(ErrorKind::Config, message));
-        let Some(name) = path.file_name() else { return refuse(format!("{} names no file", path.display())) };
+        let Some(name) = path.file_name() else {
+            return refuse(format!("the path {} has no file name", path.display()));
+        };
         // Absolute from here on, because the process may change its folder.
         let given = std::path::absolute(path)
             .map_err(|error| failed(format!("the path {} cannot be resolved", path.display()), error))?;
@@ -54,10 +56,10 @@ impl Folder {
             Ok(metadata) if metadata.is_dir() => {}
             Ok(_) => return refuse(format!("{} is not a folder", given.display())),
             Err(error) if error.kind() == NotFound => {
-                return refuse(format!("the folder {} does not exist", given.display()));
+                return refuse(format!("the folder {} does not exist: create it first", given.display()));
             }
             Err(error) if is_loop(&error) => {
-                return refuse(format!("the symbolic links in {} lead in a circle", given.display()));
+                return refuse(format!("the symbolic links in {} form a loop", given.display()));
             }
             Err(error) => return Err(failed(format!("the folder {} cannot be used", given.display()), error)),
         }
@@ -98,12 +100,14 @@ impl Folder {
             }),
             Err(TryLockError::WouldBlock) => {
                 let message =
-                    format!("{} is in use, by another process or by other sessions of this one", file.display());
+                    format!("{} is in use by another process, or was opened twice in this one", file.display());
                 Err(Error::new(ErrorKind::Unavailable, message))
             }
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                let message =
-                    format!("the file system of {} has no locks, so another process could use it too", file.display());
+                let message = format!(
+                    "the file system of {} has no locks, so another process could use it too: use another one",
+                    file.display()
+                );
                 Err(Error::caused(ErrorKind::Config, message, error))
             }
             Err(TryLockError::Error(error)) => {

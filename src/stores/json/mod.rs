@@ -1,4 +1,4 @@
-//! Sessions in one file. What was answered is on the disk, and nothing has to be installed.
+//! Sessions in one file: they survive a restart and a power cut, and nothing has to be installed.
 //!
 //! ```
 //! use jam_session::stores::json::JsonSessions;
@@ -22,47 +22,45 @@
 //!
 //! # Durability
 //!
-//! Reads are served from memory. They show every change that was acknowledged, and no other. Changes that come at the same
-//! time are written and synced together (group commit) by a thread of their own, so the async runtime never waits for the
-//! disk. An acknowledged change survives,
+//! Reads are served from memory, and show acknowledged changes only. Changes that come at the same time are written and synced
+//! together (group commit). A separate thread does this, so the async runtime never waits for the disk.
 //!
-//! * with [`Durability::Sync`], the end of the process and a power cut, provided that the disk keeps what it says was
-//!   synced;
-//! * with [`Durability::Flush`], the end of the process. A power cut may lose the last second: all changes from some point
-//!   on.
+//! | | an acknowledged change survives |
+//! |---|---|
+//! | [`Durability::Sync`], the default | the end of the process and a power cut, provided that the disk keeps what it reported as synced |
+//! | [`Durability::Flush`] | the end of the process. A power cut may lose all changes of the last second |
 //!
-//! A change that fails is [`Unavailable`](ErrorKind::Unavailable). The error says whether nothing was applied, or whether
-//! that is unknown; then the change turns out later to have happened entirely or not at all. While the file cannot be
-//! trusted, changes are [`Unavailable`](ErrorKind::Unavailable), and reads go on.
+//! A change that fails is [`Unavailable`](ErrorKind::Unavailable). The error says whether nothing was applied or whether that
+//! is unknown. In the second case, the change will turn out to have happened completely or not at all. After a failed write,
+//! changes stay `Unavailable` until the file could be rewritten. Reads go on meanwhile.
 //!
-//! Opening fails, and leaves the file as it was, if the file is not one of ours, or if it is damaged where it says that it
-//! had been synced. Damage after that point is normally a torn write: it was being written when the machine stopped, and was
-//! never acknowledged. It is cut off, with a `warn` event. If the process was killed before it could write that its last
-//! batch was synced, then damage to that batch is also taken for a torn write. Sessions that expired while nothing ran are
+//! Opening fails, and leaves the file unchanged, if the file was not written by this crate, or if it is damaged in a part that
+//! had been synced. Damage after that part is a torn write: the machine stopped while it was being written, and it was never
+//! acknowledged. It is cut off, and logged at `warn`. If the process was killed before it could record that its last batch was
+//! synced, then damage to that batch is also treated as a torn write. Sessions that expired while no process used the file are
 //! gone.
 //!
-//! [`close`](Sessions::close) waits for what is under way and releases the file. Dropping the last handle does so too, and
-//! blocks the thread that drops it for a moment.
+//! [`close`](Sessions::close) waits for running changes and releases the file. Dropping the last handle does the same, and blocks
+//! its thread for a moment.
 //!
 //! # A full disk
 //!
-//! The sessions are bounded by [`max_bytes`](Builder::<JsonFile>::max_bytes) and
-//! [`max_sessions`](Builder::<JsonFile>::max_sessions). At a bound, visitors' sessions (those without a session key) give
-//! way, the least recently used first; after a restart, the ones written least recently. Expired sessions do not count. A file
-//! without a live session starts over.
+//! [`max_bytes`](Builder::<JsonFile>::max_bytes) and [`max_sessions`](Builder::<JsonFile>::max_sessions) limit the sessions. At a
+//! limit, visitors' sessions (those without a session key) are evicted, the least recently used first. After a restart, the least
+//! recently written ones are evicted first. Expired sessions do not count.
 //!
-//! On Linux the store also keeps a reserve on the disk, so that sign-outs and one compaction fit even if other programs fill
-//! the disk to the last byte: space behind the end of the file, for some hundred sign-outs, and the file
-//! `sessions.json.compacting`, for the next compaction. While the disk is full, visitors' sessions give way for new sessions;
-//! if none are left, changes fail with [`ErrorKind::Unavailable`], and signing out works. When there is room again, so does
-//! everything else.
+//! On Linux the store also keeps a reserve on the disk, so that sign-outs and one compaction succeed even if other programs
+//! fill the disk to the last byte. The reserve is space after the end of the file, for some hundred sign-outs, and the file
+//! `sessions.json.compacting`, for the next compaction. While the disk is full, visitors' sessions are evicted to make room for
+//! new sessions. If none are left, changes fail with [`ErrorKind::Unavailable`], except sign-outs. Everything works again as
+//! soon as there is room.
 //!
-//! * What it costs: as much disk space as the live sessions take and an eighth of that, and 1.5 MiB at most. With what is dead
-//!   in the file, that is three and a quarter times the live sessions, and 3 MiB at most.
-//! * Where it holds: on file systems that honour `fallocate`, such as ext4, XFS and tmpfs. Btrfs may still need space for its
-//!   own trees. ZFS, NFS before 4.2, and other systems than Linux allocate nothing ahead: there a disk that is filled by other
-//!   programs refuses sign-outs too, with an error.
-//! * [`close`](Sessions::close) releases the file beside the one in use, and opening takes it again.
+//! * **Cost:** the reserve takes at most 1.5 MiB more than nine eighths of the space of the live sessions. Together with dead
+//!   lines in the file, all files take at most 3 MiB more than three and a quarter times the space of the live sessions.
+//! * **Where it works:** on file systems that support `fallocate`, such as ext4, XFS and tmpfs. Btrfs may still need space for
+//!   its own trees. ZFS, NFS before 4.2, and systems other than Linux reserve nothing: if other programs fill the disk there,
+//!   sign-outs fail too, with an error.
+//! * [`close`](Sessions::close) removes `sessions.json.compacting`, and opening the file creates it again.
 //!
 //! # A limit of sessions per user
 //!
@@ -80,14 +78,18 @@
 //!
 //! # Time
 //!
-//! The file has a clock of its own, which begins as the wall clock and never goes back, however the wall clock is set. Idle
-//! time counts on while no process uses the file, by as much as the wall clock goes on. A wall clock that is set back thus
-//! revives no session that was seen to have expired, and no ID that was replaced. In use it lengthens no session; while
-//! nothing runs, by no more than the time in which nothing ran. [`Clock`] says what it costs.
+//! The file has its own clock, which starts as the wall clock and never goes back. While no process uses the file, idle
+//! timeouts go on, by as much as the wall clock moves forward. If the wall clock is set back:
+//!
+//! * No session that was seen to have expired comes back, and no ID that was replaced.
+//! * While the file is in use, no session lives longer. While no process uses it, a session may live longer, but by no more than
+//!   that time.
+//!
+//! [`Clock`] says what this costs.
 //!
 //! # The file
 //!
-//! The file has one JSON object per line: first the sessions that there were when it was written, then each change since.
+//! The file has one JSON object per line: first the sessions at the time when the file was written, then each change since.
 //!
 //! ```text
 //! {"sum":"8c5a1f0e","op":"file","format":1,"records":1,"after":41,"at":…,"wall":…}
@@ -101,34 +103,45 @@
 //! * `sum` is the CRC-32 of everything after its comma.
 //! * `n` counts the changes. `synced` is the last change that was on the disk before this line was written: damage after it
 //!   is a torn write, damage before it is an error.
-//! * `until` is in milliseconds since 1970 by the file's clock, `ttl` is what it was on writing.
-//! * `at` is what the file's clock said, and `wall` the wall clock at the same time. What had expired by `at` has ended.
+//! * `until` is when the session expires, in milliseconds since 1970 by the file's clock. `ttl` is the time to live when the line
+//!   was written.
+//! * `at` is the time by the file's clock, and `wall` the wall clock at the same moment. A session that had expired by `at` has
+//!   ended.
 //! * A payload that is not JSON is written as `base64`.
 //! * A `put` may name others that ended in the same step, as `ends`: those that a [limit](#a-limit-of-sessions-per-user) ended,
 //!   and the visitor's session of a login.
 //!
-//! What a login that is under way is checked against is not in the file: when each user was last signed out everywhere. It is
-//! remembered for half an hour, in memory, for 65,536 users (7 MB) at most. With more of them, logins that have been under way
-//! for longer than what is still known are refused too. A [`Login`](crate::Login) therefore ends with the process: after the
-//! file was opened again it is refused, also if it was kept in a visitor's session.
+//! One thing is not in the file: each user's last clear, against which logins that are under way are checked. Clears are
+//! remembered in memory for half an hour, at most 65,536 of them (7 MB). If there are more, the oldest are forgotten, and logins
+//! that have been under way for longer than that are refused. A [`Login`](crate::Login) therefore ends with the process: after
+//! the file was opened again it is refused, also if it was kept in a visitor's session.
 //!
-//! When more than half of the file, and more than 1 MiB, is dead, the file is compacted: the live sessions are written to
-//! `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If something is in
-//! that place that cannot be removed, such as a folder, `sessions.json.compacting.1` to `.3` are tried. `sessions.json.lock` is locked while the file is in use, because only
-//! one process may use it, and may stay behind empty.
+//! ## Compaction
 //!
-//! The file must be a plain file in a folder where it can be replaced. A single file that is mounted (`docker run -v
-//! file:file`) cannot be, so it is refused: mount its folder. A file of another user is refused too, also when root opens it.
-//! If the folder is reached through a symbolic link that is switched to another one, as deployments do with `current`, the
-//! process goes on with the file that it opened, sign-outs included, and logs a warning. The next process finds the file in
-//! the new folder, or none. Keep the file outside of folders that are switched.
+//! When more than half of the file, and more than 1 MiB, consists of dead lines, the file is compacted. The live sessions are
+//! written to `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If that name is
+//! taken by something that cannot be removed, such as a folder, the store tries `sessions.json.compacting.1` to `.3`.
 //!
-//! On Unix all three files are for their owner alone (mode 0600), and a symbolic link in the place of one is refused. On
-//! other systems the folder decides who may read them, and links are followed. The folder should belong to the application:
-//! a user who can write to it can put another file in place before it is opened.
+//! ## Where the file may be
+//!
+//! * **One process at a time** may use the file. While it does, it holds a lock on `sessions.json.lock`, an empty file that may
+//!   stay behind.
+//! * **It must be a plain file in a folder where it can be replaced.** A file that is itself mounted (`docker run -v file:file`)
+//!   cannot be replaced, so it is refused: mount its folder.
+//! * **It must belong to the user of the process.** A file of another user is refused, even if root opens it.
+//! * **Keep it outside of folders that a deployment switches.** If its folder is reached through a symbolic link such as
+//!   `current`, and the link is switched, the process goes on with the file that it opened, and logs a warning. The next
+//!   process finds the file in the new folder, or none.
+//! * **The folder should belong to the application.** A user who can write to the folder can replace the file before it is
+//!   opened.
+//!
+//! On Unix all three files can be read and written by their owner only (mode 0600), and a symbolic link in place of one is
+//! refused. On other systems the folder decides who may read them, and links are followed.
 //!
 //! If the file is removed or replaced while it is in use, changes are refused. If another program writes to it in place, so
 //! that its length changes, it is rewritten from memory.
+//!
+//! ## Reading and copying it
 //!
 //! ```sh
 //! cp sessions.json backup.json                                    # while nothing runs
@@ -137,12 +150,12 @@
 //! rm sessions.json                                                # while nothing runs: signs everybody out
 //! ```
 //!
-//! A copy made while the file is in use is mostly as good: a last line that was cut in two does no harm. But the copy may be
-//! made at the moment when a failed change is cut off, and contain both that and what was written instead. Open the copy
-//! before relying on it, and copy again if that fails. To restore a backup, stop the application first.
+//! A copy that is made while the file is in use is usually good, too: a last line that is cut off does no harm. But if it is
+//! made at the moment when a failed change is being cut off, it may contain both that change and what was written instead. Open
+//! the copy before you rely on it, and copy again if that fails. To restore a backup, stop the application first.
 //!
-//! Do not edit the file: a line whose checksum is wrong is not read. It contains names and data of users, and hashes instead
-//! of session IDs.
+//! Do not edit the file, because a line with a wrong checksum is not accepted. The file contains users' names and data, and
+//! hashes instead of session IDs.
 
 mod batch;
 mod beside;
@@ -224,7 +237,7 @@ pub struct JsonFile {
 }
 
 impl JsonSessions {
-    /// Opens the file with every option at its default. It is created if it does not exist.
+    /// Opens the file with the default options, or creates it.
     ///
     /// # Errors
     /// As [`Builder::open`](Builder::<JsonFile>::open).
@@ -232,7 +245,7 @@ impl JsonSessions {
         Self::builder(path).open().await
     }
 
-    /// Returns a builder for sessions in that file.
+    /// Returns a builder for sessions in this file.
     pub fn builder(path: impl AsRef<Path>) -> Builder<JsonFile> {
         let (path, durability, bounds) = (path.as_ref().to_owned(), Durability::default(), FileBounds::default());
         Builder::new(JsonFile { path, durability, bounds }).in_text()
@@ -246,21 +259,22 @@ impl Builder<JsonFile> {
         self
     }
 
-    /// Bounds the number of sessions. Default: no bound.
+    /// Limits the number of sessions. Default: no limit.
     ///
-    /// At the bound, visitors' sessions (those without a session key) give way, the least recently used first. A session with a
-    /// session key never does: if nothing else is left, creating fails with [`ErrorKind::Unavailable`]. Expired sessions do
-    /// not count. A bound in which no session fits is refused.
+    /// At the limit, visitors' sessions (those without a session key) are evicted, the least recently used first. Signed-in
+    /// sessions are never evicted: if no visitors' sessions are left, creating a session fails with [`ErrorKind::Unavailable`].
+    /// Expired sessions do not count. A limit of 0 is refused.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.from.bounds.max_sessions = sessions;
         self.fits = a_session_fits;
         self
     }
 
-    /// Bounds the bytes that the sessions take in the file, not counting what is dead in it. Default: 1 GiB.
+    /// Limits the bytes that live sessions take in the file. Default: 1 GiB.
     ///
-    /// See [`max_sessions`](Self::max_sessions) for what happens at the bound, and the
-    /// [module docs](crate::stores::json#a-full-disk) for how much space the file takes in all.
+    /// See [`max_sessions`](Self::max_sessions) for what happens at the limit, and the [module
+    /// docs](crate::stores::json#a-full-disk) for how much space the files take in all. A limit in which no session fits is
+    /// refused.
     pub fn max_bytes(mut self, bytes: u64) -> Self {
         self.from.bounds.max_bytes = bytes;
         self.fits = a_session_fits;
@@ -270,10 +284,11 @@ impl Builder<JsonFile> {
     /// Opens the file, or creates it.
     ///
     /// # Errors
-    /// Nothing is overwritten, and the error comes with an explanation:
-    /// * [`ErrorKind::Config`] for what stays wrong until it is changed: an option that cannot work, a folder that does not
-    ///   exist or is not writable, a file that is not ours or, on Unix, is a symbolic link.
-    /// * [`ErrorKind::Unavailable`] for what may be over later: the file is in use, or the disk fails.
+    /// The file is left unchanged, and the message explains the problem:
+    /// * [`ErrorKind::Config`] for a problem that you have to fix: an option that cannot work; a folder that does not exist or
+    ///   is not writable; a file that this crate did not write, that belongs to another user or that, on Unix, is a symbolic
+    ///   link.
+    /// * [`ErrorKind::Unavailable`] for a problem that may pass: the file is in use, or the disk fails.
     /// * [`ErrorKind::Unreadable`] if a line that had been synced is damaged or missing, or was written by a later version.
     pub async fn open(self) -> std::result::Result<JsonSessions, Error> {
         let (file, mut policy, codec) = self.check()?;
@@ -286,12 +301,12 @@ impl Builder<JsonFile> {
 }
 
 impl JsonBackend {
-    /// Returns how many sessions it holds, including expired ones that were not removed yet.
+    /// Returns the number of sessions, including expired ones that were not removed yet.
     pub fn sessions(&self) -> usize {
         read(&self.table).usage().records()
     }
 
-    /// Returns how many bytes they take in a file without anything dead, at most.
+    /// Returns how many bytes the sessions take at most in a file without dead lines.
     pub fn bytes(&self) -> u64 {
         read(&self.table).usage().bytes()
     }
@@ -509,7 +524,7 @@ impl Drop for Ended<'_> {
 fn stopped() -> Error {
     Error::new(
         ErrorKind::Unavailable,
-        "the file of sessions was released before it answered: what was under way may be in it",
+        "the file of sessions was released before it answered: the change may have been applied",
     )
 }
 

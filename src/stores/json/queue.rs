@@ -125,7 +125,10 @@ impl Queue {
         let before = self.size.fetch_add(size, SeqCst);
         if before > 0 && before + size > MAX_SIZE {
             self.size.fetch_sub(size, SeqCst);
-            return Err(Error::new(ErrorKind::Unavailable, "the disk does not keep up with the changes to sessions"));
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                "the disk does not keep up with the changes to sessions: try again later",
+            ));
         }
         self.sender.send(Message::Change(request)).map_err(|_| closed())
     }

@@ -247,7 +247,10 @@ impl<'a> LineReader<'a> {
         let (path, number) = (self.path.display(), self.number);
         Error::new(
             ErrorKind::Unreadable,
-            format!("line {number} of {path} {what}, and it had been on the disk; the file was left as it is"),
+            format!(
+                "line {number} of {path} {what}, although it had been synced; the file was left as it is: restore a backup, or \
+                 move it away to start without sessions"
+            ),
         )
     }
 
@@ -255,17 +258,22 @@ impl<'a> LineReader<'a> {
         let (path, number) = (self.path.display(), self.number);
         Error::new(
             ErrorKind::Unreadable,
-            format!("line {number} of {path} was written by a later version of this crate; the file was left as it is"),
+            format!(
+                "line {number} of {path} was written by a later version of this crate: use that version; the file was left as it is"
+            ),
         )
     }
 
     fn unrelated(&self, start: &[u8]) -> Error {
         let path = self.path.display();
         let hint = match start.first() {
-            Some(b'{') => ": it may be a TinyDB file, as Jam writes it, whose sessions cannot be taken over",
+            Some(b'{') => " (it may be a TinyDB file of Jam, whose sessions cannot be taken over)",
             _ => "",
         };
-        Error::new(ErrorKind::Config, format!("{path} is not a file of sessions{hint}; it was left as it is"))
+        Error::new(
+            ErrorKind::Config,
+            format!("{path} was not written by this crate{hint}; it was left as it is: choose another path"),
+        )
     }
 }
 

@@ -85,7 +85,7 @@ impl Storage {
         let path = self.disk.path().display().to_string();
         self.check_content();
         if let Some(outage) = &self.outage {
-            let message = format!("{path} takes no changes until it can be rewritten, after {}", outage.cause());
+            let message = format!("{path} accepts no changes until it could be rewritten, after {}", outage.cause());
             if !outage.patience().is_zero() || self.recover().is_err() {
                 return Err(Error::new(ErrorKind::Unavailable, message));
             }
@@ -255,7 +255,7 @@ impl Storage {
             }
             WriteError::Unknown(error) => {
                 let message = format!(
-                    "{path} could not be written, nor cut back: what was being applied may be found there or not: {error}"
+                    "{path} could not be written or cut back, so the change may or may not have been applied: {error}"
                 );
                 log::warn!(%error, %path, "the sessions file could not be written, nor cut back");
                 self.break_off(&error);

@@ -292,7 +292,7 @@ fn run(seed: u64, fault: Option<(u64, u64)>, power: Option<u64>) -> u64 {
                 }
                 Err(error) => {
                     assert!(answers.iter().all(Result::is_err));
-                    if error.to_string().contains("may be found there or not") {
+                    if error.to_string().contains("may or may not have been applied") {
                         maybe = vec![(clock.now_ms(), asks)];
                     } else if off_now {
                         maybe.push((clock.now_ms(), asks));
@@ -607,7 +607,7 @@ fn a_bit_flipped_anywhere_loses_nothing_in_silence() {
                 let text = error.to_string();
                 assert!(
                     text.contains(&format!("line {line} of sessions.json"))
-                        || (line == 1 && text.contains("not a file")),
+                        || (line == 1 && text.contains("not written by this crate")),
                     "{text}"
                 );
                 assert_eq!(disk.world().bytes().unwrap(), flipped);
@@ -664,12 +664,12 @@ fn after_a_fault_that_could_not_be_undone_changes_wait_for_a_new_file() {
     // The sync fails, and then cutting back does.
     fail(&disk, 2);
     let error = rig.batch(&[create(1)]).remove(0).unwrap_err();
-    assert!(error.to_string().contains("may be found there or not"), "{error}");
+    assert!(error.to_string().contains("may or may not have been applied"), "{error}");
     // The first try to write it anew fails too, and then there is none for a while.
     fail(&disk, 1);
     for _ in 0..2 {
         let error = rig.batch(&[create(2)]).remove(0).unwrap_err();
-        assert!(error.to_string().contains("takes no changes"), "{error}");
+        assert!(error.to_string().contains("accepts no changes"), "{error}");
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert_eq!(rig.contents().len(), 1);
     }
@@ -1070,7 +1070,7 @@ fn with_flush_and_faults_a_kill_loses_nothing_and_a_power_cut_leaves_what_there_
                     }
                 } else {
                     assert!(answers.iter().all(Result::is_err));
-                    if answers[0].as_ref().unwrap_err().to_string().contains("may be found there or not") {
+                    if answers[0].as_ref().unwrap_err().to_string().contains("may or may not have been applied") {
                         maybe = vec![(clock.now_ms(), asks)];
                     }
                 }

@@ -14,16 +14,15 @@
 //!
 //! # What happens when it is full
 //!
-//! Its size is bounded by [`max_bytes`](Builder::max_bytes) and [`max_sessions`](Builder::max_sessions). At a bound,
-//! expired sessions make room first, then visitors' sessions (those without a session key), the least recently used
-//! first. A signed-in session never gives way: if nothing else is left, creating one more fails with
+//! [`max_bytes`](Builder::max_bytes) and [`max_sessions`](Builder::max_sessions) limit the sessions. At a limit, expired
+//! sessions are removed first. Then visitors' sessions (those without a session key) are evicted, the least recently used
+//! first. Signed-in sessions are never evicted: if no visitors' sessions are left, creating a session fails with
 //! [`ErrorKind::Unavailable`]. Signing out always works.
 //!
-//! Beside the sessions it remembers for half an hour when each user was last signed out everywhere, so that a login that was
-//! under way is refused. That takes 7 MB at most, and only if 65,536 users are signed out everywhere in that time. With more of
-//! them, logins that have been under way for longer than what it still knows are refused too. A
-//! [`Login`](crate::Login) is good only for the store that it was begun on: one that another process began, or this
-//! process before it was started again, is refused.
+//! The store also remembers each user's last clear for half an hour, so that logins that were under way are refused. It
+//! remembers at most 65,536 clears (7 MB). If there are more, the oldest are forgotten, and logins that have been under way for
+//! longer than that are refused. A [`Login`](crate::Login) is good only for the store that it was begun on: one that another
+//! process began, or this process before it was started again, is refused.
 //!
 //! # A limit of sessions per user
 //!
@@ -77,8 +76,8 @@ pub type MemorySessions = Sessions<MemoryBackend>;
 
 /// A [`Backend`] that keeps records in a sharded map. See the [module docs](self).
 ///
-/// Each call removes a few expired records; nothing ever scans all of them. Reading and writing a record costs the same
-/// however many there are.
+/// Each call removes a few expired records, and nothing ever scans all of them. The cost of reading and writing a record does not
+/// depend on how many there are.
 #[derive(Debug)]
 pub struct MemoryBackend {
     shards: Box<[Mutex<Shard>]>,
@@ -90,14 +89,14 @@ pub struct MemoryBackend {
 }
 
 impl MemorySessions {
-    /// Creates sessions with every option at its default.
+    /// Creates sessions with the default options.
     pub fn new() -> Self {
         // The defaults are valid; `build` only ever fails for options, or for a system without random bytes.
         #[allow(clippy::expect_used)]
         Self::builder().build().expect("the defaults are valid")
     }
 
-    /// Returns a builder with every option at its default.
+    /// Returns a builder with the default options.
     pub fn builder() -> Builder<MemoryBackend> {
         Self::over(MemoryBackend::default())
     }
@@ -110,20 +109,20 @@ impl Default for MemorySessions {
 }
 
 impl Builder<MemoryBackend> {
-    /// Bounds the number of sessions. Default: no bound.
+    /// Limits the number of sessions. Default: no limit.
     ///
-    /// At the bound, expired sessions make room first, then visitors' sessions, the least recently used first. A session
-    /// with a session key never gives way: if nothing else is left, creating fails with [`ErrorKind::Unavailable`]. A bound
-    /// in which no session fits is refused.
+    /// At the limit, expired sessions are removed first. Then visitors' sessions (those without a session key) are evicted, the
+    /// least recently used first. Signed-in sessions are never evicted: if no visitors' sessions are left, creating a session
+    /// fails with [`ErrorKind::Unavailable`]. A limit of 0 is refused.
     pub fn max_sessions(mut self, sessions: usize) -> Self {
         self.from.bounds.max_sessions = sessions;
         self.fits = a_session_fits;
         self
     }
 
-    /// Bounds the memory that sessions take, approximately, bookkeeping included. Default: 1 GiB.
+    /// Limits the memory that sessions take, approximately and including bookkeeping. Default: 1 GiB.
     ///
-    /// See [`max_sessions`](Self::max_sessions) for what happens at the bound.
+    /// See [`max_sessions`](Self::max_sessions) for what happens at the limit. A limit in which no session fits is refused.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.from.bounds.max_bytes = bytes;
         self.fits = a_session_fits;
@@ -132,13 +131,13 @@ impl Builder<MemoryBackend> {
 }
 
 impl MemoryBackend {
-    /// Returns how many sessions it holds, including expired ones that were not removed yet.
+    /// Returns the number of sessions, including expired ones that were not removed yet.
     pub fn sessions(&self) -> usize {
         let usage = self.bounds.usage();
         usage.keyed.and(usage.anonymous).sessions
     }
 
-    /// Returns about how many bytes of memory they take.
+    /// Returns approximately how many bytes of memory the sessions take.
     pub fn bytes(&self) -> usize {
         let usage = self.bounds.usage();
         usage.keyed.and(usage.anonymous).bytes
@@ -207,7 +206,8 @@ impl MemoryBackend {
                 continue;
             }
             if !could_fit {
-                let message = "the sessions in memory have reached their bound";
+                let message = "the sessions in memory have reached max_sessions or max_bytes, and no visitor's session is \
+                               left to evict";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
             // The records that could give way are being stored or removed by other threads.

@@ -208,8 +208,7 @@ impl RedisBackend {
     /// Reads a record and the server's time.
     pub(super) async fn look(&self, id: RecordId, key: &str) -> Result<Option<Record>> {
         let (slot, sent) = (self.slot(key), Instant::now());
-        let sid = id.owner().map(|_| Cow::from(id.sid().as_bytes()));
-        let args: Args<'_> = sid.into_iter().collect();
+        let args: Args<'_> = vec![sid(&id).as_bytes().into()];
         let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
         let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await.map_err(foreign)?;
         let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };

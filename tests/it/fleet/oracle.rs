@@ -823,7 +823,14 @@ impl Oracle {
         let from = &self.sessions[from];
         let most = from.counters.each_ref().map(|counter| counter.most(self.now, id));
         let themes: Vec<Effect> = from.themes.iter().map(may).collect();
-        let puts: Vec<(usize, Put)> = from.puts.iter().map(|(name, put)| (*name, put.clone())).collect();
+        // What was taken since it began may be there.
+        let sent = self.asked[id].sent.at;
+        let take = |take: &Effect| if take.is_before(sent) { *take } else { may(take) };
+        let puts = from
+            .puts
+            .iter()
+            .map(|(name, put)| (*name, Put { put: may(&put.put), takes: put.takes.iter().map(take).collect() }));
+        let puts: Vec<(usize, Put)> = puts.collect();
         let known = &mut self.sessions[session];
         known.themes.retain(|theme| theme.fate != Fate::Not);
         known.themes.extend(themes.into_iter().filter(|theme| theme.fate != Fate::Not));
@@ -831,8 +838,8 @@ impl Oracle {
             counter.high = counter.high.max(most);
         }
         known.puts.retain(|_, put| put.put.fate != Fate::Not);
-        for (name, Put { put, takes }) in puts {
-            known.puts.entry(name).or_insert(Put { put: may(&put), takes });
+        for (name, put) in puts {
+            known.puts.entry(name).or_insert(put);
         }
     }
 
@@ -1969,7 +1976,7 @@ impl Oracle {
             let of_handle = |s: &usize| self.sessions[*s].handle.as_ref() == Some(&handle);
             let mut may_be: Vec<usize> = (0..self.sessions.len()).filter(of_handle).collect();
             may_be.retain(|session| self.sessions[*session].is_login(by.map(|by| by as u64)));
-            if by.is_none() && may_be.is_empty() && self.may_be_discarded(id, user) {
+            if may_be.is_empty() && self.may_be_discarded(id, user, by) {
                 continue;
             }
             if let [.., last] = may_be[..] {
@@ -2006,11 +2013,19 @@ impl Oracle {
         Ok(())
     }
 
-    /// A login whose data was discarded, because its handler has failed: what it made ends with all others.
-    fn may_be_discarded(&self, id: usize, user: &str) -> bool {
+    /// A login whose data was discarded, because its handler has failed: what it made ends with all others. Until then it has
+    /// what there was in the session that it came with, and that names the login before.
+    fn may_be_discarded(&self, id: usize, user: &str, by: Option<usize>) -> bool {
         let sent = self.asked[id].sent.at;
         let overlaps = |asked: &Asked| asked.answered.is_none_or(|answered| answered.at > sent);
-        let may = |asked: &Asked| asked.ask.logs_in_and_clears() && asked.ask.login() == Some(user);
+        let came_with = |asked: &Asked, number| {
+            let mut sessions = asked.cookies.all().map(|value| &self.sessions[self.values[value].session]);
+            sessions.any(|known| known.is_login(Some(number)))
+        };
+        let may = |asked: &Asked| {
+            let is_users = asked.ask.logs_in_and_clears() && asked.ask.login() == Some(user);
+            is_users && by.is_none_or(|by| came_with(asked, by as u64))
+        };
         self.asked.iter().enumerate().any(|(at, asked)| may(asked) && (overlaps(asked) || self.is_open(at)))
     }
 
@@ -2062,7 +2077,20 @@ impl Oracle {
 
     /// The handle of a session that was not known by it.
     fn name(&mut self, session: usize, handle: &str) -> Checked {
-        ensure(!self.handles.contains_key(handle), || "two sessions with one handle".to_owned())?;
+        if let Some(next) = self.handles.get(handle).copied() {
+            // A login in place was listed before anybody knew the name of the session that it came with.
+            let (before, known) = (&self.sessions[session], &self.sessions[next]);
+            let came_with =
+                self.asked[known.born_by].cookies.users.iter().any(|it| self.values[*it].session == session);
+            let is_next = came_with && known.orphan && before.next.is_none() && before.key == known.key;
+            ensure(is_next, || "two sessions with one handle".to_owned())?;
+            let ends_both = |ender: &&Effect| !ender.renews && ender.ask != known.born_by;
+            let enders: Vec<Effect> = before.enders.iter().filter(ends_both).copied().collect();
+            let born = before.born;
+            self.sessions[session].next = Some(next);
+            self.sessions[next].born = born;
+            self.sessions[next].enders.extend(enders);
+        }
         let lineage = self.lineage(session);
         let first = (0..self.sessions.len()).filter(|at| self.lineage(*at).contains(&session)).collect::<Vec<_>>();
         for at in first.into_iter().chain(lineage) {

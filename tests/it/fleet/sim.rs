@@ -40,6 +40,8 @@ pub struct Sim {
 pub struct Options {
     pub seed: u64,
     pub json: bool,
+    /// Some calls take so long that many others come before them, as on a store that writes to a disk.
+    pub slow: bool,
     pub faults: bool,
     pub keyring: Option<Keyring>,
     pub sabotage: Option<Sabotage>,
@@ -58,6 +60,7 @@ pub struct Nerves {
     random: Mutex<Random>,
     /// So many calls in a thousand fail.
     failing: AtomicUsize,
+    is_slow: bool,
 }
 
 /// A store at the end of a line.
@@ -71,7 +74,7 @@ impl Sim {
     pub async fn new(options: Options) -> Self {
         let clock = Clock::manual();
         let random = Mutex::new(Random(options.seed ^ 0x5eed));
-        let nerves = Arc::new(Nerves { random, failing: AtomicUsize::new(0) });
+        let nerves = Arc::new(Nerves { random, failing: AtomicUsize::new(0), is_slow: options.slow });
         let store = match options.json {
             true => Store::json(Folder::new(), &clock).await,
             false => Store {
@@ -222,7 +225,8 @@ impl Nerves {
     }
 
     async fn pause(&self) {
-        for _ in 0..self.below(4) {
+        let most = if self.is_slow && self.below(4) == 0 { 60 } else { 4 };
+        for _ in 0..self.below(most) {
             yield_now().await;
         }
     }

@@ -228,6 +228,27 @@ async fn a_lost_answer_is_asked_for_again() {
     }
 }
 
+/// Where the server's time is not known, a script reads it with the record.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_answer_to_the_first_load_is_asked_for_again() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        for id in both() {
+            server.signal("KILL");
+            let first = patient(RedisSessions::builder(proxy.uri())).lazy(true).connect().await.unwrap();
+            server.run(&[]);
+            let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+            assert!(direct.backend().creates(record(id, 1, "x")).await.unwrap());
+            // It opens the connection, and tells nothing of the time.
+            assert!(first.backend().list(owner("grace")).await.unwrap().is_empty());
+            proxy.swallow_next_answer();
+            assert_eq!(payload(first.backend(), id).await.as_deref(), Some("x"));
+            assert!(proxy.has_swallowed());
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_arrives_late_does_nothing() {
     for binary in binaries() {
