@@ -108,6 +108,8 @@
 //! }
 //!
 //! const REMEMBERED: Duration = Duration::from_secs(15 * 60);
+//! /// Longer than any session lives: the clock may not be able to count to the end of more.
+//! const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 //!
 //! impl Small {
 //!     /// Runs a verb on what is live.
@@ -131,7 +133,7 @@
 //!     }
 //!
 //!     fn put(&mut self, record: Record, now: Instant) {
-//!         let (id, ends, heard) = (record.id, now + record.ttl, self.heard);
+//!         let (id, ends, heard) = (record.id, now + record.ttl.min(LONGEST), self.heard);
 //!         self.records.insert(id, Kept { record, ends, heard });
 //!     }
 //!
@@ -225,7 +227,7 @@
 //!         self.with(|store, now| {
 //!             let heard = store.heard;
 //!             if let Some(kept) = store.records.get_mut(&id).filter(|kept| kept.record.version == version) {
-//!                 (kept.ends, kept.heard) = (now + ttl, heard);
+//!                 (kept.ends, kept.heard) = (now + ttl.min(LONGEST), heard);
 //!             }
 //!             Ok(())
 //!         })

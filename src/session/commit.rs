@@ -19,7 +19,7 @@ use crate::{
         presented::{Base, Besides},
     },
     sessions::{
-        engine::{Engine, NewId, NewSession, check_key},
+        engine::{Conditions, Engine, NewId, NewSession, check_key},
         loaded::{Loaded, Opened, WriteOutcome},
     },
 };
@@ -313,7 +313,7 @@ impl Commit {
         }
         let new = self.new_id(engine)?;
         let contents = engine.contents(None, self.staged.data.clone(), self.staged.ttl.map(millis));
-        match engine.create(contents, &new, None, None, self.retry).await? {
+        match engine.create(contents, &new, Conditions::default(), self.retry).await? {
             NewSession::Done { loaded, id, .. } => Ok(begun(loaded, id)),
             // No user, and nobody who could have been cleared or have too many.
             NewSession::Late | NewSession::Full => Ok(Committed::dropped(Base::Nothing)),

@@ -21,7 +21,7 @@ use crate::{
     },
     sessions::{
         background::OnDrop,
-        engine::{Engine, NewId, NewSession, Start},
+        engine::{Conditions, Engine, NewId, NewSession, Start},
         loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
     },
 };
@@ -124,7 +124,8 @@ impl Commit {
     }
 
     async fn begin_and_finish(&mut self, engine: &Arc<Engine>, user: &SignIn, then: Then) -> Result<Committed, Error> {
-        let (opened, id, rebased) = match self.begin(engine, user).await? {
+        // Where the others end, they take nobody's place.
+        let (opened, id, rebased) = match self.begin(engine, user, then == Then::Nothing).await? {
             Begun::Done { opened, id, rebased } => (opened, id, rebased),
             Begun::Refused(why) if user.is_login() => return Ok(Committed::refused_for(self.base.clone(), why)),
             Begun::Refused(why) => {
@@ -147,9 +148,9 @@ impl Commit {
     }
 
     /// Creates a session of this user. A visitor's session goes over into it, with what others write to it meanwhile.
-    async fn begin(&self, engine: &Arc<Engine>, user: &SignIn) -> Result<Begun, Error> {
+    async fn begin(&self, engine: &Arc<Engine>, user: &SignIn, limited: bool) -> Result<Begun, Error> {
         let visitor = self.base.visitor().map(|opened| &opened.loaded);
-        let (mut new, id, left) = match self.create(engine, user, visitor).await? {
+        let (mut new, id, left) = match self.create(engine, user, visitor, limited).await? {
             NewSession::Done { loaded, id, left } => (loaded, id, left),
             NewSession::Late => return Ok(Begun::Refused(Error::cleared())),
             NewSession::Full => return Ok(Begun::Refused(Error::full())),
@@ -191,15 +192,19 @@ impl Commit {
         engine: &Arc<Engine>,
         user: &SignIn,
         visitor: Option<&Arc<Loaded>>,
+        limited: bool,
     ) -> Result<NewSession, Error> {
         let kept = self.base.visitor().filter(|_| !self.staged.known).and_then(|old| old.loaded.contents.idle);
         let same = self.base.signed_in().filter(|(_, key)| *key == user.key() && !self.staged.known);
         let kept = kept.or(same.and_then(|(old, _)| old.loaded.contents.idle));
         let idle = self.staged.ttl.map(millis).or(kept);
         let contents = engine.contents(Some(user.key()), self.staged.data.clone(), idle);
-        let since = user.mark().map_or(Start::Moment(self.request.arrived), Start::Mark);
-        let leaves = visitor.map(|visitor| (visitor.id, visitor.version));
-        engine.create(contents, &self.new_id(engine)?, Some(since), leaves, self.retry).await
+        let conditions = Conditions {
+            since: Some(user.mark().map_or(Start::Moment(self.request.arrived), Start::Mark)),
+            limited,
+            leaves: visitor.map(|visitor| (visitor.id, visitor.version)),
+        };
+        engine.create(contents, &self.new_id(engine)?, conditions, self.retry).await
     }
 
     /// Signs in as another user by a session key: the new session first, which no client has the ID of yet; then the old one
@@ -231,7 +236,8 @@ impl Commit {
             let base = self.base.clone();
             return self.refuse(engine, base, NOT_NEWEST).await;
         }
-        let refused = match self.create(engine, user, None).await? {
+        // No session of the user may end for one that is removed if this fails: the user's next login applies the limit.
+        let refused = match self.create(engine, user, None, false).await? {
             NewSession::Done { loaded, id, .. } => Ok((loaded, id)),
             NewSession::Late => Err(Error::cleared()),
             NewSession::Full => Err(Error::full()),

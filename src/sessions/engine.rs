@@ -59,6 +59,16 @@ pub(crate) enum Start {
     Moment(Duration),
 }
 
+/// On what conditions a session begins. The default is none.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Conditions {
+    pub(crate) since: Option<Start>,
+    /// Whether the limit of its user's sessions applies.
+    pub(crate) limited: bool,
+    /// The visitor's session that ends in the same step.
+    pub(crate) leaves: Option<(RecordId, i64)>,
+}
+
 /// What became of a new session.
 pub(crate) enum NewSession {
     Done {
@@ -262,10 +272,10 @@ impl<B: Backend> Engine<B> {
         &self,
         mut contents: Contents,
         new: &NewId,
-        since: Option<Start>,
-        leaves: Option<(RecordId, i64)>,
+        conditions: Conditions,
         mut retry: bool,
     ) -> Result<NewSession, Error> {
+        let Conditions { since, limited, leaves } = conditions;
         let owner = match &contents.key {
             Some(key) => Some(self.owner(check_key(key)?)),
             None => None,
@@ -278,7 +288,7 @@ impl<B: Backend> Engine<B> {
             let ttl = self.ttl(&contents);
             let loaded = Loaded { id, version, ttl, contents, hint: Hint::default(), stale: false };
             let (record, text) = (self.record(&loaded)?, self.id(id, secret)?);
-            let limit = if owner.is_some() { self.policy().sessions_per_key } else { Limit::None };
+            let limit = if limited { self.policy().sessions_per_key } else { Limit::None };
             let terms = Terms { since: since.map(|start| self.since(start)), limit, leaves, retry };
             new.set_sent(Some(id));
             let created = self.backend.create(record, terms).await;

@@ -42,7 +42,7 @@ use crate::backend::Mark;
 /// if !is_right(code).await {
 ///     return Err(Error::new(ErrorKind::Unauthorized, "wrong code"));
 /// }
-/// session.remove("login")?;
+/// session.remove("login");
 /// session.bind(login);
 /// # Ok(())
 /// # }

@@ -34,7 +34,7 @@ use crate::{
     sessions::{
         background::OnDrop,
         builder::Builder,
-        engine::{Engine, NewSession},
+        engine::{Conditions, Engine, NewSession},
         loaded::{EndOutcome, Found, Loaded, Opened, WriteOutcome},
         login::Login,
         policy::Policy,
@@ -118,7 +118,8 @@ impl<B: Backend> Sessions<B> {
                     engine.remove_orphan(id);
                 }
             });
-            let created = engine.create(contents?, &new, None, None, false).await?;
+            let conditions = Conditions { limited: true, ..Conditions::default() };
+            let created = engine.create(contents?, &new, conditions, false).await?;
             orphan.disarm();
             let refused = match created {
                 NewSession::Done { id, .. } => return Ok(id),

@@ -12,6 +12,7 @@ mod ports;
 mod random;
 mod store;
 
+mod all;
 mod audit;
 mod authority;
 mod cancellation;
@@ -29,6 +30,8 @@ mod histories;
 mod http;
 mod identity;
 mod json;
+mod late;
+mod limit;
 mod login;
 mod logins;
 mod logs;

@@ -11,8 +11,8 @@ use std::{
 };
 
 use jam_session::{
-    AnyBackend, Backend, Builder, By, Clear, Cleared, Clock, Created, JsonSessions, Keyring, MemorySessions, Outcome,
-    Owner, Record, RecordId, SessionLayer, Sessions, Terms, backend,
+    AnyBackend, Backend, Builder, By, Clear, Cleared, Clock, Created, JsonSessions, Keyring, Limit, MemorySessions,
+    Outcome, Owner, Record, RecordId, SessionLayer, Sessions, Terms, backend,
     conformance::{Answer, Fault, Faults, Faulty, Verb},
 };
 
@@ -86,6 +86,7 @@ pub struct Options {
     pub namespace: Option<&'static str>,
     pub id_factory: Option<fn() -> String>,
     pub keyring: Option<Keyring>,
+    pub sessions_per_key: Option<Limit>,
 }
 
 impl Options {
@@ -120,6 +121,9 @@ impl Options {
         }
         if let Some(keyring) = &self.keyring {
             builder = builder.encrypt(keyring.clone());
+        }
+        if let Some(limit) = self.sessions_per_key {
+            builder = builder.sessions_per_key(limit);
         }
         builder
     }
