@@ -20,11 +20,13 @@ use tokio::{
 use super::{
     failure::{Failure, FailureKind, LOST},
     operation::Operation,
+    scripts::{Script, ScriptCall},
     silences::Silences,
     slots::Slots,
     source::{Connection, Established, Source},
     transport::{CONNECT, is_driven},
 };
+use crate::clock::millis;
 
 /// A connection that recovers, over any [`Source`].
 ///
@@ -84,8 +86,30 @@ impl Link {
         Instant::now() + self.0.deadline.max(Duration::from_secs(2))
     }
 
+    /// How far ahead of the server's time a write may say that it is too late, in milliseconds.
+    pub(super) fn window(&self) -> u64 {
+        millis(self.0.deadline) + CLOCK_SLACK
+    }
+
     pub(super) async fn send_one(&self, command: Cmd, slot: usize, until: Instant) -> Result<Value, Failure> {
         self.send(&Operation::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
+    }
+
+    /// Runs a script by its hash, or by its text if the server does not know the hash.
+    pub(super) async fn run(
+        &self,
+        script: &Script,
+        call: &ScriptCall<'_>,
+        slot: usize,
+        until: Instant,
+    ) -> Result<Value, Failure> {
+        let answers = match self.send(&Operation::ByHash(script, call), slot, until).await {
+            Err(failure) if failure.kind == FailureKind::NoScript => {
+                self.send(&Operation::ByText(script, call), slot, until).await
+            }
+            done => done,
+        };
+        answers?.pop().ok_or_else(Failure::garbage)
     }
 
     /// Asks which server holds which slots. `None` if it is not a Cluster, or does not tell.
@@ -443,5 +467,8 @@ const CLOSED: Failure =
 const PULSE: Duration = Duration::from_millis(50);
 /// The number of no connection.
 const NONE: u64 = 0;
+/// How far off a comparison of clocks may be, in milliseconds. Even with the longest deadline, a window is far shorter than an
+/// ended record is remembered.
+const CLOCK_SLACK: u64 = 1_000;
 const PAUSE: Duration = Duration::from_millis(20);
 const LEAST_AGE: Duration = Duration::from_millis(250);

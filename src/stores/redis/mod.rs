@@ -53,12 +53,15 @@
 //! |---|---|---|
 //! | `load` | `HMGET`, or `GET` if anonymous; a script if the server's time was not heard for a second | 1 |
 //! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
+//! | updates that are ready at the same moment, not in a Cluster | one script for up to 32 of them | 1 |
+//! | such an `update` that conflicts | the script again, for it alone | 2 |
 //! | `create` within five seconds of a `clear` | the script again | 2 |
 //! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
 //! | `list` | `HSCAN`; of more than a few hundred sessions `HKEYS`, then `HMGET` for each thousand fields | 1; more |
 //!
 //! A script is called by its hash. A server that does not know the hash, for example after a failover or `SCRIPT FLUSH`, is
-//! sent the script's text. Each script has one key. The common path of an `update` is `TIME`, `HGET` and `HSET`.
+//! sent the script's text. Each script has one key, but for the one that updates several records, which is not used in a
+//! Cluster. The common path of an `update` is `TIME`, `HGET` and `HSET`; updates that go together share the `TIME`.
 //!
 //! # Access rights
 //!
@@ -147,6 +150,7 @@
 //! Reads never go to replicas and the client caches nothing, so a session that has ended has ended everywhere.
 
 mod backend;
+mod batch;
 mod builder;
 mod connection;
 mod doctor;

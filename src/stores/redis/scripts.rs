@@ -13,7 +13,7 @@ use redis::Cmd;
 
 /// A Lua script. Redis runs it atomically.
 ///
-/// All scripts use commands of Redis 6.2, and have exactly one key. Each is idempotent: run again with the same version or name,
+/// All scripts use commands of Redis 6.2. All but [`BATCH`], which no Cluster gets, have exactly one key. Each is idempotent: run again with the same version or name,
 /// it gives the same answer, or says that it cannot know.
 pub(super) struct Script {
     pub(super) text: &'static str,
@@ -36,9 +36,9 @@ impl Script {
     }
 }
 
-/// The key and the arguments of a script.
+/// The keys and the arguments of a script.
 pub(super) struct ScriptCall<'a> {
-    pub(super) key: &'a str,
+    pub(super) keys: &'a [&'a str],
     pub(super) args: &'a [Cow<'a, [u8]>],
     /// The age of the request, and when that was its age: each time that the script is sent, it is older.
     pub(super) age: Option<(Duration, Instant)>,
@@ -49,7 +49,7 @@ pub(super) struct ScriptCall<'a> {
 impl ScriptCall<'_> {
     fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);
-        command.arg(script).arg(1).arg(self.key);
+        command.arg(script).arg(self.keys.len()).arg(self.keys);
         for arg in self.args {
             command.arg(&**arg);
         }
@@ -74,13 +74,14 @@ macro_rules! script {
 
 pub(super) static CREATE: LazyLock<Script> = script!("time.lua", "record.lua", "create.lua");
 pub(super) static UPDATE: LazyLock<Script> = script!("time.lua", "write.lua", "record.lua", "update.lua");
+pub(super) static BATCH: LazyLock<Script> = script!("batch.lua");
 pub(super) static TOUCH: LazyLock<Script> = script!("time.lua", "record.lua", "touch.lua");
 pub(super) static DELETE: LazyLock<Script> = script!("time.lua", "record.lua", "delete.lua");
 pub(super) static CLEAR: LazyLock<Script> = script!("time.lua", "record.lua", "clear.lua");
 pub(super) static LOOK: LazyLock<Script> = script!("look.lua");
 
-pub(super) fn all() -> [&'static Script; 6] {
-    [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &LOOK]
+pub(super) fn all() -> [&'static Script; 7] {
+    [&CREATE, &UPDATE, &BATCH, &TOUCH, &DELETE, &CLEAR, &LOOK]
 }
 
 #[cfg(test)]
@@ -92,7 +93,7 @@ mod tests {
         let (again, age) = (AtomicBool::new(false), Duration::from_secs(7));
         let then = Instant::now().checked_sub(Duration::from_secs(2)).unwrap_or_else(Instant::now);
         let args = [Cow::from(&b"x"[..])];
-        let call = |age| ScriptCall { key: "k", args: &args, age, again: &again };
+        let call = |age| ScriptCall { keys: &["k"], args: &args, age, again: &again };
         let last = |call: ScriptCall<'_>| {
             let command = CREATE.by_hash(&call);
             let last = command.args_iter().last();
