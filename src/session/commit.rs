@@ -224,14 +224,20 @@ impl Commit {
             }
         }
         if self.staged.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
-            return Err(Error::new(ErrorKind::Config, "the ttl of a session must not be zero"));
+            return Err(Error::new(
+                ErrorKind::Config,
+                "the ttl of a session must not be zero: call `delete` to end it",
+            ));
         }
         match &self.staged.identity {
             Identity::Bind(user) | Identity::Create(user) => check_key(user.key()).map(drop)?,
             Identity::Keep | Identity::Rework | Identity::Delete => {}
         }
         if self.response_sent && self.plan.changes_id(&self.base, &self.staged) {
-            return Err(Error::new(ErrorKind::ResponseSent, "the response has left: its cookie can no longer be set"));
+            return Err(Error::new(
+                ErrorKind::ResponseSent,
+                "the response was already sent, so its cookie can no longer be set: call `save` before the response",
+            ));
         }
         Ok(())
     }

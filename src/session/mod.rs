@@ -15,78 +15,82 @@
 //!
 //! # Several verbs in one request
 //!
-//! A login comes first, then [`clear`](Session::clear) or [`clear_others`](Session::clear_others), then what else was written. Of
-//! [`bind`](Session::bind), [`create`](Session::create) and [`delete`](Session::delete) the last one counts; a
-//! [`rework`](Session::rework) only counts if there is none of them. Each value is written to the session that is current at that
-//! point:
+//! Changes are applied in this order, whatever the order of the calls: first a login, then [`clear`](Session::clear) or
+//! [`clear_others`](Session::clear_others), then all other writes. If there are several calls of [`bind`](Session::bind),
+//! [`create`](Session::create) and [`delete`](Session::delete), only the last one has an effect. A [`rework`](Session::rework)
+//! has an effect only if there is no such call. Each value is written to the session that is current at that point:
 //!
-//! | recorded, same user | the data afterwards | the user's other sessions |
+//! | calls, all for the same user | the data afterwards | the user's other sessions |
 //! |---|---|---|
-//! | `clear` or `delete`, then `bind` | what was written after `clear` or `delete` | end; after `delete` they stay |
+//! | `clear`, then `bind` | what was written after `clear` | end |
+//! | `delete`, then `bind` | what was written after `delete` | stay |
 //! | `bind`, then `clear`; `clear_others` with `bind` or `rework`, in any order | kept | end |
-//! | `create` with any of them | `create`'s, and what was written after it | as above |
+//! | any of these with `create` in place of `bind` | the data of `create`, and what was written after it | as above |
 //! | `bind` or `create`, then `delete` | signed out | stay |
 //! | `insert`, `delete`, `insert` | a new visitor's session with the second value | stay |
 //!
-//! [`bind`](Session::bind) of another user drops the data, and ends the session that there was.
+//! [`bind`](Session::bind) of another user drops the data, and ends the previous session.
 //!
-//! A `clear` or `clear_others` recorded together with a login is for the user who signs in, and keeps the session that the login
-//! made: this is how a password-reset link ends all sessions of the user and signs in. There is one exception: beside a switch
-//! from one signed-in user to another by a session key, `clear` is for the user before.
+//! A `clear` or `clear_others` together with a login is for the user who signs in, and keeps the session that the login made.
+//! This is how a password-reset link signs a user in and ends all other sessions. There is one exception: if one user is signed
+//! in and another one signs in by a session key, without a [`Login`](crate::Login), then `clear` is for the first user.
 //!
-//! A sign-out counts whatever else of the request fails: after `clear` and then `bind("")` the response is a 500, and all
-//! sessions have ended.
+//! A sign-out takes effect whatever else of the request fails. For example, after `clear` and then `bind("")` the response is a
+//! 500, and all sessions have ended.
 //!
 //! # When a login or a sign-out is refused
 //!
-//! A request holds the session as it was when it was loaded. Until it commits, its user may sign out everywhere, and somebody who
-//! has copied its cookie may hold a request back for as long as the server allows. Therefore:
+//! A request holds the session as it was when it was loaded. Before it commits, the user may sign out everywhere. A thief with
+//! a copy of the cookie could hold a request back until after that. Therefore some logins and sign-outs are refused: the
+//! response is a 401, and [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized).
 //!
-//! * [`bind`](Session::bind) and [`create`](Session::create) with the key of the user who is signed in need the newest ID of a
-//!   session that is live at the moment of the commit. Otherwise the response is a 401, and
-//!   [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized). This also happens while another tab rotates
-//!   or signs in. With a [`Login`](crate::Login) it never does.
-//! * A login of a visitor, and one of another user than the one who is signed in, makes a new session. It is refused if all
-//!   sessions of that user were ended since the request arrived, or if it arrived more than fifteen minutes ago. With a `Login`,
-//!   the time when that was taken counts instead.
-//! * [`delete`](Session::delete), [`clear`](Session::clear) and [`clear_others`](Session::clear_others) act only if the ID that came
-//!   is valid for the session at that moment. A `delete` of a session that has ended already is done. A `clear` by one is a 401.
+//! * **Signing in again as the same user** ([`bind`](Session::bind) or [`create`](Session::create) with a session key) needs
+//!   the newest ID of a session that is still live at the commit. So it is also refused while another tab rotates the ID or
+//!   signs in. With a [`Login`](crate::Login) it is not refused for this reason.
+//! * **Signing in as a visitor, or as another user,** makes a new session. It is refused if all sessions of that user were
+//!   ended since the request arrived, or if the request arrived more than fifteen minutes ago. With a `Login`, the time when
+//!   the `Login` was taken counts instead.
+//! * **[`delete`](Session::delete), [`clear`](Session::clear) and [`clear_others`](Session::clear_others)** need an ID that is
+//!   valid for the session at the commit. A `delete` of a session that has already ended succeeds. A `clear` by such a session
+//!   is refused.
 //!
-//! A refused login or sign-out is dropped together with what was recorded beside it.
+//! A refused login or sign-out is dropped, together with all other changes of the request.
 //!
-//! Every `clear` and `clear_others` therefore refuses the user's logins that are under way. Put them behind the rate limit of the
-//! login, counted by user, or ask for the password first. Otherwise a thief with a live session can repeat them and keep its owner
+//! As a consequence, every `clear` and `clear_others` refuses the user's logins that are under way. **Limit how often each user
+//! can call them, or ask for the password first.** Otherwise a thief with a live session can repeat them and keep its owner
 //! from signing in. A limit by address does not prevent that, because a thief can use many addresses.
 //!
 //! Some outcomes cannot be avoided:
 //!
-//! * If the response of a login, a rotation or a `clear_others` is lost, the browser never gets the new ID. It is signed out when the
-//!   old one ends: ten seconds later at the latest, or when [`rework_grace`](crate::Builder::rework_grace) is over.
-//! * A login form that a visitor sends twice makes two sessions. Both work, and each takes a place in the user's list. So does a
-//!   login with a `Login` beside a rotation.
-//! * Two requests of one browser are under way, and one of them ends the other's session on purpose while the other's new cookie is
-//!   on its way. The browser may keep the cookie of the session that has ended, and the user signs in again.
-//! * One sign-out can answer 200 although the browser stays signed in: a `delete`, or a visitor's `clear`, with the ID of a session
-//!   that a login or a switch of user has already ended, in a browser that has a new session by now.
+//! * If the response of a login, a rotation or a `clear_others` is lost, the browser never gets the new ID. It is signed out
+//!   when the old ID ends: ten seconds later at the latest, or after a rotation when
+//!   [`rework_grace`](crate::Builder::rework_grace) is over.
+//! * If a visitor sends a login form twice, there are two sessions. Both work, and both are in the user's list. The same
+//!   happens if a request with a `Login` runs beside a rotation.
+//! * If two requests of one browser run at the same time, one may end the session of which the other has just sent a new cookie.
+//!   The browser may then keep the cookie of a session that has ended, and the user has to sign in again.
+//! * A sign-out can be answered with 200 although the browser stays signed in. This happens if a `delete`, or a visitor's
+//!   `clear`, comes with the ID of a session that a login has already ended, and the browser has a new session by now.
 //!
 //! # When the session is gone
 //!
-//! A session may end while a request holds it: signed out elsewhere, cleared, expired. Or its user signs in again on it, or calls
-//! `clear_others`, and it has a new ID. The request's changes are then dropped, and its response leaves as it is.
-//! [`save`](Session::save) returns [`NotFound`](crate::ErrorKind::NotFound).
+//! A session may end while a request holds it: the user signs out elsewhere, or the session expires. The session may also get a
+//! new ID, because the user signs in again or calls `clear_others`. In both cases the request's changes are dropped, and its
+//! response is sent unchanged. [`save`](Session::save) returns [`NotFound`](crate::ErrorKind::NotFound).
 //!
 //! # Two cookies
 //!
-//! A visitor's session has a cookie of its own, named like the user's with `-visitor` behind it. Whatever a visitor's page
-//! writes, and in whatever order responses arrive, it never replaces the cookie of a user who is signed in. The cookie of a user's
-//! session that has ended stays until the next login: such a browser costs two loads for each request that looks at its session.
+//! A visitor's session has a separate cookie: its name is that of the user's cookie with `-visitor` appended. So whatever a
+//! visitor's page writes, and in whatever order responses arrive, it never replaces the cookie of a user who is signed in.
+//!
+//! The cookie of a user's session that has ended stays in the browser until the next login. If that browser also has a visitor's
+//! cookie, each request that uses the session costs two loads.
 //!
 //! # Requests from other sites
 //!
-//! A request that a page of another site makes the browser send may come without the cookie, as
-//! [`SameSite`](crate::SessionLayer::same_site) says. It then looks like a visitor's, and a session created for it would replace
-//! the one that the browser has. So whether a request *that has no session* may begin a visitor's session depends on that
-//! option:
+//! If a page of another site makes the browser send a request, [`SameSite`](crate::SessionLayer::same_site) decides whether the
+//! request has the cookie. Without it, the request looks like a new visitor's, and a session created for it would replace the
+//! one that the browser has. So that option also decides whether a request *without a session* may begin a visitor's session:
 //!
 //! | `SameSite` | a request without a session begins a visitor's session |
 //! |---|---|
@@ -94,31 +98,37 @@
 //! | `Lax` | unless it came from another site with an unsafe method, such as `POST` |
 //! | `Strict` | unless it came from another site |
 //!
-//! Otherwise what it writes is dropped: its response leaves as it is, without a cookie, and a line at `debug` says so.
-//! [`save`](Session::save) returns [`CrossSite`](crate::ErrorKind::CrossSite), whose docs say which login providers this concerns.
-//! A request that has a session writes to it wherever it came from, and a login may come from anywhere: protecting forms
-//! against forgery (CSRF) is the application's part.
+//! If it may not, its writes are dropped. The response is sent unchanged and without a cookie, and a line is logged at `debug`.
+//! [`save`](Session::save) returns [`CrossSite`](crate::ErrorKind::CrossSite), whose docs list the login providers that this
+//! concerns.
 //!
-//! A request came from another site if its `Sec-Fetch-Site` is `cross-site`. Browsers send that header over HTTPS and to
-//! `localhost`. Without it, a request came from another site if the host of its `Origin` is not
+//! The rule applies to nothing else. A request that has a session can write to it, and a login is always allowed, whatever site
+//! the request came from. Protecting forms against forgery (CSRF) is the application's part.
 //!
-//! * the host that it was sent to: the authority of its URI, otherwise `Host`, without the port;
-//! * or a host in `X-Forwarded-Host` or `Forwarded`. A proxy that replaces `Host` should send one of them;
-//! * or the layer's [`domain`](crate::SessionLayer::domain) or a host below it.
+//! How a request from another site is recognised:
 //!
-//! `Origin: null` is another site; no `Origin` at all is this one. Over plain HTTP this has three consequences:
+//! * If it has the header `Sec-Fetch-Site`, the value `cross-site` means another site. Browsers send this header over HTTPS and
+//!   to `localhost`.
+//! * Otherwise the host of its `Origin` is compared. It is this site if it is the host that the request was sent to (the
+//!   authority of the URI, or else `Host`), a host in `X-Forwarded-Host` or `Forwarded`, or the layer's
+//!   [`domain`](crate::SessionLayer::domain) or a subdomain of it. Any other host is another site, and so is `Origin: null`.
+//!   Ports do not count. A proxy that replaces `Host` should send one of the two forwarding headers.
+//! * A request without either header counts as coming from this site.
 //!
-//! * A link from another site has neither header, and is taken for an address that was typed. There it can replace a visitor's
+//! Over plain HTTP this has three consequences:
+//!
+//! * A link from another site has neither header, and looks like an address that the user typed. It can replace a visitor's
 //!   session, so `Strict` needs HTTPS.
-//! * Without a `domain`, the first `POST` from a sibling subdomain counts as one from another site. There is no list of public
-//!   suffixes here that could tell siblings from strangers.
-//! * A form on a page with `Referrer-Policy: no-referrer` sends `Origin: null`, also to its own site. Use `same-origin`.
+//! * Without a `domain`, the first `POST` from a sibling subdomain counts as coming from another site, because this crate has
+//!   no list of public suffixes.
+//! * A form on a page with `Referrer-Policy: no-referrer` sends `Origin: null`, even to its own site. Use `same-origin` instead.
 //!
 //! # Streams and sockets
 //!
-//! With server-sent events, WebSocket upgrades and streaming bodies, the response is ready before the stream begins: the changes
-//! are committed at that point. What a clone changes later waits for its own `save`. There is no response left to
-//! carry a cookie, so such a `save` can do anything except change the ID: that is [`ResponseSent`](crate::ErrorKind::ResponseSent).
+//! With server-sent events, WebSocket upgrades and streaming bodies, the response is ready before the stream begins, and the
+//! changes are committed at that point. If the stream keeps a clone of the session and changes it later, it has to call
+//! [`save`](Session::save). A cookie can no longer be set by then, so a change of the ID, such as a login, fails with
+//! [`ResponseSent`](crate::ErrorKind::ResponseSent).
 
 pub(crate) mod authority;
 pub(crate) mod change;
@@ -153,10 +163,13 @@ use crate::{
     },
 };
 
-/// The session of a request. See the [module docs](self).
+/// The session of a request: read and write its data, sign in and sign out.
 ///
-/// A clone is the same session. Handlers of axum take it as an argument, which loads it. Other services find it among the
-/// request's extensions, and [`load`](Self::load) it before they read.
+/// An axum handler takes it as an argument, already loaded. Other services take it from the request's extensions, and call
+/// [`load`](Self::load) before they read. A clone is the same session.
+///
+/// Methods without `.await` only record changes. They are committed together when the response is ready, or by
+/// [`save`](Self::save). The [module docs](self) explain what happens when requests cross.
 ///
 /// ```
 /// use jam_session::{Error, Session};
@@ -192,7 +205,7 @@ impl Session {
 }
 
 impl Session {
-    /// Loads the session once; later calls return at once. The axum extractor does this.
+    /// Loads the session. The axum extractor calls this. Later calls return at once.
     ///
     /// To load it up front for a whole router, use `axum::middleware::from_extractor::<Session>()`.
     ///
@@ -202,18 +215,18 @@ impl Session {
         self.0.load().await
     }
 
-    /// Returns the value of this name, or `None`.
+    /// Returns the value with this name, or `None`.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if it does not deserialize as a `T`, [`NotLoaded`](crate::ErrorKind::NotLoaded) before [`load`](Self::load),
-    /// [`Unreadable`](crate::ErrorKind::Unreadable) if the record cannot be read.
+    /// [`Data`](crate::ErrorKind::Data) if it does not deserialize as a `T`, [`NotLoaded`](crate::ErrorKind::NotLoaded) before
+    /// [`load`](Self::load), [`Unreadable`](crate::ErrorKind::Unreadable) if the record cannot be read.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         // Deserializing is the application's code, and runs outside the lock.
         let value = self.0.pending(|pending| pending.data().map(|data| data.value(name)))?;
         value.map(|value| value.read()).transpose()
     }
 
-    /// Returns all data as it is now.
+    /// Returns all data, including the changes of this request.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -221,19 +234,21 @@ impl Session {
         self.0.pending(|pending| pending.data().cloned())
     }
 
-    /// Writes one value. A visitor without a session gets one. Writing a value that is already there does nothing.
+    /// Writes one value. If there is no session yet, a visitor's session begins. Writing a value that is already there does
+    /// nothing.
     ///
     /// A value that is accepted is read back equal: numbers to the last bit, integers up to 128 bits, strings, bytes, sequences
-    /// and maps. As in serde_json, a `Some` of something that is written as `null` is read back as `None`: `Some(None)`,
-    /// `Some(())`. A [`Serializer`](crate::Serializer) of the application takes integers that fit in an `i64` or a `u64`.
-    /// Of a name that a value writes twice, as `#[serde(flatten)]` can, the last counts for maps, and a struct with a field of
-    /// that name is not read.
+    /// and maps. Three details:
+    ///
+    /// * As in serde_json, a `Some` of something that serializes as `null`, such as `Some(())`, is read back as `None`.
+    /// * A custom [`Serializer`](crate::Serializer) takes only integers that fit in an `i64` or a `u64`.
+    /// * If a value writes a field twice, as `#[serde(flatten)]` can, a map gets the last one. Reading it as a struct with that
+    ///   field fails.
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is `NaN`
-    /// or infinite, more than 127 levels of nesting, a map with one of the two names that serde_json keeps for itself
-    /// (`$serde_json::private::Number` and `…RawValue`), or what the `Serializer` of the application does not write, or does not
-    /// read back.
+    /// or infinite, more than 127 levels of nesting, a map with one of the two names that serde_json reserves
+    /// (`$serde_json::private::Number` and `…RawValue`), or a value that a custom `Serializer` does not write or read back.
     pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
         let (name, value) = (name.into(), json(value)?);
         self.0.engine().codec().check_value(&name, &value)?;
@@ -242,13 +257,13 @@ impl Session {
 
     /// Computes the new value from the old one. Concurrent `modify` calls never lose an update.
     ///
-    /// The closure runs once, and again each time another request has written to the session meanwhile. Write out its type:
-    /// `|n: Option<u64>| n.unwrap_or(0) + 1`.
+    /// The closure runs again each time another request has written to the session meanwhile, so it should have no side
+    /// effects. Write out the type of its argument: `|n: Option<u64>| n.unwrap_or(0) + 1`.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the new value would be refused by [`insert`](Self::insert), or the old one does not
-    /// deserialize as a `T`. Before the session is [loaded](Self::load), the closure has not run yet, and such a value fails the
-    /// commit.
+    /// [`Data`](crate::ErrorKind::Data) if the new value would be refused by [`insert`](Self::insert), or if the old one does
+    /// not deserialize as a `T`. If the session is not [loaded](Self::load) yet, the closure runs later, and the commit fails
+    /// instead.
     pub fn modify<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
@@ -292,9 +307,9 @@ impl Session {
         self.0.stage_plain(Change::Remove(name.into()));
     }
 
-    /// Returns one value and removes it: a message for the next page.
+    /// Returns one value and removes it, for example a message for the next page.
     ///
-    /// If the response fails, the value stays for the next one. Two requests at the same time may both show it.
+    /// If the response fails, the value stays. Two requests at the same time may both return it.
     ///
     /// ```
     /// use jam_session::{Error, Session};
@@ -311,7 +326,7 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// As [`get`](Self::get); the value then stays.
+    /// As [`get`](Self::get). The value then stays.
     #[doc(alias = "flash")]
     pub fn take<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let value = self.get(name)?;
@@ -321,9 +336,9 @@ impl Session {
         Ok(value)
     }
 
-    /// Replaces all data with anything that serializes to a JSON object.
+    /// Replaces all data. The new data is anything that serializes to a JSON object.
     ///
-    /// Names that this does not change keep what other requests write to them meanwhile.
+    /// If the new data has the same value for a name as the old data, a change to that name by a parallel request is kept.
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if it does not serialize to an object, or a value in it would be refused by
@@ -334,24 +349,26 @@ impl Session {
         self.0.pending(|pending| pending.replace(data)).map(drop)
     }
 
-    /// Signs in: gives the session a session key and a new ID, and keeps its data. The old ID ends.
+    /// Signs in: gives the session a session key and a new ID, and keeps its data. The old ID becomes invalid.
     ///
-    /// Takes a session key, or a [`Login`](crate::Login). Take a `Login` wherever a credential is checked: it is then refused if
-    /// the user was signed out everywhere during the check. See [when a login is refused](self#when-a-login-or-a-sign-out-is-refused).
+    /// It takes a session key or a [`Login`](crate::Login). Use a `Login` wherever a password or another credential is checked:
+    /// the login is then refused if the user was signed out everywhere during the check. See [when a login is
+    /// refused](self#when-a-login-or-a-sign-out-is-refused).
     ///
-    /// Call it whenever privileges rise, also for the user who is signed in already. Another user's data is not kept. A session
-    /// key that is empty or longer than 1024 bytes fails the commit. A handler that itself calls
-    /// [`Sessions::clear`](crate::Sessions::clear) for this user takes a `Login` after that, or calls
-    /// [`clear_others`](Self::clear_others) instead: a plain session key is refused then. It is also refused for a new session if
-    /// the request arrived more than fifteen minutes ago.
+    /// Call it whenever privileges rise, even for the user who is already signed in. If another user was signed in, that user's
+    /// data is dropped. A session key that is empty or longer than 1024 bytes fails the commit.
+    ///
+    /// A plain session key is refused in two more cases. The first is a new session whose request arrived more than fifteen
+    /// minutes ago. The second is a handler that has itself called [`Sessions::clear`](crate::Sessions::clear) for this user:
+    /// take a `Login` after that call, or call [`clear_others`](Self::clear_others) instead.
     #[doc(alias = "login", alias = "sign_in")]
     pub fn bind(&self, user: impl Into<SignIn>) {
         self.0.stage_plain(Change::Bind(user.into()));
     }
 
-    /// Signs in with a session that has only this data. The old ID ends. It is refused as [`bind`](Self::bind) is: a plain session
-    /// key also for a new session after fifteen minutes, and after a [`Sessions::clear`](crate::Sessions::clear) for this user in
-    /// the same handler.
+    /// Signs in with new data: the session then has only this data. The old ID becomes invalid.
+    ///
+    /// It is refused in the same cases as [`bind`](Self::bind).
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the data does not serialize to an object, or a value in it would be refused by
@@ -365,40 +382,46 @@ impl Session {
 
     /// Gives the session a new ID and keeps its data.
     ///
-    /// Use it for routine rotation: the previous ID works for [`rework_grace`](crate::Builder::rework_grace) more. When
-    /// privileges rise, above all at login, call [`bind`](Self::bind) instead.
+    /// Use it for routine rotation: the previous ID still works for [`rework_grace`](crate::Builder::rework_grace), for
+    /// requests that are on their way. When privileges rise, above all at login, call [`bind`](Self::bind) instead.
     #[doc(alias = "rotate", alias = "regenerate", alias = "cycle_id", alias = "renew")]
     pub fn rework(&self) {
         self.0.stage_plain(Change::Rework);
     }
 
-    /// Signs out: ends this session. Nothing brings it back, not even a request that is under way.
+    /// Signs out: ends this session. Nothing brings it back, not even a request that is already running.
     ///
-    /// Every session that a cookie of this request opens ends. If one lives on, because its cookie has an ID that is not valid
-    /// any more, the response is a 401.
+    /// If the request has several session cookies, all their sessions end. If one of them cannot be ended, because its ID is no
+    /// longer valid, the response is a 401.
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub fn delete(&self) {
         self.0.stage_plain(Change::Delete);
     }
 
-    /// Signs out everywhere: ends all sessions of this session's key. A visitor's session is ended alone.
+    /// Signs out everywhere: ends all sessions of the signed-in user, including this one. For a visitor it ends only this
+    /// session.
     ///
-    /// A session that has expired or was ended can end no others: the response is a 401. The user's logins that are under way are
-    /// refused: put this behind the rate limit of the login, by user, or ask for the password.
-    /// [Otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner from signing in.
+    /// If this session has expired or was ended, the response is a 401 and no other session ends.
+    ///
+    /// It also refuses the user's logins that are under way. Limit how often each user can call it, or ask for the password
+    /// first: [otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner from
+    /// signing in.
     #[doc(alias = "revoke_all", alias = "logout")]
     pub fn clear(&self) {
         self.0.stage_plain(Change::Clear);
     }
 
-    /// Signs out everywhere else: gives this session a new ID, and ends all other sessions of its key. A copy of the old ID ends
-    /// too. A visitor's session has no others.
+    /// Signs out everywhere else: gives this session a new ID, and ends all other sessions of the signed-in user. A copy of the
+    /// old cookie becomes invalid, too. For a visitor it does nothing.
     ///
-    /// It is the verb for "sign out my other devices", and for a new password. On a 5xx the response carries the new ID. If the
-    /// request is dropped before the response is ready, this session ends as well. If the ID that came is not the newest one, the
-    /// response is a 401 and nothing ends: a double click sends the ID that the first click has replaced.
+    /// Use it for "sign out my other devices", and when the password was changed.
     ///
-    /// As [`clear`](Self::clear) does, it refuses the user's logins that are under way, and needs the same
+    /// * If the response status is 5xx, the other sessions still end, and the response carries the new ID.
+    /// * If the client closes the connection before the response is ready, this session ends as well.
+    /// * If the request does not have the newest ID, the response is a 401 and no session ends. A double click can cause this:
+    ///   its second request has the ID that the first one replaced.
+    ///
+    /// Like [`clear`](Self::clear), it refuses the user's logins that are under way, and needs the same
     /// [protection](self#when-a-login-or-a-sign-out-is-refused).
     ///
     /// ```
@@ -416,18 +439,22 @@ impl Session {
         self.0.stage_plain(Change::ClearOthers);
     }
 
-    /// Returns the session key if a user is signed in. After a recorded [`bind`](Self::bind), [`create`](Self::create) or
-    /// [`delete`](Self::delete) it is the one that there will be. Before [`load`](Self::load) it is `None`.
+    /// Returns the session key if a user is signed in. Before [`load`](Self::load) it is `None`.
+    ///
+    /// After [`bind`](Self::bind), [`create`](Self::create) or [`delete`](Self::delete) it is already the new one.
+    #[doc(alias = "user", alias = "user_id", alias = "is_authenticated")]
     pub fn key(&self) -> Option<String> {
         self.0.pending(|pending| pending.key().map(str::to_owned))
     }
 
-    /// Returns when this session's user signed in to it; `None` for a visitor, and for a session that is not loaded or has
-    /// ended.
+    /// Returns when the user signed in to this session. `None` for a visitor, and for a session that is not loaded or has ended.
     ///
-    /// After a recorded [`bind`](Self::bind) or [`create`](Self::create) it is the time of the call; the time that is stored
-    /// will be a moment later. To ask for the password again, `bind` a [`Login`](crate::Login) of the same user: the session then
-    /// has a new ID, a new deadline, its data, and its own idle timeout if it has [one](Self::set_ttl).
+    /// After [`bind`](Self::bind) or [`create`](Self::create) it is the time of this call; the stored time will be slightly
+    /// later.
+    ///
+    /// Use it to ask for the password again before something sensitive. When the password is right, `bind` a
+    /// [`Login`](crate::Login) of the same user. The session then has a new ID and a new absolute timeout, and keeps its data
+    /// and its [own idle timeout](Self::set_ttl).
     ///
     /// ```
     /// use std::time::Duration;
@@ -451,8 +478,8 @@ impl Session {
         })
     }
 
-    /// Returns the public name of this session, as in [`SessionInfo::handle`](crate::SessionInfo::handle); `None` if there is
-    /// no session, or it is not loaded. A login has no handle until it is committed.
+    /// Returns the public name of this session, as in [`SessionInfo::handle`](crate::SessionInfo::handle). `None` if there is
+    /// no session, or it is not loaded. A new session has no handle until it is committed.
     pub fn handle(&self) -> Option<String> {
         self.0.pending(|pending| match pending.base() {
             Some(Base::Live(opened)) => Some(opened.loaded.id.sid().to_owned()),
@@ -460,8 +487,10 @@ impl Session {
         })
     }
 
-    /// Sets this session's own idle timeout, in place of [`default_ttl`](crate::Builder::default_ttl): "remember me". It is
-    /// stored with the session, which never outlasts its deadline. A `ttl` of zero fails the commit.
+    /// Sets an idle timeout for this session, for example for "remember me". Default:
+    /// [`default_ttl`](crate::Builder::default_ttl).
+    ///
+    /// It is stored with the session. The session still ends at its absolute timeout. A `ttl` of zero fails the commit.
     #[doc(alias = "remember_me", alias = "idle_timeout", alias = "idle timeout", alias = "expire")]
     pub fn set_ttl(&self, ttl: Duration) {
         self.0.stage_plain(Change::Ttl(ttl));
@@ -470,17 +499,20 @@ impl Session {
     /// Commits the changes now, instead of with the response.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if the session is gone, [`Unauthorized`](crate::ErrorKind::Unauthorized) if a
-    /// [login or a sign-out is refused](self#when-a-login-or-a-sign-out-is-refused), [`CrossSite`](crate::ErrorKind::CrossSite) if
-    /// there is no session and the request [came from another site](self#requests-from-other-sites),
-    /// [`ResponseSent`](crate::ErrorKind::ResponseSent) if a cookie would be needed and the response has left: after these four the
-    /// changes are dropped. And whatever prevents a commit, after which they are still recorded:
+    /// After these errors the changes are dropped:
+    /// * [`NotFound`](crate::ErrorKind::NotFound): the [session is gone](self#when-the-session-is-gone).
+    /// * [`Unauthorized`](crate::ErrorKind::Unauthorized): a [login or a sign-out was
+    ///   refused](self#when-a-login-or-a-sign-out-is-refused).
+    /// * [`CrossSite`](crate::ErrorKind::CrossSite): there is no session, and the request [came from another
+    ///   site](self#requests-from-other-sites).
+    /// * [`ResponseSent`](crate::ErrorKind::ResponseSent): the change needs a cookie, and the response was already sent.
+    ///
+    /// After these errors the changes are still recorded, and the response will try to commit them again:
     /// [`Unavailable`](crate::ErrorKind::Unavailable), [`Unreadable`](crate::ErrorKind::Unreadable),
     /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Data`](crate::ErrorKind::Data).
     ///
     /// # Cancel safety
-    /// A commit that has begun runs to its end, also when this future is dropped. A response that fails later does not undo
-    /// it.
+    /// A commit that has begun runs to its end, even if this future is dropped. A response that fails later does not undo it.
     pub async fn save(&self) -> Result<(), Error> {
         self.0.begin_commit(Trigger::Save).await
     }

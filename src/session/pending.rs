@@ -121,7 +121,10 @@ impl Pending {
     /// The data that the handler sees.
     pub(crate) fn data(&self) -> Result<&Data, Error> {
         match &self.base {
-            None => Err(Error::new(ErrorKind::NotLoaded, "the session was read before it was loaded")),
+            None => Err(Error::new(
+                ErrorKind::NotLoaded,
+                "the session was read before it was loaded: call `load().await` first",
+            )),
             Some(Base::Unreadable(unreadable)) if matches!(self.staged.identity, Identity::Keep | Identity::Rework) => {
                 Err(unreadable.error.clone())
             }

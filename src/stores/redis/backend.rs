@@ -11,6 +11,7 @@ use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use super::{
+    batch::{Batched, Batches, Swap},
     connection::Link,
     failure::{Failure, FailureKind},
     keys::{Keyspace, slot},
@@ -24,6 +25,7 @@ use crate::{
     backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
+    log,
     random::random,
     record::{
         Hint, Record,
@@ -41,6 +43,8 @@ pub struct RedisBackend {
     pub(super) keys: Keyspace,
     pub(super) time: ServerTime,
     pub(super) deadline: Duration,
+    /// `None` in a Cluster, where one script call cannot have keys of several slots.
+    batches: Option<Batches>,
     /// How much longer a user's key lives than the longest session in it, in milliseconds.
     extra: i64,
 }
@@ -68,6 +72,8 @@ pub(super) type Args<'a> = Vec<Cow<'a, [u8]>>;
 pub(super) struct Attempt<'a> {
     /// The server's time, in milliseconds since 1970, or a little before.
     pub(super) now: i64,
+    /// When it is too late.
+    not_after: i64,
     /// The last clear of the owner, if the server has named it.
     pub(super) named: &'a [u8],
 }
@@ -83,7 +89,8 @@ impl RedisBackend {
     pub(super) fn new(link: Link, keys: Keyspace, deadline: Duration, visitors: Duration) -> Self {
         // A visitor's key lives `KEEP` longer than its record, and a user's has as much to spare as an update does not look at.
         let extra = i64::try_from(millis(visitors)).unwrap_or(CENTURY).min(CENTURY) + KEEP + SPARE;
-        Self { link, keys, time: ServerTime::new(), deadline, extra }
+        let batches = matches!(link.source(), Source::Server(_) | Source::Sentinel(_)).then(Batches::default);
+        Self { link, keys, time: ServerTime::new(), deadline, batches, extra }
     }
 
     pub(super) fn link(&self) -> &Link {
@@ -151,11 +158,19 @@ impl RedisBackend {
         write: &'a Write<'a>,
         args: impl Fn(&Attempt<'_>) -> Args<'a>,
     ) -> std::result::Result<Reply, Failure> {
+        self.write_until(Instant::now() + self.deadline, write, args).await
+    }
+
+    async fn write_until<'a>(
+        &self,
+        until: Instant,
+        write: &'a Write<'a>,
+        args: impl Fn(&Attempt<'_>) -> Args<'a>,
+    ) -> std::result::Result<Reply, Failure> {
         let begun = Instant::now();
-        let until = begun + self.deadline;
         let slot = self.slot(write.key);
         let age = write.age.map(|age| (age, begun));
-        let window = (millis(self.deadline) + CLOCK_SLACK).to_string();
+        let window = self.link.window().to_string();
         let nonce = write.nonce.to_be_bytes();
         let both = write.leaves.map(|leaves| [write.key, leaves]);
         let keys = both.as_ref().map_or(std::slice::from_ref(&write.key), |both| &both[..]);
@@ -163,13 +178,14 @@ impl RedisBackend {
         let lost = AtomicBool::new(write.retry);
         let (mut named, mut may_learn, mut may_name) = (Vec::new(), true, NAMINGS);
         loop {
-            let (not_after, now) = (self.time.at(slot, until).to_string(), self.time.at(slot, Instant::now()));
-            let first: [&[u8]; 4] = [not_after.as_bytes(), window.as_bytes(), &nonce, write.sid.as_bytes()];
+            let (not_after, now) = (self.time.at(slot, until), self.time.at(slot, Instant::now()));
+            let late = not_after.to_string();
+            let first: [&[u8]; 4] = [late.as_bytes(), window.as_bytes(), &nonce, write.sid.as_bytes()];
             let mut all: Args<'_> = first.into_iter().map(Cow::Borrowed).collect();
-            all.extend(args(&Attempt { now, named: &named }));
+            all.extend(args(&Attempt { now, not_after, named: &named }));
             let sent = Instant::now();
             let call = ScriptCall { keys, args: &all, age, again: &lost };
-            let (reply, now) = Reply::read(self.run(write.script, &call, slot, until).await?)?;
+            let (reply, now) = Reply::read(self.link.run(write.script, &call, slot, until).await?)?;
             self.time.learn(slot, now, sent, Instant::now());
             match (reply.code, <[Value; 1]>::try_from(reply.rest)) {
                 (LATE, _) if may_learn && Instant::now() < until => may_learn = false,
@@ -180,7 +196,7 @@ impl RedisBackend {
                 }
                 (NAME, _) => return Err(unknown()),
                 (REPLACED, rest) => {
-                    tracing::warn!("a Redis key of this namespace held something else, and was replaced");
+                    log::warn!("a Redis key of this namespace held something else, and was replaced");
                     return Ok(Reply { code: DONE, rest: rest.map_or_else(|rest| rest, Vec::from) });
                 }
                 (code, rest) => return Ok(Reply { code, rest: rest.map_or_else(|rest| rest, Vec::from) }),
@@ -188,29 +204,12 @@ impl RedisBackend {
         }
     }
 
-    /// Runs a script by its hash, or by its text if the server does not know the hash.
-    pub(super) async fn run(
-        &self,
-        script: &Script,
-        call: &ScriptCall<'_>,
-        slot: usize,
-        until: Instant,
-    ) -> std::result::Result<Value, Failure> {
-        let answers = match self.link.send(&Operation::ByHash(script, call), slot, until).await {
-            Err(failure) if failure.kind == FailureKind::NoScript => {
-                self.link.send(&Operation::ByText(script, call), slot, until).await
-            }
-            done => done,
-        };
-        answers?.pop().ok_or_else(Failure::garbage)
-    }
-
     /// Reads a record and the server's time.
     pub(super) async fn look(&self, id: RecordId, key: &str) -> Result<Option<Record>> {
         let (slot, sent) = (self.slot(key), Instant::now());
         let args: Args<'_> = vec![sid(&id).as_bytes().into()];
         let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
-        let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await.map_err(foreign)?;
+        let answer = self.link.run(&scripts::LOOK, &call, slot, sent + self.deadline).await.map_err(foreign)?;
         let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
         let mut parts = parts.into_iter();
         let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage().into()) };
@@ -281,6 +280,26 @@ impl Backend for RedisBackend {
         let (value, payload) = new_value(&record, known.as_ref());
         let (life, ttl_text, extra) = (self.life(id, ttl).to_string(), ttl.to_string(), self.extra.to_string());
         let expected_bytes = expected.to_be_bytes();
+        let until = Instant::now() + self.deadline;
+        // The head that the common path compares, if the update can go that way.
+        let head = |value: &NewValue, not_after| match &known {
+            Some(known) if ttl > 0 => known.head_for(expected, value, id.owner().is_some(), not_after),
+            _ => None,
+        };
+        let mut retry = retry;
+        if let Some(batches) = &self.batches
+            && value.len() <= MAX_BATCHED
+        {
+            let value = value.at(self.time.at(0, Instant::now()), ttl);
+            if let Some(head) = head(&value, self.time.at(0, until)) {
+                let (head, value) = (head.to_vec(), value.into_bytes());
+                let swap = Swap { key: key.clone(), id, head, value, life: life.clone() };
+                match batches.send(swap, until, &self.link, &self.time).await? {
+                    Batched::Done => return Ok(Outcome::Done),
+                    Batched::Left { again } => retry |= again,
+                }
+            }
+        }
         let write = Write {
             script: &scripts::UPDATE,
             key: &key,
@@ -292,10 +311,8 @@ impl Backend for RedisBackend {
         };
         let args = |attempt: &Attempt<'_>| -> Args<'_> {
             let value = value.at(attempt.now, ttl);
-            let known = known.as_ref().filter(|_| ttl > 0);
-            let head = known.map(|known| known.head_for(expected, &value, id.owner().is_some())).unwrap_or_default();
             let args: [Cow<'_, [u8]>; 7] = [
-                head.into(),
+                head(&value, attempt.not_after).unwrap_or_default().into(),
                 value.into_bytes().into(),
                 life.as_bytes().into(),
                 payload.into(),
@@ -305,7 +322,7 @@ impl Backend for RedisBackend {
             ];
             args.into()
         };
-        let reply = self.write(&write, args).await.map_err(foreign)?;
+        let reply = self.write_until(until, &write, args).await.map_err(foreign)?;
         match reply.code {
             DONE => Ok(Outcome::Done),
             NOT_THERE => Ok(Outcome::Gone),
@@ -498,6 +515,6 @@ const NAMINGS: u32 = 3;
 const KEEP: i64 = 10_000;
 /// A thousand seconds, and one more for clocks that differ.
 const SPARE: i64 = 1_001_000;
-/// How far off a comparison of clocks may be, in milliseconds. Even with the longest deadline it is far below `KEEP`.
-const CLOCK_SLACK: u64 = 1_000;
 const CENTURY: i64 = 100 * 365 * 86_400_000;
+/// A larger value is sent alone: little would be saved.
+const MAX_BATCHED: usize = 2048;

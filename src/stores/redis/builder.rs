@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
+    log,
     record::id::Owner,
     sessions::{Sessions, builder::Builder},
 };
@@ -147,7 +148,7 @@ impl Builder<RedisServer> {
         match greet(&backend, selftest::owner()?).await {
             Ok(()) => {}
             Err(failure) if failure.lasts() => return Err(refuse(failure)),
-            Err(failure) if server.lazy => tracing::warn!(%failure, "Redis cannot be reached yet"),
+            Err(failure) if server.lazy => log::warn!(error = %failure, "Redis cannot be reached yet"),
             Err(failure) => return Err(Error::backend("Redis cannot be reached", failure.into())),
         }
         Ok(Sessions::with(backend, policy, codec))
@@ -173,7 +174,7 @@ async fn greet(backend: &RedisBackend, owner: Owner) -> Result<(), Failure> {
     for failure in failures {
         match failure.kind {
             FailureKind::Refused | FailureKind::Demoted | FailureKind::Moved => {
-                tracing::warn!(%failure, "connected to Redis, but it refuses operations for now");
+                log::warn!(error = %failure, "connected to Redis, but it refuses operations for now");
             }
             _ => return Err(failure),
         }

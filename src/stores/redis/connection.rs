@@ -20,11 +20,13 @@ use tokio::{
 use super::{
     failure::{Failure, FailureKind, LOST},
     operation::Operation,
+    scripts::{Script, ScriptCall},
     silences::Silences,
     slots::Slots,
     source::{Connection, Established, Source},
     transport::{CONNECT, is_driven},
 };
+use crate::{clock::millis, log};
 
 /// A connection that recovers, over any [`Source`].
 ///
@@ -89,8 +91,30 @@ impl Link {
         Instant::now() + self.0.deadline.max(Duration::from_secs(2))
     }
 
+    /// How far ahead of the server's time a write may say that it is too late, in milliseconds.
+    pub(super) fn window(&self) -> u64 {
+        millis(self.0.deadline) + CLOCK_SLACK
+    }
+
     pub(super) async fn send_one(&self, command: Cmd, slot: usize, until: Instant) -> Result<Value, Failure> {
         self.send(&Operation::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
+    }
+
+    /// Runs a script by its hash, or by its text if the server does not know the hash.
+    pub(super) async fn run(
+        &self,
+        script: &Script,
+        call: &ScriptCall<'_>,
+        slot: usize,
+        until: Instant,
+    ) -> Result<Value, Failure> {
+        let answers = match self.send(&Operation::ByHash(script, call), slot, until).await {
+            Err(failure) if failure.kind == FailureKind::NoScript => {
+                self.send(&Operation::ByText(script, call), slot, until).await
+            }
+            done => done,
+        };
+        answers?.pop().ok_or_else(Failure::garbage)
     }
 
     /// Asks which server holds which slots. `None` if it is not a Cluster, or does not tell.
@@ -140,7 +164,7 @@ impl Link {
                 pulse = Instant::now() + PULSE;
             }
         }
-        tracing::debug!("an operation waits for a connection to Redis that is no more, and is sent again");
+        log::debug!("an operation waits for a connection to Redis that is no more, and is sent again");
         if used.load(Relaxed) != NONE {
             operation.was_lost();
         }
@@ -155,7 +179,7 @@ impl Link {
             Err(failure) if self.replaces(generation, &failure) => failure,
             done => return done,
         };
-        tracing::debug!(%failure, "the connection to Redis is replaced");
+        log::debug!(error = %failure, "the connection to Redis is replaced");
         // A replica has written nothing.
         if failure.kind != FailureKind::Demoted {
             operation.was_lost();
@@ -349,10 +373,10 @@ impl LinkInner {
                 state.since = Some(Instant::now());
                 state.failed = None;
                 self.silences.forget();
-                tracing::debug!("connected to Redis");
+                log::debug!("connected to Redis");
             }
             Err(failure) => {
-                tracing::debug!(%failure, "Redis cannot be reached");
+                log::debug!(error = %failure, "Redis cannot be reached");
                 state.failed = Some((Instant::now(), failure));
             }
         }
@@ -380,7 +404,7 @@ impl LinkInner {
     /// Counts a silence, and replaces the connection after too many.
     fn strike(self: &Arc<Self>, slot: usize) {
         if self.silences.are_too_many(slot) {
-            tracing::debug!("Redis does not answer: another connection is opened");
+            log::debug!("Redis does not answer: another connection is opened");
             self.rebuild(true);
         }
     }
@@ -448,5 +472,8 @@ const CLOSED: Failure =
 const PULSE: Duration = Duration::from_millis(50);
 /// The number of no connection.
 const NONE: u64 = 0;
+/// How far off a comparison of clocks may be, in milliseconds. Even with the longest deadline, a window is far shorter than an
+/// ended record is remembered.
+const CLOCK_SLACK: u64 = 1_000;
 const PAUSE: Duration = Duration::from_millis(20);
 const LEAST_AGE: Duration = Duration::from_millis(250);

@@ -131,7 +131,7 @@ impl RedisBackend {
         let (slot, sent) = (self.slot(key), Instant::now());
         let call =
             ScriptCall { keys: &[key], args: &[CLEARS.as_bytes().into()], age: None, again: &AtomicBool::new(false) };
-        let answer = self.run(&scripts::LOOK, &call, slot, sent + self.deadline).await?;
+        let answer = self.link.run(&scripts::LOOK, &call, slot, sent + self.deadline).await?;
         let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
         let mut parts = parts.into_iter();
         let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage()) };

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     backend::Result,
+    log,
     record::{
         Record,
         id::{Owner, RecordId, Sid},
@@ -88,7 +89,7 @@ pub(super) fn stored(owner: Owner, found: Vec<(String, Value)>) -> impl Iterator
 /// An unreadable record must not hide the others. `clear` ends it like any other.
 pub(super) fn readable(id: RecordId, value: Value, payload: Value) -> Option<Stored> {
     read(value, payload).unwrap_or_else(|error| {
-        tracing::warn!(error, session = id.sid(), "an unreadable record is left out of the list");
+        log::warn!(error, session = id.sid(), "an unreadable record is left out of the list");
         None
     })
 }

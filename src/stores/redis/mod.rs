@@ -82,6 +82,8 @@
 //! |---|---|---|
 //! | `load` | `HMGET`, or `GET` if anonymous; a script if the server's time was not heard for a second | 1 |
 //! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
+//! | updates that are ready at the same moment, not in a Cluster | one script for up to 32 of them | 1 |
+//! | such an `update` that conflicts | the script again, for it alone | 2 |
 //! | `create` within five seconds of a `clear` | the script again | 2 |
 //! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
 //! | `mark` | `HGET`; a script if the server's time was not heard for a second | 1 |
@@ -89,8 +91,9 @@
 //! | `scan`, `count` | for each hundred Redis keys `SCAN`, then `TIME` and one `HSCAN` or `GETRANGE` for each of ours; in a Cluster scripts | 2; more |
 //!
 //! A script is called by its hash. A server that does not know the hash, for example after a failover or `SCRIPT FLUSH`, is
-//! sent the script's text. Each script has one key, except that on one server and behind Sentinel a login ends the visitor's
-//! record in the same step. The common path of an `update` is `TIME`, `HGET` and `HSET`.
+//! sent the script's text. In a Cluster each script has one key. On one server and behind Sentinel two have more: a login ends
+//! the visitor's record in the same step, and several updates go together. The common path of an `update` is `TIME`, `HGET` and
+//! `HSET`; updates that go together share the `TIME`.
 //!
 //! # Access rights
 //!
@@ -179,6 +182,7 @@
 //! Reads never go to replicas and the client caches nothing, so a session that has ended has ended everywhere.
 
 mod backend;
+mod batch;
 mod builder;
 mod connection;
 mod create;

@@ -193,7 +193,7 @@ impl RedisBackend {
         let args = [cursor.as_bytes().into(), pattern.as_bytes().into(), keys.as_bytes().into()];
         let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
         let (slot, sent) = (slot(key), Instant::now());
-        let answer = self.run(&scripts::SCAN, &call, slot, sent + self.deadline).await?;
+        let answer = self.link.run(&scripts::SCAN, &call, slot, sent + self.deadline).await?;
         let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
         match <[Value; 4]>::try_from(parts) {
             Ok([Value::Int(now), name, next, found]) => {
@@ -268,7 +268,7 @@ impl RedisBackend {
         let args = [fields.as_bytes().into(), bytes.as_bytes().into()];
         let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
         let (slot, sent) = (self.slot(key), Instant::now());
-        let answer = self.run(&scripts::PAGE, &call, slot, sent + self.deadline).await?;
+        let answer = self.link.run(&scripts::PAGE, &call, slot, sent + self.deadline).await?;
         let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
         let mut parts = parts.into_iter();
         let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage()) };

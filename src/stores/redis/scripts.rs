@@ -13,8 +13,9 @@ use redis::Cmd;
 
 /// A Lua script. Redis runs it atomically.
 ///
-/// All scripts use commands of Redis 6.2, and have exactly one key; [`CREATE`] may have two, but not in a Cluster. Each is
-/// idempotent: run again with the same version or name, it gives the same answer, or says that it cannot know.
+/// All scripts use commands of Redis 6.2. In a Cluster each has exactly one key; elsewhere [`CREATE`] may have two, and [`BATCH`]
+/// has several. Each is idempotent: run again with the same version or name, it gives the same answer, or says that it cannot
+/// know.
 pub(super) struct Script {
     pub(super) text: &'static str,
     hash: String,
@@ -74,6 +75,7 @@ macro_rules! script {
 
 pub(super) static CREATE: LazyLock<Script> = script!("time.lua", "record.lua", "create.lua");
 pub(super) static UPDATE: LazyLock<Script> = script!("time.lua", "write.lua", "record.lua", "update.lua");
+pub(super) static BATCH: LazyLock<Script> = script!("batch.lua");
 pub(super) static TOUCH: LazyLock<Script> = script!("time.lua", "record.lua", "touch.lua");
 pub(super) static DELETE: LazyLock<Script> = script!("time.lua", "record.lua", "delete.lua");
 pub(super) static CLEAR: LazyLock<Script> = script!("time.lua", "record.lua", "clear.lua");
@@ -81,8 +83,8 @@ pub(super) static LOOK: LazyLock<Script> = script!("look.lua");
 pub(super) static PAGE: LazyLock<Script> = script!("page.lua");
 pub(super) static SCAN: LazyLock<Script> = script!("scan.lua");
 
-pub(super) fn all() -> [&'static Script; 8] {
-    [&CREATE, &UPDATE, &TOUCH, &DELETE, &CLEAR, &LOOK, &PAGE, &SCAN]
+pub(super) fn all() -> [&'static Script; 9] {
+    [&CREATE, &UPDATE, &BATCH, &TOUCH, &DELETE, &CLEAR, &LOOK, &PAGE, &SCAN]
 }
 
 #[cfg(test)]

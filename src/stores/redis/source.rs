@@ -26,6 +26,7 @@ use super::{
     failure::{Failure, FailureKind, NO_COMMAND, NO_SENTINEL},
     transport::{CONNECT, IoTask, Node},
 };
+use crate::log;
 
 pub(super) enum Source {
     Server(ConnectionInfo),
@@ -222,7 +223,7 @@ async fn watch(sentinel: ConnectionInfo, name: String, switched: impl Fn()) {
     let mut missed = false;
     loop {
         if let Err(failure) = listen(&sentinel, &name, &mut missed, &switched).await {
-            tracing::debug!(%failure, "cannot subscribe to a sentinel");
+            log::debug!(error = %failure, "cannot subscribe to a sentinel");
         }
         sleep(LISTEN_AGAIN).await;
     }
@@ -241,7 +242,7 @@ async fn listen(sentinel: &ConnectionInfo, name: &str, missed: &mut bool, switch
     while let Some(push) = pushes.recv().await {
         match push.kind {
             PushKind::Message if push.data.iter().any(|part| is_about(part, name)) => {
-                tracing::info!("the sentinels have made another server the master");
+                log::info!("the sentinels have made another server the master");
                 switched();
             }
             PushKind::Disconnection => break,

@@ -74,15 +74,16 @@ impl<'a> Known<'a> {
         all
     }
 
-    /// The head that an update by this version compares, if the new value can simply take the place of this one: neither has its
-    /// payload elsewhere, and the key need not live longer.
-    pub(super) fn head_for(&self, expected: i64, new: &NewValue, is_users: bool) -> &'a [u8] {
+    /// The head that an update by this version compares, if the new value can simply take the place of this one: it lives until
+    /// the update is too late, neither has its payload elsewhere, and the key need not live longer.
+    pub(super) fn head_for(&self, expected: i64, new: &NewValue, is_users: bool, not_after: i64) -> Option<&'a [u8]> {
+        let is_live = self.ends().is_some_and(|ends| ends > not_after);
         let places = (self.head.get(PLACE), new.bytes.get(PLACE));
         let fits = self.version() == Some(expected) && places == (Some(&INLINE), Some(&INLINE));
         // The key of a user has a thousand seconds to spare, which is what the digits after these count.
         let digits = ENDS.start..ENDS.start + 7;
         let lives = !is_users || new.bytes.get(digits.clone()) <= self.head.get(digits);
-        if fits && lives { self.head } else { &[] }
+        (is_live && fits && lives).then_some(self.head)
     }
 }
 
@@ -108,6 +109,10 @@ impl NewValue {
         put_digits(bytes.get_mut(ENDS), now.saturating_add(ttl));
         put_digits(bytes.get_mut(USED), now / 1000);
         Self { bytes }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     pub(super) fn into_bytes(self) -> Vec<u8> {
@@ -185,12 +190,14 @@ mod tests {
         let old = value(1, "x", None);
         let known = Known::read(&old).unwrap();
         let new = |ttl| NewValue::new(2, b"y", false, Some(&known)).at(1_795_000_000_200, ttl);
-        assert_eq!(known.head_for(1, &new(60_000), true), &old[..HEAD]);
-        assert!(known.head_for(3, &new(60_000), true).is_empty(), "another version");
-        assert!(known.head_for(1, &new(2_000_000), true).is_empty(), "the key would have to live longer");
-        assert_eq!(known.head_for(1, &new(2_000_000), false), &old[..HEAD]);
+        let now = 1_795_000_000_200;
+        assert_eq!(known.head_for(1, &new(60_000), true, now), Some(&old[..HEAD]));
+        assert_eq!(known.head_for(3, &new(60_000), true, now), None, "another version");
+        assert_eq!(known.head_for(1, &new(60_000), true, now + 60_000), None, "it may have ended by then");
+        assert_eq!(known.head_for(1, &new(2_000_000), true, now), None, "the key would have to live longer");
+        assert_eq!(known.head_for(1, &new(2_000_000), false, now), Some(&old[..HEAD]));
         let beside = NewValue::new(2, b"y", true, Some(&known)).at(1_795_000_000_200, 60_000);
-        assert!(known.head_for(1, &beside, true).is_empty());
+        assert_eq!(known.head_for(1, &beside, true, now), None);
     }
 
     #[test]

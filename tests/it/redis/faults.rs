@@ -219,7 +219,7 @@ async fn three_silences_of_a_node_are_enough_while_the_others_answer() {
 }
 
 /// For as long as it is not blocked on, nothing in it runs, though it is still there.
-fn runtime() -> tokio::runtime::Runtime {
+pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 

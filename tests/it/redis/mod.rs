@@ -1,5 +1,6 @@
 //! Tests of the Redis store, against servers that the tests start and stop themselves.
 
+mod batches;
 mod connect;
 mod contract;
 mod cost;

@@ -9,8 +9,8 @@
 //! Answers that are lost, stores that fail, processes that die, clients that go away and three requests at once are tried by
 //! chance, from seeds: so many fixed ones, and with `SESSION_TEST_LONG` new ones, as for the histories.
 //!
-//! Not searched: what an age misses while its call is under way (`authority.md`, rule 3, names it), several clocks, sessions
-//! that cannot be read, the limits on cookies and secrets, and two windows of ten seconds.
+//! Not searched: a clear that happens while a login's age is on its way to the store, several clocks, sessions that cannot be read,
+//! the limits on cookies and secrets, and two windows of ten seconds.
 
 mod acts;
 mod check;

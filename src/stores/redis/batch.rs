@@ -1,0 +1,201 @@
+//! Batches: updates that are ready at the same moment, sent in one script call.
+
+use std::{
+    borrow::Cow,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicBool},
+    time::{Duration, Instant},
+};
+
+use redis::Value;
+use tokio::{runtime::Handle, sync::oneshot, task::yield_now, time::timeout_at};
+
+use super::{
+    connection::Link,
+    failure::{Failure, FailureKind},
+    scripts::{self, ScriptCall},
+    time::ServerTime,
+    transport::is_driven,
+};
+use crate::record::id::RecordId;
+
+/// Collects the updates to one server, which has all keys.
+///
+/// The first update of a batch lets every other task have its turn, and then sends what was collected. If its caller gives up,
+/// or its runtime stands still, the others are sent alone.
+#[derive(Default)]
+pub(super) struct Batches {
+    /// The last batch. It may be closed.
+    last: Mutex<Arc<Batch>>,
+}
+
+/// An update of the common path: its value takes the place of one with this head.
+pub(super) struct Swap {
+    pub(super) key: String,
+    pub(super) id: RecordId,
+    pub(super) head: Vec<u8>,
+    pub(super) value: Vec<u8>,
+    pub(super) life: String,
+}
+
+/// What became of an update in a batch.
+pub(super) enum Batched {
+    Done,
+    /// It is to be sent alone. `again` if it may have been applied.
+    Left {
+        again: bool,
+    },
+}
+
+#[derive(Default)]
+struct Batch {
+    /// The runtime of the update that sends it.
+    runtime: Option<Handle>,
+    /// `None` once it is closed.
+    waiting: Mutex<Option<Vec<Waiting>>>,
+}
+
+struct Waiting {
+    swap: Swap,
+    answer: oneshot::Sender<Result<Batched, Failure>>,
+}
+
+/// The update that sends the batch. Without it, nobody does.
+struct First<'a>(&'a Batch);
+
+impl Batches {
+    /// Sends an update together with others. If there are none, it is left.
+    pub(super) async fn send(
+        &self,
+        swap: Swap,
+        until: Instant,
+        link: &Link,
+        time: &ServerTime,
+    ) -> Result<Batched, Failure> {
+        let (answer, mut answered) = oneshot::channel();
+        let (batch, is_first) = self.join(Waiting { swap, answer });
+        if is_first {
+            let first = First(&batch);
+            yield_now().await;
+            let all = first.0.close();
+            if all.len() == 1 {
+                return Ok(Batched::Left { again: false });
+            }
+            send(all, until, link, time).await;
+        }
+        loop {
+            let pulse = (Instant::now() + PULSE).min(until);
+            match timeout_at(pulse.into(), &mut answered).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(_)) => return Ok(Batched::Left { again: true }),
+                Err(_) if Instant::now() >= until => return Err(Failure::silent()),
+                Err(_) if batch.is_driven().await => {}
+                Err(_) => {
+                    drop(batch.close());
+                    return Ok(Batched::Left { again: true });
+                }
+            }
+        }
+    }
+
+    /// Returns the batch that an update goes with, and whether the update is its first one.
+    fn join(&self, update: Waiting) -> (Arc<Batch>, bool) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let rest = last.add(update);
+        let is_first = rest.is_some();
+        if let Some(update) = rest {
+            let waiting = Mutex::new(Some(vec![update]));
+            *last = Arc::new(Batch { runtime: Handle::try_current().ok(), waiting });
+        }
+        (Arc::clone(&last), is_first)
+    }
+}
+
+impl Batch {
+    /// Adds an update, or returns it if there is no room.
+    fn add(&self, update: Waiting) -> Option<Waiting> {
+        match &mut *self.waiting() {
+            Some(waiting) if waiting.len() < MAX_UPDATES => waiting.push(update),
+            _ => return Some(update),
+        }
+        None
+    }
+
+    /// Takes the updates that are still waited for. No more are added.
+    fn close(&self) -> Vec<Waiting> {
+        let mut waiting = self.waiting().take().unwrap_or_default();
+        waiting.retain(|update| !update.answer.is_closed());
+        waiting
+    }
+
+    async fn is_driven(&self) -> bool {
+        match &self.runtime {
+            Some(runtime) => is_driven(runtime, PULSE).await,
+            None => false,
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<Waiting>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for First<'_> {
+    fn drop(&mut self) {
+        drop(self.0.close());
+    }
+}
+
+/// Sends a batch and answers each update. If this future is dropped, they see that there is no answer.
+async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTime) {
+    let (not_after, window) = (time.at(SLOT, until).to_string(), link.window().to_string());
+    let keys: Vec<&str> = batch.iter().map(|update| update.swap.key.as_str()).collect();
+    let mut args: Vec<Cow<'_, [u8]>> = vec![not_after.as_bytes().into(), window.as_bytes().into()];
+    for Waiting { swap: Swap { id, head, value, life, .. }, .. } in &batch {
+        let sid = if id.owner().is_some() { id.sid() } else { "" };
+        args.extend([sid.as_bytes(), head, value, life.as_bytes()].map(Cow::from));
+    }
+    let again = AtomicBool::new(false);
+    let call = ScriptCall { keys: &keys, args: &args, age: None, again: &again };
+    let sent = Instant::now();
+    let left = link.run(&scripts::BATCH, &call, SLOT, until).await.and_then(|answer| {
+        let (now, left) = read(answer)?;
+        time.learn(SLOT, now, sent, Instant::now());
+        Ok(left)
+    });
+    let again = again.into_inner();
+    for (number, Waiting { answer, .. }) in (1..).zip(batch) {
+        // Nobody may be waiting any more.
+        let _ = answer.send(match &left {
+            Ok(left) if !left.contains(&number) => Ok(Batched::Done),
+            Ok(_) => Ok(Batched::Left { again }),
+            // It may be about another update, and those before that one were applied.
+            Err(failure) if matches!(failure.kind, FailureKind::OtherType | FailureKind::Refused) => {
+                Ok(Batched::Left { again: true })
+            }
+            Err(failure) => Err(failure.clone()),
+        });
+    }
+}
+
+/// Reads the server's time, and the numbers of the updates that were not applied.
+fn read(answer: Value) -> Result<(i64, Vec<i64>), Failure> {
+    let number = |value: &Value| match value {
+        Value::Int(number) => Ok(*number),
+        _ => Err(Failure::garbage()),
+    };
+    match &answer {
+        Value::Int(now) => Ok((*now, Vec::new())),
+        Value::Array(all) => match &all[..] {
+            [now, left @ ..] => Ok((number(now)?, left.iter().map(number).collect::<Result<_, _>>()?)),
+            [] => Err(Failure::garbage()),
+        },
+        _ => Err(Failure::garbage()),
+    }
+}
+
+/// More make the others wait for longer than is saved.
+const MAX_UPDATES: usize = 32;
+/// Of the only server.
+const SLOT: usize = 0;
+/// After so long, and again after so long, an update asks whether its batch will still be sent.
+const PULSE: Duration = Duration::from_millis(50);
