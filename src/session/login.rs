@@ -20,6 +20,7 @@ use crate::{
         background::OnDrop,
         engine::{Engine, NewId},
         loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
+        watch::Ending,
     },
 };
 
@@ -134,7 +135,7 @@ impl Commit {
         match &self.base {
             Base::Live(old) if old.key() == Some(user.key()) => self.end_grace(engine, old).await?,
             // A `Login` needs no right to the session of another user that it leaves.
-            Base::Live(old) if old.key().is_some() => drop(engine.end(&old.loaded).await?),
+            Base::Live(old) if old.key().is_some() => drop(engine.end(&old.loaded, Ending::Replaced).await?),
             _ => {}
         }
         self.finish(engine, opened, id, rebased, true, then).await
@@ -146,9 +147,9 @@ impl Commit {
         let (mut rebased, mut merges) = (false, 0);
         let mut visitor = self.base.visitor().map(|opened| Arc::clone(&opened.loaded));
         while let Some(loaded) = visitor.take() {
-            let WriteOutcome::Conflict(current) = engine.end_if(&loaded).await? else { break };
+            let WriteOutcome::Conflict(current) = engine.end_if(&loaded, Ending::Replaced).await? else { break };
             if merges == MERGES {
-                engine.delete(loaded.id).await?;
+                engine.delete(loaded.id, Ending::Replaced).await?;
                 break;
             }
             merges += 1;
@@ -225,7 +226,7 @@ impl Commit {
             }
         };
         if !moved {
-            if engine.delete(new.id).await.is_ok() {
+            if engine.delete(new.id, Ending::SignedOut).await.is_ok() {
                 orphan.disarm();
             }
             return Ok(Committed::refused(self.gone(old), NOT_NEWEST));
@@ -293,7 +294,7 @@ impl Commit {
             let mut ended = Ok(());
             for other in besides.others.iter().filter(|other| other.loaded.id != made.loaded.id) {
                 // As a sign-out: what this request holds may have been replaced since. If one fails, the others end all the same.
-                ended = ended.and(engine.sign_out(other).await.map(drop));
+                ended = ended.and(engine.sign_out(other, Ending::Replaced).await.map(drop));
             }
             ended
         };

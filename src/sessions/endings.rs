@@ -20,6 +20,7 @@ use crate::{
     sessions::{
         engine::{Engine, on_update},
         loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
+        watch::Ending,
     },
 };
 
@@ -31,9 +32,27 @@ pub(crate) struct ClearedBy {
     pub(crate) by_newest: bool,
 }
 
+/// What whoever ends sessions calls when it is done.
+impl<B: Backend> Engine<B> {
+    /// These sessions have ended.
+    pub(crate) fn ended(&self, ids: &[RecordId], ending: Ending) {
+        ids.iter().for_each(|id| self.watchers().ended(*id, ending));
+    }
+
+    /// All sessions of an owner have ended, but the one that is kept. The call [began](Watchers::begin) then.
+    fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64) {
+        self.watchers().cleared(owner, kept, began, self.policy().clock.moment());
+    }
+
+    /// A session was signed in to again, or has ended all others: streams that began before that hear of it.
+    pub(super) fn replaced(&self, now: &Loaded) {
+        self.watchers().replaced(now.id, now.contents.logins);
+    }
+}
+
 impl<B: Backend> Engine<B> {
     /// Ends a session for good if the secret that came opens it.
-    pub(crate) async fn sign_out(&self, opened: &Opened) -> Result<EndOutcome, Error> {
+    pub(crate) async fn sign_out(&self, opened: &Opened, ending: Ending) -> Result<EndOutcome, Error> {
         // The time before a call: a window that ends while the call is under way counts as open.
         let (mut opened, mut now) = (opened.clone(), self.now());
         if opened.opening(now).is_none() {
@@ -46,7 +65,7 @@ impl<B: Backend> Engine<B> {
                 return Ok(EndOutcome::Refused);
             }
             now = self.now();
-            match self.end_if(&opened.loaded).await? {
+            match self.end_if(&opened.loaded, ending).await? {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
@@ -58,28 +77,28 @@ impl<B: Backend> Engine<B> {
             return Ok(EndOutcome::Refused);
         }
         // A sign-out wins against any number of writers: a secret that is replaced just now still counts.
-        self.delete(opened.loaded.id).await.map(was_there)
+        self.delete(opened.loaded.id, ending).await.map(was_there)
     }
 
     /// Ends a session whatever other requests write to it.
-    pub(crate) async fn end(&self, loaded: &Arc<Loaded>) -> Result<EndOutcome, Error> {
+    pub(crate) async fn end(&self, loaded: &Arc<Loaded>, ending: Ending) -> Result<EndOutcome, Error> {
         let mut loaded = Arc::clone(loaded);
         for _ in 0..TRIES_TO_END {
-            match self.end_if(&loaded).await? {
+            match self.end_if(&loaded, ending).await? {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => loaded = current,
                 WriteOutcome::Unreadable(_) => break,
             }
         }
-        self.delete(loaded.id).await.map(was_there)
+        self.delete(loaded.id, ending).await.map(was_there)
     }
 
-    /// Ends a session if the secret that came is its newest one.
+    /// Ends a session if the secret that came is its newest one, because it is replaced by another one.
     pub(crate) async fn end_newest(&self, opened: &Opened) -> Result<EndOutcome, Error> {
         let mut opened = opened.clone();
         while opened.is_newest() {
-            match self.end_if(&opened.loaded).await? {
+            match self.end_if(&opened.loaded, Ending::Replaced).await? {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
@@ -92,7 +111,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Ends a session if nobody has written to it since it was loaded.
-    pub(crate) async fn end_if(&self, loaded: &Arc<Loaded>) -> Result<WriteOutcome, Error> {
+    pub(crate) async fn end_if(&self, loaded: &Arc<Loaded>, ending: Ending) -> Result<WriteOutcome, Error> {
         // With a time to live of zero nothing of it is stored.
         let end = Record::new(loaded.id, random_version(), Duration::ZERO, Bytes::new());
         let new = Loaded { version: end.version, ..Loaded::clone(loaded) };
@@ -100,6 +119,7 @@ impl<B: Backend> Engine<B> {
         Ok(match updated {
             Outcome::Done => {
                 tracing::debug!(session = loaded.id.sid(), "a session was ended");
+                self.ended(&[loaded.id], ending);
                 WriteOutcome::Done(Arc::clone(loaded))
             }
             Outcome::Gone => WriteOutcome::Gone,
@@ -108,8 +128,13 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Ends a record, whatever it is, and says whether it was there.
-    pub(crate) async fn delete(&self, id: RecordId) -> Result<bool, Error> {
-        self.backend().delete(id).await.map_err(|error| Error::backend("a session could not be ended", error))
+    pub(crate) async fn delete(&self, id: RecordId, ending: Ending) -> Result<bool, Error> {
+        let deleted = self.backend().delete(id).await;
+        let was_there = deleted.map_err(|error| Error::backend("a session could not be ended", error))?;
+        if was_there {
+            self.ended(&[id], ending);
+        }
+        Ok(was_there)
     }
 
     /// Ends all sessions of an owner, and says how many.
@@ -158,8 +183,13 @@ impl<B: Backend> Engine<B> {
     }
 
     async fn clear_once(&self, owner: Owner, clear: Clear) -> Result<Cleared, Error> {
+        let began = self.watchers().begin();
         let cleared = self.backend().clear(owner, clear).await;
-        cleared.map_err(|error| Error::backend("the sessions of a key could not be cleared", error))
+        let cleared = cleared.map_err(|error| Error::backend("the sessions of a key could not be cleared", error))?;
+        if let Cleared::Done(_) = cleared {
+            self.cleared(owner, clear.by.filter(|by| by.keep).map(|by| by.id), began);
+        }
+        Ok(cleared)
     }
 
     /// The session of that name as it is by now, if it is live.
@@ -174,7 +204,7 @@ impl<B: Backend> Engine<B> {
         let Ok(runtime) = Handle::try_current() else { return };
         let (engine, permit) = (Arc::clone(self), self.permit());
         runtime.spawn(async move {
-            let deleted = timeout(engine.request_time(), engine.delete(id)).await;
+            let deleted = timeout(engine.request_time(), engine.delete(id, Ending::SignedOut)).await;
             if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::too_late())) {
                 // The session ends by itself.
                 let error = error.chain();

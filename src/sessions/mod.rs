@@ -7,7 +7,10 @@ pub(crate) mod engine;
 pub(crate) mod loaded;
 pub(crate) mod login;
 pub(crate) mod policy;
+pub(crate) mod stream;
 mod turns;
+pub(crate) mod watch;
+mod watchers;
 
 use std::{fmt, pin::pin, sync::Arc, time::SystemTime};
 
@@ -33,6 +36,7 @@ use crate::{
         loaded::{EndOutcome, Found, Loaded, Opened, WriteOutcome},
         login::Login,
         policy::Policy,
+        watch::Ending,
     },
     timeout::within,
 };
@@ -227,9 +231,9 @@ impl<B: Backend> Sessions<B> {
             let ended = match self.look_up(id.as_ref()).await? {
                 Found::Nothing => EndOutcome::Before,
                 Found::Closed => EndOutcome::Refused,
-                Found::Opened(opened, _) => self.0.sign_out(&opened).await?,
+                Found::Opened(opened, _) => self.0.sign_out(&opened, Ending::SignedOut).await?,
                 Found::Unreadable(unreadable) if unreadable.is_proven => {
-                    self.0.delete(unreadable.id).await?;
+                    self.0.delete(unreadable.id, Ending::SignedOut).await?;
                     EndOutcome::Now
                 }
                 Found::Unreadable(unreadable) => return Err(unreadable.error),
@@ -347,17 +351,17 @@ impl<B: Backend> Sessions<B> {
             };
             match read {
                 Ok(loaded) if loaded.is_live_at(engine.now()) => {
-                    Ok(engine.end(&Arc::new(loaded)).await? == EndOutcome::Now)
+                    Ok(engine.end(&Arc::new(loaded), Ending::SignedOut).await? == EndOutcome::Now)
                 }
                 Ok(_) => Ok(false),
-                Err(_) => engine.delete(id).await,
+                Err(_) => engine.delete(id, Ending::SignedOut).await,
             }
         })
         .await
     }
 
-    /// Waits until all work that has begun is done, including commits and touches in the background, releases what the backend
-    /// holds, and refuses further use of every handle.
+    /// Ends every stream of this process that [waits for it](crate::Session::ended), waits until all work that has begun is done,
+    /// including commits and touches in the background, releases what the backend holds, and refuses further use of every handle.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to close, or if the sessions are closed already.
