@@ -1,14 +1,21 @@
 //! The clock that times sessions, and a manual one for tests.
 
 use std::{
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{
             AtomicU64,
             Ordering::{Relaxed, SeqCst},
         },
     },
+    task::{Context, Poll, ready},
     time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{
+    sync::{Notify, futures::OwnedNotified},
+    time::{Instant, Sleep, sleep},
 };
 
 /// Tells the time: the machine's clocks, or a clock that a test moves by hand.
@@ -55,7 +62,8 @@ pub struct Clock {
 enum ClockSource {
     #[default]
     System,
-    Manual(Arc<AtomicU64>),
+    /// The time, and who waits for it to be moved.
+    Manual(Arc<AtomicU64>, Arc<Notify>),
     /// A wall clock that tests can set back, and the time elapsed.
     #[cfg(test)]
     Adjustable(Arc<[AtomicU64; 2]>),
@@ -70,21 +78,24 @@ impl Clock {
     /// Returns a clock that moves only by [`advance`](Self::advance). It starts at the machine's time.
     #[doc(alias = "test", alias = "mock")]
     pub fn manual() -> Self {
-        Self::from(ClockSource::Manual(Arc::new(AtomicU64::new(millis(since_epoch())))))
+        Self::manual_at(SystemTime::now())
     }
 
     /// Returns a clock that moves only by [`advance`](Self::advance) and starts at this time, for tests that create older
     /// sessions.
     pub fn manual_at(time: SystemTime) -> Self {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self::from(ClockSource::Manual(Arc::new(AtomicU64::new(millis(since_epoch)))))
+        Self::from(ClockSource::Manual(Arc::new(millis(since_epoch).into()), Arc::default()))
     }
 
     /// Moves a manual clock and all its clones forward. Does nothing to the machine's clock.
+    ///
+    /// A future that waits for this clock, such as [`Session::ended`](crate::Session::ended), is woken.
     pub fn advance(&self, by: Duration) {
-        if let ClockSource::Manual(now) = &self.source {
+        if let ClockSource::Manual(now, moved) = &self.source {
             // It never goes back, however far it is moved.
             let _ = now.fetch_update(SeqCst, SeqCst, |now| Some(now.saturating_add(millis(by))));
+            moved.notify_waiters();
         }
         #[cfg(test)]
         if let ClockSource::Adjustable(clocks) = &self.source {
@@ -107,7 +118,7 @@ impl Clock {
 
     #[cfg(feature = "conformance")]
     pub(crate) fn is_manual(&self) -> bool {
-        matches!(self.source, ClockSource::Manual(_))
+        matches!(self.source, ClockSource::Manual(..))
     }
 
     /// Returns the time of day, for times that other processes read as well.
@@ -120,9 +131,31 @@ impl Clock {
     pub fn elapsed(&self) -> Duration {
         match &self.source {
             ClockSource::System => machine::elapsed(),
-            ClockSource::Manual(now) => Duration::from_millis(now.load(SeqCst)),
+            ClockSource::Manual(now, _) => Duration::from_millis(now.load(SeqCst)),
             #[cfg(test)]
             ClockSource::Adjustable(clocks) => Duration::from_millis(clocks[1].load(SeqCst)),
+        }
+    }
+
+    /// The time that [alarms](Self::alarm) go by. With the machine's clock it is tokio's, which a test can pause.
+    pub(crate) fn moment(&self) -> Duration {
+        match &self.source {
+            ClockSource::System => Instant::now().saturating_duration_since(*START),
+            _ => self.elapsed(),
+        }
+    }
+
+    /// Waits until the [`moment`](Self::moment) has come.
+    pub(crate) fn alarm(&self, at: Duration) -> Alarm {
+        match &self.source {
+            ClockSource::Manual(now, moved) => Alarm::Moved {
+                // Rounded up: an alarm never rings too early.
+                at: millis(at.saturating_add(Duration::from_nanos(999_999))),
+                now: Arc::clone(now),
+                moved: Arc::clone(moved),
+                wait: Box::pin(Arc::clone(moved).notified_owned()),
+            },
+            _ => Alarm::Timer(Box::pin(sleep(at.saturating_sub(self.moment())))),
         }
     }
 
@@ -155,7 +188,7 @@ impl Clock {
     fn wall(&self) -> Duration {
         match &self.source {
             ClockSource::System => since_epoch(),
-            ClockSource::Manual(now) => Duration::from_millis(now.load(SeqCst)),
+            ClockSource::Manual(now, _) => Duration::from_millis(now.load(SeqCst)),
             #[cfg(test)]
             ClockSource::Adjustable(clocks) => Duration::from_millis(clocks[0].load(SeqCst)),
         }
@@ -167,6 +200,33 @@ impl Clock {
         Self { source: self.source.clone(), start: Arc::new(self.start.load(Relaxed).max(start).into()) }
     }
 }
+
+/// The future of [`Clock::alarm`].
+pub(crate) enum Alarm {
+    Timer(Pin<Box<Sleep>>),
+    Moved { at: u64, now: Arc<AtomicU64>, moved: Arc<Notify>, wait: Pin<Box<OwnedNotified>> },
+}
+
+impl Future for Alarm {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        match &mut *self {
+            Self::Timer(sleep) => sleep.as_mut().poll(cx),
+            Self::Moved { at, now, moved, wait } => {
+                // What has waited since before the look at the time misses no move.
+                while now.load(SeqCst) < *at {
+                    ready!(wait.as_mut().poll(cx));
+                    *wait = Box::pin(Arc::clone(moved).notified_owned());
+                }
+                Poll::Ready(())
+            }
+        }
+    }
+}
+
+/// When the [moments](Clock::moment) of the machine's clock began.
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 impl From<ClockSource> for Clock {
     fn from(source: ClockSource) -> Self {
@@ -291,6 +351,21 @@ mod tests {
         assert!(clock.elapsed() > before);
         clock.advance(Duration::from_secs(1));
         assert!(clock.elapsed() > before);
+    }
+
+    #[test]
+    fn an_alarm_rings_when_the_clock_is_moved_and_never_too_early() {
+        let clock = Clock::manual();
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let at = clock.moment() + Duration::from_micros(5_001);
+        let mut alarm = clock.alarm(at);
+        for _ in 0..5 {
+            assert!(Pin::new(&mut alarm).poll(&mut cx).is_pending());
+            clock.advance(Duration::from_millis(1));
+        }
+        assert!(Pin::new(&mut alarm).poll(&mut cx).is_pending());
+        clock.advance(Duration::from_millis(1));
+        assert!(Pin::new(&mut alarm).poll(&mut cx).is_ready() && clock.moment() >= at);
     }
 
     #[test]

@@ -40,6 +40,7 @@
 //! | DEBUG | cookies of our name are not valid IDs | `count` | nothing: see [`Keyring`](crate::Keyring) if it is every request |
 //! | DEBUG | changes to a session that is gone were dropped | `came_with` | nothing: it was signed out meanwhile |
 //! | DEBUG | a request from another site has no session, and what it wrote was dropped | | see [`CrossSite`](crate::ErrorKind::CrossSite) if users lose what they write |
+//! | DEBUG | whether a watched session is there is not known | `error`, `session` | nothing: the store is asked again |
 //! | DEBUG | a session was not touched | `error`, `session` | nothing: the next request tries again |
 //! | DEBUG | a session was not touched in time | `session` | the same |
 //! | DEBUG | a cookie was not set again | `error` | the same |

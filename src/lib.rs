@@ -138,8 +138,8 @@ pub use self::{
         keyring::Keyring,
         token::SessionId,
     },
-    session::{Session, sign_in::SignIn},
-    sessions::{AllSessions, SessionInfo, Sessions, builder::Builder, login::Login},
+    session::{Session, ended::Ended, sign_in::SignIn},
+    sessions::{AllSessions, SessionInfo, Sessions, builder::Builder, login::Login, watch::Ending},
     stores::{
         json::{Durability, JsonBackend, JsonSessions},
         memory::{MemoryBackend, MemorySessions},

@@ -51,6 +51,11 @@ impl RecordId {
         Self { owner, sid }
     }
 
+    /// A name that comes before those of all records of this owner. No record has it.
+    pub(crate) fn first_of(owner: Owner) -> Self {
+        Self::new(Some(owner), Sid { len: 0, bytes: [0; Sid::MAX] })
+    }
+
     /// Returns the owner of the session. `None` for a visitor's session.
     pub fn owner(&self) -> Option<Owner> {
         self.owner

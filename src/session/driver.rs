@@ -3,6 +3,7 @@
 //! [`Pending`] decides what happens next. What is here waits, and decides nothing.
 
 use std::{
+    mem,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
@@ -28,6 +29,8 @@ use crate::{
         background::{OnDrop, Permit},
         engine::Engine,
         loaded::Opened,
+        stream::Watched,
+        watch::Ending,
     },
     timeout::within,
 };
@@ -35,12 +38,36 @@ use crate::{
 /// The session of one request: where it came from, and what is pending.
 pub(crate) struct Driver {
     origin: Arc<Origin>,
-    /// Gone once the session is loaded.
-    cookies: Mutex<Option<Cookies>>,
+    slot: Mutex<Slot>,
     request: RequestFacts,
     /// The session of a layer around this one's.
     outer: Option<Arc<Driver>>,
     first_use: OnceLock<FirstUse>,
+}
+
+/// One or the other: there may be very many idle streams.
+enum Slot {
+    /// Until the session is loaded.
+    Cookies(Cookies),
+    Watching(Watching),
+}
+
+/// What the streams of a session go by.
+#[derive(Default)]
+struct Watching {
+    /// How many endings there were when the session was last loaded or written.
+    endings: u64,
+    /// Kept as long as the session is, because a stream may be a new one for each message of a socket.
+    watched: Option<Box<Watched>>,
+}
+
+/// What a stream waits for.
+pub(crate) enum Bound {
+    To(Watched),
+    /// The session of this request has ended.
+    Gone(Ending),
+    /// There is no session.
+    ToNothing,
 }
 
 /// The values of our cookies as they came.
@@ -88,13 +115,16 @@ impl Driver {
         }
         let (user_cookie, visitor_cookie) = (!users.is_empty(), !visitors.is_empty());
         let visitors_at = users.len();
-        let cookies = (user_cookie || visitor_cookie).then(|| {
-            users.push_str(&visitors);
-            Cookies { text: users.into_boxed_str(), visitors_at }
-        });
+        let slot = match user_cookie || visitor_cookie {
+            true => {
+                users.push_str(&visitors);
+                Slot::Cookies(Cookies { text: users.into_boxed_str(), visitors_at })
+            }
+            false => Slot::Watching(Watching::default()),
+        };
         let arrived = origin.engine().policy().clock.elapsed();
         let request = RequestFacts { arrived, cross_site, user_cookie, visitor_cookie, user_id: false };
-        Self { origin, cookies: Mutex::new(cookies), request, outer, first_use: OnceLock::new() }
+        Self { origin, slot: Mutex::new(slot), request, outer, first_use: OnceLock::new() }
     }
 
     pub(crate) fn engine(&self) -> &Arc<Engine> {
@@ -182,11 +212,49 @@ impl Driver {
         if self.pending(|pending| pending.is_loaded()) {
             return Ok(());
         }
+        let endings = self.engine().watchers().endings();
         let (base, besides, user_id) = self.within_budget(waited, pin!(self.fetch())).await?;
         self.rebase(self.pending(|pending| pending.load(base, besides, user_id)));
-        // Nothing asks for them again, and a stream may hold its session for hours.
-        drop(self.cookies().take());
+        // Nothing asks for the cookies again.
+        self.slot().set_endings(endings);
         Ok(())
+    }
+
+    /// What a stream that begins now waits for. The session is loaded.
+    pub(crate) fn bound(&self) -> Bound {
+        let (base, had_session) = self.pending(|pending| (pending.base().cloned(), pending.had_session()));
+        let mut slot = self.slot();
+        let Watching { endings, mut watched } = slot.take_watching();
+        let bound = match base {
+            Some(Base::Live(opened)) => {
+                let loaded = &opened.loaded;
+                let known = watched.take().filter(|watched| watched.is(loaded));
+                let now = known.map_or_else(
+                    || self.engine().watch(loaded, endings, self.request.arrived),
+                    |watched| watched.since(loaded),
+                );
+                watched = Some(Box::new(now.clone()));
+                Bound::To(now)
+            }
+            Some(Base::Gone(_)) => Bound::Gone(gone(watched.as_deref())),
+            Some(Base::Nothing) if had_session => Bound::Gone(gone(watched.as_deref())),
+            _ => Bound::ToNothing,
+        };
+        *slot = Slot::Watching(Watching { endings, watched });
+        bound
+    }
+
+    /// Counts as use.
+    pub(crate) async fn touch(&self) -> Result<(), Error> {
+        self.load().await?;
+        match self.bound() {
+            Bound::To(watched) => self.engine().use_watched(&watched).await,
+            Bound::Gone(_) | Bound::ToNothing => Err(Error::not_found()),
+        }
+    }
+
+    fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the cookies lead to, and whether an ID of a user's session is among them.
@@ -216,8 +284,8 @@ impl Driver {
 
     /// The next ID in the cookies, from this place on. Visitors' cookies come last, and count only if no user's did.
     fn next_id(&self, at: &mut usize, presented: &mut Presented) -> Option<Credentials> {
-        let cookies = self.cookies();
-        let Cookies { text, visitors_at } = cookies.as_ref()?;
+        let slot = self.slot();
+        let Slot::Cookies(Cookies { text, visitors_at }) = &*slot else { return None };
         loop {
             let is_visitors = *at >= *visitors_at;
             let rest = text.get(*at..).filter(|rest| !rest.is_empty())?;
@@ -236,10 +304,6 @@ impl Driver {
                 IdText::Id(_) | IdText::Foreign | IdText::Malformed => presented.malformed += 1,
             }
         }
-    }
-
-    fn cookies(&self) -> MutexGuard<'_, Option<Cookies>> {
-        self.cookies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A commit that, once begun, runs to its end.
@@ -302,8 +366,10 @@ impl Driver {
             let engine = self.engine();
             let mut new_id = |plan, base: &Base, staged: &Staged| WriteId::new(engine, plan, base, staged);
             let Some(mut commit) = self.pending(|pending| pending.next(&mut new_id))? else { break };
+            let endings = engine.watchers().endings();
             let result = self.within_budget(waited, pin!(commit.run(engine))).await;
             if let Ok(committed) = &result {
+                self.slot().set_endings(endings);
                 *waited = Duration::ZERO;
                 commit.tell_refusal(engine, committed);
             }
@@ -397,12 +463,31 @@ impl Drop for Driver {
     }
 }
 
+impl Slot {
+    /// Takes out what streams go by. It is put back.
+    fn take_watching(&mut self) -> Watching {
+        match mem::replace(self, Self::Watching(Watching::default())) {
+            Self::Watching(watching) => watching,
+            Self::Cookies(_) => Watching::default(),
+        }
+    }
+
+    fn set_endings(&mut self, endings: u64) {
+        *self = Self::Watching(Watching { endings, ..self.take_watching() });
+    }
+}
+
 impl InUse {
     #[inline]
     fn pending<T>(&self, run: impl FnOnce(&mut Pending) -> T) -> T {
         // No code of the application runs under the lock, so nothing can have stopped halfway.
         run(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// Why a session has ended, as far as it was watched.
+fn gone(watched: Option<&Watched>) -> Ending {
+    watched.and_then(Watched::ending).unwrap_or(Ending::SignedOut)
 }
 
 /// How many sessions are loaded for the cookies of one request.

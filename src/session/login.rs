@@ -23,6 +23,7 @@ use crate::{
         background::OnDrop,
         engine::{Conditions, Engine, NewId, NewSession, Start},
         loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
+        watch::Ending,
     },
 };
 
@@ -137,7 +138,7 @@ impl Commit {
             Base::Live(old) if old.key() == Some(user.key()) => self.end_grace(engine, old).await?,
             // A `Login` needs no right to the session of another user that it leaves.
             Base::Live(old) if old.key().is_some() => {
-                let ended = engine.end(&old.loaded).await?;
+                let ended = engine.end(&old.loaded, Ending::Replaced).await?;
                 if ended == EndOutcome::Now {
                     engine.tell_of(EventKind::SignedOut, &old.loaded);
                 }
@@ -158,12 +159,12 @@ impl Commit {
         let (mut rebased, mut merges) = (false, 0);
         let mut ended = match (left, visitor) {
             (Left::Conflict(current), Some(visitor)) => engine.conflict(visitor, current),
-            (Left::NotTried, Some(visitor)) => engine.end_if(visitor).await?,
+            (Left::NotTried, Some(visitor)) => engine.end_if(visitor, Ending::Replaced).await?,
             (Left::Done | Left::Gone, _) | (_, None) => WriteOutcome::Gone,
         };
         while let WriteOutcome::Conflict(current) = ended {
             if merges == MERGES {
-                engine.delete(current.id).await?;
+                engine.delete(current.id, Ending::Replaced).await?;
                 break;
             }
             merges += 1;
@@ -181,7 +182,7 @@ impl Commit {
                 }
             }
             yield_now().await;
-            ended = engine.end_if(&current).await?;
+            ended = engine.end_if(&current, Ending::Replaced).await?;
         }
         Ok(Begun::Done { opened: Opened::newest(new), id, rebased })
     }
@@ -264,7 +265,7 @@ impl Commit {
             }
         };
         if !moved {
-            if engine.delete(new.id).await.is_ok() {
+            if engine.delete(new.id, Ending::SignedOut).await.is_ok() {
                 orphan.disarm();
             }
             return Ok(Committed::refused(self.gone(old), NOT_NEWEST));
@@ -332,7 +333,7 @@ impl Commit {
             let mut ended = Ok(());
             for other in besides.others.iter().filter(|other| other.loaded.id != made.loaded.id) {
                 // As a sign-out: what this request holds may have been replaced since. If one fails, the others end all the same.
-                ended = ended.and(engine.sign_out(other).await.map(drop));
+                ended = ended.and(engine.sign_out(other, Ending::Replaced).await.map(drop));
             }
             ended
         };

@@ -129,11 +129,103 @@
 //! changes are committed at that point. If the stream keeps a clone of the session and changes it later, it has to call
 //! [`save`](Session::save). A cookie can no longer be set by then, so a change of the ID, such as a login, fails with
 //! [`ResponseSent`](crate::ErrorKind::ResponseSent).
+//!
+//! ## Ending together with the session
+//!
+//! A stream that was opened by a user who is signed in goes on after the user has signed out, unless something ends it.
+//! [`Session::ended`] is a future for that. A stream of server-sent events is cut off by it:
+//!
+//! ```
+//! # #[cfg(feature = "axum")] mod example {
+//! use std::convert::Infallible;
+//! use axum::response::{IntoResponse, Response, Sse, sse::Event};
+//! use futures_util::{Stream, StreamExt};
+//! use http::StatusCode;
+//! use jam_session::Session;
+//!
+//! # fn updates() -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static { futures_util::stream::pending() }
+//! async fn events(session: Session) -> Response {
+//!     if session.key().is_none() {
+//!         // An `EventSource` comes back three seconds after its stream has ended. A 204 makes it stay away.
+//!         return StatusCode::NO_CONTENT.into_response();
+//!     }
+//!     Sse::new(updates().take_until(session.ended())).into_response()
+//! }
+//! # }
+//! ```
+//!
+//! A socket waits for it beside its messages. `biased` and the order make sure that no message is answered once the session is
+//! known to have ended:
+//!
+//! ```
+//! # #[cfg(feature = "axum")] mod example {
+//! use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+//! use axum::response::Response;
+//! use jam_session::{Ending, Session};
+//!
+//! async fn open(session: Session, upgrade: WebSocketUpgrade) -> Response {
+//!     upgrade.on_upgrade(|socket| serve(socket, session))
+//! }
+//!
+//! async fn serve(mut socket: WebSocket, session: Session) {
+//!     let mut ended = session.ended(); // outside the loop
+//!     loop {
+//!         tokio::select! {
+//!             biased;
+//!             ending = &mut ended => {
+//!                 let code = match ending {
+//!                     Ending::SignedOut | Ending::Expired => 1008, // policy violation: sign in first
+//!                     _ => 1012,                                   // come back, with the cookie as it is by then
+//!                 };
+//!                 let _ = socket.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await;
+//!                 break;
+//!             }
+//!             message = socket.recv() => {
+//!                 let Some(Ok(message)) = message else { break };
+//!                 // A socket in use is use of its session, as a request is.
+//!                 let _ = session.touch().await;
+//!                 answer(&mut socket, message).await;
+//!             }
+//!         }
+//!     }
+//! }
+//! # async fn answer(_: &mut WebSocket, _: Message) {}
+//! # }
+//! ```
+//!
+//! * **Fail closed.** [`Unknown`](crate::Ending::Unknown) means that the store could not be asked for
+//!   [`unknown_after`](crate::Builder::unknown_after). End the stream then, as these examples do: the session may have ended.
+//! * **Waiting does not count as use.** A stream without anything else expires with its session. [`Session::touch`] counts as use.
+//! * **A process that shuts down** waits for its open responses first, and these wait for nothing. End them by a signal of your
+//!   own beside `ended`, and [close](crate::Sessions::close) the sessions after them; closing also ends every stream.
+//!
+//! ```
+//! use jam_session::Ended;
+//! use tokio::sync::watch;
+//!
+//! /// For `take_until(stop(session.ended(), shutdown))`.
+//! async fn stop(ended: Ended, mut shutdown: watch::Receiver<bool>) {
+//!     tokio::select! {
+//!         _ = ended => {}
+//!         _ = shutdown.wait_for(|down| *down) => {}
+//!     }
+//! }
+//! ```
+//!
+//! ## What it costs
+//!
+//! What this process ends is told to its streams at once. What another process ends is found by asking the store: one
+//! [`load`](crate::Backend::load) for each session every [`watch_interval`](crate::Builder::watch_interval), 5 seconds by default,
+//! however many streams that session has. Each session has a phase of its own, so the calls are spread evenly, also where all
+//! streams began at one moment. There is no task: the streams themselves do it while they are polled.
+//!
+//! Ten thousand streams of ten thousand sessions make 2,000 calls per second at that interval.
 
 pub(crate) mod authority;
 pub(crate) mod change;
 pub(crate) mod commit;
 pub(crate) mod driver;
+pub(crate) mod ended;
 mod login;
 pub(crate) mod origin;
 pub(crate) mod pending;
@@ -157,6 +249,7 @@ use crate::{
         authority::Trigger,
         change::{Change, Clearing, Identity, Staged},
         driver::Driver,
+        ended::Ended,
         origin::{CookieValue, Origin},
         presented::Base,
         sign_in::SignIn,
@@ -494,6 +587,39 @@ impl Session {
     #[doc(alias = "remember_me", alias = "idle_timeout", alias = "idle timeout", alias = "expire")]
     pub fn set_ttl(&self, ttl: Duration) {
         self.0.stage_plain(Change::Ttl(ttl));
+    }
+
+    /// Resolves when the session ends, to why it did: for streams and sockets, which must end together with their session. See
+    /// [streams and sockets](self#streams-and-sockets).
+    ///
+    /// The future is bound to a session when it is first polled, because in a handler nothing is committed yet: it is the one that
+    /// the handler has made or found. For a visitor without a session it never resolves. For a session that is gone by then it
+    /// resolves at once. It does not count as use of the session; [`touch`](Self::touch) does.
+    ///
+    /// What this process ends is told at once, what another process ends within
+    /// [`watch_interval`](crate::Builder::watch_interval). A [`rework`](Self::rework) does not end it. A login on the same session
+    /// and [`clear_others`](Self::clear_others) do, because the stream may belong to a copy of the cookie. If the store does not
+    /// answer for some time, it is [`Unknown`](crate::Ending::Unknown).
+    ///
+    /// A session that is not loaded yet is loaded by the first poll; if that fails, it is `Unknown` at once. The future does not
+    /// keep the session's data. It needs a tokio runtime with its timer enabled, and no task: it makes progress while it is polled.
+    #[doc(alias = "expire", alias = "on_logout")]
+    pub fn ended(&self) -> Ended {
+        Ended::new(&self.0)
+    }
+
+    /// Counts as use of the session, as a request does: for a socket that is in use.
+    ///
+    /// The store hears of it once per [`touch_interval`](crate::Builder::touch_interval), so it can be called for each message. It
+    /// asks whether the session is still there once per [`watch_interval`](crate::Builder::watch_interval), unless a stream of this
+    /// process does. The session is loaded if it is not yet.
+    ///
+    /// # Errors
+    /// [`NotFound`](crate::ErrorKind::NotFound) if the session has ended, if there is none, or if a login or `clear_others` has
+    /// replaced its ID. [`Unavailable`](crate::ErrorKind::Unavailable), [`Unreadable`](crate::ErrorKind::Unreadable).
+    #[doc(alias = "keep_alive")]
+    pub async fn touch(&self) -> Result<(), Error> {
+        self.0.touch().await
     }
 
     /// Commits the changes now, instead of with the response.

@@ -26,6 +26,8 @@ pub(crate) struct Pending {
     authority: Authority,
     /// What was loaded, or written last. `None` until the session is loaded.
     base: Option<Base>,
+    /// There was a session: if there is none any more, it has ended.
+    had_session: bool,
     /// What the cookies lead to besides.
     besides: Option<Arc<Besides>>,
     /// What is recorded and not known to be written.
@@ -86,6 +88,7 @@ impl Pending {
             request,
             authority: Authority::Visitor,
             base: None,
+            had_session: false,
             besides: None,
             changes: Vec::new(),
             staged: Staged::default(),
@@ -102,6 +105,11 @@ impl Pending {
 
     pub(crate) fn base(&self) -> Option<&Base> {
         self.base.as_ref()
+    }
+
+    /// Whether this request has had a session.
+    pub(crate) fn had_session(&self) -> bool {
+        self.had_session
     }
 
     pub(crate) fn is_loaded(&self) -> bool {
@@ -304,8 +312,7 @@ impl Pending {
             rebase.todo = self.changes[rebase.seen..].to_vec();
             return Adopted::After(rebase);
         }
-        self.base = Some(rebase.base);
-        self.staged = rebase.staged;
+        self.set_base(rebase.base, rebase.staged);
         rebase.discarded.append(&mut mem::replace(&mut self.changes, rebase.resolved));
         Adopted::Done(rebase.discarded)
     }
@@ -401,12 +408,17 @@ impl Pending {
     fn take_base(&mut self, base: Base, again: bool, discarded: Discarded) -> Adopted {
         let staged = Staged::on_base(&base);
         if self.changes.is_empty() {
-            (self.base, self.staged) = (Some(base), staged);
+            self.set_base(base, staged);
             return Adopted::Done(discarded);
         }
         let (resolved, todo) = (Vec::new(), self.changes.clone());
         let revision = self.revision;
         Adopted::After(Box::new(Rebase { base, staged, resolved, seen: 0, todo, again, revision, discarded }))
+    }
+
+    fn set_base(&mut self, base: Base, staged: Staged) {
+        self.had_session |= matches!(base, Base::Live(_));
+        (self.base, self.staged) = (Some(base), staged);
     }
 
     /// Takes out what the change will leave nothing of, so that a closure that fails is not in the way of a sign-out. What

@@ -14,6 +14,7 @@ use crate::{
     sessions::{
         engine::Engine,
         loaded::{EndOutcome, Opened},
+        watch::Ending,
     },
 };
 
@@ -66,7 +67,7 @@ impl Commit {
         let mut signed_out = SignedOut { refused: self.is_unproven(), ..SignedOut::default() };
         for unreadable in self.besides.iter().flat_map(|besides| &besides.unreadable) {
             if what.ends_unread(unreadable.is_proven) {
-                signed_out.count(engine.delete(unreadable.id).await?, unreadable.id.owner());
+                signed_out.count(engine.delete(unreadable.id, Ending::SignedOut).await?, unreadable.id.owner());
             } else {
                 signed_out.refused = true;
             }
@@ -75,7 +76,7 @@ impl Commit {
             if !what.ends_unread(unreadable.is_proven) {
                 return Err(unreadable.error.clone());
             }
-            signed_out.count(engine.delete(unreadable.id).await?, unreadable.id.owner());
+            signed_out.count(engine.delete(unreadable.id, Ending::SignedOut).await?, unreadable.id.owner());
             return Ok(signed_out);
         }
         let with_users = self.came_with_users();
@@ -84,7 +85,7 @@ impl Commit {
         for opened in self.opened().filter(ends) {
             match opened.loaded.owner().filter(|_| what == SignOut::Clear) {
                 None => {
-                    let ended = engine.sign_out(opened).await?;
+                    let ended = engine.sign_out(opened, Ending::SignedOut).await?;
                     signed_out.refused |= ended == EndOutcome::Refused;
                     signed_out.count(ended == EndOutcome::Now, opened.loaded.owner());
                 }

@@ -133,6 +133,26 @@ impl<T> Builder<T> {
         self
     }
 
+    /// Sets how often the store is asked whether a session is still there, while a stream waits for it to
+    /// [end](crate::Session::ended). Default: 5 seconds.
+    ///
+    /// This is how late a stream hears of a session that another process has ended, or that has expired. What this process ends
+    /// is told at once. The store is asked once for each session, however many streams it has.
+    pub fn watch_interval(mut self, interval: Duration) -> Self {
+        self.policy.watch_interval = interval;
+        self
+    }
+
+    /// Sets how long a stream waits while the store cannot be asked, until [`ended`](crate::Session::ended) is
+    /// [`Unknown`](crate::Ending::Unknown). Default: 1 minute, or the idle timeout if that is shorter.
+    ///
+    /// Each stream adds a random part of up to a third, so that not all of them end at one moment. It must not be longer than
+    /// [`default_ttl`](Self::default_ttl).
+    pub fn unknown_after(mut self, time: Duration) -> Self {
+        self.policy.unknown_after = Some(time);
+        self
+    }
+
     /// Sets the largest size of a record, in bytes. Default: 1 MiB.
     ///
     /// A write that would exceed it fails with [`ErrorKind::TooLarge`] and changes nothing. The 45

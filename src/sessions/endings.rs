@@ -22,6 +22,7 @@ use crate::{
     sessions::{
         engine::{Engine, UPDATING},
         loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
+        watch::Ending,
     },
 };
 
@@ -33,17 +34,35 @@ pub(crate) struct ClearedBy {
     pub(crate) by_newest: bool,
 }
 
+/// What whoever ends sessions calls when it is done.
+impl<B: Backend> Engine<B> {
+    /// These sessions have ended.
+    pub(crate) fn ended(&self, ids: &[RecordId], ending: Ending) {
+        ids.iter().for_each(|id| self.watchers().ended(*id, ending));
+    }
+
+    /// All sessions of an owner have ended, but the one that is kept. The call [began](Watchers::begin) then.
+    fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64) {
+        self.watchers().cleared(owner, kept, began, self.policy().clock.moment());
+    }
+
+    /// A session was signed in to again, or has ended all others: streams that began before that hear of it.
+    pub(super) fn replaced(&self, now: &Loaded) {
+        self.watchers().replaced(now.id, now.contents.logins);
+    }
+}
+
 impl<B: Backend> Engine<B> {
     /// Ends a session for good if the secret that came opens it.
-    pub(crate) async fn sign_out(&self, opened: &Opened) -> Result<EndOutcome, Error> {
-        let ended = self.sign_out_quietly(opened).await?;
+    pub(crate) async fn sign_out(&self, opened: &Opened, ending: Ending) -> Result<EndOutcome, Error> {
+        let ended = self.sign_out_quietly(opened, ending).await?;
         if ended == EndOutcome::Now {
             self.tell_of(EventKind::SignedOut, &opened.loaded);
         }
         Ok(ended)
     }
 
-    async fn sign_out_quietly(&self, opened: &Opened) -> Result<EndOutcome, Error> {
+    async fn sign_out_quietly(&self, opened: &Opened, ending: Ending) -> Result<EndOutcome, Error> {
         // The time before a call: a window that ends while the call is under way counts as open.
         let (mut opened, mut now) = (opened.clone(), self.now());
         if opened.opening(now).is_none() {
@@ -56,7 +75,7 @@ impl<B: Backend> Engine<B> {
                 return Ok(EndOutcome::Refused);
             }
             now = self.now();
-            match self.end_if(&opened.loaded).await? {
+            match self.end_if(&opened.loaded, ending).await? {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
@@ -68,28 +87,28 @@ impl<B: Backend> Engine<B> {
             return Ok(EndOutcome::Refused);
         }
         // A sign-out wins against any number of writers: a secret that is replaced just now still counts.
-        self.delete(opened.loaded.id).await.map(was_there)
+        self.delete(opened.loaded.id, ending).await.map(was_there)
     }
 
     /// Ends a session whatever other requests write to it.
-    pub(crate) async fn end(&self, loaded: &Arc<Loaded>) -> Result<EndOutcome, Error> {
+    pub(crate) async fn end(&self, loaded: &Arc<Loaded>, ending: Ending) -> Result<EndOutcome, Error> {
         let mut loaded = Arc::clone(loaded);
         for _ in 0..TRIES_TO_END {
-            match self.end_if(&loaded).await? {
+            match self.end_if(&loaded, ending).await? {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => loaded = current,
                 WriteOutcome::Unreadable(_) => break,
             }
         }
-        self.delete(loaded.id).await.map(was_there)
+        self.delete(loaded.id, ending).await.map(was_there)
     }
 
-    /// Ends a session if the secret that came is its newest one.
+    /// Ends a session if the secret that came is its newest one, because it is replaced by another one.
     pub(crate) async fn end_newest(&self, opened: &Opened) -> Result<EndOutcome, Error> {
         let mut opened = opened.clone();
         while opened.is_newest() {
-            match self.end_if(&opened.loaded).await? {
+            match self.end_if(&opened.loaded, Ending::Replaced).await? {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
@@ -102,21 +121,28 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Ends a session if nobody has written to it since it was loaded.
-    pub(crate) async fn end_if(&self, loaded: &Arc<Loaded>) -> Result<WriteOutcome, Error> {
+    pub(crate) async fn end_if(&self, loaded: &Arc<Loaded>, ending: Ending) -> Result<WriteOutcome, Error> {
         // With a time to live of zero nothing of it is stored.
         let end = Record::new(loaded.id, random_version(), Duration::ZERO, Bytes::new());
         let new = Loaded { version: end.version, ..Loaded::clone(loaded) };
         let updated = self.answer(self.backend().update(loaded.version, end, false).await, UPDATING)?;
         Ok(match updated {
-            Outcome::Done => WriteOutcome::Done(Arc::clone(loaded)),
+            Outcome::Done => {
+                self.ended(&[loaded.id], ending);
+                WriteOutcome::Done(Arc::clone(loaded))
+            }
             Outcome::Gone => WriteOutcome::Gone,
             Outcome::Conflict(current) => self.conflict(&new, current),
         })
     }
 
     /// Ends a record, whatever it is, and says whether it was there.
-    pub(crate) async fn delete(&self, id: RecordId) -> Result<bool, Error> {
-        self.answer(self.backend().delete(id).await, "a session could not be ended")
+    pub(crate) async fn delete(&self, id: RecordId, ending: Ending) -> Result<bool, Error> {
+        let was_there = self.answer(self.backend().delete(id).await, "a session could not be ended")?;
+        if was_there {
+            self.ended(&[id], ending);
+        }
+        Ok(was_there)
     }
 
     /// Ends all sessions of a session key, and says how many.
@@ -171,7 +197,13 @@ impl<B: Backend> Engine<B> {
     }
 
     async fn clear_once(&self, owner: Owner, clear: Clear) -> Result<Cleared, Error> {
-        self.answer(self.backend().clear(owner, clear).await, "the sessions of a key could not be cleared")
+        let began = self.watchers().begin();
+        let cleared = self.backend().clear(owner, clear).await;
+        let cleared = self.answer(cleared, "the sessions of a key could not be cleared")?;
+        if let Cleared::Done(_) = cleared {
+            self.cleared(owner, clear.by.filter(|by| by.keep).map(|by| by.id), began);
+        }
+        Ok(cleared)
     }
 
     /// The session of that name as it is by now, if it is live.
@@ -186,7 +218,7 @@ impl<B: Backend> Engine<B> {
         let Ok(runtime) = Handle::try_current() else { return };
         let (engine, permit) = (Arc::clone(self), self.permit());
         runtime.spawn(async move {
-            let deleted = timeout(engine.request_time(), engine.delete(id)).await;
+            let deleted = timeout(engine.request_time(), engine.delete(id, Ending::SignedOut)).await;
             if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::too_late())) {
                 // The session ends by itself.
                 let error = error.chain();

@@ -26,11 +26,13 @@ use crate::{
         token::{Credentials, IdText, Secret, SessionId},
     },
     sessions::{
-        background::{Background, Permit},
+        background::{Background, Permit, Touching},
         health::Health,
         loaded::{Found, Loaded, Opened, Unreadable, WriteOutcome},
         policy::Policy,
         turns::Turns,
+        watch::Ending,
+        watchers::Watchers,
     },
     timeout::within,
 };
@@ -88,13 +90,14 @@ struct Shared {
     codec: Codec,
     turns: Turns,
     health: Health,
+    watchers: Arc<Watchers>,
     background: Arc<Background>,
 }
 
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(backend: B, policy: Policy, codec: Codec) -> Self {
-        let shared =
-            Shared { policy, codec, turns: Turns::default(), health: Health::default(), background: Arc::default() };
+        let (turns, health, watchers) = (Turns::default(), Health::default(), Watchers::new());
+        let shared = Shared { policy, codec, turns, health, watchers, background: Arc::default() };
         Self { backend: Arc::new(backend), shared: Arc::new(shared) }
     }
 
@@ -167,8 +170,14 @@ impl<B: Backend> Engine<B> {
         self.shared.background.permit()
     }
 
-    /// Waits for all permits, gives no more, and closes the backend.
+    /// The streams of this process that wait for sessions to end.
+    pub(crate) fn watchers(&self) -> &Arc<Watchers> {
+        &self.shared.watchers
+    }
+
+    /// Tells the streams, waits for all permits, gives no more, and closes the backend.
     pub(crate) async fn close(&self) -> Result<(), Error> {
+        self.watchers().close();
         self.shared.background.close().await?;
         self.backend.close().await.map_err(|error| Error::backend("the backend did not close", error))
     }
@@ -299,6 +308,10 @@ impl<B: Backend> Engine<B> {
                     for ended in &ended {
                         self.tell(EventKind::Limited, Some(ended.sid()), loaded.contents.key.as_deref());
                     }
+                    self.ended(&ended, Ending::SignedOut);
+                    if let (Left::Done, Some((visitor, _))) = (&left, leaves) {
+                        self.ended(&[visitor], Ending::Replaced);
+                    }
                     return Ok(NewSession::Done { loaded: Arc::new(loaded), id: text, left });
                 }
                 Created::Late => {
@@ -381,6 +394,11 @@ impl<B: Backend> Engine<B> {
                     }
                 }
             };
+            if let WriteOutcome::Done(current) | WriteOutcome::Conflict(current) = &outcome
+                && !loaded.has_same_login(&current.contents)
+            {
+                self.replaced(current);
+            }
             match outcome {
                 WriteOutcome::Conflict(current) => loaded = current,
                 outcome => return Ok(outcome),
@@ -399,7 +417,7 @@ impl<B: Backend> Engine<B> {
         retry: bool,
     ) -> impl Future<Output = Result<WriteOutcome, Error>> {
         new.contents.written = self.now();
-        new.ttl = self.ttl_at(&new.contents, new.contents.written);
+        new.ttl = self.ttl_at(self.idle(&new.contents), new.contents.deadline, new.contents.written);
         new.stale = false;
         self.swap(loaded.version, Arc::new(new), retry)
     }
@@ -470,7 +488,7 @@ impl<B: Backend> Engine<B> {
         }
         let Ok(runtime) = Handle::try_current() else { return };
         let Ok(permit) = self.permit() else { return };
-        let Some(touching) = self.shared.background.touching(loaded.id) else { return };
+        let Some(touching) = self.touching(loaded.id) else { return };
         let (engine, loaded) = (Arc::clone(self), Arc::clone(loaded));
         runtime.spawn(async move {
             let id = loaded.id;
@@ -483,13 +501,24 @@ impl<B: Backend> Engine<B> {
         });
     }
 
-    fn is_touch_due(&self, loaded: &Loaded) -> bool {
-        let Some(idle) = self.idle(&loaded.contents).map(Duration::from_millis) else { return false };
+    /// A record's place among those that are being touched; `None` if it has one.
+    pub(super) fn touching(&self, id: RecordId) -> Option<Touching> {
+        self.shared.background.touching(id)
+    }
+
+    pub(super) fn is_touch_due(&self, loaded: &Loaded) -> bool {
+        self.is_use_due(self.idle(&loaded.contents), loaded.contents.deadline, loaded.ttl)
+    }
+
+    /// Whether a session of that idle timeout and deadline, which has so long to live, was not used lately as far as the backend
+    /// knows.
+    pub(super) fn is_use_due(&self, idle: Option<u64>, deadline: u64, ttl: Duration) -> bool {
+        let Some(own) = idle.map(Duration::from_millis) else { return false };
         // Never more than a tenth of the session's own idle time: a longer interval would sign out users who are active.
-        let interval = self.policy().touch_interval.unwrap_or(MAX_TOUCH_INTERVAL).min(idle / 10);
+        let interval = self.policy().touch_interval.unwrap_or(MAX_TOUCH_INTERVAL).min(own / 10);
         let interval = interval.max(Duration::from_millis(1));
         // The deadline may have cut the time to live. That needs the clock, so it is looked at last.
-        idle.saturating_sub(loaded.ttl) >= interval && self.ttl(&loaded.contents).saturating_sub(loaded.ttl) >= interval
+        own.saturating_sub(ttl) >= interval && self.ttl_at(idle, deadline, self.now()).saturating_sub(ttl) >= interval
     }
 
     async fn refresh(&self, loaded: &Loaded) -> Result<(), Error> {
@@ -498,7 +527,11 @@ impl<B: Backend> Engine<B> {
             let new = Loaded { version: random_version(), ..Loaded::clone(loaded) };
             return self.write(loaded, new, false).await.map(drop);
         }
-        let touched = self.backend.touch(loaded.id, loaded.version, self.ttl(&loaded.contents)).await;
+        self.touch_once(loaded.id, loaded.version, self.ttl(&loaded.contents)).await
+    }
+
+    pub(super) async fn touch_once(&self, id: RecordId, version: i64, ttl: Duration) -> Result<(), Error> {
+        let touched = self.backend.touch(id, version, ttl).await;
         self.answer(touched, "a session could not be touched")
     }
 
@@ -533,12 +566,13 @@ impl<B: Backend> Engine<B> {
 
     /// How long the session lives if it is not used.
     fn ttl(&self, contents: &Contents) -> Duration {
-        self.ttl_at(contents, self.now())
+        self.ttl_at(self.idle(contents), contents.deadline, self.now())
     }
 
-    fn ttl_at(&self, contents: &Contents, now: u64) -> Duration {
-        let left = contents.deadline.saturating_sub(now);
-        Duration::from_millis(self.idle(contents).unwrap_or(u64::MAX).min(left).max(1))
+    /// The same for a session of that idle timeout and deadline.
+    pub(super) fn ttl_at(&self, idle: Option<u64>, deadline: u64, now: u64) -> Duration {
+        let left = deadline.saturating_sub(now);
+        Duration::from_millis(idle.unwrap_or(u64::MAX).min(left).max(1))
     }
 }
 

@@ -10,7 +10,10 @@ mod info;
 pub(crate) mod loaded;
 pub(crate) mod login;
 pub(crate) mod policy;
+pub(crate) mod stream;
 mod turns;
+pub(crate) mod watch;
+mod watchers;
 
 use std::{fmt, sync::Arc};
 
@@ -38,6 +41,7 @@ use crate::{
         loaded::{EndOutcome, Found, Loaded, Opened, WriteOutcome},
         login::Login,
         policy::Policy,
+        watch::Ending,
     },
 };
 
@@ -227,14 +231,14 @@ impl<B: Backend> Sessions<B> {
                 Found::Nothing => EndOutcome::Before,
                 Found::Closed => EndOutcome::Refused,
                 Found::Opened(opened, _) => {
-                    let ended = self.0.sign_out(&opened).await?;
+                    let ended = self.0.sign_out(&opened, Ending::SignedOut).await?;
                     if ended == EndOutcome::Refused {
                         self.0.tell_of(EventKind::Refused(Refusal::NotNewest), &opened.loaded);
                     }
                     ended
                 }
                 Found::Unreadable(unreadable) if unreadable.is_proven => {
-                    if self.0.delete(unreadable.id).await? {
+                    if self.0.delete(unreadable.id, Ending::SignedOut).await? {
                         self.0.tell(EventKind::SignedOut, Some(unreadable.id.sid()), None);
                     }
                     EndOutcome::Now
@@ -401,10 +405,10 @@ impl<B: Backend> Sessions<B> {
             };
             let ended = match read {
                 Ok(loaded) if loaded.is_live_at(engine.now()) => {
-                    engine.end(&Arc::new(loaded)).await? == EndOutcome::Now
+                    engine.end(&Arc::new(loaded), Ending::SignedOut).await? == EndOutcome::Now
                 }
                 Ok(_) => false,
-                Err(_) => engine.delete(id).await?,
+                Err(_) => engine.delete(id, Ending::SignedOut).await?,
             };
             if ended {
                 engine.tell(EventKind::Revoked, Some(id.sid()), Some(key.as_ref()));
@@ -414,8 +418,8 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Waits until all work that has begun is done, including commits and touches in the background, releases what the backend
-    /// holds, and refuses further use of every handle.
+    /// Ends every stream of this process that [waits for it](crate::Session::ended), waits until all work that has begun is done,
+    /// including commits and touches in the background, releases what the backend holds, and refuses further use of every handle.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to close, or if the sessions are closed already.

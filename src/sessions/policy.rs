@@ -30,6 +30,8 @@ pub(crate) struct Policy {
     pub(crate) sessions_per_key: Limit,
     pub(crate) rework_grace: Duration,
     pub(crate) request_time: Duration,
+    pub(crate) watch_interval: Duration,
+    pub(crate) unknown_after: Option<Duration>,
     pub(crate) id_factory: Option<IdFactory>,
     pub(crate) on_event: Listener,
     pub(crate) clock: Clock,
@@ -54,6 +56,8 @@ impl Default for Policy {
             sessions_per_key: Limit::LeastRecent(100),
             rework_grace: Duration::from_secs(10),
             request_time: Duration::from_secs(1),
+            watch_interval: Duration::from_secs(5),
+            unknown_after: None,
             id_factory: None,
             on_event: Listener::default(),
             clock: Clock::system(),
@@ -92,6 +96,12 @@ impl Policy {
         }
         if let Limit::LeastRecent(0) | Limit::Refuse(0) = self.sessions_per_key {
             return refuse("sessions_per_key must not be zero: nobody could sign in. Limit::none() is for no limit");
+        }
+        if too_short(self.watch_interval) || self.unknown_after.is_some_and(too_short) {
+            return refuse("watch_interval and unknown_after must not be zero");
+        }
+        if self.unknown_after.is_some_and(|time| self.default_ttl.is_some_and(|idle| time > idle)) {
+            return refuse("unknown_after must not be longer than default_ttl: a stream would outlive its session");
         }
         let (pepper, keyring) = (self.pepper.take(), self.keyring.take());
         if pepper.as_ref().is_some_and(|pepper| pepper.len() < 16) {
@@ -139,10 +149,17 @@ impl Policy {
         }
     }
 
+    /// How long a stream of a session of that idle timeout waits for a lost store at least.
+    pub(crate) fn unknown_after(&self, idle: Option<u64>) -> Duration {
+        let idle = idle.map_or(Duration::MAX, Duration::from_millis);
+        self.unknown_after.unwrap_or(UNKNOWN_AFTER).min(idle)
+    }
+
     /// When a session that begins at that time ends at the latest.
     pub(crate) fn deadline(&self, is_signed_in: bool, now: u64) -> u64 {
         now.saturating_add(millis(if is_signed_in { self.max_lifetime } else { self.anonymous_lifetime }))
     }
 }
 
+const UNKNOWN_AFTER: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(86_400);

@@ -81,6 +81,8 @@ pub struct Options {
     pub touch_interval: Option<Duration>,
     pub rework_grace: Option<Duration>,
     pub request_time: Option<Duration>,
+    pub watch_interval: Option<Duration>,
+    pub unknown_after: Option<Duration>,
     pub max_size: Option<usize>,
     pub pepper: Option<&'static str>,
     pub namespace: Option<&'static str>,
@@ -106,6 +108,12 @@ impl Options {
         }
         if let Some(grace) = self.rework_grace {
             builder = builder.rework_grace(grace);
+        }
+        if let Some(interval) = self.watch_interval {
+            builder = builder.watch_interval(interval);
+        }
+        if let Some(time) = self.unknown_after {
+            builder = builder.unknown_after(time);
         }
         if let Some(size) = self.max_size {
             builder = builder.max_size(size);
@@ -191,11 +199,12 @@ impl Store {
 
     /// Lets time pass.
     pub fn pass(&self, time: Duration) {
-        self.clock.advance(time);
+        // In this order: what is woken by the clock finds everything as old as it is then.
         #[cfg(feature = "redis")]
         if let Some(place) = &self.place {
             place.age(time);
         }
+        self.clock.advance(time);
     }
 
     /// Whether it is a server, with a clock and timeouts of its own.

@@ -1,0 +1,326 @@
+//! The watched sessions of this process: one [`Watcher`] for each record, however many streams wait for its ending.
+//!
+//! There is no task. The streams of a record share its watcher, and one of them drives it: it asks the store when a look is due.
+//! When that stream is dropped, or is not polled, another takes over.
+
+use std::{
+    array,
+    collections::BTreeMap,
+    hash::BuildHasher,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
+    },
+    task::Waker,
+    time::Duration,
+};
+
+use hashbrown::DefaultHashBuilder;
+use slab::Slab;
+
+use crate::{
+    detached::Detached,
+    record::id::{Owner, RecordId},
+    sessions::watch::{Ending, Known, Look, Watch},
+};
+
+/// The watchers of this process.
+pub(crate) struct Watchers {
+    /// Those of one owner are together and in order, so that a `clear` finds them.
+    shards: [Mutex<Shard>; 16],
+    hasher: DefaultHashBuilder,
+    /// Counts what this process ends.
+    endings: AtomicU64,
+    draws: AtomicU64,
+    closed: AtomicBool,
+}
+
+type Shard = BTreeMap<RecordId, Weak<Watcher>>;
+
+/// A record that streams of this process wait for to end.
+pub(crate) struct Watcher {
+    id: RecordId,
+    /// How many endings there were when it was made.
+    made: u64,
+    watchers: Arc<Watchers>,
+    state: Mutex<State>,
+}
+
+struct State {
+    watch: Watch,
+    /// A look that is under way, and not being polled.
+    looking: Option<Looking>,
+    streams: Slab<Waker>,
+    /// The stream whose turn it is to look.
+    driver: Option<usize>,
+}
+
+/// A look at the store that is under way. It goes on in a task if no stream is left to poll it.
+pub(crate) type Looking = Detached<(Weak<Watcher>, Look)>;
+
+/// What a stream is to do next.
+pub(crate) enum Turn {
+    Hear(Ending),
+    /// Go on with that look, or begin one.
+    Look(Option<Looking>),
+    /// Wait until that moment, or until it is woken.
+    Wait(Duration),
+}
+
+impl Watchers {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            shards: array::from_fn(|_| Mutex::default()),
+            hasher: DefaultHashBuilder::default(),
+            endings: AtomicU64::new(0),
+            draws: AtomicU64::new(0),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// How many endings there were. What was loaded when there were as many is not known to have ended.
+    pub(crate) fn endings(&self) -> u64 {
+        self.endings.load(SeqCst)
+    }
+
+    /// The same, for an ending that begins: a session that was watched before is surely ended by it.
+    pub(crate) fn begin(&self) -> u64 {
+        self.endings.fetch_add(1, SeqCst)
+    }
+
+    /// A number, another one each time.
+    pub(crate) fn draw(&self) -> u64 {
+        self.hasher.hash_one(self.draws.fetch_add(1, SeqCst))
+    }
+
+    /// The watcher of this record, or a new one.
+    pub(crate) fn watch(self: &Arc<Self>, id: RecordId, new: impl FnOnce() -> Watch) -> Arc<Watcher> {
+        let watcher = {
+            let mut shard = self.shard(id);
+            match shard.get(&id).and_then(Weak::upgrade) {
+                Some(watcher) => watcher,
+                None => {
+                    let state = State { watch: new(), looking: None, streams: Slab::new(), driver: None };
+                    let (made, watchers) = (self.endings(), Arc::clone(self));
+                    let watcher = Arc::new(Watcher { id, made, watchers, state: Mutex::new(state) });
+                    shard.insert(id, Arc::downgrade(&watcher));
+                    watcher
+                }
+            }
+        };
+        // Read when others can see it: it is told of the closing, or it is told here.
+        if self.is_closed() {
+            watcher.end(Ending::Closed);
+        }
+        watcher
+    }
+
+    /// That session has ended.
+    pub(crate) fn ended(&self, id: RecordId, ending: Ending) {
+        self.begin();
+        if let Some(watcher) = self.find(id) {
+            watcher.end(ending);
+        }
+    }
+
+    /// The user of that session has signed in to it again.
+    pub(crate) fn replaced(&self, id: RecordId, logins: u32) {
+        self.begin();
+        if let Some(watcher) = self.find(id) {
+            watcher.tell(|watch| watch.replace(logins));
+        }
+    }
+
+    /// All sessions of that owner have ended but the one that is kept, by an ending that [began](Self::begin) then.
+    pub(crate) fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64, now: Duration) {
+        self.begin();
+        let first = RecordId::first_of(owner);
+        let all: Vec<_> = {
+            let shard = self.shard(first);
+            let all = shard.range(first..).take_while(|(id, _)| id.owner() == Some(owner));
+            all.filter(|(id, _)| kept != Some(**id)).filter_map(|(_, watcher)| watcher.upgrade()).collect()
+        };
+        for watcher in all {
+            match watcher.made <= began {
+                true => watcher.end(Ending::SignedOut),
+                // It may have begun after the others had ended.
+                false => watcher.hurry(now),
+            }
+        }
+    }
+
+    /// No more looks: all streams hear of it.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, SeqCst);
+        for shard in &self.shards {
+            // They are dropped without the lock, which their drop takes.
+            let all: Vec<_> = lock(shard).values().filter_map(Weak::upgrade).collect();
+            all.iter().for_each(|watcher| watcher.end(Ending::Closed));
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(SeqCst)
+    }
+
+    fn find(&self, id: RecordId) -> Option<Arc<Watcher>> {
+        self.shard(id).get(&id)?.upgrade()
+    }
+
+    fn shard(&self, id: RecordId) -> MutexGuard<'_, Shard> {
+        let hash = match id.owner() {
+            Some(owner) => self.hasher.hash_one(owner),
+            None => self.hasher.hash_one(id),
+        };
+        lock(&self.shards[hash as usize % self.shards.len()])
+    }
+}
+
+impl Watcher {
+    pub(crate) fn id(&self) -> RecordId {
+        self.id
+    }
+
+    pub(crate) fn known(&self) -> Known {
+        *self.state().watch.known()
+    }
+
+    /// What a stream that began when there were so many logins has to hear.
+    pub(crate) fn ending(&self, logins: u32) -> Option<Ending> {
+        self.state().watch.verdict(logins, Duration::MAX, Duration::ZERO)
+    }
+
+    pub(crate) fn is_due(&self, now: Duration) -> bool {
+        self.state().watch.next() <= now
+    }
+
+    pub(crate) fn used(&self, ttl: Duration, now: Duration) {
+        self.state().watch.used(ttl, now);
+    }
+
+    pub(crate) fn end(&self, ending: Ending) {
+        let looking = {
+            let mut state = self.state();
+            state.watch.end(ending);
+            state.looking.take()
+        };
+        drop(looking);
+        self.tell(|_| true);
+    }
+
+    /// A look is due at once.
+    pub(crate) fn hurry(&self, now: Duration) {
+        self.tell(|watch| {
+            watch.hurry(now);
+            true
+        });
+    }
+
+    /// Takes what a look has shown.
+    pub(crate) fn take(&self, look: Look) {
+        self.tell(|watch| watch.take(look));
+    }
+
+    /// Changes what is known, and wakes the streams if they have to hear of it.
+    pub(crate) fn tell(&self, change: impl FnOnce(&mut Watch) -> bool) {
+        let wakers: Vec<_> = {
+            let mut state = self.state();
+            match change(&mut state.watch) {
+                true => state.streams.iter().map(|(_, waker)| waker.clone()).collect(),
+                false => Vec::new(),
+            }
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// What a stream is to do next. It is woken when that changes.
+    pub(crate) fn turn(
+        &self,
+        place: &mut Option<usize>,
+        logins: u32,
+        patience: Duration,
+        now: Duration,
+        waker: &Waker,
+    ) -> Turn {
+        let mut state = self.state();
+        let State { watch, looking, streams, driver } = &mut *state;
+        if let Some(ending) = watch.verdict(logins, patience, now) {
+            return Turn::Hear(ending);
+        }
+        let place = match *place {
+            Some(place) => {
+                streams[place].clone_from(waker);
+                place
+            }
+            None => *place.insert(streams.insert(waker.clone())),
+        };
+        let is_due = looking.is_none() && watch.next() <= now;
+        if is_due || driver.is_none() || watch.overdue() <= now {
+            *driver = Some(place);
+        }
+        let drives = *driver == Some(place);
+        if is_due {
+            watch.begin(now);
+        }
+        if is_due || drives && looking.is_some() {
+            return Turn::Look(looking.take());
+        }
+        let next = if drives { watch.next() } else { watch.overdue() };
+        Turn::Wait(watch.gives_up(patience).map_or(next, |at| at.min(next)))
+    }
+
+    /// Keeps a look that is not over. Returns when the stream that drives it gives up.
+    pub(crate) fn keep(&self, looking: Looking, patience: Duration) -> Option<Duration> {
+        let mut state = self.state();
+        if state.watch.ending().is_some() {
+            drop(state);
+            // It is not needed any more. The stream is woken already.
+            drop(looking);
+            return None;
+        }
+        let before = state.looking.replace(looking);
+        let gives_up = state.watch.gives_up(patience);
+        drop(state);
+        drop(before);
+        gives_up
+    }
+
+    /// A stream goes. If it has driven the watcher, another one does from now on.
+    pub(crate) fn leave(&self, place: usize) {
+        let (next, looking) = {
+            let mut state = self.state();
+            state.streams.remove(place);
+            if state.driver.is_some_and(|driver| driver != place) {
+                return;
+            }
+            state.driver = None;
+            let next = state.streams.iter().next().map(|(_, waker)| waker.clone());
+            let looking = if next.is_none() { state.looking.take() } else { None };
+            (next, looking)
+        };
+        // It goes on in a task: a session that makes a new stream for each message must reach the store, too.
+        drop(looking);
+        if let Some(next) = next {
+            next.wake();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut shard = self.watchers.shard(self.id);
+        // Another one may have taken its place already.
+        if shard.get(&self.id).is_some_and(|watcher| watcher.strong_count() == 0) {
+            shard.remove(&self.id);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // No code of the application runs under the lock, so nothing can have stopped halfway.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
