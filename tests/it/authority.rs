@@ -302,7 +302,7 @@ async fn p04_a_login_is_refused_if_its_user_was_signed_out_meanwhile(store: Stor
     assert_eq!((count(&store, "ada").await, count(&store, "grace").await), (1, 0));
     // Without a sign-out it is good for fifteen minutes.
     let login = sessions.login("grace").await.unwrap();
-    store.pass(Duration::from_secs(16 * 60));
+    let login = store.pass_for(login, Duration::from_secs(16 * 60));
     let late = Client::new(&store.layer());
     let answer = late.does(|session| {
         session.bind(login);
@@ -921,6 +921,7 @@ async fn p15_a_planter_who_writes_in_a_loop_holds_off_no_login(store: Store) {
     let victim = Client::new(&layer);
     victim.set_id(&planter.id().unwrap());
     let (write, written) = writer(&store, &planter.id().unwrap());
+    store.faults.always(Verb::Create, write.clone());
     store.faults.always(Verb::Update, write);
     victim.does(bind_ada).await.ok().new_id().unwrap();
     assert!(written.load(Relaxed) >= 3);

@@ -16,7 +16,7 @@ use axum::{
 use futures_util::{FutureExt, Stream, StreamExt};
 use http::HeaderMap;
 use jam_session::{
-    Ended, Ending, ErrorKind, Session, SessionLayer, Sessions,
+    Ended, Ending, ErrorKind, Limit, Session, SessionLayer, Sessions,
     conformance::{Fault, Gate, Verb},
 };
 use serde_json::json;
@@ -34,24 +34,25 @@ use crate::{
 };
 
 on_every_store! {
-    a_sign_out_ends_the_streams_of_its_session_at_once,
-    what_another_process_ends_is_found_at_the_next_look,
-    a_sign_out_everywhere_ends_every_stream_of_the_user,
-    a_revoked_session_ends_its_streams_and_no_others,
-    clear_others_ends_a_copy_of_the_cookie_and_the_other_devices,
-    a_login_replaces_the_streams_from_before_it,
-    a_rotation_ends_no_stream,
-    an_idle_session_ends_its_streams_whoever_looks_at_it,
-    a_deadline_ends_streams,
-    closing_ends_every_stream_first,
-    a_stream_belongs_to_the_login_that_was_committed_with_it,
-    a_session_that_is_gone_ends_a_stream_at_once,
-    a_visitor_without_a_session_waits_for_ever,
-    a_new_future_for_each_message_still_reaches_the_store,
-    another_stream_takes_over_from_one_that_goes,
-    a_stream_that_is_not_polled_keeps_no_other_from_hearing,
-    touch_counts_as_use_and_is_throttled,
-    touch_says_that_the_session_has_ended,
+    p21_a_sign_out_ends_the_streams_of_its_session_at_once,
+    p21_what_another_process_ends_is_found_at_the_next_look,
+    p21_a_sign_out_everywhere_ends_every_stream_of_the_user,
+    p21_a_revoked_session_ends_its_streams_and_no_others,
+    p21_a_login_above_the_limit_ends_the_streams_of_the_session_that_goes,
+    p21_clear_others_ends_a_copy_of_the_cookie_and_the_other_devices,
+    p21_a_login_replaces_the_streams_from_before_it,
+    p21_a_rotation_ends_no_stream,
+    p21_an_idle_session_ends_its_streams_whoever_looks_at_it,
+    p21_a_deadline_ends_streams,
+    p21_closing_ends_every_stream_first,
+    p21_a_stream_belongs_to_the_login_that_was_committed_with_it,
+    p21_a_session_that_is_gone_ends_a_stream_at_once,
+    p21_a_visitor_without_a_session_waits_for_ever,
+    p21_a_new_future_for_each_message_still_reaches_the_store,
+    p21_another_stream_takes_over_from_one_that_goes,
+    p21_a_stream_that_is_not_polled_keeps_no_other_from_hearing,
+    p21_touch_counts_as_use_and_is_throttled,
+    p21_touch_says_that_the_session_has_ended,
 }
 
 const LOOK: Duration = Duration::from_secs(5);
@@ -254,7 +255,7 @@ async fn look(store: &Store) {
     .await;
 }
 
-async fn a_sign_out_ends_the_streams_of_its_session_at_once(store: Store) {
+async fn p21_a_sign_out_ends_the_streams_of_its_session_at_once(store: Store) {
     let sessions = store.sessions();
     let site = Site::new(sessions.clone()).await;
     for by_id in [false, true] {
@@ -274,7 +275,7 @@ async fn a_sign_out_ends_the_streams_of_its_session_at_once(store: Store) {
     }
 }
 
-async fn what_another_process_ends_is_found_at_the_next_look(store: Store) {
+async fn p21_what_another_process_ends_is_found_at_the_next_look(store: Store) {
     let site = Site::new(store.sessions()).await;
     let elsewhere = store.sessions();
     let there = SessionLayer::new(elsewhere.clone());
@@ -290,7 +291,7 @@ async fn what_another_process_ends_is_found_at_the_next_look(store: Store) {
     }
 }
 
-async fn a_sign_out_everywhere_ends_every_stream_of_the_user(store: Store) {
+async fn p21_a_sign_out_everywhere_ends_every_stream_of_the_user(store: Store) {
     let sessions = store.sessions();
     let site = Site::new(sessions.clone()).await;
     for by_key in [false, true] {
@@ -317,7 +318,7 @@ async fn a_sign_out_everywhere_ends_every_stream_of_the_user(store: Store) {
     }
 }
 
-async fn a_revoked_session_ends_its_streams_and_no_others(store: Store) {
+async fn p21_a_revoked_session_ends_its_streams_and_no_others(store: Store) {
     let sessions = store.sessions();
     let site = Site::new(sessions.clone()).await;
     let (client, other) = (site.signed_in().await, site.signed_in().await);
@@ -330,7 +331,19 @@ async fn a_revoked_session_ends_its_streams_and_no_others(store: Store) {
     all_end(&mut others, Ending::Closed).await;
 }
 
-async fn clear_others_ends_a_copy_of_the_cookie_and_the_other_devices(store: Store) {
+async fn p21_a_login_above_the_limit_ends_the_streams_of_the_session_that_goes(store: Store) {
+    let limit = Options { sessions_per_key: Some(Limit::from(1)), ..Options::default() };
+    let site = Site::new(store.sessions_with(limit)).await;
+    let first = site.signed_in().await;
+    let mut streams = site.open(&first).await;
+    let second = site.signed_in().await;
+    all_end(&mut streams, Ending::SignedOut).await;
+    let mut streams = site.open(&second).await;
+    second.does(delete).await.ok();
+    all_end(&mut streams, Ending::SignedOut).await;
+}
+
+async fn p21_clear_others_ends_a_copy_of_the_cookie_and_the_other_devices(store: Store) {
     let sessions = store.sessions();
     let site = Site::new(sessions.clone()).await;
     let (client, other) = (site.signed_in().await, site.signed_in().await);
@@ -350,7 +363,7 @@ async fn clear_others_ends_a_copy_of_the_cookie_and_the_other_devices(store: Sto
     all_end(&mut own, Ending::SignedOut).await;
 }
 
-async fn a_login_replaces_the_streams_from_before_it(store: Store) {
+async fn p21_a_login_replaces_the_streams_from_before_it(store: Store) {
     let site = Site::new(store.sessions()).await;
     let client = site.client();
     client.does(|session| session.insert("n", 1)).await.ok();
@@ -366,7 +379,7 @@ async fn a_login_replaces_the_streams_from_before_it(store: Store) {
     }
 }
 
-async fn a_rotation_ends_no_stream(store: Store) {
+async fn p21_a_rotation_ends_no_stream(store: Store) {
     let sessions = store.sessions();
     let site = Site::new(sessions.clone()).await;
     let there = store.layer();
@@ -383,7 +396,7 @@ async fn a_rotation_ends_no_stream(store: Store) {
 }
 
 /// The looks do not count as use.
-async fn an_idle_session_ends_its_streams_whoever_looks_at_it(store: Store) {
+async fn p21_an_idle_session_ends_its_streams_whoever_looks_at_it(store: Store) {
     let site = Site::new(store.sessions()).await;
     let client = site.signed_in().await;
     let mut streams = site.open(&client).await;
@@ -396,7 +409,7 @@ async fn an_idle_session_ends_its_streams_whoever_looks_at_it(store: Store) {
     assert!(!store.faults.calls().contains(&Verb::Touch));
 }
 
-async fn a_deadline_ends_streams(store: Store) {
+async fn p21_a_deadline_ends_streams(store: Store) {
     let options = Options { max_lifetime: Some(HOUR), default_ttl: Some(None), ..Options::default() };
     let site = Site::new(store.sessions_with(options)).await;
     let client = site.signed_in().await;
@@ -406,7 +419,7 @@ async fn a_deadline_ends_streams(store: Store) {
     all_end(&mut streams, Ending::Expired).await;
 }
 
-async fn closing_ends_every_stream_first(store: Store) {
+async fn p21_closing_ends_every_stream_first(store: Store) {
     let sessions = store.sessions();
     let site = Site::new(sessions.clone()).await;
     let (client, visitor) = (site.signed_in().await, site.client());
@@ -426,7 +439,7 @@ async fn closing_ends_every_stream_first(store: Store) {
     assert_eq!(late.touch().await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
-async fn a_stream_belongs_to_the_login_that_was_committed_with_it(store: Store) {
+async fn p21_a_stream_belongs_to_the_login_that_was_committed_with_it(store: Store) {
     let sessions = store.sessions();
     let site = Site::new(sessions.clone()).await;
     for is_signed_in in [false, true] {
@@ -442,7 +455,7 @@ async fn a_stream_belongs_to_the_login_that_was_committed_with_it(store: Store) 
     }
 }
 
-async fn a_session_that_is_gone_ends_a_stream_at_once(store: Store) {
+async fn p21_a_session_that_is_gone_ends_a_stream_at_once(store: Store) {
     let sessions = store.sessions();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
     let sign_in = async || client.does(|session| session.create("ada", json!({}))).await.ok();
@@ -475,7 +488,7 @@ async fn a_session_that_is_gone_ends_a_stream_at_once(store: Store) {
     store.faults.heal();
 }
 
-async fn a_visitor_without_a_session_waits_for_ever(store: Store) {
+async fn p21_a_visitor_without_a_session_waits_for_ever(store: Store) {
     let sessions = store.sessions();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
     let without = kept(&client).await;
@@ -497,7 +510,7 @@ async fn a_visitor_without_a_session_waits_for_ever(store: Store) {
     assert_eq!(loads(&store), 0);
 }
 
-async fn a_new_future_for_each_message_still_reaches_the_store(store: Store) {
+async fn p21_a_new_future_for_each_message_still_reaches_the_store(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let session = kept(&client).await;
@@ -518,7 +531,7 @@ async fn a_new_future_for_each_message_still_reaches_the_store(store: Store) {
     assert_eq!(loads(&store), 1);
 }
 
-async fn another_stream_takes_over_from_one_that_goes(store: Store) {
+async fn p21_another_stream_takes_over_from_one_that_goes(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let (first, second) = (kept(&client).await, kept(&client).await);
@@ -544,7 +557,7 @@ async fn another_stream_takes_over_from_one_that_goes(store: Store) {
 }
 
 /// As one whose task is busy with a message.
-async fn a_stream_that_is_not_polled_keeps_no_other_from_hearing(store: Store) {
+async fn p21_a_stream_that_is_not_polled_keeps_no_other_from_hearing(store: Store) {
     let client = Client::new(&store.layer());
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let (first, second) = (kept(&client).await, kept(&client).await);
@@ -561,7 +574,7 @@ async fn a_stream_that_is_not_polled_keeps_no_other_from_hearing(store: Store) {
     assert_eq!(tokio::time::timeout(PATIENCE, other).await.unwrap().unwrap(), Ending::SignedOut);
 }
 
-async fn touch_counts_as_use_and_is_throttled(store: Store) {
+async fn p21_touch_counts_as_use_and_is_throttled(store: Store) {
     let sessions = store.sessions();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
     client.does(|session| session.create("ada", json!({}))).await.ok();
@@ -583,7 +596,7 @@ async fn touch_counts_as_use_and_is_throttled(store: Store) {
     assert_eq!(ended.await, Ending::Expired);
 }
 
-async fn touch_says_that_the_session_has_ended(store: Store) {
+async fn p21_touch_says_that_the_session_has_ended(store: Store) {
     let sessions = store.sessions();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
     for is_here in [true, false] {

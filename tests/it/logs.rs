@@ -43,7 +43,7 @@ fn read(folder: &Path, sources: &mut Vec<String>) {
 /// The rows of the table.
 fn table(docs: &str) -> BTreeSet<Line> {
     let rows = docs.lines().filter_map(|line| line.strip_prefix("//! | "));
-    let rows = rows.map(|row| row.split(" | ").map(str::trim).collect::<Vec<_>>());
+    let rows = rows.map(|row| row.split('|').map(str::trim).collect::<Vec<_>>());
     let rows = rows.filter(|cells| ["DEBUG", "INFO", "WARN", "ERROR"].contains(&cells[0]));
     rows.map(|cells| {
         let mut fields: Vec<String> = cells[2].split('`').skip(1).step_by(2).map(str::to_owned).collect();

@@ -72,7 +72,7 @@ fn loads(store: &Store) -> usize {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_streams_of_one_session_ask_the_store_once() {
+async fn p21_a_thousand_streams_of_one_session_ask_the_store_once() {
     let store = Store::memory().await;
     let sessions = store.sessions();
     let layer = SessionLayer::new(sessions.clone());
@@ -108,7 +108,7 @@ async fn a_thousand_streams_of_one_session_ask_the_store_once() {
 
 /// The looks are spread over the interval, although all streams began at one moment.
 #[tokio::test]
-async fn ten_thousand_streams_ask_the_store_two_thousand_times_a_second() {
+async fn p21_ten_thousand_streams_ask_the_store_two_thousand_times_a_second() {
     const STREAMS: usize = 10_000;
     let store = Store::memory().await;
     let mut streams = streams(&store.sessions(), STREAMS).await;
@@ -127,7 +127,7 @@ async fn ten_thousand_streams_ask_the_store_two_thousand_times_a_second() {
 
 /// By the machine's clock, with a timer each. What a stream holds beside them is its session, if its handler keeps that.
 #[tokio::test]
-async fn a_stream_holds_little_more_than_a_timer() {
+async fn p21_a_stream_holds_little_more_than_a_timer() {
     const STREAMS: usize = 10_000;
     let sessions = MemorySessions::new();
     let layer = SessionLayer::new(sessions.clone());
@@ -152,7 +152,7 @@ async fn a_stream_holds_little_more_than_a_timer() {
 
 /// Not all at one moment, and none before its time.
 #[tokio::test]
-async fn streams_give_up_a_lost_store_one_after_the_other() {
+async fn p21_streams_give_up_a_lost_store_one_after_the_other() {
     const STREAMS: usize = 1_000;
     let store = Store::memory().await;
     let mut streams = streams(&store.sessions(), STREAMS).await;
@@ -171,7 +171,7 @@ async fn streams_give_up_a_lost_store_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_store_that_comes_back_ends_no_stream_and_is_not_overrun() {
+async fn p21_a_store_that_comes_back_ends_no_stream_and_is_not_overrun() {
     const STREAMS: usize = 1_000;
     let store = Store::memory().await;
     let sessions = store.sessions();
@@ -198,7 +198,7 @@ async fn a_store_that_comes_back_ends_no_stream_and_is_not_overrun() {
 }
 
 #[tokio::test]
-async fn no_stream_waits_for_a_lost_store_for_longer_than_the_idle_time() {
+async fn p21_no_stream_waits_for_a_lost_store_for_longer_than_the_idle_time() {
     let store = Store::memory().await;
     let options = Options { default_ttl: Some(Some(12 * SECOND)), ..Options::default() };
     let mut streams = streams(&store.sessions_with(options), 10).await;
@@ -213,7 +213,7 @@ async fn no_stream_waits_for_a_lost_store_for_longer_than_the_idle_time() {
 
 /// A damaged record says nothing of whether the session has ended.
 #[tokio::test]
-async fn a_record_that_cannot_be_read_is_unknown() {
+async fn p21_a_record_that_cannot_be_read_is_unknown() {
     let store = Store::memory().await;
     let mut streams = streams(&store.sessions(), 1).await;
     hear(&mut streams, Ending::Unknown);
@@ -239,7 +239,7 @@ async fn a_record_that_cannot_be_read_is_unknown() {
 
 /// For a test of an application, which has no clock of ours.
 #[tokio::test(start_paused = true)]
-async fn with_the_machines_clock_looks_go_by_the_time_of_tokio() {
+async fn p21_with_the_machines_clock_looks_go_by_the_time_of_tokio() {
     let store = Store::memory().await;
     let sessions = Options::default().apply(Sessions::over(store.watched())).clock(Clock::system()).build().unwrap();
     let mut streams = streams(&sessions, 1).await;

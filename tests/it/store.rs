@@ -11,8 +11,8 @@ use std::{
 };
 
 use jam_session::{
-    AnyBackend, Backend, Builder, By, Clear, Cleared, Clock, Created, JsonSessions, Keyring, Limit, MemorySessions,
-    Outcome, Owner, Record, RecordId, SessionLayer, Sessions, Terms, backend,
+    AnyBackend, Backend, Builder, By, Clear, Cleared, Clock, Created, JsonSessions, Keyring, Limit, Login,
+    MemorySessions, Outcome, Owner, Record, RecordId, SessionLayer, Sessions, Terms, backend,
     conformance::{Answer, Fault, Faults, Faulty, Verb},
 };
 
@@ -207,9 +207,30 @@ impl Store {
         self.clock.advance(time);
     }
 
+    /// Lets time pass for a login too. A server has a clock of its own, which stands in what it gave away.
+    pub fn pass_for(&self, login: Login, time: Duration) -> Login {
+        self.pass(time);
+        if !self.is_remote() {
+            return login;
+        }
+        let mut text = serde_json::to_value(login).unwrap();
+        let taken = text["mark"]["taken"].as_u64().unwrap();
+        text["mark"]["taken"] = (taken - u64::try_from(time.as_millis()).unwrap()).into();
+        serde_json::from_value(text).unwrap()
+    }
+
     /// Whether it is a server, with a clock and timeouts of its own.
     pub fn is_remote(&self) -> bool {
         self.moment > Duration::from_millis(1)
+    }
+
+    /// The call that ends a visitor's session at a login: in a Cluster, one call cannot reach the keys of both.
+    pub fn leaves_by(&self) -> Verb {
+        #[cfg(feature = "redis")]
+        if self.place.as_ref().is_some_and(|place| place.topology == crate::redis::harness::Topology::Cluster) {
+            return Verb::Update;
+        }
+        Verb::Create
     }
 
     pub fn is_file(&self) -> bool {

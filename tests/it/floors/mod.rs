@@ -23,7 +23,7 @@ use self::paths::{Module, Parsed, module};
 mod paths;
 
 /// What each folder may use besides itself and the [`GROUND`].
-const FLOORS: [(&str, &[&str]); 10] = [
+const FLOORS: [(&str, &[&str]); 11] = [
     // Requests, responses and cookies.
     ("http", &["session", "sessions", "backend", "record"]),
     // What a handler holds.
@@ -36,8 +36,9 @@ const FLOORS: [(&str, &[&str]); 10] = [
     ("record", &[]),
     // The stores stand beside each other; those in this process remember clears and endings in the same way.
     ("stores/recent", &["backend", "record"]),
-    ("stores/memory", &["stores/recent", "sessions", "backend", "record"]),
-    ("stores/json", &["stores/recent", "sessions", "backend", "record"]),
+    ("stores/cursor", &["backend", "record"]),
+    ("stores/memory", &["stores/recent", "stores/cursor", "sessions", "backend", "record"]),
+    ("stores/json", &["stores/recent", "stores/cursor", "sessions", "backend", "record"]),
     ("stores/redis", &["sessions", "backend", "record"]),
     // The contract as tests.
     ("conformance", &["backend", "record"]),
