@@ -4,9 +4,10 @@
 //! cookies in the order in which responses come. They read, write, log in, with and without a `Login`, switch users, rotate, log
 //! out, here and everywhere, end other sessions by their handles; wait in the handler until others are answered, or are held back
 //! there until their IDs count no more; leave before, during and after the handler; save and then fail; panic. Thieves try every
-//! cookie that there ever was, forged ones, ones under the other name, and two at once. It goes to two
-//! servers on one store: within the test, on stores whose calls take a while at random and fail now and then; and as two processes
-//! on a Redis that keeps what it has acknowledged, all of which are killed, frozen and cut off.
+//! cookie that there ever was, forged ones, ones under the other name, and two at once; and they plant theirs in the browsers of
+//! others. It goes to two servers on one store: within the test, on stores whose calls take a while at random and fail now and
+//! then; and as two processes on a Redis that keeps what it has acknowledged, all of which are killed, frozen and cut off. Where
+//! IDs are encrypted there is a third server, which lacks the key.
 //!
 //! # What the oracle knows
 //!
@@ -16,7 +17,8 @@
 //!
 //! * An ID leads to its own session, with its own user, handle and data, or nowhere (3, 6, 12). It counts under the name of its
 //!   kind, and a visitor's only if no user's cookie leads to a session, or to one in which it was superseded. Two of two users lead
-//!   nowhere, one of them that is dead does not hide the other (15).
+//!   nowhere, one of them that is dead does not hide the other (15). What is written with them is dropped; a login with them is a
+//!   new session, takes nothing along, and ends those that they lead to.
 //! * It leads nowhere after a sign-out, a clear, a revocation, a login or a `clear_others` that ended its session or gave it a new
 //!   ID, whatever was under way (4, 7, 8); nor when the grace is over since the rework that replaced it was answered (6), or when
 //!   its holder has signed in to another session with a `Login`.
@@ -33,6 +35,7 @@
 //!   `clear` count with an ID that was rotated or superseded a moment ago, and with no other (8).
 //! * A 401 has a reason: an ID that another one may have replaced, a session that may have ended, a user who may have been cleared.
 //!   It changes nothing, except that a clear beside a login that was refused acts.
+//! * A process that lacks the key of an encrypted ID finds nobody, ends nothing, and answers a sign-out with a 401 (9).
 //! * 200 for a `delete` means that nothing lives under that name, 200 for a `clear` with a user's ID that all of the user's have
 //!   ended.
 //! * A list has every session that was there throughout, none that had ended, and nobody else's; `revoke` says true for none but
@@ -68,8 +71,8 @@
 //! Of a session that a lost login made, only user and handle are checked. As long as a login is under way, its session may already
 //! be listed, and its data follow the session before. Between requests that overlap, both orders are right; and both outcomes of
 //! a login, if its user was cleared while its call was on its way to the store. What becomes of a login with a sign-out beside it
-//! that is refused, or whose answer is lost, is left open, except where nothing but a rotation can have refused it. Two cookies
-//! of one name only read and sign out.
+//! that is refused, or whose answer is lost, is left open, except where nothing but a rotation can have refused it. Several cookies
+//! of one name do not rotate, and sign out nobody beside a login.
 
 mod app;
 mod ask;
@@ -144,7 +147,8 @@ fn the_oracle_notices_whatever_is_broken_on_purpose() {
     for sabotage in ALL {
         let faults = matches!(sabotage, Sabotage::LoadsNothing | Sabotage::FailuresRemoveCookies);
         let caught = (0..200).find_map(|seed| {
-            let options = Options { sabotage: Some(sabotage), faults, ..options(5000 + seed) };
+            let keyring = (sabotage == Sabotage::ForeignCookiesAreNone).then(|| Keyring::generate().unwrap());
+            let options = Options { sabotage: Some(sabotage), faults, keyring, ..options(5000 + seed) };
             within(options).0.map(|wrong| (seed, wrong))
         });
         match caught {

@@ -83,6 +83,14 @@ pub struct Cookies {
     forged: Option<Forged>,
 }
 
+/// How a request comes, besides its cookies.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Way {
+    pub cross_site: bool,
+    /// To a process that lacks the key which the cookies are encrypted with.
+    pub lacks_key: bool,
+}
+
 /// Nothing that was ever given to anybody under that name. If it is not even shaped like an ID, the store is not asked.
 #[derive(Clone, Debug)]
 pub struct Forged {
@@ -109,7 +117,7 @@ pub enum Slot {
 struct Asked {
     ask: Ask,
     cookies: Cookies,
-    cross_site: bool,
+    way: Way,
     sent: Instant,
     browser: usize,
     /// When it was known to wait in its handler, and when it was let go on.
@@ -256,6 +264,13 @@ impl Oracle {
         Cookies { users, visitors, forged: None }
     }
 
+    /// Whether an answer tells which of several cookies of one name has counted: at most one of them leads to a session whose name
+    /// nobody knows.
+    pub fn tells_apart(&self, cookies: &Cookies) -> bool {
+        let is_unknown = |value: &&usize| self.sessions[self.values[**value].session].handle.is_none();
+        [&cookies.users, &cookies.visitors].iter().all(|values| values.iter().filter(is_unknown).count() < 2)
+    }
+
     pub fn is_visitors(&self, value: usize) -> bool {
         self.sessions[self.values[value].session].key.is_none()
     }
@@ -305,14 +320,16 @@ impl Oracle {
     }
 
     /// A request is about to be sent.
-    pub fn send(&mut self, ask: &Ask, cookies: Cookies, cross_site: bool, browser: usize, ms: u64) {
+    pub fn send(&mut self, ask: &Ask, cookies: Cookies, way: Way, browser: usize, ms: u64) {
         assert_eq!(ask.id, self.asked.len());
         self.now += 1;
         let (sent, renews) = (Instant { at: self.now, ms }, false);
         let effect =
             Effect { ask: ask.id, late: false, renews, sent: sent.at, sent_ms: ms, done: None, fate: Fate::Maybe };
-        for value in cookies.all() {
-            self.note(value, ask, effect);
+        for (at, value) in cookies.all().enumerate().filter(|_| !way.lacks_key) {
+            let is_same = |other: usize| self.values[other].session == self.values[value].session;
+            let is_again = cookies.all().take(at).any(is_same);
+            self.note(value, ask, effect, cookies.is_several(), is_again);
         }
         match &ask.what {
             What::ClearOf(user) | What::ClearAndBind(user) | What::OthersAndBind(user) => self.note_clear(user, effect),
@@ -320,10 +337,12 @@ impl Oracle {
         }
         let from = cookies.all().map(|value| self.values[value].session).collect();
         let shown = self.show(&cookies);
-        let text = format!("-> {shown}: {}{}", told(ask), if cross_site { ", from another site" } else { "" });
+        let from_another = if way.cross_site { ", from another site" } else { "" };
+        let lacking = if way.lacks_key { ", to a process without the key" } else { "" };
+        let text = format!("-> {shown}: {}{from_another}{lacking}", told(ask));
         self.log.push(Line { ms, ask: ask.id, browser, sessions: from, text });
         let (waits, goes_on, answered) = (None, None, None);
-        self.asked.push(Asked { ask: ask.clone(), cookies, cross_site, sent, browser, waits, goes_on, answered });
+        self.asked.push(Asked { ask: ask.clone(), cookies, way, sent, browser, waits, goes_on, answered });
     }
 
     /// It is known that its handler waits.
@@ -493,11 +512,11 @@ impl Oracle {
 
 /// What requests do.
 impl Oracle {
-    /// What a request that brings this value may do.
-    fn note(&mut self, value: usize, ask: &Ask, effect: Effect) {
+    /// What a request that brings this value may do: perhaps one of several, perhaps another one of a session.
+    fn note(&mut self, value: usize, ask: &Ask, effect: Effect, is_several: bool, is_again: bool) {
         let session = self.values[value].session;
         let renews = Effect { renews: true, ..effect };
-        if ask.is_plain() {
+        if ask.is_plain() && !is_again {
             self.note_writes(session, &ask.writes, effect);
             self.note_writes(session, &ask.late, Effect { late: true, ..effect });
         }
@@ -527,6 +546,10 @@ impl Oracle {
                     self.values[value].links.push(renews);
                     if ask.takes_login {
                         self.values[value].cut.push(effect);
+                    }
+                    if is_several {
+                        // It may be another one that counts.
+                        self.note_ending(session, effect);
                     }
                 }
                 Some(_) => {
@@ -1045,6 +1068,9 @@ impl Oracle {
     fn check(&mut self, id: usize, reply: &Reply, said: Option<Said>, witnessed: bool, ms: u64) -> Checked<Jar> {
         let got = self.check_headers(id, reply)?;
         let asked = &self.asked[id];
+        if asked.way.lacks_key {
+            return self.check_lacking(id, reply.status, said, &got);
+        }
         let ask = asked.ask.clone();
         let said = match (reply.status, said) {
             (200, Some(said)) if ask.end == End::Well => said,
@@ -1091,7 +1117,7 @@ impl Oracle {
         ensure(saved != Some("gone") || self.may_be_gone(id, found) || ask.login().is_some(), || {
             "`save` said that the session is gone, and nobody has ended it".to_owned()
         })?;
-        let cross_site = self.asked[id].cross_site;
+        let cross_site = self.asked[id].way.cross_site;
         ensure(saved != Some("cross-site") || (cross_site && matches!(found, Some(Found::Nobody) | None)), || {
             "`save` said that another site must not begin a session, and there is one, or it is this site".to_owned()
         })?;
@@ -1110,6 +1136,19 @@ impl Oracle {
             self.check_list(id, &user, list)?;
         }
         Ok(jar)
+    }
+
+    /// A process that lacks the key of all cookies finds nobody, ends nothing, and does not say that it did.
+    fn check_lacking(&mut self, id: usize, status: u16, said: Option<Said>, got: &Got) -> Checked<Jar> {
+        let Asked { ask, cookies, .. } = &self.asked[id];
+        let must_refuse = ask.signs_out() && cookies.came(false);
+        ensure(*got == Got::default(), || format!("a cookie that cannot be read was answered with {got:?}"))?;
+        self.count(if must_refuse { "refused without the key" } else { "asked without the key" });
+        match (status, said) {
+            (401, None) if must_refuse => Ok(Jar::default()),
+            (200, Some(Said { seen: Some(seen), .. })) if !must_refuse && seen.handle.is_none() => Ok(Jar::default()),
+            _ => Err(format!("a process without the key answered with a {status}")),
+        }
     }
 
     /// What every response must be like.
@@ -1232,6 +1271,13 @@ impl Oracle {
                 match is(first) && !(is(second) && is_over(first)) {
                     // With two IDs of one session either may be the one that led there.
                     true if is_one && self.may_lead(id, first).is_err() => second,
+                    // The newest counts.
+                    true if self.values[first].session == self.values[second].session
+                        && self.values[first].successor.is_some()
+                        && self.values[second].successor.is_none() =>
+                    {
+                        second
+                    }
                     true => first,
                     false => second,
                 }
@@ -1411,16 +1457,24 @@ impl Oracle {
         done: Done,
         ms: u64,
     ) -> Checked<Jar> {
-        let Asked { ask, cookies, cross_site, .. } = &self.asked[id];
-        let (ask, cookies, cross_site) = (ask.clone(), cookies.clone(), *cross_site);
+        let Asked { ask, cookies, way, .. } = &self.asked[id];
+        let (ask, cookies, cross_site) = (ask.clone(), cookies.clone(), way.cross_site);
         ensure(got.user != Change::Remove && got.visitor != Change::Remove, || {
             "a cookie was removed, and nobody signed out".to_owned()
         })?;
         let kept = ask.what != What::Huge
             && ((done.early && Ask::is_kept(&ask.writes)) || (done.late && ask.save && Ask::is_kept(&ask.late)));
         // What was written to the sessions that it came with.
+        let own = match found {
+            Some(Found::User(value) | Found::Visitor(value)) => Some((value, self.values[value].session)),
+            _ => None,
+        };
         for value in cookies.all().filter(|_| ask.is_plain()) {
             let session = self.values[value].session;
+            // Perhaps by another ID of it.
+            if own.is_some_and(|(it, own)| it != value && (own == session || self.shares_record(own, session))) {
+                continue;
+            }
             let is_it = found.map(|found| matches!(found, Found::User(it) | Found::Visitor(it) if it == value));
             let loads = self.loads(id).at;
             let known = &self.sessions[session];
@@ -1445,10 +1499,7 @@ impl Oracle {
         if let What::Revoke(handle) = &ask.what {
             self.check_revoked(id, handle, said.revoked, found)?;
         }
-        let value = match found {
-            Some(Found::User(value) | Found::Visitor(value)) => Some(value),
-            _ => None,
-        };
+        let value = own.map(|(value, _)| value);
         let mut jar = Jar::default();
         if let (What::Rework, true) = (&ask.what, done.early || done.is_dropped) {
             let is_user = matches!(found, Some(Found::User(_)));
@@ -1567,6 +1618,9 @@ impl Oracle {
             let session = session(self, value);
             let fate = match found {
                 Some(Found::Visitor(it)) if it == value => Fate::Sure,
+                // A user's comes first.
+                Some(Found::User(_)) => Fate::Not,
+                _ if cookies.visitors.len() > 1 && !cookies.users.is_empty() => Fate::Maybe,
                 _ if cookies.visitors.len() > 1 => Fate::Sure,
                 Some(_) => Fate::Not,
                 None if user_ended => Fate::Not,
@@ -1648,8 +1702,8 @@ impl Oracle {
 
     /// What was written after a sign-out is the first write of a visitor.
     fn check_left_behind(&mut self, id: usize, got: &Got, said: &Said, done: Done, _ms: u64) -> Checked<Jar> {
-        let Asked { ask, cookies, cross_site, .. } = &self.asked[id];
-        let (ask, cookies, cross_site) = (ask.clone(), cookies.clone(), *cross_site);
+        let Asked { ask, cookies, way, .. } = &self.asked[id];
+        let (ask, cookies, cross_site) = (ask.clone(), cookies.clone(), way.cross_site);
         let kept = done.early && Ask::is_kept(&ask.writes);
         let mut jar = got.removals();
         ensure(got.user.text().is_none(), || "a sign-out set a user's cookie".to_owned())?;
@@ -1784,10 +1838,15 @@ impl Oracle {
             }
             let has_left = is_it && in_place.is_none() && is_same_user;
             self.settle_cut(value, id, if has_left { Fate::Sure } else { Fate::Not });
-            if !is_it && self.sessions[session].key.as_ref() != Some(&user) {
+            if !is_it && self.sessions[session].key.as_ref() != Some(&user) && !cookies.is_several() {
                 self.settle_ending_of(id, session, Fate::Not);
             }
         }
+        // By what the others are ended, they must have been there before.
+        let others: Vec<(usize, Fate)> = match cookies.is_several() {
+            true => cookies.all().map(|value| (value, self.fate_beside(id, value, found, ms))).collect(),
+            false => vec![],
+        };
         let new = match (in_place, found) {
             (Some((value, _)), _) => {
                 self.count("logins in place");
@@ -1818,6 +1877,17 @@ impl Oracle {
             _ => self.begin(id, text, None, writes)?,
         };
         let session = self.values[new].session;
+        for (value, fate) in others {
+            let other = self.values[value].session;
+            let is_own = other == session || self.shares_record(other, session);
+            let is_it = matches!(found, Some(Found::User(it) | Found::Visitor(it)) if it == value);
+            match is_it || is_own {
+                // What it came with stays, if that is of the same user.
+                true if is_same_user || is_own => self.settle_ending_of(id, other, Fate::Not),
+                false if fate != Fate::Maybe => self.settle_ending_of(id, other, fate),
+                _ => {}
+            }
+        }
         if ask.logs_in_and_clears() {
             let of_old =
                 own.is_some() && !is_same_user && !ask.takes_login && matches!(ask.what, What::ClearAndBind(_));
@@ -1835,6 +1905,21 @@ impl Oracle {
         }
         self.check_after(id, session, said.after.as_ref())?;
         Ok(Jar { user: Slot::Set(new), ..got.removals() })
+    }
+
+    /// What a login does to the session of another cookie that came with it: it ends what that opens. That of a visitor is not
+    /// looked at beside a user's.
+    fn fate_beside(&mut self, id: usize, value: usize, found: Option<Found>, ms: u64) -> Fate {
+        let is_visitors = self.is_visitors(value);
+        let is_looked_at = !is_visitors || self.asked[id].cookies.users.is_empty();
+        match found {
+            Some(Found::User(_)) if is_visitors => Fate::Not,
+            _ if self.steady && is_looked_at && self.must_lead(id, value, ms) && self.must_open(id, value, ms) => {
+                self.count("other sessions ended by a login");
+                Fate::Sure
+            }
+            _ => Fate::Maybe,
+        }
     }
 
     /// A new ID for the session of that value. `keeps` if all data stay as they are.
@@ -1857,7 +1942,10 @@ impl Oracle {
             handle: self.sessions[before].handle.clone(),
             login: if keeps { self.sessions[before].login } else { Some(id) },
             // A login that fails with `clear_others` beside it may be that alone.
-            or_login: self.sessions[before].login.filter(|_| early == Some(false)),
+            or_login: match early {
+                Some(false) => self.sessions[before].login,
+                _ => self.sessions[before].or_login.filter(|_| keeps),
+            },
             cookie: Some(text),
             renews: Some(before),
             from: goes_over.then_some((before, is_sure)),
@@ -2170,7 +2258,11 @@ impl Oracle {
             ensure(n >= least, || format!("n{at} is {n}, and was to be {least} at least: an increment is lost"))?;
             ensure(n <= most, || format!("n{at} is {n}, and was to be {most} at most: an increment counted twice"))?;
         }
-        for (at, counter) in self.sessions[session].counters.iter_mut().enumerate() {
+        let known = &mut self.sessions[session];
+        if let (Some(_), Some(login)) = (known.or_login, seen.data.get("login").and_then(Json::as_u64)) {
+            (known.login, known.or_login) = (usize::try_from(login).ok(), None);
+        }
+        for (at, counter) in known.counters.iter_mut().enumerate() {
             counter.sights.push(Sight { sent, done: now, n: count_in(seen, at) });
             if counter.sights.len() > SIGHTS {
                 counter.sights.remove(0);

@@ -1,7 +1,7 @@
 //! Stores and servers that break a promise on purpose, to see that the oracle notices.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     pin::Pin,
     sync::{
         Mutex,
@@ -10,11 +10,12 @@ use std::{
     task::{Context, Poll},
 };
 
-use axum::{Router, extract::Request, middleware::Next, response::Response};
+use axum::{Router, body::to_bytes, extract::Request, middleware::Next, response::Response};
 use http::{HeaderValue, header};
 use jam_session::{AnyBackend, Backend, By, Clear, Outcome, Owner, Record, RecordId, Terms, backend::Result};
 use tower::Service;
 
+use super::ask::Ask;
 use crate::store::Plain;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -68,9 +69,13 @@ pub enum Sabotage {
     RemovesDeadCookies,
     /// A visitor's session is in the user's cookie.
     OneCookieName,
+    /// A login looks at the first of several cookies, and leaves the session of the other.
+    LoginsByTheFirstCookie,
+    /// A cookie that cannot be decrypted is none, and so a sign-out with it is done.
+    ForeignCookiesAreNone,
 }
 
-pub const ALL: [Sabotage; 25] = [
+pub const ALL: [Sabotage; 27] = [
     Sabotage::Upserts,
     Sabotage::DropsUpdates,
     Sabotage::DropsEndings,
@@ -96,6 +101,8 @@ pub const ALL: [Sabotage; 25] = [
     Sabotage::SupersededSignOutsDoNothing,
     Sabotage::RemovesDeadCookies,
     Sabotage::OneCookieName,
+    Sabotage::LoginsByTheFirstCookie,
+    Sabotage::ForeignCookiesAreNone,
 ];
 
 pub struct Saboteur {
@@ -200,7 +207,7 @@ impl Saboteur {
 }
 
 /// A server that does something else with what the layer says.
-pub fn around(what: Option<Sabotage>, router: Router) -> Router {
+pub fn around(what: Option<Sabotage>, lacks_key: bool, router: Router) -> Router {
     let Some(what) = what else { return router };
     if what == Sabotage::PanicsForget {
         return router.layer(tower::layer::layer_fn(Forgetful));
@@ -210,6 +217,11 @@ pub fn around(what: Option<Sabotage>, router: Router) -> Router {
     router.layer(axum::middleware::from_fn(move |request: Request, next: Next| async move {
         let cookies = request.headers().get(header::COOKIE).and_then(|cookies| cookies.to_str().ok());
         let users_came = cookies.is_some_and(|cookies| cookies.contains("__Host-id="));
+        let request = match what {
+            Sabotage::LoginsByTheFirstCookie => with_first_cookies_at_logins(request).await,
+            Sabotage::ForeignCookiesAreNone if lacks_key => without_cookies(request),
+            _ => request,
+        };
         let mut response: Response = next.run(request).await;
         let failed = response.status().is_server_error();
         let headers = response.headers_mut();
@@ -257,6 +269,24 @@ pub fn around(what: Option<Sabotage>, router: Router) -> Router {
         }
         response
     }))
+}
+
+async fn with_first_cookies_at_logins(request: Request) -> Request {
+    let (mut parts, body) = request.into_parts();
+    let body = to_bytes(body, usize::MAX).await.unwrap();
+    let is_login = serde_json::from_slice(&body).is_ok_and(|ask: Ask| ask.login().is_some());
+    if let Some(cookies) = parts.headers.get(header::COOKIE).filter(|_| is_login) {
+        let cookies = cookies.to_str().unwrap().to_owned();
+        let mut names = HashSet::new();
+        let first: Vec<&str> = cookies.split("; ").filter(|cookie| names.insert(cookie.split('=').next())).collect();
+        parts.headers.insert(header::COOKIE, first.join("; ").parse().unwrap());
+    }
+    Request::from_parts(parts, body.into())
+}
+
+fn without_cookies(mut request: Request) -> Request {
+    request.headers_mut().remove(header::COOKIE);
+    request
 }
 
 /// A server of whose requests a panic leaves nothing, not even what they do when they are dropped.

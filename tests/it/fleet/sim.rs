@@ -22,7 +22,7 @@ use tower::ServiceExt;
 use super::{
     app::{App, MAX_SIZE},
     ask::{Ask, Reply},
-    walk::Site,
+    walk::{LACKS_KEY, Site},
 };
 use crate::{folder::Folder, random::Random, store::PATIENCE};
 
@@ -96,7 +96,8 @@ impl Sim {
 
     fn start(&self) {
         let saboteur = self.options.sabotage.map(|sabotage| Arc::new(super::sabotage::Saboteur::new(sabotage)));
-        let apps = (0..2).map(|_| {
+        let servers = if self.options.keyring.is_some() { 3 } else { 2 };
+        let apps = (0..servers).map(|server| {
             let backend = Shaky {
                 store: self.store.borrow().sessions.clone(),
                 nerves: self.nerves.clone(),
@@ -114,10 +115,12 @@ impl Sim {
                 .touch_interval(Duration::from_secs(1))
                 .request_time(PATIENCE);
             if let Some(keyring) = &self.options.keyring {
-                builder = builder.encrypt(keyring.clone());
+                // The third one lacks the key of the others.
+                let other = || Keyring::generate().unwrap();
+                builder = builder.encrypt(if server == LACKS_KEY { other() } else { keyring.clone() });
             }
             let app = App::new(builder.build().unwrap().erase(), self.options.sabotage);
-            let router = super::sabotage::around(self.options.sabotage, app.router());
+            let router = super::sabotage::around(self.options.sabotage, server == LACKS_KEY, app.router());
             (app, router)
         });
         self.apps.replace(apps.collect());

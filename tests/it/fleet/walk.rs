@@ -12,11 +12,11 @@ use tokio::task::{JoinHandle, spawn_local, yield_now};
 
 use super::{
     ask::{Ask, COUNTERS, End, Moment, Reply, What, Write},
-    oracle::{Cookies, Forged, Jar, Oracle, Slot},
+    oracle::{Cookies, Forged, Jar, Oracle, Slot, Way},
 };
 use crate::{random::Random, store::PATIENCE};
 
-/// Where the application is: two servers of it, on one store.
+/// Where the application is: two servers of it, on one store. With a keyring there is a third one, which lacks the key.
 pub trait Site: 'static {
     /// Sends a request. `None` if its answer was lost. Dropped, it is a client that has left.
     fn send(
@@ -78,6 +78,8 @@ struct Held {
     visitor: Cell<Option<usize>>,
 }
 
+/// The server that lacks the key.
+pub const LACKS_KEY: usize = 2;
 /// Names that would meet in a store that is not careful.
 pub const USERS: [&str; 3] = ["ada", "ada:s", "{ada}*\0\u{1f980}"];
 
@@ -122,7 +124,9 @@ impl<S: Site> Walk<S> {
             0..60 => self.quick(browser, random).await,
             60..77 => self.slow(browser, random).await,
             77..82 => self.hold_back(browser, random).await,
-            82..90 => self.leave(browser, random).await,
+            82..88 => self.leave(browser, random).await,
+            88..91 => self.come_with_planted(browser, random).await,
+            91 | 92 if self.is_sealed => self.come_without_key(browser, random).await,
             _ => self.steal(browser, random).await,
         }
     }
@@ -178,7 +182,7 @@ impl<S: Site> Walk<S> {
             ask.save = ask.takes_login && self.is_sealed || random.percent(20);
         }
         ask.wait = random.one(&[Moment::Come, Moment::Loaded, Moment::Loaded, Moment::Recorded]).copied();
-        let (mut task, server, id) = self.send(browser, ask, cookies.clone(), false, random.below(2), true);
+        let (mut task, server, id) = self.send(browser, ask, cookies.clone(), Way::default(), random.below(2), true);
         if !self.arrives(&mut task, server, id).await {
             return;
         }
@@ -196,7 +200,7 @@ impl<S: Site> Walk<S> {
                         _ => What::Delete,
                     };
                     let ask = Ask::new(self.oracle.borrow().next_id(), what);
-                    let task = self.send(browser, ask, self.jar(browser), false, random.below(2), true).0;
+                    let task = self.send(browser, ask, self.jar(browser), Way::default(), random.below(2), true).0;
                     task.await.unwrap();
                 }
                 5..9 => self.quick(browser, random).await,
@@ -253,15 +257,76 @@ impl<S: Site> Walk<S> {
         let (a, b) = (any(random), any(random));
         let cookie = match random.below(10) {
             0..6 => self.oracle.borrow().cookies([a]),
-            6 | 7 if a != b => self.oracle.borrow().cookies([a, b]),
+            6 | 7 if a != b => {
+                let oracle = self.oracle.borrow();
+                let both = oracle.cookies([a, b]);
+                if oracle.tells_apart(&both) { both } else { oracle.cookies([a]) }
+            }
             _ => self.forge(a, b, random),
         };
-        let mut ask = self.random_ask(&cookie, random);
-        if cookie.is_several() {
-            ask = Ask::new(ask.id, random.one(&[What::Visit, What::Visit, What::Delete, What::Clear]).unwrap().clone());
-        }
+        let ask = match cookie.is_several() {
+            true => self.ask_of_several(random),
+            false => self.random_ask(&cookie, random),
+        };
         // A thief has no jar of ours.
-        let (task, ..) = self.send(browser, ask, cookie, false, random.below(2), false);
+        let (task, ..) = self.send(browser, ask, cookie, Way::default(), random.below(2), false);
+        task.await.unwrap();
+    }
+
+    /// A browser in which somebody has planted a cookie of their own, with a longer path or a shorter one.
+    async fn come_with_planted(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let Held { user, visitor } = &self.jars[browser];
+        let mut values: Vec<usize> = user.get().into_iter().chain(visitor.get()).collect();
+        let count = self.oracle.borrow().values.len();
+        if count == 0 {
+            return;
+        }
+        let planted = count - 1 - random.below(count.min(20));
+        if !values.contains(&planted) {
+            values.insert(if random.percent(50) { 0 } else { values.len() }, planted);
+        }
+        let mut cookie = self.oracle.borrow().cookies(values);
+        if !self.oracle.borrow().tells_apart(&cookie) {
+            cookie = self.jar(browser);
+        }
+        let ask = match cookie.is_several() {
+            true => self.ask_of_several(random),
+            false => self.random_ask(&cookie, random),
+        };
+        let (task, ..) = self.send(browser, ask, cookie, Way::default(), random.below(2), true);
+        task.await.unwrap();
+    }
+
+    /// What is asked with several cookies of one name.
+    fn ask_of_several(&self, random: &mut Random) -> Ask {
+        let id = self.oracle.borrow().next_id();
+        let user = (*random.one(&USERS).unwrap()).to_owned();
+        let what = match random.below(10) {
+            0..4 => What::Visit,
+            4 => What::List,
+            5 => What::Delete,
+            6 => What::Clear,
+            7 => What::Create(user),
+            _ => What::Bind(user),
+        };
+        let mut ask = Ask::new(id, what);
+        if ask.login().is_some() || ask.what == What::Visit && random.percent(50) {
+            ask.writes = vec![Write::Put(id), Write::Add(random.below(COUNTERS))];
+        }
+        ask.takes_login = self.takes_logins && ask.login().is_some() && random.percent(30);
+        // Whether what was saved is in place is not known of several.
+        let may_save = ask.login().is_none() || self.oracle.borrow().is_steady();
+        ask.save = may_save && (random.percent(30) || ask.takes_login && self.is_sealed);
+        ask
+    }
+
+    /// A request to a process that lacks the key which our cookies are encrypted with.
+    async fn come_without_key(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let what = [What::Visit, What::Rework, What::List, What::Delete, What::Clear, What::ClearOthers];
+        let what = random.one(&what).unwrap().clone();
+        let ask = Ask::new(self.oracle.borrow().next_id(), what);
+        let way = Way { lacks_key: true, ..Way::default() };
+        let (task, ..) = self.send(browser, ask, self.jar(browser), way, LACKS_KEY, true);
         task.await.unwrap();
     }
 
@@ -310,7 +375,8 @@ impl<S: Site> Walk<S> {
         if wait == Some(Moment::Saved) && !matches!(ask.what, What::Unused) {
             ask.save = self.takes_logins || ask.what != What::Rework;
         }
-        self.send(browser, ask, cookie, random.percent(5), random.below(2), true)
+        let way = Way { cross_site: random.percent(5), ..Way::default() };
+        self.send(browser, ask, cookie, way, random.below(2), true)
     }
 
     fn send(
@@ -318,7 +384,7 @@ impl<S: Site> Walk<S> {
         browser: usize,
         ask: Ask,
         cookie: Cookies,
-        cross_site: bool,
+        way: Way,
         server: usize,
         keeps: bool,
     ) -> (JoinHandle<()>, usize, usize) {
@@ -327,10 +393,10 @@ impl<S: Site> Walk<S> {
         {
             let mut oracle = self.oracle.borrow_mut();
             headers.extend(oracle.header(&cookie).map(|text| ("cookie", text)));
-            if cross_site {
+            if way.cross_site {
                 headers.push(("sec-fetch-site", "cross-site".to_owned()));
             }
-            oracle.send(&ask, cookie, cross_site, browser, self.site.now());
+            oracle.send(&ask, cookie, way, browser, self.site.now());
         }
         let walk = Rc::clone(self);
         let task = spawn_local(async move {
@@ -479,7 +545,7 @@ impl<S: Site> Walk<S> {
             }
             let ask = Ask::new(self.oracle.borrow().next_id(), what.clone());
             let id = ask.id;
-            self.send(0, ask, cookie.clone(), false, random.below(2), false).0.await.unwrap();
+            self.send(0, ask, cookie.clone(), Way::default(), random.below(2), false).0.await.unwrap();
             if self.oracle.borrow().is_answered_well(id) {
                 return;
             }
