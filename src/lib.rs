@@ -50,6 +50,10 @@
 //! | set the cookie's name, path, `SameSite` and so on | [`SessionLayer`] |
 //! | set timeouts, sizes, the key prefix, encryption | [`Builder`] |
 //! | list and end a user's sessions, or use sessions without HTTP | [`Sessions`], [`SessionInfo`] |
+//! | limit how many sessions a user may have | [`Builder::sessions_per_key`], [`Limit`] |
+//! | end a stream or a socket together with its session | [`Session::ended`], [`Ending`], [`Session::touch`] |
+//! | read all sessions, or count them | [`Sessions::all`], [`Sessions::count`] |
+//! | count logins, keep an audit trail, read the log | [`events`] |
 //! | choose a store | [`MemorySessions`], [`JsonSessions`], `RedisSessions`; all are in [`stores`] |
 //! | encrypt IDs and data | [`Keyring`], and [`keyring`] for how to turn it on and change keys |
 //! | handle errors | [`Error`], [`ErrorKind`] |

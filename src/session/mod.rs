@@ -65,6 +65,8 @@
 //! * If the response of a login, a rotation or a `clear_others` is lost, the browser never gets the new ID. It is signed out
 //!   when the old ID ends: ten seconds later at the latest, or after a rotation when
 //!   [`rework_grace`](crate::Builder::rework_grace) is over.
+//! * If the store's answer to a visitor's login is lost, the response is a 503 and nobody is signed in, but the visitor's session
+//!   may have ended with the login. Its data is then gone.
 //! * If a visitor sends a login form twice, there are two sessions. Both work, and both are in the user's list. The same
 //!   happens if a request with a `Login` runs beside a rotation.
 //! * If two requests of one browser run at the same time, one may end the session of which the other has just sent a new cookie.
