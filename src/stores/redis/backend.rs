@@ -120,7 +120,8 @@ impl RedisBackend {
     pub(super) async fn run_by_text(&self, owner: Owner) -> std::result::Result<(), Failure> {
         let key = self.keys.owner(owner);
         let call = ScriptCall { keys: &[&key], args: &[b"x"[..].into()], age: None, again: &AtomicBool::new(false) };
-        self.send(&Operation::ByText(&scripts::LOOK, &call), self.slot(&key)).await.map(drop)
+        let (operation, until) = (Operation::ByText(&scripts::LOOK, &call), Instant::now() + self.deadline);
+        self.link.send(&operation, self.slot(&key), until).await.map(drop)
     }
 
     /// Removes the Redis key of an owner, and of the anonymous session `sid`.
@@ -140,10 +141,6 @@ impl RedisBackend {
 
     async fn one(&self, command: Cmd, key: &str) -> std::result::Result<Value, Failure> {
         self.link.send_one(command, self.slot(key), Instant::now() + self.deadline).await
-    }
-
-    async fn send(&self, operation: &Operation<'_>, slot: usize) -> std::result::Result<Vec<Value>, Failure> {
-        self.link.send(operation, slot, Instant::now() + self.deadline).await
     }
 
     /// Runs a script that writes.
@@ -240,13 +237,12 @@ impl Backend for RedisBackend {
         if !self.time.is_fresh(slot) {
             return self.look(id, &key).await;
         }
-        let mut command;
+        let sid = id.sid();
+        let mut command = Cmd::with_capacity(4, key.len() + 2 * sid.len() + 6);
         if id.owner().is_some() {
-            command = redis::cmd("HMGET");
-            command.arg(&key).arg(id.sid()).arg(beside(id.sid()));
+            command.arg("HMGET").arg(&key).arg(sid).arg(beside(sid));
         } else {
-            command = redis::cmd("GET");
-            command.arg(&key);
+            command.arg("GET").arg(&key);
         }
         let answer = self.one(command, &key).await.map_err(foreign)?;
         let (value, payload) = match answer {
@@ -546,7 +542,7 @@ fn text(field: Value) -> Result<String> {
 
 /// The field with the payload of a record, if it is not in the record's own.
 fn beside(sid: &str) -> String {
-    format!("{sid}:")
+    [sid, ":"].concat()
 }
 
 /// The field of a user's record; a visitor's has a key of its own.
