@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     fmt,
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -187,6 +187,8 @@ impl RedisBackend {
                     may_name -= 1;
                 }
                 (NAME, _) => return Err(unknown()),
+                // It may have been created, and that clear may have ended it.
+                (CLEARED_SINCE, _) if lost.load(Relaxed) && !write.retry => return Err(unknown()),
                 (REPLACED, rest) => {
                     tracing::warn!("a Redis key of this namespace held something else, and was replaced");
                     return Ok(Reply { code: DONE, rest: rest.map_or_else(|rest| rest, Vec::from) });
