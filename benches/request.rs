@@ -9,8 +9,7 @@
 //! ours alone, and fails if they are more than `benches/instructions.txt` says, by 15 % and more; `--write` rewrites that file.
 
 use std::{
-    collections::BTreeMap,
-    env, fs,
+    env,
     hint::black_box,
     process::{Command, ExitCode},
     time::{Duration, Instant},
@@ -18,8 +17,12 @@ use std::{
 
 use axum::{Router, extract::Request};
 
-use crate::stacks::{BARE, COUNTED, Client, FLOOR, OURS, SCENARIOS, THEIRS, call};
+use crate::{
+    guard::Guard,
+    stacks::{BARE, COUNTED, Client, FLOOR, OURS, SCENARIOS, THEIRS, call},
+};
 
+mod guard;
 mod stacks;
 
 /// How many stacks there are.
@@ -37,8 +40,8 @@ fn main() -> ExitCode {
             count(stack.parse().expect("a number"), scenario.parse().expect("a number"));
             ExitCode::SUCCESS
         }
-        ["--guard"] => guard(false),
-        ["--write"] => guard(true),
+        ["--guard"] => guard().check(),
+        ["--write"] => guard().write(),
         _ => {
             eprintln!("usage: request [--guard | --write]");
             ExitCode::FAILURE
@@ -75,45 +78,13 @@ fn compare() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Counts instructions of our six scenarios above the floor, and compares them with the file.
-fn guard(write: bool) -> ExitCode {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/instructions.txt");
-    let counted: BTreeMap<&str, i64> = SCENARIOS
-        .iter()
-        .enumerate()
-        .map(|(at, (name, ..))| (*name, instructions(OURS, at) - instructions(FLOOR, at)))
-        .collect();
-    if write {
-        assert!(counted.values().all(|count| *count > 0), "instructions could not be counted: {counted:?}");
-        let lines: String = SCENARIOS.iter().map(|(name, ..)| format!("{name}: {}\n", counted[name])).collect();
-        fs::write(path, format!("{HEAD}{lines}")).expect("the file is written");
-        return ExitCode::SUCCESS;
-    }
-    let known = fs::read_to_string(path).expect("the file is read");
-    let known: BTreeMap<&str, i64> = known
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| line.rsplit_once(": ").expect("a name and a number"))
-        .map(|(name, known)| (name, known.parse().expect("a number")))
-        .collect();
-    let mut code = ExitCode::SUCCESS;
-    for (name, ..) in SCENARIOS {
-        let (known, now) = (known.get(name).copied().unwrap_or(0), counted[name]);
-        let judgement = match now {
-            // Nothing was counted: that says nothing of what it costs.
-            ..=0 => "NOT COUNTED",
-            _ if now * 100 > known * 115 => "TOO MANY",
-            _ => "fine",
-        };
-        println!("{name}: {now} instructions, {known} known: {judgement}");
-        if judgement != "fine" {
-            code = ExitCode::FAILURE;
-        }
-    }
-    code
+/// Over the instructions of our six scenarios above the floor.
+fn guard() -> Guard<'static> {
+    let names = SCENARIOS.iter().map(|(name, ..)| *name).collect();
+    let count = &|scenario| instructions(OURS, scenario) - instructions(FLOOR, scenario);
+    Guard { file: "instructions.txt", head: HEAD, names, count }
 }
 
-/// What the file of known numbers begins with.
 const HEAD: &str = "\
 # Instructions a request of jam-session on memory, above a layer that inserts an Arc; 15 % more fail `.ci/run`. Other versions
 # of Rust and of the dependencies count differently, for which a part of that is. When the cost has changed for a reason, or
@@ -149,17 +120,9 @@ fn allocations(stack: usize, scenario: usize) -> i64 {
     String::from_utf8_lossy(&output).trim().parse().expect("a number")
 }
 
-/// Instructions a request, of another process under callgrind.
+/// Instructions a request.
 fn instructions(stack: usize, scenario: usize) -> i64 {
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*measured*"])
-        .arg(env::current_exe().expect("this program"))
-        .args(["--count", &stack.to_string(), &scenario.to_string()])
-        .output()
-        .expect("valgrind runs");
-    let said = String::from_utf8_lossy(&output.stderr);
-    let collected = said.lines().find_map(|line| line.split_once("Collected : ")).expect("it says what it collected").1;
-    collected.trim().parse::<i64>().expect("a number") / COUNTED as i64
+    guard::instructions(&["--count", &stack.to_string(), &scenario.to_string()]) / COUNTED as i64
 }
 
 fn count(stack: usize, scenario: usize) {

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     fmt,
-    sync::atomic::AtomicBool,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -123,7 +123,8 @@ impl RedisBackend {
     pub(super) async fn run_by_text(&self, owner: Owner) -> std::result::Result<(), Failure> {
         let key = self.keys.owner(owner);
         let call = ScriptCall { keys: &[&key], args: &[b"x"[..].into()], age: None, again: &AtomicBool::new(false) };
-        self.send(&Operation::ByText(&scripts::LOOK, &call), self.slot(&key)).await.map(drop)
+        let (operation, until) = (Operation::ByText(&scripts::LOOK, &call), Instant::now() + self.deadline);
+        self.link.send(&operation, self.slot(&key), until).await.map(drop)
     }
 
     /// Removes the Redis key of an owner, and of the anonymous session `sid`.
@@ -143,10 +144,6 @@ impl RedisBackend {
 
     pub(super) async fn one(&self, command: Cmd, key: &str) -> std::result::Result<Value, Failure> {
         self.link.send_one(command, self.slot(key), Instant::now() + self.deadline).await
-    }
-
-    async fn send(&self, operation: &Operation<'_>, slot: usize) -> std::result::Result<Vec<Value>, Failure> {
-        self.link.send(operation, slot, Instant::now() + self.deadline).await
     }
 
     /// Runs a script that writes.
@@ -195,6 +192,8 @@ impl RedisBackend {
                     may_name -= 1;
                 }
                 (NAME, _) => return Err(unknown()),
+                // It may have been created, and that clear may have ended it.
+                (CLEARED_SINCE, _) if lost.load(Relaxed) && !write.retry => return Err(unknown()),
                 (REPLACED, rest) => {
                     log::warn!("a Redis key of this namespace held something else, and was replaced");
                     return Ok(Reply { code: DONE, rest: rest.map_or_else(|rest| rest, Vec::from) });
@@ -245,13 +244,12 @@ impl Backend for RedisBackend {
         if !self.time.is_fresh(slot) {
             return self.look(id, &key).await;
         }
-        let mut command;
+        let sid = id.sid();
+        let mut command = Cmd::with_capacity(4, key.len() + 2 * sid.len() + 6);
         if id.owner().is_some() {
-            command = redis::cmd("HMGET");
-            command.arg(&key).arg(id.sid()).arg(beside(id.sid()));
+            command.arg("HMGET").arg(&key).arg(sid).arg(beside(sid));
         } else {
-            command = redis::cmd("GET");
-            command.arg(&key);
+            command.arg("GET").arg(&key);
         }
         let answer = self.one(command, &key).await.map_err(foreign)?;
         let (value, payload) = match answer {
@@ -483,7 +481,7 @@ pub(super) fn unknown() -> Failure {
 
 /// The field with the payload of a record, if it is not in the record's own.
 pub(super) fn beside(sid: &str) -> String {
-    format!("{sid}:")
+    [sid, ":"].concat()
 }
 
 /// The field of a user's record; a visitor's has a key of its own.

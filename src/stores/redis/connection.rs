@@ -23,7 +23,7 @@ use super::{
     scripts::{Script, ScriptCall},
     silences::Silences,
     slots::Slots,
-    source::{Connection, Established, Source},
+    source::{Channel, Established, Source},
     transport::{CONNECT, is_driven},
 };
 use crate::{clock::millis, log};
@@ -97,7 +97,7 @@ impl Link {
     }
 
     pub(super) async fn send_one(&self, command: Cmd, slot: usize, until: Instant) -> Result<Value, Failure> {
-        self.send(&Operation::One(command), slot, until).await?.pop().ok_or_else(Failure::garbage)
+        self.send(&Operation::One(command), slot, until).await
     }
 
     /// Runs a script by its hash, or by its text if the server does not know the hash.
@@ -108,13 +108,12 @@ impl Link {
         slot: usize,
         until: Instant,
     ) -> Result<Value, Failure> {
-        let answers = match self.send(&Operation::ByHash(script, call), slot, until).await {
+        match self.send(&Operation::ByHash(script, call), slot, until).await {
             Err(failure) if failure.kind == FailureKind::NoScript => {
                 self.send(&Operation::ByText(script, call), slot, until).await
             }
             done => done,
-        };
-        answers?.pop().ok_or_else(Failure::garbage)
+        }
     }
 
     /// Asks which server holds which slots. `None` if it is not a Cluster, or does not tell.
@@ -125,13 +124,8 @@ impl Link {
         Slots::read(&self.send_one(Slots::question(), 0, self.patience()).await.ok()?)
     }
 
-    /// Sends an operation and returns its answers. If one of them is an error, the operation fails.
-    pub(super) async fn send(
-        &self,
-        operation: &Operation<'_>,
-        slot: usize,
-        until: Instant,
-    ) -> Result<Vec<Value>, Failure> {
+    /// Sends an operation and returns its answer. An error fails the operation.
+    pub(super) async fn send(&self, operation: &Operation<'_>, slot: usize, until: Instant) -> Result<Value, Failure> {
         let mut waiting = Waiting::begin(self, slot, until);
         let result = self.send_within(operation, waiting.since, until).await;
         let result = result.unwrap_or_else(|| Err(Failure::silent()));
@@ -145,7 +139,7 @@ impl Link {
         operation: &Operation<'_>,
         since: Instant,
         until: Instant,
-    ) -> Option<Result<Vec<Value>, Failure>> {
+    ) -> Option<Result<Value, Failure>> {
         let used = AtomicU64::new(NONE);
         // In a block of its own, so that the second attempt takes its place.
         {
@@ -172,10 +166,10 @@ impl Link {
     }
 
     /// `used` is set to the number of the connection that is waited for.
-    async fn attempt(&self, operation: &Operation<'_>, used: &AtomicU64) -> Result<Vec<Value>, Failure> {
-        let (generation, mut connection) = self.connection().await?;
+    async fn attempt(&self, operation: &Operation<'_>, used: &AtomicU64) -> Result<Value, Failure> {
+        let (generation, mut channel) = self.connection().await?;
         used.store(generation, Relaxed);
-        let failure = match operation.send(connection.as_mut()).await {
+        let failure = match operation.send(&mut channel).await {
             Err(failure) if self.replaces(generation, &failure) => failure,
             done => return done,
         };
@@ -185,9 +179,9 @@ impl Link {
             operation.was_lost();
         }
         used.store(NONE, Relaxed);
-        let (generation, mut connection) = self.connection().await?;
+        let (generation, mut channel) = self.connection().await?;
         used.store(generation, Relaxed);
-        operation.send(connection.as_mut()).await
+        operation.send(&mut channel).await
     }
 
     /// Whether a slow operation waits for something that will never come. `used` is the connection that it was sent on, if any.
@@ -227,7 +221,7 @@ impl Link {
     }
 
     /// Returns the connection, and opens one if there is none.
-    async fn connection(&self) -> Result<(u64, Box<dyn Connection>), Failure> {
+    async fn connection(&self) -> Result<(u64, Channel), Failure> {
         // An attempt may be abandoned, or end with its runtime. The second one is made here.
         for _ in 0..2 {
             let mut attempts = {
@@ -236,7 +230,7 @@ impl Link {
                     return Err(CLOSED);
                 }
                 if let Some(there) = &state.connection {
-                    return Ok((state.generation, there.connection.another()));
+                    return Ok((state.generation, there.channel.another()));
                 }
                 if let Some((at, failure)) = &state.failed
                     && at.elapsed() < PAUSE
@@ -251,7 +245,7 @@ impl Link {
             let _ = attempts.changed().await;
             let state = self.0.state();
             match (&state.connection, &state.failed) {
-                (Some(there), _) => return Ok((state.generation, there.connection.another())),
+                (Some(there), _) => return Ok((state.generation, there.channel.another())),
                 (None, Some((at, failure))) if *at >= began => return Err(failure.clone()),
                 (None, _) => {}
             }
@@ -390,12 +384,12 @@ impl LinkInner {
         if !self.source.heals() {
             return;
         }
-        let Some(mut connection) = self.state().connection.as_ref().map(|there| there.connection.another()) else {
+        let Some(mut channel) = self.state().connection.as_ref().map(|there| there.channel.another()) else {
             return;
         };
         let question = Operation::One(Slots::question());
-        if let Ok(Ok(answer)) = timeout(self.deadline, question.send(connection.as_mut())).await
-            && let Some(slots) = answer.first().and_then(Slots::read)
+        if let Ok(Ok(answer)) = timeout(self.deadline, question.send(&mut channel)).await
+            && let Some(slots) = Slots::read(&answer)
         {
             self.silences.learn(&slots);
         }
@@ -445,7 +439,7 @@ impl<'a> Waiting<'a> {
         Self { shared: &link.0, slot, since, patience, ended: false }
     }
 
-    fn end(&mut self, result: &Result<Vec<Value>, Failure>) {
+    fn end(&mut self, result: &Result<Value, Failure>) {
         self.ended = true;
         match result {
             Err(failure) if failure.kind == FailureKind::Silent => self.shared.strike(self.slot),

@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use redis::{Cmd, Pipeline, RedisResult, Value};
+use redis::{Cmd, Pipeline, Value};
 
 use super::{
     failure::Failure,
     scripts::{Script, ScriptCall},
-    source::Connection,
+    source::Channel,
 };
 
 /// One request to the server, or several that are sent and answered together.
@@ -26,29 +26,32 @@ impl Operation<'_> {
         }
     }
 
-    /// Sends it once, and returns its answers. If one of them is an error, all of it failed.
-    pub(super) async fn send(&self, connection: &mut dyn Connection) -> Result<Vec<Value>, Failure> {
-        let one = |answer| vec![answer];
-        let answers: RedisResult<Vec<Value>> = match self {
-            Self::One(command) => connection.req_packed_command(command).await.map(one),
-            Self::Many(pipeline) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await,
-            Self::ByHash(script, call) => connection.req_packed_command(&script.by_hash(call)).await.map(one),
-            Self::ByText(script, call) => connection.req_packed_command(&script.by_text(call)).await.map(one),
-        };
-        let answers = answers?;
-        let expected = match self {
-            Self::Many(pipeline) => pipeline.len(),
-            _ => 1,
-        };
-        if answers.len() != expected {
-            return Err(Failure::garbage());
-        }
-        // `ConnectionLike` may also report a server error as a value.
-        for answer in &answers {
-            if let Value::ServerError(error) = answer {
-                return Err(error.into());
+    /// Sends it once, and returns the answer, or the list of answers. If one of them is an error, all of it failed.
+    pub(super) async fn send(&self, channel: &mut Channel) -> Result<Value, Failure> {
+        let answer = match self {
+            Self::One(command) => channel.send(command).await?,
+            Self::ByHash(script, call) => channel.send(&script.by_hash(call)).await?,
+            Self::ByText(script, call) => channel.send(&script.by_text(call)).await?,
+            Self::Many(pipeline) => {
+                let answers = channel.send_all(pipeline).await?;
+                if answers.len() != pipeline.len() {
+                    return Err(Failure::garbage());
+                }
+                for answer in &answers {
+                    refused(answer)?;
+                }
+                return Ok(Value::Array(answers));
             }
-        }
-        Ok(answers)
+        };
+        refused(&answer)?;
+        Ok(answer)
+    }
+}
+
+/// A connection may report an error of the server as a value.
+fn refused(answer: &Value) -> Result<(), Failure> {
+    match answer {
+        Value::ServerError(error) => Err(error.into()),
+        _ => Ok(()),
     }
 }

@@ -226,13 +226,14 @@ impl RedisBackend {
         // It comes last: what it shows to have ended had ended before this was answered, and what it shows to be live was read live.
         pipeline.cmd("TIME");
         let sent = Instant::now();
-        let mut answers = match self.link.send(&Operation::Many(pipeline), 0, sent + self.deadline).await {
+        let answers = match self.link.send(&Operation::Many(pipeline), 0, sent + self.deadline).await {
             // One of them is not ours.
             Err(failure) if failure.kind == FailureKind::OtherType => {
                 return self.read_each(keys.to_vec(), part, records).await;
             }
             answers => answers?,
         };
+        let Value::Array(mut answers) = answers else { return Err(Failure::garbage().into()) };
         let now = answers.pop().as_ref().and_then(time_of).ok_or_else(Failure::garbage)?;
         self.time.learn(0, now, sent, Instant::now());
         for ((key, holds), answer) in keys.iter().zip(answers) {

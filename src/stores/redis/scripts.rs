@@ -49,8 +49,11 @@ pub(super) struct ScriptCall<'a> {
 
 impl ScriptCall<'_> {
     fn command(&self, name: &str, script: &str) -> Cmd {
-        let mut command = redis::cmd(name);
-        command.arg(script).arg(self.keys.len()).arg(self.keys);
+        // The keys and arguments, with the name, the script, the count of keys, the age, and `again`.
+        let (words, keys) = (self.args.len() + self.keys.len() + 5, self.keys.iter().map(|key| key.len()));
+        let bytes = keys.chain(self.args.iter().map(|arg| arg.len())).sum::<usize>() + script.len() + 40;
+        let mut command = Cmd::with_capacity(words, bytes);
+        command.arg(name).arg(script).arg(self.keys.len()).arg(self.keys);
         for arg in self.args {
             command.arg(&**arg);
         }

@@ -10,7 +10,8 @@ use std::{
 };
 
 use redis::{
-    AsyncConnectionConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, ProtocolVersion, PushKind, Value,
+    AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, ProtocolVersion,
+    PushKind, RedisResult, Value,
     aio::ConnectionLike,
     cluster::{ClusterClient, ClusterClientBuilder},
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
@@ -57,9 +58,40 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for C {
     }
 }
 
+/// A handle to a connection. Of one to a single server it is made without a heap allocation, for each call.
+pub(super) enum Channel {
+    Node(Node),
+    Other(Box<dyn Connection>),
+}
+
+impl Channel {
+    pub(super) fn another(&self) -> Self {
+        match self {
+            Self::Node(node) => Self::Node(node.clone()),
+            Self::Other(connection) => Self::Other(connection.another()),
+        }
+    }
+
+    /// Sends one command, and returns its answer, which may be an error as a value.
+    pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
+        match self {
+            Self::Node(node) => node.send(command).await,
+            Self::Other(connection) => connection.req_packed_command(command).await,
+        }
+    }
+
+    /// Sends several commands at once.
+    pub(super) async fn send_all(&mut self, pipeline: &Pipeline) -> RedisResult<Vec<Value>> {
+        match self {
+            Self::Node(node) => node.req_packed_commands(pipeline, 0, pipeline.len()).await,
+            Self::Other(connection) => connection.req_packed_commands(pipeline, 0, pipeline.len()).await,
+        }
+    }
+}
+
 /// A connection, and what is known of the tasks behind it.
 pub(super) struct Established {
-    pub(super) connection: Box<dyn Connection>,
+    pub(super) channel: Channel,
     /// The task that reads and writes. For a Cluster, which has several that are out of sight, one that ends with their runtime.
     /// `None` if they are not ours.
     task: Option<Arc<IoTask>>,
@@ -121,19 +153,21 @@ impl Source {
     }
 
     pub(super) async fn connect(&self, limit: Duration) -> Result<Established, Failure> {
-        let ours = |connection, task| Established { connection, task: Some(task), runtime: Handle::try_current().ok() };
+        let ours = |channel, task| Established { channel, task: Some(task), runtime: Handle::try_current().ok() };
         let of_node = |node: Node| {
             let task = node.task();
-            ours(Box::new(node), task)
+            ours(Channel::Node(node), task)
         };
         match self {
             Self::Server(info) => open(info, limit).await.map(of_node),
             Self::Sentinel(sentinel) => sentinel.connect(limit).await.map(of_node),
             Self::Cluster(client) => {
                 let connection = client.get_async_generic_connection::<Node>().await?;
-                Ok(ours(Box::new(connection), Arc::new(IoTask::spawn(pending()))))
+                Ok(ours(Channel::Other(Box::new(connection)), Arc::new(IoTask::spawn(pending()))))
             }
-            Self::Own(connection) => Ok(Established { connection: connection.another(), task: None, runtime: None }),
+            Self::Own(connection) => {
+                Ok(Established { channel: Channel::Other(connection.another()), task: None, runtime: None })
+            }
         }
     }
 

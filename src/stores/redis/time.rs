@@ -31,11 +31,15 @@ pub(super) struct ServerTime {
 
 impl ServerTime {
     pub(super) fn new() -> Self {
+        Self::by(Clock::system())
+    }
+
+    fn by(clock: Clock) -> Self {
         Self {
             differences: std::array::from_fn(|_| AtomicI64::new(UNKNOWN)),
             at_most: std::array::from_fn(|_| AtomicI64::new(UNKNOWN)),
             heard: std::array::from_fn(|_| AtomicU64::new(0)),
-            clock: Clock::system(),
+            clock,
             last: AtomicI64::new(UNKNOWN),
         }
     }
@@ -121,6 +125,24 @@ const CLOSE: i64 = 1_000;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_heard_before_a_suspension_is_not_fresh() {
+        let clock = Clock::manual();
+        let time = ServerTime::by(clock.clone());
+        assert!(!time.is_fresh(0), "nothing was heard");
+        let now = Instant::now();
+        time.learn(0, 1_000_000, now, now);
+        assert!(time.is_fresh(0) && !time.is_fresh(9000));
+        clock.advance(Duration::from_millis(999));
+        assert!(time.is_fresh(0));
+        // The machine slept for an hour, in which the clock of `Instant` stood still.
+        clock.advance(Duration::from_secs(3600));
+        assert!(!time.is_fresh(0));
+        time.learn(0, 4_600_000, now, now);
+        assert!(time.is_fresh(0));
+        assert!((4_600_000..4_600_010).contains(&time.at_most(0, now)));
+    }
 
     #[test]
     fn an_answer_narrows_what_is_known_and_a_jump_is_followed() {

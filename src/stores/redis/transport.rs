@@ -109,6 +109,11 @@ impl Node {
         Arc::clone(&self.task)
     }
 
+    /// Like `req_packed_command`, without a box around the future.
+    pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
+        self.connection.send_packed_command(command).await
+    }
+
     pub(super) async fn subscribe(&mut self, channel: &str) -> RedisResult<()> {
         self.connection.subscribe(channel).await
     }

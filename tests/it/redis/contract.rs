@@ -22,6 +22,7 @@ crate::on_every_redis!(
     strange_names_are_names,
     two_prefixes_never_meet,
     what_cannot_be_read_is_an_error_and_stays,
+    payloads_of_every_size_go_through_all_verbs,
 );
 
 pub const HOUR: Duration = Duration::from_secs(3600);
@@ -287,5 +288,46 @@ async fn what_cannot_be_read_is_an_error_and_stays(on: Topology) {
             }
             server.ask(&["DEL", &key]);
         }
+    }
+}
+
+/// Up and down across all lines: into a field of its own and back, past what a batch takes, past what a conflict brings.
+async fn payloads_of_every_size_go_through_all_verbs(on: Topology) {
+    const SIZES: [usize; 9] = [100, 1_025, 1_024, 900_000, 100, 32_769, 2_000, 100_000, 1_000];
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let backend = sessions.backend();
+    let text = |version: i64, size: usize| format!("{version:0>size$}");
+    for (id, is_hinted) in both().into_iter().flat_map(|id| [(id, false), (id, true)]) {
+        // A record that has ended is known by its versions for a while.
+        let mut version = if is_hinted { 100 } else { 0 };
+        assert!(backend.creates(record(id, version, &text(version, 50_000))).await.unwrap());
+        for size in SIZES {
+            let case = format!("{size} bytes of {id:?}, with a hint: {is_hinted}");
+            let there = backend.load(id).await.unwrap().expect(&case);
+            version += 1;
+            let new = text(version, size);
+            let mut next = record(id, version, &new);
+            if is_hinted {
+                next.hint = there.hint;
+            }
+            assert_eq!(update(backend, there.version, next.clone()).await, "done", "{case}");
+            assert_eq!(update(backend, there.version, next).await, "done", "it is there: {case}");
+            let Ok(Outcome::Conflict(there)) = backend.updates(there.version, record(id, 1_000, "mine")).await else {
+                panic!("{case}")
+            };
+            assert!(there.version == version && there.payload == new, "{case}");
+            backend.touch(id, version, HOUR / 2).await.unwrap();
+            assert!(payload(backend, id).await.as_deref() == Some(&new[..]), "{case}");
+            if let Some(owner) = id.owner() {
+                assert!(backend.creates(record(of(owner, &format!("other{version}")), 1, &new)).await.unwrap());
+                let listed = backend.list(owner).await.unwrap();
+                assert!(listed.len() == 2 && listed.iter().all(|record| record.payload == new), "{case}");
+                assert_eq!(backend.clears(owner, Some(id)).await.unwrap(), 1, "{case}");
+                assert!(payload(backend, id).await.as_deref() == Some(&new[..]), "{case}");
+            }
+        }
+        assert!(backend.delete(id).await.unwrap());
+        assert!(backend.load(id).await.unwrap().is_none());
     }
 }

@@ -136,6 +136,43 @@ async fn a_failover_by_hand_is_followed_under_load() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_is_whole_though_the_master_changes_in_the_middle() {
+    if binary().is_none() {
+        return;
+    }
+    let redis = WithSentinels::start(3);
+    let sessions = connect(|| redis.builder()).await;
+    let (backend, ada) = (sessions.backend(), owner("ada"));
+    // More than one page.
+    let ids: Vec<RecordId> = (0..2_500).map(|at| of(ada, &format!("s{at}"))).collect();
+    for some in ids.chunks(100) {
+        let creates = some.iter().map(|id| in_time(async || backend.creates(record(*id, 1, "x")).await.ok()));
+        join_all(creates).await;
+    }
+    let old = redis.master();
+    let key = format!("sessions:{{{ada}}}");
+    until("the replica has all", || redis.servers[1].ask(&["HLEN", &key]) == Reply::Number(2_500));
+    until("a failover begins", || {
+        redis.sentinels[0].ask(&["SENTINEL", "FAILOVER", "mymaster"]) == Reply::Text(b"OK".into())
+    });
+    // Until there is another master, and once more with it.
+    let mut is_over = false;
+    loop {
+        let was_over = is_over;
+        is_over = redis.master().port() != old.port();
+        match backend.list(ada).await {
+            Ok(listed) => {
+                assert_eq!(listed.len(), 2_500);
+                if was_over {
+                    break;
+                }
+            }
+            Err(_) => sleep(Duration::from_millis(5)).await,
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_dies_is_followed_by_its_replica() {
     if binary().is_none() {
         return;

@@ -1,6 +1,7 @@
 //! Tests of the Redis store, against servers that the tests start and stop themselves.
 
 mod batches;
+mod clocks;
 mod connect;
 mod contract;
 mod cost;

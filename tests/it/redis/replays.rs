@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use jam_session::{
-    Backend, By, Clear, Cleared, ErrorKind, Outcome, Record, RecordId, RedisBackend, RedisSessions, Sessions,
+    Backend, By, Clear, Cleared, Created, ErrorKind, Outcome, Record, RecordId, RedisBackend, RedisSessions, Sessions,
+    Since, Terms,
 };
 use tokio::{sync::Barrier, task::JoinSet};
 
@@ -15,7 +16,7 @@ use super::{
     proxy::Proxy,
     wire::{Reply, Wire},
 };
-use crate::store::{Plain, in_time, lasting, name};
+use crate::store::{Plain, eventually, in_time, lasting, name};
 
 /// A server, and a proxy before it.
 struct Road {
@@ -246,6 +247,30 @@ async fn a_lost_answer_to_the_first_load_is_asked_for_again() {
             assert_eq!(payload(first.backend(), id).await.as_deref(), Some("x"));
             assert!(proxy.has_swallowed());
         }
+    }
+}
+
+/// It was there, and the clear has counted it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_that_was_cleared_before_its_repeat_was_not_late() {
+    for road in roads().await {
+        let direct = patient(RedisSessions::builder(road.server.uri())).connect().await.unwrap();
+        let (backend, id) = (road.backend(), of(owner("ada"), "one"));
+        let terms = |retry| Terms { since: Some(Since::Age(HOUR / 10)), retry, ..Terms::default() };
+        road.proxy.hold(true);
+        road.proxy.swallow_next_answer();
+        let ((), said) = tokio::join!(
+            async {
+                eventually(async || road.proxy.has_swallowed()).await;
+                assert_eq!(direct.backend().clears(owner("ada"), None).await.unwrap(), 1);
+                road.proxy.hold(false);
+            },
+            backend.create(record(id, 1, "x"), terms(false))
+        );
+        assert_eq!(unavailable(said.map(drop)), ErrorKind::Unavailable);
+        let again = backend.create(record(id, 1, "x"), terms(true)).await;
+        assert!(matches!(again, Ok(Created::Late)), "{again:?}");
+        assert!(backend.load(id).await.unwrap().is_none());
     }
 }
 

@@ -1,0 +1,124 @@
+//! What a call of the Redis store costs this process: instructions of a load and of an update, over a server that this starts.
+//!
+//! ```sh
+//! cargo run --release --manifest-path benches/Cargo.toml --features calls --bin calls
+//! ```
+//!
+//! 32 sessions are loaded, or loaded and updated, at the same time, each by a task of its own. All that runs for them is counted:
+//! the store, redis-rs and tokio. `--guard` fails if there are 15 % more than `benches/instructions-redis.txt` says; `--write`
+//! rewrites that file.
+
+use std::{env, hint::black_box, process::ExitCode, time::Duration};
+
+use jam_session::{Backend, Outcome, Record, RecordId, RedisBackend, RedisSessions, Terms};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinSet,
+};
+
+use crate::{guard::Guard, redis_server::Server};
+
+mod guard;
+#[allow(dead_code, reason = "another benchmark asks the server more")]
+mod redis_server;
+
+const CALLS: [&str; 2] = ["load", "update"];
+const TASKS: usize = 32;
+/// How often each task does it.
+const ROUNDS: usize = 50;
+const RUNS: usize = 3;
+
+fn main() -> ExitCode {
+    let guard = Guard { file: "instructions-redis.txt", head: HEAD, names: CALLS.to_vec(), count: &instructions };
+    let args: Vec<String> = env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => {
+            for (at, name) in CALLS.iter().enumerate() {
+                println!("{name}: {} instructions", instructions(at));
+            }
+            ExitCode::SUCCESS
+        }
+        ["--count", updates] => {
+            count(updates == "true");
+            ExitCode::SUCCESS
+        }
+        ["--guard"] => guard.check(),
+        ["--write"] => guard.write(),
+        _ => {
+            eprintln!("usage: calls [--guard | --write]");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+const HEAD: &str = "\
+# Instructions of a call of the Redis store, of which 32 are under way; 15 % more fail `.ci/run`. When the cost has changed for a
+# reason, or has fallen, so that it may not rise again:
+#
+#   cargo run --release --manifest-path benches/Cargo.toml --features calls --bin calls -- --write
+#
+# and say in the commit why.
+";
+
+/// An update comes after a load. The least of a few runs: on a busy machine, some calls take so long that they are looked after.
+fn instructions(call: usize) -> i64 {
+    let count = |updates: bool| {
+        let counts = (0..RUNS).map(|_| guard::instructions(&["--count", &updates.to_string()]));
+        counts.min().unwrap_or_default()
+    };
+    let counted = if call == 0 { count(false) } else { count(true) - count(false) };
+    counted / (TASKS * ROUNDS) as i64
+}
+
+fn count(updates: bool) {
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let server = runtime.block_on(Server::start()).expect("redis-server is installed");
+    let sessions = runtime.block_on(RedisSessions::connect(server.uri())).expect("connected");
+    let ids: Vec<RecordId> = (0..TASKS).map(id).collect();
+    for id in &ids {
+        let created = runtime.block_on(sessions.backend().create(record(*id, 0), Terms::default()));
+        let _ = created.expect("created");
+    }
+    run(&runtime, &sessions, &ids, updates);
+    measured(&runtime, &sessions, &ids, updates);
+}
+
+/// By its name callgrind knows what to count.
+#[inline(never)]
+fn measured(runtime: &Runtime, sessions: &RedisSessions, ids: &[RecordId], updates: bool) {
+    run(runtime, black_box(sessions), ids, updates);
+}
+
+fn run(runtime: &Runtime, sessions: &RedisSessions, ids: &[RecordId], updates: bool) {
+    let mut tasks = JoinSet::new();
+    for id in ids.iter().copied() {
+        let sessions = sessions.clone();
+        let work = async move {
+            for _ in 0..ROUNDS {
+                let there = sessions.backend().load(id).await.expect("answered").expect("it is there");
+                if updates {
+                    update(sessions.backend(), there).await;
+                }
+            }
+        };
+        tasks.spawn_on(work, runtime.handle());
+    }
+    runtime.block_on(tasks.join_all());
+}
+
+async fn update(backend: &RedisBackend, there: Record) {
+    let mut new = record(there.id, there.version + 1);
+    new.hint = there.hint;
+    let updated = backend.update(there.version, new, false).await.expect("answered");
+    assert!(matches!(updated, Outcome::Done), "{updated:?}");
+}
+
+/// Every user has three.
+fn id(task: usize) -> RecordId {
+    format!("{:A<22}.{:A<22}", task / 3, task).parse().expect("an ID")
+}
+
+/// With 500 bytes of data.
+fn record(id: RecordId, version: i64) -> Record {
+    Record::new(id, version, Duration::from_secs(3600), vec![b'x'; 500])
+}
