@@ -297,7 +297,10 @@ async fn payloads_of_every_size_go_through_all_verbs(on: Topology) {
     let place = Place::new(on).unwrap();
     let sessions = place.sessions().await;
     let backend = sessions.backend();
-    let text = |version: i64, size: usize| format!("{version:0>size$}");
+    let text = |version: i64, size: usize| {
+        let version = version.to_string();
+        "0".repeat(size - version.len()) + &version
+    };
     for (id, is_hinted) in both().into_iter().flat_map(|id| [(id, false), (id, true)]) {
         // A record that has ended is known by its versions for a while.
         let mut version = if is_hinted { 100 } else { 0 };
