@@ -17,16 +17,20 @@ mod around;
 mod limited;
 mod pages;
 
-use std::{cmp::Reverse, env, error::Error as StdError, net::SocketAddr, time::Duration};
+use std::{
+    cmp::Reverse, convert::Infallible, env, error::Error as StdError, future::ready, net::SocketAddr, time::Duration,
+};
 
 use axum::{
     Form, Router,
+    body::Body,
     extract::{DefaultBodyLimit, FromRef, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
     middleware::from_fn,
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
+use futures_util::{StreamExt, stream};
 use jam_session::{Builder, Error, JsonSessions, MemorySessions, Session, SessionKey, SessionLayer, Sessions};
 use maud::Markup;
 use serde::Deserialize;
@@ -144,6 +148,7 @@ fn app(app: App) -> Router {
         .route("/", get(home))
         .route("/login", get(sign_in_page))
         .route("/sessions", get(list))
+        .route("/sessions/live", get(live))
         .route("/sessions/end", post(end))
         .route("/sessions/end-others", post(end_others))
         .route("/sessions/rotate", post(rotate))
@@ -278,6 +283,23 @@ async fn list(
     list.sort_by_key(|info| (this.as_ref() != Some(&info.handle), Reverse(info.last_seen)));
     let notice = session.take::<String>("notice")?.or_else(|| limited.take_notice(&user));
     Ok(pages::sessions(&user, notice.as_deref(), &list, this.as_deref()))
+}
+
+/// A page that stays open and says when its session ends. It is sent in two parts, and browsers show the first one at once: that
+/// takes no script.
+async fn live(SessionKey(user): SessionKey, session: Session) -> Response {
+    let ended = session.ended();
+    let (first, rest) = pages::live(&user);
+    let last = async move {
+        let said = select! {
+            ending = ended => pages::ended(ending),
+            // Otherwise it would keep the server from stopping.
+            () = interrupted() => pages::ended(jam_session::Ending::Closed),
+        };
+        format!("{}{rest}", said.into_string())
+    };
+    let parts = stream::once(ready(first)).chain(stream::once(last)).map(Ok::<_, Infallible>);
+    ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], Body::from_stream(parts)).into_response()
 }
 
 #[derive(Deserialize)]

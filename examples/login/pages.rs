@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use jam_session::SessionInfo;
-use maud::{DOCTYPE, Markup, html};
+use jam_session::{Ending, SessionInfo};
+use maud::{DOCTYPE, Markup, PreEscaped, html};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::accounts;
@@ -158,9 +158,36 @@ pub(crate) fn sessions(user: &str, notice: Option<&str>, list: &[SessionInfo], t
             p { "A session ends when it was not used for as long as it says. This browser holds a random ID in a cookie that no \
                  script can read, and everything else is on the server. The ID can be changed without anybody noticing:" }
             (action("/sessions/rotate", "New session ID", ""))
+            p { "A page can also stay open for as long as the session lives: " a href="/sessions/live" { "watch it end" } "." }
         }
     };
     page("Your sessions", "/sessions", Some(user), content)
+}
+
+/// A page in two parts: what comes when the session ends goes between them.
+pub(crate) fn live(user: &str) -> (String, String) {
+    const HERE: &str = "<!-- the ending -->";
+    let content = html! {
+        h1 { "Live" }
+        p.lead { "Leave this page open, and end this session in another browser. It will say so here." }
+        (PreEscaped(HERE))
+    };
+    let whole = page("Live", "/sessions/live", Some(user), content).into_string();
+    let (first, rest) = whole.split_once(HERE).unwrap_or((&whole, ""));
+    (first.to_owned(), rest.to_owned())
+}
+
+/// What the live page says in the end.
+pub(crate) fn ended(ending: Ending) -> Markup {
+    let text = match ending {
+        Ending::SignedOut => "This session was signed out.",
+        Ending::Replaced => "You have signed in again, or signed out everywhere else.",
+        Ending::Expired => "This session has expired.",
+        Ending::Closed => "The server is being stopped.",
+        // Nobody knows. Whoever shows something private here takes it for an ending.
+        _ => "This session cannot be reached.",
+    };
+    html! { p.alert role="alert" { (text) } p { a.button href="/sessions" { "Look again" } } }
 }
 
 fn session_item(session: &SessionInfo, is_this: bool) -> Markup {

@@ -41,7 +41,7 @@ impl<B: Backend> Engine<B> {
         ids.iter().for_each(|id| self.watchers().ended(*id, ending));
     }
 
-    /// All sessions of an owner have ended, but the one that is kept. The call [began](Watchers::begin) then.
+    /// All sessions of an owner have ended, but the one that is kept. The call [began](crate::sessions::watchers::Watchers::begin) then.
     fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64) {
         self.watchers().cleared(owner, kept, began, self.policy().clock.moment());
     }

@@ -62,6 +62,29 @@ fn p20_who_signs_in_on_too_many_devices_is_told_that_one_was_signed_out() {
 }
 
 #[test]
+fn p21_a_page_that_is_open_says_that_its_session_was_ended_in_another_browser() {
+    let app = start();
+    let (mut laptop, mut phone) = (browser_of(&app), browser_of(&app));
+    laptop.sign_in("ada", ADA);
+    phone.sign_in("ada", ADA);
+    let mut tab = browser_of(&app);
+    tab.cookies.clone_from(&phone.cookies);
+    let mut page = tab.begin("GET", "/sessions/live", "");
+    let mut shown = String::new();
+    while !shown.contains("It will say so here.") {
+        let mut some = [0; 4096];
+        let read = page.read(&mut some).unwrap();
+        assert!(read > 0 && !shown.contains("</html>"), "{shown}");
+        shown += std::str::from_utf8(&some[..read]).unwrap();
+    }
+    let other = laptop.get("/sessions").another_session();
+    laptop.post("/sessions/end", &[("handle", &other)]);
+    page.read_to_string(&mut shown).unwrap();
+    assert!(shown.contains("This session was signed out.") && shown.contains("</html>"), "{shown}");
+    assert!(phone.get("/sessions/live").asks_to_sign_in());
+}
+
+#[test]
 fn nobody_ends_the_session_of_another_user() {
     let app = start();
     let (mut ada, mut grace) = (browser_of(&app), browser_of(&app));
@@ -353,7 +376,8 @@ impl Browser {
         self.cookies.get("__Host-id").or(self.cookies.get("__Host-id-visitor")).unwrap().clone()
     }
 
-    fn send(&mut self, method: &str, path: &str, body: &str) -> Page {
+    /// Sends a request, and leaves the answer to be read.
+    fn begin(&self, method: &str, path: &str, body: &str) -> TcpStream {
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
         if method == "POST" {
             request += "Content-Type: application/x-www-form-urlencoded\r\n";
@@ -369,8 +393,12 @@ impl Browser {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(300))).unwrap();
         stream.write_all(format!("{request}\r\n{body}").as_bytes()).unwrap();
+        stream
+    }
+
+    fn send(&mut self, method: &str, path: &str, body: &str) -> Page {
         let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
+        self.begin(method, path, body).read_to_string(&mut answer).unwrap();
         let page = Page::parse(&answer);
         for (name, value) in &page.headers {
             if name == "set-cookie" {
