@@ -325,9 +325,10 @@ impl<B: Backend> Sessions<B> {
         let engine = &self.0;
         let owner = engine.owner(key.as_ref());
         self.within_time(async {
+            let (records, mut infos) = (engine.list(owner).await?, Vec::new());
+            // By the time after the answer: what has ended meanwhile is not listed beside what has begun meanwhile.
             let now = engine.now();
-            let mut infos = Vec::new();
-            for record in engine.list(owner).await? {
+            for record in records {
                 match engine.read(record.id, record) {
                     Ok(loaded) if loaded.is_live_at(now) => infos.push(self.0.info(loaded, now)),
                     Ok(_) => {}
