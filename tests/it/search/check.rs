@@ -5,7 +5,7 @@ use jam_session::{Backend, Owner, RecordId};
 
 use super::{
     acts::{Act, Out, Who},
-    start::{Cookie, RUNTIME, USERS, now},
+    start::{Cookie, USERS, now, runtime},
     store::{Event, What},
     world::World,
 };
@@ -370,7 +370,7 @@ impl World {
         for user in ["ada", "grace"] {
             all.extend(now(self.shared.inner.list(user)).unwrap().into_iter().map(|info| (info.handle, info.data)));
         }
-        let _context = RUNTIME.enter();
+        let _context = runtime().enter();
         let visitors = self.requests.iter().flat_map(|sent| &sent.cookies).filter(|cookie| cookie.0 != USERS);
         for (_, id) in visitors {
             if let Some(data) = now(self.shared.inner.get(id)).unwrap() {

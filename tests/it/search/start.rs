@@ -2,7 +2,6 @@
 
 use std::{
     convert::Infallible,
-    sync::LazyLock,
     time::{Duration, SystemTime},
 };
 
@@ -130,6 +129,13 @@ pub fn now<T>(work: impl Future<Output = T>) -> T {
     work.now_or_never().expect("the memory never waits")
 }
 
-/// Timers and background work need one. Nothing of it runs by itself.
-pub static RUNTIME: LazyLock<Runtime> =
-    LazyLock::new(|| tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap());
+/// Timers and background work need a runtime. Nothing of it runs by itself. Each thread has its own: another test that ran a task
+/// of this one, while a request of this one is polled, would leave that task waiting for ever.
+pub fn runtime() -> &'static Runtime {
+    thread_local! {
+        static RUNTIME: &'static Runtime = Box::leak(Box::new(
+            tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap(),
+        ));
+    }
+    RUNTIME.with(|runtime| *runtime)
+}

@@ -19,7 +19,7 @@ use tower::{Layer, ServiceExt, service_fn};
 
 use super::{
     acts::{Act, Place, Who},
-    start::{Cookie, RUNTIME, Start, USERS, VISITORS, now, request, set_cookies, take},
+    start::{Cookie, Start, USERS, VISITORS, now, request, runtime, set_cookies, take},
     store::{self, Fault, Gated, Shared, Touches, What, Wrong},
 };
 use crate::store::record_id;
@@ -195,7 +195,7 @@ impl World {
                 self.shared.tell(|| format!("request {}: its client goes away", request + 1));
                 let sent = &mut self.requests[request];
                 sent.is_dropped = true;
-                let _context = RUNTIME.enter();
+                let _context = runtime().enter();
                 sent.running = None;
             }
             Move::Jump => {
@@ -210,7 +210,7 @@ impl World {
 
     /// Lets everything that was spawned run.
     pub fn background(&mut self) {
-        RUNTIME.block_on(async {
+        runtime().block_on(async {
             for _ in 0..100 {
                 yield_now().await;
             }
@@ -219,7 +219,7 @@ impl World {
 
     /// Whether an ID leads to a session, and whose.
     pub fn leads(&self, id: &str) -> bool {
-        let _context = RUNTIME.enter();
+        let _context = runtime().enter();
         now(self.shared.inner.get(id)).unwrap().is_some()
     }
 
@@ -346,7 +346,7 @@ impl World {
     }
 
     fn poll(&mut self, at: usize) {
-        let _context = RUNTIME.enter();
+        let _context = runtime().enter();
         self.shared.state().polled = Some(at);
         let events = self.shared.state().events.len();
         let mut polls = 0;
