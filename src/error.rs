@@ -109,12 +109,19 @@ impl Error {
         Self::new(ErrorKind::Unauthorized, "this ID is no longer valid for its session: sign in again")
     }
 
-    pub(crate) fn cleared() -> Self {
-        Self::new(ErrorKind::Unauthorized, CLEARED)
-    }
-
-    pub(crate) fn full() -> Self {
-        Self::new(ErrorKind::Full, "the user has as many sessions as sessions_per_key allows: end one of them first")
+    pub(crate) fn refused(why: Refusal) -> Self {
+        match why {
+            Refusal::NotNewest => Self::not_newest(),
+            Refusal::Cleared => Self::new(
+                ErrorKind::Unauthorized,
+                "all sessions of the user were ended since this login began: sign in again",
+            ),
+            Refusal::Full => Self::new(
+                ErrorKind::Full,
+                "the user has as many sessions as sessions_per_key allows: end one of them first",
+            ),
+            Refusal::CrossSite => Self::cross_site(),
+        }
     }
 
     pub(crate) fn too_late() -> Self {
@@ -123,17 +130,6 @@ impl Error {
 
     pub(crate) fn closed() -> Self {
         Self::new(ErrorKind::Unavailable, "the sessions are closed: `close` was called")
-    }
-
-    /// What was refused, if it is one of the refusals that are [events](crate::events).
-    pub(crate) fn refusal(&self) -> Option<Refusal> {
-        match self.kind {
-            ErrorKind::Unauthorized if self.message == CLEARED => Some(Refusal::Cleared),
-            ErrorKind::Unauthorized => Some(Refusal::NotNewest),
-            ErrorKind::Full => Some(Refusal::Full),
-            ErrorKind::CrossSite => Some(Refusal::CrossSite),
-            _ => None,
-        }
     }
 
     /// The message and all its causes, for a line in the log. Response bodies say less.
@@ -228,5 +224,3 @@ impl StdError for Error {
         self.source.as_deref().map(|source| source as &(dyn StdError + 'static))
     }
 }
-
-const CLEARED: &str = "all sessions of the user were ended since this login began: sign in again";

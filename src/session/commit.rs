@@ -87,9 +87,16 @@ pub(crate) struct Committed {
     /// The changes were applied to other data than the handler saw, because another request had written.
     pub(crate) rebased: bool,
     /// A login or a sign-out was refused. With it the changes are done with.
-    pub(crate) refused: Option<Error>,
+    pub(crate) refused: Option<Refused>,
     /// The other sessions that cookies of the request lead to have ended.
     pub(crate) ended_others: bool,
+}
+
+/// Why a login or a sign-out does not take place.
+pub(crate) struct Refused {
+    /// `None` if that is not known: an answer was lost.
+    pub(crate) why: Option<Refusal>,
+    pub(crate) error: Error,
 }
 
 /// Why changes were dropped: there is no session that they belong to.
@@ -157,12 +164,21 @@ impl Committed {
         Self { dropped: Some(Dropped::Gone), ..Self::kept(base) }
     }
 
-    pub(super) fn refused(base: Base, why: &'static str) -> Self {
-        Self::refused_for(base, Error::new(ErrorKind::Unauthorized, why))
-    }
-
-    pub(super) fn refused_for(base: Base, why: Error) -> Self {
+    pub(super) fn refused(base: Base, why: Refused) -> Self {
         Self { refused: Some(why), ..Self::kept(base) }
+    }
+}
+
+impl Refused {
+    /// The newest ID of a live session did not come.
+    pub(super) fn not_newest(message: &'static str) -> Self {
+        Self { why: Some(Refusal::NotNewest), error: Error::new(ErrorKind::Unauthorized, message) }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(why: Refusal) -> Self {
+        Self { why: Some(why), error: Error::refused(why) }
     }
 }
 
@@ -200,7 +216,7 @@ impl Commit {
     /// Tells the application and the log what was refused.
     pub(crate) fn tell_refusal(&self, engine: &Engine, committed: &Committed) {
         let why = match (&committed.refused, committed.dropped) {
-            (Some(error), _) => error.refusal(),
+            (Some(refused), _) => refused.why,
             (None, Some(Dropped::CrossSite)) => Some(Refusal::CrossSite),
             (None, Some(Dropped::Gone) | None) => None,
         };
@@ -322,7 +338,7 @@ impl Commit {
         match engine.create(contents, &new, Conditions::default(), self.retry).await? {
             NewSession::Done { loaded, id, .. } => Ok(begun(loaded, id)),
             // No user, and nobody who could have been cleared or have too many.
-            NewSession::Late | NewSession::Full => Ok(Committed::dropped(Base::Nothing)),
+            NewSession::Refused(_) => Ok(Committed::dropped(Base::Nothing)),
         }
     }
 

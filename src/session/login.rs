@@ -8,14 +8,14 @@ use crate::{
     backend::Left,
     clock::millis,
     error::{Error, ErrorKind},
-    events::EventKind,
+    events::{EventKind, Refusal},
     log,
     random::random_version,
     record::token::{Secret, SessionId},
     session::{
         authority::{Plan, SignOut, Then},
         change::{Clearing, Identity, Staged},
-        commit::{Commit, Committed, CookieChanges, Progress, WriteId},
+        commit::{Commit, Committed, CookieChanges, Progress, Refused, WriteId},
         presented::Base,
         sign_in::SignIn,
     },
@@ -41,7 +41,7 @@ enum Renewed {
 /// What became of a new session.
 enum Begun {
     Done { opened: Opened, id: SessionId, rebased: bool },
-    Refused(Error),
+    Refused(Refusal),
 }
 
 impl Commit {
@@ -54,7 +54,7 @@ impl Commit {
         match (plan, user, signed_in) {
             (Plan::Renew { login, then }, _, Some(opened)) => match self.renew(engine, &opened, login).await? {
                 Renewed::Done { opened, id, rebased } => self.finish(engine, opened, id, rebased, login, then).await,
-                Renewed::Refused(base) => self.refuse(engine, base, NOT_NEWEST).await,
+                Renewed::Refused(base) => self.refuse(engine, base, Refused::not_newest(NOT_NEWEST)).await,
             },
             (Plan::RenewOrBegin { then }, Some(user), Some(opened)) => match self.renew(engine, &opened, true).await? {
                 Renewed::Done { opened, id, rebased } => self.finish(engine, opened, id, rebased, true, then).await,
@@ -72,7 +72,7 @@ impl Commit {
             }
             _ => {
                 let base = self.base.clone();
-                self.refuse(engine, base, "the session that signs in has ended").await
+                self.refuse(engine, base, Refused::not_newest("the session that signs in has ended")).await
             }
         }
     }
@@ -128,10 +128,10 @@ impl Commit {
         // Where the others end, they take nobody's place.
         let (opened, id, rebased) = match self.begin(engine, user, then == Then::Nothing).await? {
             Begun::Done { opened, id, rebased } => (opened, id, rebased),
-            Begun::Refused(why) if user.is_login() => return Ok(Committed::refused_for(self.base.clone(), why)),
+            Begun::Refused(why) if user.is_login() => return Ok(Committed::refused(self.base.clone(), why.into())),
             Begun::Refused(why) => {
                 let base = self.base.clone();
-                return self.refuse_for(engine, base, why).await;
+                return self.refuse(engine, base, why.into()).await;
             }
         };
         match &self.base {
@@ -153,8 +153,7 @@ impl Commit {
         let visitor = self.base.visitor().map(|opened| &opened.loaded);
         let (mut new, id, left) = match self.create(engine, user, visitor, limited).await? {
             NewSession::Done { loaded, id, left } => (loaded, id, left),
-            NewSession::Late => return Ok(Begun::Refused(Error::cleared())),
-            NewSession::Full => return Ok(Begun::Refused(Error::full())),
+            NewSession::Refused(why) => return Ok(Begun::Refused(why)),
         };
         let (mut rebased, mut merges) = (false, 0);
         let mut ended = match (left, visitor) {
@@ -178,7 +177,7 @@ impl Commit {
                 match rewritten.await? {
                     WriteOutcome::Done(rewritten) => new = rewritten,
                     // The user was signed out everywhere since it was created.
-                    _ => return Ok(Begun::Refused(Error::cleared())),
+                    _ => return Ok(Begun::Refused(Refusal::Cleared)),
                 }
             }
             yield_now().await;
@@ -231,23 +230,18 @@ impl Commit {
                 Some(loaded) if old.loaded.has_same_login(&loaded.contents) => Base::Live(old.at(loaded)),
                 _ => self.gone(old),
             };
-            return Ok(Committed { refused: Some(error), ..Committed::kept(base) });
+            return Ok(Committed::refused(base, Refused { why: None, error }));
         }
         if !old.is_newest() {
             let base = self.base.clone();
-            return self.refuse(engine, base, NOT_NEWEST).await;
+            return self.refuse(engine, base, Refused::not_newest(NOT_NEWEST)).await;
         }
         // No session of the user may end for one that is removed if this fails: the user's next login applies the limit.
-        let refused = match self.create(engine, user, None, false).await? {
-            NewSession::Done { loaded, id, .. } => Ok((loaded, id)),
-            NewSession::Late => Err(Error::cleared()),
-            NewSession::Full => Err(Error::full()),
-        };
-        let (new, id) = match refused {
-            Ok(new) => new,
-            Err(why) => {
+        let (new, id) = match self.create(engine, user, None, false).await? {
+            NewSession::Done { loaded, id, .. } => (loaded, id),
+            NewSession::Refused(why) => {
                 let base = self.base.clone();
-                return self.refuse_for(engine, base, why).await;
+                return self.refuse(engine, base, why.into()).await;
             }
         };
         let orphan = OnDrop::new(|| engine.remove_orphan(new.id));
@@ -268,7 +262,7 @@ impl Commit {
             if engine.delete(new.id, Ending::SignedOut).await.is_ok() {
                 orphan.disarm();
             }
-            return Ok(Committed::refused(self.gone(old), NOT_NEWEST));
+            return Ok(Committed::refused(self.gone(old), Refused::not_newest(NOT_NEWEST)));
         }
         orphan.disarm();
         let opened = Opened::newest(new);
@@ -314,13 +308,13 @@ impl Commit {
                 let committed = match ended {
                     true => Committed::kept(Base::Nothing),
                     // What it made has ended before, and nothing more does.
-                    false => Committed::refused_for(self.gone(&opened), Error::cleared()),
+                    false => Committed::refused(self.gone(&opened), Refusal::Cleared.into()),
                 };
                 return Ok(Committed { cookies, ended_others: login, ..committed });
             }
         };
         if !done {
-            return Ok(Committed::refused_for(self.gone(&opened), Error::cleared()));
+            return Ok(Committed::refused(self.gone(&opened), Refusal::Cleared.into()));
         }
         let refused = self.unproven_beside(login);
         Ok(Committed { cookies, rebased, refused, ended_others: login, ..Committed::kept(Base::Live(opened)) })
@@ -355,33 +349,29 @@ impl Commit {
     pub(super) async fn end_rest(&mut self, engine: &Arc<Engine>, login: bool) -> Result<Committed, Error> {
         let written = self.write(engine).await?;
         let Base::Live(opened) = &written.base else {
-            return Ok(Committed::refused_for(written.base, Error::cleared()));
+            return Ok(Committed::refused(written.base, Refusal::Cleared.into()));
         };
         self.progress = Some(Progress { base: written.base.clone(), cookies: written.cookies.clone(), login });
         if engine.clear_by(opened, true, self.write_id.version).await?.is_none() {
-            return Ok(Committed::refused_for(self.gone(opened), Error::cleared()));
+            return Ok(Committed::refused(self.gone(opened), Refusal::Cleared.into()));
         }
         Ok(Committed { refused: self.unproven_beside(login), ..written })
     }
 
     /// What a cookie of this request leads to by a secret that is not accepted may live on after a `clear_others`.
-    fn unproven_beside(&self, login: bool) -> Option<Error> {
+    fn unproven_beside(&self, login: bool) -> Option<Refused> {
         let unproven = !login && self.besides.as_ref().is_some_and(|besides| besides.unproven);
-        unproven.then(|| Error::new(ErrorKind::Unauthorized, NOT_OPENED))
+        unproven.then(|| Refused::not_newest(NOT_OPENED))
     }
 
     /// Refuses a login. A `clear` beside it acts all the same: the session that it is for is the one that came.
-    async fn refuse(&mut self, engine: &Arc<Engine>, base: Base, why: &'static str) -> Result<Committed, Error> {
-        self.refuse_for(engine, base, Error::new(ErrorKind::Unauthorized, why)).await
-    }
-
-    async fn refuse_for(&mut self, engine: &Arc<Engine>, base: Base, why: Error) -> Result<Committed, Error> {
+    async fn refuse(&mut self, engine: &Arc<Engine>, base: Base, why: Refused) -> Result<Committed, Error> {
         if self.staged.clear == Clearing::All {
             let ended = self.sign_out_all(engine, SignOut::Clear).await?;
             let base = if ended.anything { Base::Nothing } else { base };
-            return Ok(Committed::refused_for(base, why));
+            return Ok(Committed::refused(base, why));
         }
-        Ok(Committed::refused_for(base, why))
+        Ok(Committed::refused(base, why))
     }
 }
 

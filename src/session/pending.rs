@@ -272,7 +272,10 @@ impl Pending {
                 let written = self.forget(count);
                 // What the first try has stored may be based on data that the handler never saw.
                 let rebased = committed.rebased || is_retry || committed.refused.is_some();
-                (committed.refused.map_or(Ok(()), Err), self.take_base(committed.base, rebased, written))
+                (
+                    committed.refused.map_or(Ok(()), |refused| Err(refused.error)),
+                    self.take_base(committed.base, rebased, written),
+                )
             }
             // The login is made, and the browser will hear of it. What is left to do is to end the other sessions.
             (Err(error), Some(progress)) => {
@@ -497,7 +500,10 @@ mod tests {
     use crate::{
         random::{STEP, mix, random_version},
         record::value,
-        session::authority::{SignOut, Then},
+        session::{
+            authority::{SignOut, Then},
+            commit::Refused,
+        },
         sessions::loaded::{Loaded, sample},
     };
 
@@ -725,7 +731,7 @@ mod tests {
         stage(&mut pending, Change::Bind("ada".into()));
         next(&mut pending).unwrap();
         stage(&mut pending, set("later", 1));
-        let refused = Some(Error::new(ErrorKind::Unauthorized, "it is refused"));
+        let refused = Some(Refused::not_newest("it is refused"));
         let base = loaded(2, data(json!({"b": 1})));
         let result = finish(&mut pending, Ok(Committed { refused, ..done(base) }));
         assert_eq!(result.unwrap_err().kind(), ErrorKind::Unauthorized);

@@ -7,7 +7,7 @@ use crate::{
     record::id::Owner,
     session::{
         authority::SignOut,
-        commit::{Commit, Committed, CookieChanges},
+        commit::{Commit, Committed, CookieChanges, Refused},
         login::NOT_OPENED,
         presented::Base,
     },
@@ -35,7 +35,7 @@ impl Commit {
         let ended = CookieChanges { ends_user, ends_visitor, ..CookieChanges::default() };
         if signed_out.refused {
             let base = if signed_out.anything { self.ended() } else { self.base.clone() };
-            return Ok(Committed { cookies: ended, ..Committed::refused(base, NOT_OPENED) });
+            return Ok(Committed { cookies: ended, ..Committed::refused(base, Refused::not_newest(NOT_OPENED)) });
         }
         let mut committed = match &self.base {
             // There was nothing to do for `clear_others`.

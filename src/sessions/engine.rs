@@ -14,7 +14,7 @@ use crate::{
     backend::{Backend, Count, Created, Cursor, Left, Limit, Mark, Outcome, Page, Since, Terms, any::AnyBackend},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
-    events::{Event, EventKind},
+    events::{Event, EventKind, Refusal},
     log,
     random::random_version,
     record::{
@@ -79,10 +79,8 @@ pub(crate) enum NewSession {
         /// What became of the visitor's.
         left: Left,
     },
-    /// Its user was cleared since then.
-    Late,
-    /// Its user has as many as there may be.
-    Full,
+    /// Its user was [cleared](Refusal::Cleared) since then, or has [as many](Refusal::Full) as there may be.
+    Refused(Refusal),
 }
 
 struct Shared {
@@ -316,11 +314,11 @@ impl<B: Backend> Engine<B> {
                 }
                 Created::Late => {
                     new.set_sent(None);
-                    return Ok(NewSession::Late);
+                    return Ok(NewSession::Refused(Refusal::Cleared));
                 }
                 Created::Full => {
                     new.set_sent(None);
-                    return Ok(NewSession::Full);
+                    return Ok(NewSession::Refused(Refusal::Full));
                 }
                 // Perhaps by another session.
                 Created::Taken => new.set_sent(None),

@@ -125,15 +125,13 @@ impl<B: Backend> Sessions<B> {
             let conditions = Conditions { limited: true, ..Conditions::default() };
             let created = engine.create(contents?, &new, conditions, false).await?;
             orphan.disarm();
-            let refused = match created {
-                NewSession::Done { id, .. } => return Ok(id),
-                NewSession::Late => Error::cleared(),
-                NewSession::Full => Error::full(),
-            };
-            if let Some(why) = refused.refusal() {
-                engine.tell(EventKind::Refused(why), None, Some(key.as_ref()));
+            match created {
+                NewSession::Done { id, .. } => Ok(id),
+                NewSession::Refused(why) => {
+                    engine.tell(EventKind::Refused(why), None, Some(key.as_ref()));
+                    Err(Error::refused(why))
+                }
             }
-            Err(refused)
         })
         .await
     }
