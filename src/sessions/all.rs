@@ -5,7 +5,6 @@ use std::{fmt, sync::Arc};
 use crate::{
     backend::{Backend, Cursor, any::AnyBackend},
     error::Error,
-    log,
     sessions::{engine::Engine, info::SessionInfo},
 };
 
@@ -56,14 +55,8 @@ impl<B: Backend> AllSessions<B> {
         let engine = &self.engine;
         let now = engine.now();
         let page = engine.within_time(engine.scan(after, most.max(1))).await?;
-        let mut infos = Vec::with_capacity(page.records.len());
-        for record in page.records {
-            match engine.read(record.id, record) {
-                Ok(loaded) if loaded.is_live_at(now) => infos.push(engine.info(loaded, now)),
-                Ok(_) => {}
-                Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
-            }
-        }
+        let live = engine.readable(page.records).into_iter().filter(|loaded| loaded.is_live_at(now));
+        let infos = live.map(|loaded| engine.info(loaded, now)).collect();
         self.may_have_missed |= page.moved;
         self.next = page.next.map_or(Next::Nothing, Next::After);
         Ok(Some(infos))

@@ -5,7 +5,9 @@ use std::{fmt, time::SystemTime};
 use crate::{
     backend::Backend,
     clock::{millis, time},
-    record::data::Data,
+    error::Error,
+    log,
+    record::{Record, data::Data},
     sessions::{engine::Engine, loaded::Loaded},
 };
 
@@ -31,6 +33,13 @@ pub struct SessionInfo {
 }
 
 impl<B: Backend> Engine<B> {
+    /// The sessions in these records. One that cannot be read is left out, and the log says so.
+    pub(super) fn readable(&self, records: Vec<Record>) -> Vec<Loaded> {
+        let read = records.into_iter().map(|record| self.read(record.id, record));
+        let warn = |error: &Error| log::warn!(error = %error.chain(), "a session is not listed");
+        read.filter_map(|read| read.inspect_err(warn).ok()).collect()
+    }
+
     /// What a list says of a session.
     pub(super) fn info(&self, loaded: Loaded, now: u64) -> SessionInfo {
         let Loaded { id, ttl, contents, .. } = loaded;

@@ -25,7 +25,6 @@ use crate::{
     detached::Detached,
     error::{Error, ErrorKind},
     events::{EventKind, Refusal},
-    log,
     random::random_version,
     record::{
         codec::Codec,
@@ -323,16 +322,17 @@ impl<B: Backend> Sessions<B> {
         let engine = &self.0;
         let owner = engine.owner(key.as_ref());
         self.within_time(async {
-            let (records, mut infos) = (engine.list(owner).await?, Vec::new());
-            // By the time after the answer: what has ended meanwhile is not listed beside what has begun meanwhile.
-            let now = engine.now();
-            for record in records {
-                match engine.read(record.id, record) {
-                    Ok(loaded) if loaded.is_live_at(now) => infos.push(self.0.info(loaded, now)),
-                    Ok(_) => {}
-                    Err(error) => log::warn!(error = %error.chain(), "a session is not listed"),
+            let (listed, now) = loop {
+                let asked = engine.now();
+                let listed = engine.readable(engine.list(owner).await?);
+                let now = engine.now();
+                // If the deadline of one has passed while the store was asked, the answer may be from before that or from after it.
+                if listed.iter().all(|loaded| loaded.is_live_at(asked) == loaded.is_live_at(now)) {
+                    break (listed, now);
                 }
-            }
+            };
+            let live = listed.into_iter().filter(|loaded| loaded.is_live_at(now));
+            let mut infos: Vec<_> = live.map(|loaded| engine.info(loaded, now)).collect();
             infos.sort_by(|a, b| (a.created, &a.handle).cmp(&(b.created, &b.handle)));
             Ok(infos)
         })
