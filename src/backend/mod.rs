@@ -529,6 +529,14 @@ impl Count {
     pub const fn new(signed_in: u64, visitors: u64) -> Self {
         Self { signed_in, visitors }
     }
+
+    /// Counts one more record.
+    pub fn add(&mut self, id: RecordId) {
+        match id.owner() {
+            Some(_) => self.signed_in += 1,
+            None => self.visitors += 1,
+        }
+    }
 }
 
 /// A store of records. The [module docs](self) are its contract, with a complete one as an example.
@@ -583,12 +591,7 @@ pub trait Backend: Send + Sync + 'static {
             let (mut count, mut after) = (Count::default(), None);
             loop {
                 let page = self.scan(after, COUNTED_AT_ONCE).await?;
-                for record in &page.records {
-                    match record.id.owner() {
-                        Some(_) => count.signed_in += 1,
-                        None => count.visitors += 1,
-                    }
-                }
+                page.records.iter().for_each(|record| count.add(record.id));
                 match page.next {
                     Some(next) => after = Some(next),
                     None => return Ok(count),

@@ -65,12 +65,7 @@ impl RedisBackend {
         let (mut count, mut after) = (Count::default(), None);
         loop {
             let page = self.page(after, COUNTED_AT_ONCE, Part::Heads).await?;
-            for record in &page.records {
-                match record.id.owner() {
-                    Some(_) => count.signed_in += 1,
-                    None => count.visitors += 1,
-                }
-            }
+            page.records.iter().for_each(|record| count.add(record.id));
             match page.next {
                 Some(next) => after = Some(next),
                 None => return Ok(count),
