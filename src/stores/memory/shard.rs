@@ -138,10 +138,11 @@ impl Shard {
         if ends == 0 {
             return Some(Vec::new());
         }
-        let mut live: Vec<u32> = live.collect();
-        live.sort_unstable_by_key(|&at| self.entry(at).used);
+        let mut live: Vec<_> = live.map(|at| (self.entry(at).used, at)).collect();
+        // There are no fewer of them than end.
+        live.select_nth_unstable(ends - 1);
         live.truncate(ends);
-        Some(live)
+        Some(live.into_iter().map(|(_, at)| at).collect())
     }
 
     /// Collects live records, `most` of them, from that place on, and returns where to go on, or `None` at the end. A record
