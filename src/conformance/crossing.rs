@@ -9,7 +9,7 @@ use super::{
     verbs::{by, everything, since, together},
 };
 use crate::{
-    backend::{Backend, Clear, Cleared, Created},
+    backend::{Backend, Clear, Cleared, Created, Terms},
     record::{Record, id::Owner},
 };
 
@@ -269,25 +269,7 @@ pub async fn a_clear_that_ended_nothing_is_not_remembered<B: Backend>(subject: &
 pub async fn no_create_since_before_a_clear_outlives_it<B: Backend>(subject: &Subject<B>) {
     for round in 0..ROUNDS {
         let owner = owner();
-        let new: Vec<Record> = (0..6).map(|_| record(of(owner))).collect();
-        together((0..7).map(|at| {
-            let (subject, new) = (subject.clone(), new.get(at).cloned());
-            async move {
-                match new {
-                    Some(new) => {
-                        let created = subject.create_on(&new, since(LONG / 6)).await;
-                        assert!(!matches!(created, Created::Taken), "`create` of a free name is `Taken`");
-                    }
-                    None => {
-                        for _ in 0..round % 5 {
-                            tokio::task::yield_now().await;
-                        }
-                        subject.clear(owner).await;
-                    }
-                }
-            }
-        }))
-        .await;
+        let new = subject.creates_beside_a_clear(owner, &since(LONG / 6), round).await;
         for record in &new {
             assert!(
                 subject.load(record.id).await.is_none(),
@@ -300,8 +282,32 @@ pub async fn no_create_since_before_a_clear_outlives_it<B: Backend>(subject: &Su
 }
 
 impl<B: Backend> Subject<B> {
+    /// Creates six records on these terms, and clears their owner at the same time: a little later in each round.
+    pub(super) async fn creates_beside_a_clear(&self, owner: Owner, terms: &Terms, round: usize) -> Vec<Record> {
+        let new: Vec<Record> = (0..6).map(|_| record(of(owner))).collect();
+        together((0..7).map(|at| {
+            let (subject, new, terms) = (self.clone(), new.get(at).cloned(), terms.clone());
+            async move {
+                match new {
+                    Some(new) => {
+                        let created = subject.create_on(&new, terms).await;
+                        assert!(!matches!(created, Created::Taken), "`create` of a free name is `Taken`");
+                    }
+                    None => {
+                        for _ in 0..round % 5 {
+                            tokio::task::yield_now().await;
+                        }
+                        subject.clear(owner).await;
+                    }
+                }
+            }
+        }))
+        .await;
+        new
+    }
+
     /// Checks that a record is late, and that nothing of it is stored.
-    pub(super) async fn is_late(&self, late: &Record, terms: crate::backend::Terms, after: &str) {
+    pub(super) async fn is_late(&self, late: &Record, terms: Terms, after: &str) {
         let before = self.load(late.id).await.map(|there| there.version);
         let created = self.create_on(late, terms).await;
         assert!(

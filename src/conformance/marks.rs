@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     samples::{LONG, is_same, of, owner, record},
     subject::Subject,
-    verbs::{by, everything, marked, since, together},
+    verbs::{by, everything, marked, since},
 };
 use crate::{
     backend::{Backend, By, Clear, Cleared, Created, Mark},
@@ -236,25 +236,7 @@ pub async fn no_create_with_a_mark_from_before_a_clear_outlives_it<B: Backend>(s
             subject.clear(owner).await;
         }
         let mark = subject.mark(owner).await;
-        let new: Vec<Record> = (0..6).map(|_| record(of(owner))).collect();
-        together((0..7).map(|at| {
-            let (subject, new) = (subject.clone(), new.get(at).cloned());
-            async move {
-                match new {
-                    Some(new) => {
-                        let created = subject.create_on(&new, marked(mark)).await;
-                        assert!(!matches!(created, Created::Taken), "`create` of a free name is `Taken`");
-                    }
-                    None => {
-                        for _ in 0..round % 5 {
-                            tokio::task::yield_now().await;
-                        }
-                        subject.clear(owner).await;
-                    }
-                }
-            }
-        }))
-        .await;
+        let new = subject.creates_beside_a_clear(owner, &marked(mark), round).await;
         for record in &new {
             assert!(
                 subject.load(record.id).await.is_none(),

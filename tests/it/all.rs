@@ -12,7 +12,7 @@ use jam_session::{
 use serde_json::json;
 
 use crate::{
-    client::{Client, bind_ada, increment, rework},
+    client::{Client, bind_ada, delete, increment, rework},
     on_every_store,
     store::{Options, Store, Watched},
 };
@@ -247,13 +247,7 @@ async fn p23_the_count_is_that_of_the_live_sessions(store: Store) {
     assert_eq!(count().await, (5, 3));
     store.pass(Duration::from_secs(1000));
     assert_eq!(count().await, (5, 0));
-    client
-        .does(|session| {
-            session.delete();
-            Ok(())
-        })
-        .await
-        .ok();
+    client.does(delete).await.ok();
     assert_eq!(count().await, (4, 0));
     store.pass(Duration::from_secs(4000));
     assert_eq!(count().await, (0, 0));

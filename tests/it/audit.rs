@@ -16,7 +16,7 @@ use jam_session::{
 use serde_json::json;
 
 use crate::{
-    client::{Client, bind_ada, delete, increment, rework},
+    client::{Client, bind_ada, clear_others, delete, increment, rework},
     events::Events,
     store::{Store, Watched},
 };
@@ -66,13 +66,7 @@ async fn p24_each_thing_that_happens_to_a_session_is_told_once() {
     let other = Client::new(&layer);
     other.does(bind_ada).await.ok();
     kinds(&told);
-    client
-        .does(|session| {
-            session.clear_others();
-            Ok(())
-        })
-        .await
-        .ok();
+    client.does(clear_others).await.ok();
     assert_eq!(kinds(&told), [EventKind::Cleared { ended: 1, others: true }]);
     client
         .does(|session| {

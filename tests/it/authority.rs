@@ -17,7 +17,7 @@ use jam_session::{
 use serde_json::json;
 
 use crate::{
-    client::{Answer, Client, bind_ada, delete, increment, rework},
+    client::{Answer, Client, bind_ada, clear_others, delete, increment, rework},
     on_every_store,
     store::{Options, Store, Watched, eventually, record_id},
 };
@@ -1030,13 +1030,7 @@ async fn p15_a_login_ends_no_session_that_its_cookies_no_longer_open(store: Stor
     let cookies = [user_cookie(&mallory), user_cookie(&owner)];
     let layer = store.layer();
     let answer = visit_with_cookies(&layer, &cookies, async |session: &Session| {
-        owner
-            .does(|session| {
-                session.clear_others();
-                Ok(())
-            })
-            .await
-            .ok();
+        owner.does(clear_others).await.ok();
         store.pass(LATER);
         session.bind("mallory");
         Ok(())

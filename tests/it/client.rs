@@ -184,3 +184,8 @@ pub fn delete(session: &Session) -> Result<(), Error> {
     session.delete();
     Ok(())
 }
+
+pub fn clear_others(session: &Session) -> Result<(), Error> {
+    session.clear_others();
+    Ok(())
+}

@@ -13,7 +13,7 @@ use serde_json::json;
 use tower::{Layer, Service, service_fn};
 
 use crate::{
-    client::{Client, bind_ada, delete, rework},
+    client::{Client, bind_ada, clear_others, delete, rework},
     store::Store,
 };
 
@@ -122,10 +122,6 @@ async fn every_kind_of_request_makes_the_calls_that_the_docs_say(store: Store) {
     assert_eq!(calls(bind_ada).await, login, "login");
     assert_eq!(calls(rework).await, [Verb::Load, Verb::Update], "rotation");
     assert_eq!(calls(bind_ada).await, [Verb::Load, Verb::Update], "login of the user who is signed in");
-    let clear_others: fn(&Session) -> Result<(), Error> = |session| {
-        session.clear_others();
-        Ok(())
-    };
     assert_eq!(calls(clear_others).await, [Verb::Load, Verb::Update, Verb::Clear], "logout everywhere else");
     // To a record that has ended: so that two logouts at once are told apart.
     assert_eq!(calls(delete).await, [Verb::Load, Verb::Update], "logout");

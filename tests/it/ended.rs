@@ -28,7 +28,7 @@ use tokio::{
 use tokio_tungstenite::{WebSocketStream, tungstenite};
 
 use crate::{
-    client::{Client, bind_ada, delete, rework},
+    client::{Client, bind_ada, clear_others, delete, rework},
     on_every_store,
     store::{BRIEF, Options, PATIENCE, Store, Watched, eventually, in_time},
 };
@@ -349,10 +349,7 @@ async fn p21_clear_others_ends_a_copy_of_the_cookie_and_the_other_devices(store:
     let (client, other) = (site.signed_in().await, site.signed_in().await);
     let copy = client.thief();
     let (mut own, mut copies, mut others) = (site.open(&client).await, site.open(&copy).await, site.open(&other).await);
-    let answer = client.does(|session| {
-        session.clear_others();
-        Ok(())
-    });
+    let answer = client.does(clear_others);
     answer.await.ok();
     all_end(own.iter_mut().chain(&mut copies), Ending::Replaced).await;
     all_end(&mut others, Ending::SignedOut).await;

@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::Barrier;
 
 use crate::{
-    client::{Client, bind_ada, delete, rework},
+    client::{Client, bind_ada, clear_others, delete, rework},
     on_every_store,
     store::Store,
     store::eventually,
@@ -166,15 +166,7 @@ async fn p04_logout_by_an_id_from_before_a_rework(store: Store) {
     // A slow logout, during which another tab rotates.
     let slow = client.thief();
     let answer = slow.visit(async |session: Session| {
-        rotating
-            .does(|session| {
-                session.rework();
-                Ok(())
-            })
-            .await
-            .ok()
-            .new_id()
-            .unwrap();
+        rotating.does(rework).await.ok().new_id().unwrap();
         session.delete();
         Ok(())
     });
@@ -657,11 +649,6 @@ async fn p16_a_save_that_was_begun_runs_to_its_end(store: Store) {
     answer.await.ok();
     let names = client.does(|session| Ok(format!("{:?}{:?}", session.get::<u8>("n")?, session.get::<u8>("m")?)));
     assert_eq!(names.await.body, "Some(2)Some(3)");
-}
-
-fn clear_others(session: &Session) -> Result<(), jam_session::Error> {
-    session.clear_others();
-    Ok(())
 }
 
 fn ada_and_n(session: &Session) -> Result<String, jam_session::Error> {

@@ -7,7 +7,7 @@ use jam_session::{Clock, ErrorKind, JsonSessions, Login, MemorySessions, Session
 use serde_json::{Value, json};
 
 use crate::{
-    client::{Answer, Client, bind_ada},
+    client::{Answer, Client, bind_ada, clear_others, delete, rework},
     folder::Folder,
     on_every_store,
     store::{Options, Store, Watched},
@@ -78,13 +78,7 @@ async fn p22_a_password_check_that_was_held_back_survives_no_new_password(store:
         // A handler that asks gets the error, and can show its own page.
         let answer = thief.visit(async |session: Session| {
             let login = sessions.login("ada").await?;
-            owner
-                .does(|session| {
-                    session.clear_others();
-                    Ok(())
-                })
-                .await
-                .ok();
+            owner.does(clear_others).await.ok();
             session.create(login, json!({}))?;
             let error = session.save().await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unauthorized);
@@ -119,15 +113,7 @@ async fn p22_a_login_is_refused_after_any_sign_out_everywhere(store: Store) {
                         .await
                         .ok(),
                 ),
-                "clear_others" => drop(
-                    client
-                        .does(|session| {
-                            session.clear_others();
-                            Ok(())
-                        })
-                        .await
-                        .ok(),
-                ),
+                "clear_others" => drop(client.does(clear_others).await.ok()),
                 "clear_others(id)" => drop(sessions.clear_others(client.id().unwrap()).await.unwrap()),
                 _ => drop(sessions.clear("ada").await.unwrap()),
             }
@@ -153,21 +139,9 @@ async fn p22_a_login_is_good_after_what_is_no_sign_out_everywhere(store: Store) 
         sessions.clear("grace").await.unwrap();
         let client = signed_in(&layer).await;
         let old = client.thief();
-        client
-            .does(|session| {
-                session.rework();
-                Ok(())
-            })
-            .await
-            .ok();
+        client.does(rework).await.ok();
         assert_eq!(sessions.clear_others(old.id().unwrap()).await.unwrap_err().kind(), ErrorKind::Unauthorized);
-        client
-            .does(|session| {
-                session.delete();
-                Ok(())
-            })
-            .await
-            .ok();
+        client.does(delete).await.ok();
         let _ = sessions.login("ada").await.unwrap();
         for _ in 0..2 {
             let client = Client::new(&layer);
