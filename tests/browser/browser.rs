@@ -109,14 +109,19 @@ impl Browser {
         assert!(!all.contains(text), "{text:?} is on {}:\n{all}", self.path());
     }
 
-    /// Waits until the page shows this text.
+    /// Waits until the page shows this text. The page may still be loading.
     #[track_caller]
     pub fn comes_to_show(&self, text: &str) {
         let begun = Instant::now();
-        while !self.text().contains(text) {
-            assert!(begun.elapsed() < PATIENCE, "{text:?} never came:\n{}", self.text());
+        while !self.text_so_far().contains(text) {
+            assert!(begun.elapsed() < PATIENCE, "{text:?} never came:\n{}", self.text_so_far());
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// All visible text. Between two pages there is none.
+    fn text_so_far(&self) -> String {
+        wait(async { self.client.find(Locator::Css("body")).await?.text().await }).unwrap_or_default()
     }
 
     // What is on them.

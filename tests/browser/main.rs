@@ -31,6 +31,7 @@ on_every_store! {
     the_cookie_is_out_of_reach,
     a_wrong_password_is_told_in_words,
     one_browser_ends_the_session_of_the_other,
+    an_open_page_says_that_its_session_has_ended,
     signing_out_everywhere_else_keeps_this_browser,
     a_session_that_has_ended_signs_nobody_else_out,
     a_login_form_that_is_sent_while_all_sessions_end_is_never_lost,
@@ -154,6 +155,47 @@ fn one_browser_ends_the_session_of_the_other(scene: &Scene) {
     laptop.follow(".sessions li.this button");
     assert_eq!(laptop.path(), "/");
     nobody_is_signed_in(&laptop);
+}
+
+/// The page is still loading all the while, and has no script.
+fn an_open_page_says_that_its_session_has_ended(scene: &Scene) {
+    let (laptop, phone) = (scene.ada(), scene.ada());
+    let watched = phone.new_tab();
+    phone.open(&scene.at("/sessions"));
+    let sessions = phone.tab();
+    let watch = |browser: &Browser| {
+        browser.scripts(false);
+        browser.begin_to_open(&scene.at("/sessions/live"));
+        browser.comes_to_show("Leave this page open");
+    };
+
+    // A new ID ends nothing.
+    phone.switch_to(&watched);
+    watch(&phone);
+    phone.switch_to(&sessions);
+    phone.click("summary");
+    phone.press("New session ID");
+    phone.switch_to(&watched);
+    phone.hides("This session");
+    laptop.open(&scene.at("/sessions"));
+    laptop.follow(".sessions li:not(.this) button");
+    phone.comes_to_show("This session was signed out.");
+    phone.expect(401);
+    phone.press("Look again");
+    phone.shows("Please sign in first.");
+
+    // A browser that signs out everywhere else is told too, and stays signed in.
+    scene.ada();
+    let other = laptop.new_tab();
+    watch(&laptop);
+    let live = laptop.tab();
+    laptop.switch_to(&other);
+    laptop.open(&scene.at("/sessions"));
+    laptop.press("Sign out everywhere else");
+    laptop.switch_to(&live);
+    laptop.comes_to_show("You have signed in again, or signed out everywhere else.");
+    laptop.press("Look again");
+    laptop.shows("You are signed in on this device, and nowhere else.");
 }
 
 fn signing_out_everywhere_else_keeps_this_browser(scene: &Scene) {
