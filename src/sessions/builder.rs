@@ -54,6 +54,11 @@ impl<T> Builder<T> {
     /// Sets the key prefix in the store. Applications with different namespaces never share sessions. Default: `sessions`.
     ///
     /// After a change, existing sessions are not found.
+    ///
+    /// On Redis, the namespace is part of each Redis key. Memory, the JSON file and a [`Backend`](crate::Backend) of your own do not
+    /// know it: of two namespaces in one such store neither can read the other's sessions, but
+    /// [`Sessions::count`](crate::Sessions::count) counts both, and [`Sessions::all`](crate::Sessions::all) logs a warning for each
+    /// session that it cannot read. Give each application a store of its own there.
     #[doc(alias = "prefix", alias = "key prefix", alias = "sessions_key", alias = "redis_sessions_key")]
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.policy.namespace = namespace.into();
