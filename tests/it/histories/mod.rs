@@ -33,11 +33,14 @@ on_every_store! {
     the_verbs_of_the_module_happen_at_one_moment_each,
 }
 
-const EXACT: Verbs = Verbs { timed: true, lags: false, lists_at_once: true };
+const EXACT: Verbs = Verbs { timed: true, lags: false, lists_at_once: true, orders_all: true };
+
+/// It hears of two records within one tick of its clock.
+const REMOTE: Verbs = Verbs { timed: false, lags: false, lists_at_once: false, orders_all: false };
 
 async fn the_verbs_of_a_store_happen_at_one_moment_each(store: Store) {
     let (model, count, share) = match () {
-        () if store.is_remote() => (Verbs { timed: false, lags: false, lists_at_once: false }, 60, 40),
+        () if store.is_remote() => (REMOTE, 60, 40),
         // The thread that writes the file counts from when it takes a change, and others see it once it is on the disk.
         () if store.is_file() => (Verbs { lags: true, ..EXACT }, 60, 40),
         () => (EXACT, 600, 100),
@@ -154,7 +157,7 @@ async fn lost_connections_to_redis_change_no_order() {
     });
     for seed in Seeds::new(200, 80) {
         let mut rng = Random(seed);
-        let model = Verbs { timed: false, lists_at_once: false, ..EXACT };
+        let model = REMOTE;
         let backend = rough(&common(&one), rng.fork(), Edges::default());
         let stage = verbs::Stage::new(model, backend, Clock::manual(), &mut rng).cuts(rng.one_in(2));
         let stage = stage.trouble(Some(trouble.clone()));
@@ -198,6 +201,10 @@ fn a_store_that_is_wrong_is_found_out() {
         Wrong::DeniesWhatItWrote,
         Wrong::ClearsAgain,
         Wrong::ClearsByAnything,
+        Wrong::IgnoresMarks,
+        Wrong::IgnoresLimits,
+        Wrong::EndsOneTooFew,
+        Wrong::ScansTooFew,
     ];
     for wrong in wrongs {
         is_found_out(wrong, verbs_alone);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use jam_session::{
-    AnyBackend, Backend, Clear, Cleared, Created, Outcome, Record, RecordId, Sessions, Terms,
+    AnyBackend, Backend, Clear, Cleared, Created, Limit, Outcome, Record, RecordId, Sessions, Since, Terms,
     backend::Result,
     conformance::{Answer, Call, Fault, Faults, Faulty, Verb},
 };
@@ -54,6 +54,14 @@ pub enum Wrong {
     ClearsAgain,
     /// `clear` does not look at the record that it is by.
     ClearsByAnything,
+    /// `create` takes no notice of a mark.
+    IgnoresMarks,
+    /// `create` takes no notice of a limit.
+    IgnoresLimits,
+    /// `create` says what it ended because of the limit, and one of these lives on.
+    EndsOneTooFew,
+    /// `scan` leaves one out.
+    ScansTooFew,
     /// None of these; but the module keeps the ID from before a rework for an hour.
     KeepsPreviousIds,
 }
@@ -248,6 +256,37 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
         Wrong::CreatesAgain => replace(Verb::Create, |store, call| {
             let terms = Terms { retry: false, ..call.terms.unwrap() };
             Box::pin(async move { Ok(Answer::Create(store.create(call.record.unwrap(), terms).await?)) })
+        }),
+        Wrong::IgnoresMarks => replace(Verb::Create, |store, call| {
+            let terms = call.terms.unwrap();
+            let since = terms.since.filter(|since| !matches!(since, Since::Mark(_)));
+            let terms = Terms { since, ..terms };
+            Box::pin(async move { Ok(Answer::Create(store.create(call.record.unwrap(), terms).await?)) })
+        }),
+        Wrong::IgnoresLimits => replace(Verb::Create, |store, call| {
+            let terms = Terms { limit: Limit::None, ..call.terms.unwrap() };
+            Box::pin(async move { Ok(Answer::Create(store.create(call.record.unwrap(), terms).await?)) })
+        }),
+        Wrong::EndsOneTooFew => replace(Verb::Create, |store, call| {
+            Box::pin(async move {
+                let mut before = match call.owner {
+                    Some(owner) => store.list(owner).await?,
+                    None => Vec::new(),
+                };
+                let created = store.create(call.record.unwrap(), call.terms.unwrap()).await?;
+                if let Created::Done { ended, .. } = &created {
+                    before.retain(|record| ended.first() == Some(&record.id));
+                    if let Some(record) = before.pop() {
+                        store.creates(record).await?;
+                    }
+                }
+                Ok(Answer::Create(created))
+            })
+        }),
+        Wrong::ScansTooFew => change(Verb::Scan, |_, _, answer| {
+            let Answer::Scan(mut page) = answer else { return Box::pin(ready(Ok(answer))) };
+            page.records.pop();
+            Box::pin(ready(Ok(Answer::Scan(page))))
         }),
         Wrong::DeniesWhatItWrote => change(Verb::Update, |store, call, answer| {
             Box::pin(async move {

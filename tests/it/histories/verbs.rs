@@ -1,4 +1,4 @@
-//! Histories of the seven verbs of a backend, and what they have to look like.
+//! Histories of the verbs of a backend, and what they have to look like.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +11,9 @@ use std::{
 };
 
 use axum::body::Bytes;
-use jam_session::{Backend, Clear, Cleared, Clock, Created, Outcome, Owner, Record, RecordId, Since, Terms};
+use jam_session::{
+    Backend, Clear, Cleared, Clock, Created, Limit, Mark, Outcome, Owner, Record, RecordId, Since, Terms,
+};
 
 use super::{
     check::{Model, Op, OpOf},
@@ -30,6 +32,8 @@ pub struct Verbs {
     pub lags: bool,
     /// Whether `list` sees all records at one moment.
     pub lists_at_once: bool,
+    /// Whether the store can tell in which order it has heard of records, however fast they come.
+    pub orders_all: bool,
 }
 
 /// A record's number, of those of one owner.
@@ -44,6 +48,9 @@ pub enum Call {
         ttl: u64,
         /// The age of the request, for which a clear since then counts.
         age: Option<u64>,
+        /// The clear that the mark names, if there is a mark.
+        mark: Option<Option<i64>>,
+        limit: Limit,
         now: u64,
         tried: Tried,
     },
@@ -63,8 +70,11 @@ pub enum Call {
     },
     Delete(At),
     List,
+    /// As `list`, in pages.
+    Scan,
     /// What a `list` said of one record.
     Listed(At),
+    Mark,
     Clear {
         name: i64,
         by: Option<By>,
@@ -93,7 +103,11 @@ pub enum Answer {
     Loaded(Option<Seen>),
     Listed(Vec<(At, Seen)>),
     Did(bool),
+    /// These ended because of the limit.
+    Created(Vec<At>),
     Late,
+    Full,
+    Marked(Option<i64>),
     Ended(u64),
     Done,
     Gone,
@@ -123,6 +137,8 @@ pub struct State {
     clears: Vec<Done>,
     /// The versions that were written by calls that may be made again.
     written: BTreeSet<i64>,
+    /// The records in the order in which they were heard of, if that counts.
+    heard: Vec<At>,
 }
 
 /// A clear that was done between these two, and how many records it ended, if that is known.
@@ -147,12 +163,57 @@ impl Verbs {
         let earliest = if self.lags { called.min(now) + ttl } else { now + ttl };
         Kept { version, earliest, latest: now + ttl }
     }
+
+    /// What a new record may find: others that end above the limit, or as many as there may be.
+    fn above(&self, state: &State, at: At, limit: Limit, called: u64) -> Vec<(Option<Vec<At>>, State)> {
+        if limit == Limit::None {
+            return vec![(Some(Vec::new()), state.clone())];
+        }
+        let mut there = vec![(Vec::new(), state.clone())];
+        for other in state.records.keys().copied().filter(|other| *other != at) {
+            let look = |(live, state): (Vec<At>, State)| {
+                let looked = state.live_for_clear(self.lags, other, called).into_iter();
+                let with = move |(kept, state): (Option<Kept>, State)| {
+                    (live.iter().copied().chain(kept.map(|_| other)).collect(), state)
+                };
+                looked.map(with).collect::<Vec<(Vec<At>, State)>>()
+            };
+            there = there.into_iter().flat_map(look).collect();
+        }
+        let ends = |(live, state): (Vec<At>, State)| match limit {
+            Limit::Refuse(most) if live.len() >= most => vec![(None, state)],
+            Limit::LeastRecent(most) => {
+                let many = (live.len() + 1).saturating_sub(most);
+                let all = self.least_recent(live, &state, many).into_iter();
+                all.map(|ended| (Some(ended), state.clone())).collect()
+            }
+            _ => vec![(Some(Vec::new()), state)],
+        };
+        there.into_iter().flat_map(ends).collect()
+    }
+
+    /// Those that were heard of longest ago; any of them, if the store cannot tell.
+    fn least_recent(&self, mut live: Vec<At>, state: &State, many: usize) -> Vec<Vec<At>> {
+        if self.orders_all {
+            live.sort_by_key(|at| state.heard.iter().position(|heard| heard == at));
+            live.truncate(many);
+            live.sort_unstable();
+            return vec![live];
+        }
+        let among = |set: &usize| set.count_ones() as usize == many;
+        let chosen = |set: usize| (0..live.len()).filter(|at| set & 1 << at != 0).map(|at| live[at]).collect();
+        (0..1 << live.len()).filter(among).map(chosen).collect()
+    }
 }
 
 impl State {
     /// Whether a request of that age may be late, and whether it may be in time. How old it is counts from some moment after it
     /// was called. A clear that lags may become visible after the call and at the same moment of a clock that stands still.
-    fn late(&self, model: &Verbs, age: Option<u64>, called: u64) -> (bool, bool) {
+    fn late(&self, model: &Verbs, age: Option<u64>, mark: Option<Option<i64>>, called: u64) -> (bool, bool) {
+        if let Some(mark) = mark {
+            let is_past = self.last_clear() != mark;
+            return (is_past, !is_past);
+        }
         match (age, self.clears.last()) {
             (None, _) | (_, None) => (false, true),
             (Some(_), Some(_)) if !model.timed => (true, false),
@@ -161,6 +222,18 @@ impl State {
                 (cleared > arrived || model.lags && cleared == arrived, last.earliest + age <= self.now)
             }
         }
+    }
+
+    fn last_clear(&self) -> Option<i64> {
+        self.clears.last().map(|last| last.name)
+    }
+
+    fn heard(mut self, model: &Verbs, at: At) -> Self {
+        if model.orders_all {
+            self.heard.retain(|heard| *heard != at);
+            self.heard.push(at);
+        }
+        self
     }
 
     /// Whether this call was done before.
@@ -205,7 +278,10 @@ impl State {
         let mut state = self.clone();
         match kept {
             Some(kept) => state.records.insert(at, kept),
-            None => state.records.remove(&at),
+            None => {
+                state.heard.retain(|heard| *heard != at);
+                state.records.remove(&at)
+            }
         };
         state
     }
@@ -248,6 +324,12 @@ impl Model for Verbs {
                 Some(Answer::Loaded(seen)) => state.seen(self.timed, at, *seen),
                 _ => vec![state.clone()],
             },
+            Call::Mark => match answer {
+                Some(Answer::Marked(name)) if *name != state.last_clear() => Vec::new(),
+                _ => vec![state.clone()],
+            },
+            // It is taken apart.
+            Call::Scan => vec![state.clone()],
             Call::List => match answer {
                 Some(Answer::Listed(seen)) => {
                     let mut states = vec![state.clone()];
@@ -260,8 +342,8 @@ impl Model for Verbs {
                 }
                 _ => vec![state.clone()],
             },
-            Call::Create { at, version, ttl, age, now, tried } => {
-                let (may_be_late, may_be_in_time) = state.late(self, age, now);
+            Call::Create { at, version, ttl, age, mark, limit, now, tried } => {
+                let (may_be_late, may_be_in_time) = state.late(self, age, mark, now);
                 // That a user's record has ended is remembered for ten seconds.
                 let was_done = state.was_done(version, tried);
                 let is_known = was_done
@@ -269,20 +351,28 @@ impl Model for Verbs {
                         Tried::Again { first, is_users } => is_users && state.now < first + 10_000,
                         Tried::Only | Tried::First => true,
                     };
+                let again = || may(Answer::Created(Vec::new()));
+                let add = |(ended, state): (Option<Vec<At>>, State)| {
+                    let Some(ended) = ended else { return may(Answer::Full).then_some(state) };
+                    // A store that asks again when its own answer is lost finds the record there, and names none.
+                    (may(Answer::Created(ended.clone())) || !self.orders_all && again()).then(|| {
+                        let state = ended.iter().fold(state, |state, ended| state.but(*ended, None));
+                        let new = Some(self.kept(state.now, version, ttl, now));
+                        state.but(at, new).heard(self, at).noted(version, tried)
+                    })
+                };
                 let step = |(there, state): (Option<Kept>, State)| match there {
-                    Some(kept) if was_done && kept.version == version => may(Answer::Did(true)).then_some(state),
+                    Some(kept) if was_done && kept.version == version => again().then_some(state).into_iter().collect(),
                     // Since it was created it may have been written to.
-                    Some(_) if was_done && may(Answer::Did(true)) => Some(state),
+                    Some(_) if was_done && again() => vec![state],
                     // Never a second time: it is late, or an error.
-                    None if is_known || !may_be_in_time => None,
-                    None if may(Answer::Did(true)) => {
-                        Some(state.but(at, Some(self.kept(state.now, version, ttl, now))).noted(version, tried))
-                    }
-                    Some(_) if may_be_in_time && may(Answer::Did(false)) => Some(state),
-                    _ => None,
+                    None if is_known || !may_be_in_time => Vec::new(),
+                    None => self.above(&state, at, limit, now).into_iter().filter_map(add).collect(),
+                    Some(_) if may_be_in_time && may(Answer::Did(false)) => vec![state],
+                    _ => Vec::new(),
                 };
                 let late = may_be_late && may(Answer::Late);
-                state.live(at).into_iter().filter_map(step).chain(late.then(|| state.clone())).collect()
+                state.live(at).into_iter().flat_map(step).chain(late.then(|| state.clone())).collect()
             }
             // It is not done a second time, and not denied.
             Call::Update { at, version, tried, .. } if state.was_done(version, tried) => match answer {
@@ -295,7 +385,9 @@ impl Model for Verbs {
                     None if may(Answer::Gone) => vec![state],
                     Some(kept) if kept.version == expected && may(Answer::Done) => {
                         let new = Some(self.kept(state.now, version, ttl, now)).filter(|_| ttl > 0);
-                        vec![state.but(at, new).noted(version, tried)]
+                        let state = state.but(at, new);
+                        let state = if new.is_some() { state.heard(self, at) } else { state };
+                        vec![state.noted(version, tried)]
                     }
                     Some(kept) if kept.version != expected => match answer {
                         Some(Answer::Conflict(seen)) => {
@@ -312,7 +404,7 @@ impl Model for Verbs {
             Call::Touch { at, version, ttl, now } => {
                 let step = |(there, state): (Option<Kept>, State)| match there {
                     Some(kept) if kept.version == version => {
-                        state.but(at, Some(self.kept(state.now, version, ttl, now)))
+                        state.but(at, Some(self.kept(state.now, version, ttl, now))).heard(self, at)
                     }
                     _ => state,
                 };
@@ -381,11 +473,9 @@ impl Model for Verbs {
     }
 
     fn split(&self, ops: Vec<OpOf<Self>>) -> Vec<OpOf<Self>> {
-        if self.lists_at_once {
-            return ops;
-        }
+        let is_split = |call: Call| call == Call::Scan || call == Call::List && !self.lists_at_once;
         let split = |op: OpOf<Self>| match (op.call, &op.answer) {
-            (Call::List, Some(Answer::Listed(seen))) => {
+            (call, Some(Answer::Listed(seen))) if is_split(call) => {
                 let seen = |at: At| seen.iter().find(|(of, _)| *of == at).map(|(_, seen)| *seen);
                 let one = |at: At| Op { call: Call::Listed(at), answer: Some(Answer::Loaded(seen(at))), ..op.clone() };
                 (0..RECORDS).map(one).collect()
@@ -396,11 +486,18 @@ impl Model for Verbs {
     }
 
     fn is_read(&self, call: &Call, answer: Option<&Answer>) -> bool {
-        matches!(call, Call::Load(_) | Call::List | Call::Listed(_))
-            || matches!(answer, Some(Answer::Did(false) | Answer::Late | Answer::Gone | Answer::Conflict(_)))
+        matches!(call, Call::Load(_) | Call::List | Call::Listed(_) | Call::Scan | Call::Mark)
+            || matches!(
+                answer,
+                Some(Answer::Did(false) | Answer::Late | Answer::Full | Answer::Gone | Answer::Conflict(_))
+            )
     }
 
     fn subjects(&self, ops: &[OpOf<Self>]) -> Vec<At> {
+        // Each record counts where there is a limit.
+        if ops.iter().any(|op| matches!(op.call, Call::Create { limit, .. } if limit != Limit::None)) {
+            return Vec::new();
+        }
         let mut all: Vec<At> = ops.iter().filter_map(|op| op.call.at()).collect();
         all.sort_unstable();
         all.dedup();
@@ -431,14 +528,15 @@ impl Model for Verbs {
         match call {
             Call::Load(_) => "load: the record that was acknowledged last, unless it was ended or expired (4, 5).",
             Call::Create { .. } => {
-                "create: adds once, unless a live one is there (4), or the owner was cleared since (8)."
+                "create: adds once, unless a live one is there (4), or the owner was cleared since (8, 22), or has too many (20)."
             }
             Call::Update { .. } => {
                 "update: writes once, only over the version that was seen, and revives nothing (4, 5)."
             }
             Call::Touch { .. } => "touch: only moves the end of the version that was seen (4, 18).",
             Call::Delete(_) => "delete: what was ended is ended once, and stays so (4).",
-            Call::List | Call::Listed(_) => "list: every live record, and none that ended (8).",
+            Call::List | Call::Listed(_) | Call::Scan => "list, scan: every live record, and none that ended (8, 23).",
+            Call::Mark => "mark: the last clear that was done (22).",
             Call::Clear { .. } => {
                 "clear: ends all that was there, if it is by a version that is there, and says how many (8)."
             }
@@ -451,10 +549,10 @@ impl Call {
     /// The same call, made again by one who had no answer.
     fn again(self, later: u64, is_users: bool) -> Option<Self> {
         match self {
-            Self::Create { at, version, ttl, age, now, tried: Tried::First } => {
+            Self::Create { at, version, ttl, age, mark, limit, now, tried: Tried::First } => {
                 // The request has grown older meanwhile.
-                let age = age.map(|age| age + (later - now));
-                Some(Self::Create { at, version, ttl, age, now: later, tried: Tried::Again { first: now, is_users } })
+                let (age, tried) = (age.map(|age| age + (later - now)), Tried::Again { first: now, is_users });
+                Some(Self::Create { at, version, ttl, age, mark, limit, now: later, tried })
             }
             Self::Update { at, expected, version, ttl, now, tried: Tried::First } => Some(Self::Update {
                 at,
@@ -473,7 +571,7 @@ impl Call {
         match *self {
             Self::Load(at) | Self::Listed(at) | Self::Delete(at) => Some(at),
             Self::Create { at, .. } | Self::Update { at, .. } | Self::Touch { at, .. } => Some(at),
-            Self::List | Self::Clear { .. } | Self::Pass(_) => None,
+            Self::List | Self::Scan | Self::Mark | Self::Clear { .. } | Self::Pass(_) => None,
         }
     }
 }
@@ -482,9 +580,12 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::Load(at) => write!(f, "load r{at}"),
-            Self::Create { at, version, ttl, age, tried, .. } => {
+            Self::Create { at, version, ttl, age, mark, limit, tried, .. } => {
                 write!(f, "{}create r{at} v{version} for {ttl} ms", tried.word())?;
-                age.map_or(Ok(()), |age| write!(f, ", {age} ms old"))
+                age.map_or(Ok(()), |age| write!(f, ", {age} ms old"))?;
+                let name = |mark: Option<i64>| mark.map_or("none".to_owned(), |name| (name & 0xffff_ffff).to_string());
+                mark.map_or(Ok(()), |mark| write!(f, ", marked {}", name(mark)))?;
+                if limit == Limit::None { Ok(()) } else { write!(f, ", {limit:?}") }
             }
             Self::Update { at, expected, version, ttl, tried, .. } => {
                 write!(f, "{}update r{at} v{expected} to v{version} for {ttl} ms", tried.word())
@@ -492,6 +593,8 @@ impl fmt::Debug for Call {
             Self::Touch { at, version, ttl, .. } => write!(f, "touch r{at} v{version} for {ttl} ms"),
             Self::Delete(at) => write!(f, "delete r{at}"),
             Self::List => write!(f, "list"),
+            Self::Scan => write!(f, "scan"),
+            Self::Mark => write!(f, "mark"),
             Self::Listed(at) => write!(f, "list, as for r{at}"),
             Self::Clear { name, by, of, .. } => {
                 write!(f, "clear {}", name & 0xffff_ffff)?;
@@ -534,6 +637,8 @@ pub struct Stage {
     known: Mutex<BTreeMap<(usize, At), i64>>,
     /// The name of the last clear of each part.
     clear: Mutex<BTreeMap<usize, i64>>,
+    /// The last mark of each part.
+    mark: Mutex<BTreeMap<usize, Mark>>,
 }
 
 /// Two owners and nobody.
@@ -568,6 +673,7 @@ impl Stage {
             versions: AtomicI64::new(1),
             known: Mutex::default(),
             clear: Mutex::default(),
+            mark: Mutex::default(),
         }
     }
 
@@ -606,11 +712,18 @@ impl Stage {
         let now = self.now();
         let tries_again = rng.one_in(2);
         let tried = if tries_again { Tried::First } else { Tried::Only };
-        let call = match rng.below(24) {
+        // With limits, marks and scans, where the store orders all that it hears of.
+        let call = match rng.below(if self.model.orders_all { 28 } else { 24 }) {
             0..4 => Call::Load(at),
             4..8 => {
                 let age = if self.model.timed { *rng.one(&AGES).unwrap() } else { 600_000 };
-                Call::Create { at, version: new, ttl: ttl.max(1_000), age: rng.one_in(2).then_some(age), now, tried }
+                let mark =
+                    self.mark.lock().unwrap().get(&part).copied().filter(|_| rng.one_in(2)).map(|mark| mark.clear);
+                let age = (mark.is_none() && rng.one_in(2)).then_some(age);
+                let limits =
+                    [Limit::None, Limit::None, Limit::from(1), Limit::from(2), Limit::refuse(1), Limit::refuse(2)];
+                let limit = if part < 2 && self.model.orders_all { *rng.one(&limits).unwrap() } else { Limit::None };
+                Call::Create { at, version: new, ttl: ttl.max(1_000), age, mark, limit, now, tried }
             }
             8..14 => {
                 let ttl = if rng.one_in(8) { 0 } else { ttl };
@@ -619,6 +732,8 @@ impl Stage {
             14..16 => Call::Touch { at, version: known, ttl: ttl.max(1_000), now },
             16..18 => Call::Delete(at),
             18..21 if part < 2 => Call::List,
+            24..26 => Call::Scan,
+            26..28 if part < 2 => Call::Mark,
             21 if part < 2 => {
                 let by = rng.one_in(2).then(|| By { at, version: known, keep: rng.one_in(2) });
                 // At times it is a repeat.
@@ -662,16 +777,32 @@ impl Stage {
                             let record = backend.load(name(at)).await.ok()?;
                             Some(Answer::Loaded(record.map(|record| self.saw(part, record).1)))
                         }
-                        Call::Create { at, version, ttl, age, tried, .. } => {
-                            let since = age.map(|age| Since::Age(Duration::from_millis(age)));
-                            let terms = Terms { since, retry: tried.is_retry(), ..Terms::default() };
+                        Call::Create { at, version, ttl, age, mark, limit, tried, .. } => {
+                            let age = age.map(|age| Since::Age(Duration::from_millis(age)));
+                            // One that names the same clear is as good.
+                            let taken = self.mark.lock().unwrap().get(&part).copied();
+                            let mark = mark.zip(taken).map(|(clear, taken)| {
+                                Since::Mark(Mark::new(clear, taken.taken).with_opening(taken.opening))
+                            });
+                            let terms = Terms { since: age.or(mark), limit, leaves: None, retry: tried.is_retry() };
                             Some(match backend.create(record(name(at), version, ttl), terms).await.ok()? {
-                                Created::Done { .. } => Answer::Did(true),
+                                Created::Done { ended, .. } => {
+                                    let mut ended: Vec<At> = ended.into_iter().map(|id| self.at(part, id)).collect();
+                                    ended.sort_unstable();
+                                    Answer::Created(ended)
+                                }
                                 Created::Taken => Answer::Did(false),
                                 Created::Late => Answer::Late,
+                                Created::Full => Answer::Full,
                                 other => panic!("{other:?}"),
                             })
                         }
+                        Call::Mark => {
+                            let mark = backend.mark(self.owners[part]?).await.ok()?;
+                            self.mark.lock().unwrap().insert(part, mark);
+                            Some(Answer::Marked(mark.clear))
+                        }
+                        Call::Scan => self.scanned(part).await.map(Answer::Listed),
                         Call::Update { at, expected, version, ttl, tried, .. } => {
                             let record = record(name(at), version, ttl);
                             Some(match backend.update(expected, record, tried.is_retry()).await.ok()? {
@@ -701,7 +832,7 @@ impl Stage {
                     }
                 };
                 let answer = recorder.call(client, Some(part), call, async { cut(polls, work).await.flatten() }).await;
-                if let (Some(Answer::Done | Answer::Did(true)), Some(at)) = (&answer, call.at())
+                if let (Some(Answer::Done | Answer::Created(_)), Some(at)) = (&answer, call.at())
                     && let Call::Create { version, .. } | Call::Update { version, .. } = call
                 {
                     self.known.lock().unwrap().insert((part, at), version);
@@ -718,8 +849,26 @@ impl Stage {
         Some(seen)
     }
 
+    async fn scanned(&self, part: usize) -> Option<Vec<(At, Seen)>> {
+        let (mut seen, mut after) = (BTreeMap::new(), None);
+        loop {
+            let page = self.backend.scan(after, 2).await.ok()?;
+            let ours = page.records.into_iter().filter(|record| self.names[part].contains(&record.id));
+            // What is shown twice is so for one reason: it was seen twice.
+            seen.extend(ours.map(|record| self.saw(part, record)));
+            after = page.next;
+            if after.is_none() {
+                return Some(seen.into_iter().collect());
+            }
+        }
+    }
+
+    fn at(&self, part: usize, id: RecordId) -> At {
+        self.names[part].iter().position(|name| *name == id).expect("a record of somebody else")
+    }
+
     fn saw(&self, part: usize, record: Record) -> (At, Seen) {
-        let at = self.names[part].iter().position(|name| *name == record.id).expect("a record of somebody else");
+        let at = self.at(part, record.id);
         assert_eq!(record.payload, payload(record.version), "a record with another one's payload");
         self.known.lock().unwrap().insert((part, at), record.version);
         (at, Seen { version: record.version, ttl: record.ttl.as_millis() as u64 })
