@@ -35,7 +35,7 @@ on_every_store! {
 
 const EXACT: Verbs = Verbs { timed: true, lags: false, lists_at_once: true, orders_all: true };
 
-/// It hears of two records within one tick of its clock.
+/// It tells by its clock which record it has heard of last, in seconds, and a history takes less than that.
 const REMOTE: Verbs = Verbs { timed: false, lags: false, lists_at_once: false, orders_all: false };
 
 async fn the_verbs_of_a_store_happen_at_one_moment_each(store: Store) {
@@ -59,7 +59,7 @@ async fn the_verbs_of_a_store_happen_at_one_moment_each(store: Store) {
 #[test]
 fn the_verbs_of_the_memory_happen_at_one_moment_each_in_any_order() {
     for seed in Seeds::new(1500, 100) {
-        fails_not(seed, verbs_alone(seed, None));
+        fails_not(seed, verbs_alone(EXACT, seed, None));
     }
 }
 
@@ -69,14 +69,14 @@ fn memory() -> (Sessions, Clock) {
 }
 
 /// A history of the verbs of the memory, on one thread.
-fn verbs_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
+fn verbs_alone(model: Verbs, seed: u64, wrong: Option<Wrong>) -> Option<String> {
     alone(async {
         let mut rng = Random(seed);
         let (sessions, clock) = memory();
         let fails = rng.one_in(2);
         let store = if wrong.is_none() && rng.one_in(2) { forgetful } else { common };
         let backend = rough(&store(&sessions), rng.fork(), Edges { waits: true, fails, wrong, ignores_touches: false });
-        let stage = verbs::Stage::new(EXACT, backend, clock, &mut rng).cuts(rng.one_in(2));
+        let stage = verbs::Stage::new(model, backend, clock, &mut rng).cuts(rng.one_in(2));
         stage.play(Schedule::Seeded, rng, 4, 10).await
     })
 }
@@ -204,10 +204,26 @@ fn a_store_that_is_wrong_is_found_out() {
         Wrong::IgnoresMarks,
         Wrong::IgnoresLimits,
         Wrong::EndsOneTooFew,
+        Wrong::EndsTheLatest,
         Wrong::ScansTooFew,
     ];
     for wrong in wrongs {
-        is_found_out(wrong, verbs_alone);
+        is_found_out(wrong, |seed, wrong| verbs_alone(EXACT, seed, wrong));
+    }
+}
+
+#[test]
+fn a_store_that_is_wrong_is_found_out_where_its_clock_is_coarse() {
+    let wrongs = [
+        Wrong::CreatesOver,
+        Wrong::ClearsOneByOne,
+        Wrong::IgnoresMarks,
+        Wrong::IgnoresLimits,
+        Wrong::EndsOneTooFew,
+        Wrong::ScansTooFew,
+    ];
+    for wrong in wrongs {
+        is_found_out(wrong, |seed, wrong| verbs_alone(REMOTE, seed, wrong));
     }
 }
 

@@ -60,6 +60,8 @@ pub enum Wrong {
     IgnoresLimits,
     /// `create` says what it ended because of the limit, and one of these lives on.
     EndsOneTooFew,
+    /// Because of a limit `create` ends the record that was written last, of those that were there.
+    EndsTheLatest,
     /// `scan` leaves one out.
     ScansTooFew,
     /// None of these; but the module keeps the ID from before a rework for an hour.
@@ -281,6 +283,26 @@ fn is_wrong(faults: &Faults, wrong: Wrong, store: &Common) {
                     }
                 }
                 Ok(Answer::Create(created))
+            })
+        }),
+        Wrong::EndsTheLatest => replace(Verb::Create, |store, call| {
+            Box::pin(async move {
+                let (record, terms) = (call.record.unwrap(), call.terms.unwrap());
+                let (Some(owner), Limit::LeastRecent(most)) = (call.owner, terms.limit) else {
+                    return Ok(Answer::Create(store.create(record, terms).await?));
+                };
+                let mut there = store.list(owner).await?;
+                there.sort_by_key(|record| record.version);
+                let created = store.create(record, Terms { limit: Limit::None, ..terms }).await?;
+                let Created::Done { left, .. } = created else { return Ok(Answer::Create(created)) };
+                let ended: Vec<RecordId> = match there.iter().any(|record| Some(record.id) == call.id) {
+                    true => Vec::new(),
+                    false => there.into_iter().skip(most - 1).map(|record| record.id).collect(),
+                };
+                for id in &ended {
+                    store.delete(*id).await?;
+                }
+                Ok(Answer::Create(Created::Done { ended, left }))
             })
         }),
         Wrong::ScansTooFew => change(Verb::Scan, |_, _, answer| {
