@@ -46,7 +46,7 @@ impl<T: Send + 'static> Drop for Detached<T> {
                 let report = self.report;
                 runtime.spawn(async move { report(work.await) });
             }
-            Err(_) => log::warn!("what a request recorded was not written: there is no runtime any more"),
+            Err(_) => log::warn!("the changes of a cancelled request were not written: the tokio runtime has ended"),
         }
     }
 }

@@ -24,14 +24,14 @@ pub struct Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// 404: there is no such session. It expired, was ended, or never existed.
+    /// 404: the session was not found. It expired, was ended, or never existed.
     NotFound,
-    /// 500: something is set up in a way that cannot work. The message says what to change.
+    /// 500: the configuration cannot work. The message says what to change.
     Config,
-    /// 503: the store did not answer, or not in time. Whether a change was applied is unknown. The browser keeps its cookie, so a
-    /// retry may succeed.
+    /// 503: the store failed, or did not answer in time. Whether a change was applied is unknown. The browser keeps its cookie, so
+    /// a retry may succeed.
     Unavailable,
-    /// 500: the record exists, but it cannot be read. It stays as it is.
+    /// 500: the record exists, but it cannot be read. It is left unchanged.
     Unreadable,
     /// 500: an encrypted record cannot be read, because it was altered, cut or moved. See [`keyring`](crate::keyring).
     Corrupt,
@@ -46,11 +46,11 @@ pub enum ErrorKind {
     NotLoaded,
     /// 500: the change needs a cookie, and the response has already been sent.
     ResponseSent,
-    /// 401: the request is not signed in. Or a login or a sign-out was refused: its session has ended, its session has a newer
-    /// ID, or the user was signed out everywhere meanwhile.
+    /// 401: the request is not signed in. Or a login or a sign-out was refused, because its session has ended, its session has a
+    /// newer ID, or the user was signed out everywhere in the meantime.
     Unauthorized,
-    /// 409: the user has as many sessions as [`sessions_per_key`](crate::Builder::sessions_per_key) allows, and it is set to refuse
-    /// more. One of them has to end first: the user's [list](crate::Sessions::list) says which there are.
+    /// 409: the user already has as many sessions as [`sessions_per_key`](crate::Builder::sessions_per_key) allows, and that limit
+    /// [refuses](crate::Limit::refuse) more. End one of them first: [`list`](crate::Sessions::list) returns them.
     Full,
     /// 403: the request came from another site and has no session, so it must not begin a visitor's session.
     ///
@@ -81,7 +81,7 @@ impl Error {
         Self { kind, message: message.into(), source: None }
     }
 
-    /// A failure of the backend. An error of our own type stays as it is.
+    /// Wraps an error of the backend. An error of our own type stays as it is.
     pub(crate) fn backend(doing: &'static str, source: BoxError) -> Self {
         match source.downcast::<Self>() {
             Ok(own) => *own,
@@ -98,7 +98,7 @@ impl Error {
     }
 
     pub(crate) fn not_found() -> Self {
-        Self::new(ErrorKind::NotFound, "there is no such session: it has expired, was ended, or never existed")
+        Self::new(ErrorKind::NotFound, "the session was not found: it expired, was ended, or never existed")
     }
 
     pub(crate) fn cross_site() -> Self {
@@ -137,7 +137,7 @@ impl Error {
         Chain(self)
     }
 
-    /// Whether a client can cause it at will. If so, it is logged at `debug` only.
+    /// Whether clients can cause this error at will. If so, it is logged at `debug` only.
     pub(crate) fn is_clients(&self) -> bool {
         use ErrorKind::{CrossSite, Full, NotFound, TooLarge, Unauthorized};
         matches!(self.kind, Unauthorized | CrossSite | NotFound | TooLarge | Full)
@@ -151,8 +151,10 @@ impl Error {
         }
     }
 
-    /// Logs an error that a request is answered with. What a client causes is no line for the operator, and that the store fails
-    /// is one only when it begins.
+    /// Logs an error that a request is answered with.
+    ///
+    /// Errors that clients can cause are logged at `debug`, and so are failures of the store: the engine logs a warning when an
+    /// outage begins. Everything else needs the operator's attention.
     pub(crate) fn log_answer(&self, what: &str) {
         match self.is_clients() || self.kind == ErrorKind::Unavailable {
             true => log::debug!(error = %self.chain(), "{what}"),

@@ -1,8 +1,8 @@
-//! Logs and events: what the crate says about sessions as they begin and end, and about the store.
+//! Events and logs: a callback for logins, sign-outs and refusals, and a table of every log message.
 //!
-//! [`Builder::on_event`](crate::Builder::on_event) calls a function for each event: to count logins, or to keep an audit trail of
-//! who signed in and why a session ended. With [`tracing`](https://docs.rs/tracing) the same events are lines of a log, without
-//! the session key.
+//! [`Builder::on_event`](crate::Builder::on_event) registers a callback that receives every event. Use it to count logins, or to
+//! keep an audit trail of who signed in and why a session ended. The same events are logged through
+//! [`tracing`](https://docs.rs/tracing), without the session key.
 //!
 //! ```
 //! use jam_session::{EventKind, MemorySessions};
@@ -17,69 +17,71 @@
 //! # Ok::<(), jam_session::Error>(())
 //! ```
 //!
-//! An event says what this process has done and the store has confirmed. Sessions that expire, and those that another process
-//! ends, cause none. Where the answer of the store was lost, there may be none either. A session that was begun and whose
-//! response was then lost is removed again without another event.
+//! An event is sent after this process did something and the store confirmed it. Three cases send no event:
+//!
+//! * A session expired, or another process ended it.
+//! * The store's answer was lost. The event may then be missing, even if the store applied the change.
+//! * A session was created, but its response never reached the client. Removing that session again sends no second event.
 //!
 //! # The log
 //!
-//! All lines have the target `jam_session`. Targets, levels and names of fields are stable; messages may change. No line has a
-//! session ID, a session key or data. A field `error` has the whole chain of causes, and `session` is the
-//! [handle](crate::SessionInfo::handle).
+//! All messages have the target `jam_session`. Targets, levels and field names are stable; the texts may change. No message
+//! contains a session ID, a session key or session data. The field `error` has the error with all its causes, and `session` is
+//! the [handle](crate::SessionInfo::handle).
 //!
-//! What a client can cause is at DEBUG, so that nobody can fill the log.
+//! Everything that a client can trigger is logged at DEBUG, so that clients cannot flood the log.
 //!
 //! | level | message | fields | what to do |
 //! |---|---|---|---|
-//! | DEBUG | a session event | `event`, `session`, `ended`, `others`, `why` | nothing: see below for the events |
-//! | DEBUG | a request failed for its session | `error` | nothing: the client caused it, or the store fails |
-//! | DEBUG | a request was answered without its session | `error` | the same |
-//! | DEBUG | the changes of a request without a client were not written | `error` | the same |
-//! | DEBUG | a call that was dropped has not ended other sessions | `error` | the same |
-//! | DEBUG | an ID with the wrong secret was refused | `session` | nothing: somebody guesses, or has an old ID |
-//! | DEBUG | cookies of our name are not valid IDs | `count` | nothing: see [`Keyring`](crate::Keyring) if it is every request |
-//! | DEBUG | changes to a session that is gone were dropped | `came_with` | nothing: it was signed out meanwhile |
-//! | DEBUG | a request from another site has no session, and what it wrote was dropped | | see [`CrossSite`](crate::ErrorKind::CrossSite) if users lose what they write |
-//! | DEBUG | whether a watched session is there is not known | `error`, `session` | nothing: the store is asked again |
-//! | DEBUG | a session was not touched | `error`, `session` | nothing: the next request tries again |
-//! | DEBUG | a session was not touched in time | `session` | the same |
-//! | DEBUG | a cookie was not set again | `error` | the same |
+//! | DEBUG | a session event | `event`, `session`, `ended`, `others`, `why` | nothing: the events are listed below the table |
+//! | DEBUG | a request was answered with a session error | `error` | nothing: the client caused it, or the store is failing, which has a WARN of its own |
+//! | DEBUG | the layer answered a request with an error | `error` | the same |
+//! | DEBUG | could not write the changes of a cancelled request | `error` | the same |
+//! | DEBUG | a cancelled `clear_others` failed | `error` | the same |
+//! | DEBUG | an ID with the wrong secret was refused | `session` | nothing: the client has an outdated ID, or is guessing |
+//! | DEBUG | session cookies do not contain valid IDs | `count` | nothing; if every request logs it, check the [`Keyring`](crate::Keyring) |
+//! | DEBUG | changes to a session that has ended were dropped | `came_with` | nothing: the session ended while the request was running |
+//! | DEBUG | a cross-site request has no session, so its changes were dropped | | nothing; if users lose data, see [`CrossSite`](crate::ErrorKind::CrossSite) |
+//! | DEBUG | could not check whether a watched session is live | `error`, `session` | nothing: it is checked again |
+//! | DEBUG | could not touch a session | `error`, `session` | nothing: the next request tries again |
+//! | DEBUG | touching a session timed out | `session` | the same |
+//! | DEBUG | could not replace a cookie that ends soon | `error` | the same |
 //! | DEBUG | the sessions file was compacted | `bytes` | |
 //! | DEBUG | connected to Redis | | |
-//! | DEBUG | Redis cannot be reached | `error` | the WARN of the store says when it begins |
-//! | DEBUG | the connection to Redis is replaced | `error` | the same |
-//! | DEBUG | Redis does not answer: another connection is opened | | the same |
-//! | DEBUG | an operation waits for a connection to Redis that is no more, and is sent again | | |
-//! | DEBUG | cannot subscribe to a sentinel | `error` | |
-//! | INFO | the store does what it is asked again | `failed_for`, in seconds | |
+//! | DEBUG | Redis cannot be reached | `error` | nothing: a WARN says when an outage begins |
+//! | DEBUG | replacing the connection to Redis | `error` | the same |
+//! | DEBUG | Redis does not answer: opening another connection | | the same |
+//! | DEBUG | an operation was waiting on a closed connection to Redis, and is sent again | | |
+//! | DEBUG | could not subscribe to a sentinel | `error` | |
+//! | INFO | the store works again | `failed_for`, in seconds | |
 //! | INFO | the disk of the sessions file has room again | `path` | |
-//! | INFO | the sessions file was rewritten, and takes changes again | `path` | |
-//! | INFO | the sentinels have made another server the master | | |
-//! | WARN | the store fails, and requests that need it are answered with 503 | `error` | look at the store: it is said once, until the INFO above |
-//! | WARN | a session cannot be read | `error`, `session` | was it written by a later version, or encrypted with a key that is not on the keyring? |
-//! | WARN | a session is not listed | `error` | the same |
-//! | WARN | an unreadable record is left out of the list | `error`, `session` | the same |
-//! | WARN | changes to a session that were recorded after its response had left were never saved: call `save` | | a stream or a task lacks a `save` |
-//! | WARN | what a request recorded was not written: there is no runtime any more | | call [`close`](crate::Sessions::close) before the runtime ends |
-//! | WARN | the changes of a request without a client were not written | `error` | look at the error |
-//! | WARN | a call that was dropped has not ended other sessions | `error` | the same |
-//! | WARN | a login has not ended another session that its cookies lead to | `error` | nothing: that session lives on until it expires |
-//! | WARN | a session that no client has the ID of was not removed | `error`, `session` | nothing: it expires |
-//! | WARN | the disk of the sessions file is full | `error`, `path` | make room |
-//! | WARN | another program wrote to the sessions file | `path`, `damage` | find that program: nothing else may write to the file |
-//! | WARN | the sessions file could not be written, nor cut back | `error`, `path` | look at the disk |
-//! | WARN | the sessions file could not be synced | `error`, `path` | the same |
-//! | WARN | the sessions file could not be compacted | `error`, `path` | the same |
-//! | WARN | a torn end was cut off the sessions file, from this line on | `path`, `line`, `bytes` | nothing: the machine stopped while it was written |
-//! | WARN | the folder of the sessions file is a symbolic link that was switched: this process goes on with the old file, and the next one will not find its sessions | `path`, `given` | keep the file outside folders that a deployment switches |
-//! | WARN | Redis cannot be reached yet | `error` | look at the server: the sessions were built with `lazy` |
-//! | WARN | connected to Redis, but it refuses operations for now | `error` | look at the server |
-//! | WARN | a Redis key of this namespace held something else, and was replaced | | find what else uses the namespace |
-//! | ERROR | a request failed for its session | `error` | look at the error: it is a fault of the application or its setup |
-//! | ERROR | a request was answered without its session | `error` | the same |
-//! | ERROR | a change to a session was not recorded | `error` | the same |
-//! | ERROR | on_event has panicked | `event` | mend the function given to `on_event` |
-//! | ERROR | the backend has listed sessions of another key | `foreign` | mend the backend |
+//! | INFO | the sessions file was rewritten and accepts writes again | `path` | |
+//! | INFO | Sentinel promoted another server to master | | |
+//! | WARN | the store is failing: requests that need it are answered with 503 | `error` | check the store; this is logged once per outage, and the INFO above when it is over |
+//! | WARN | a session cannot be read | `error`, `session` | check whether a newer version wrote it, or whether its encryption key is missing from the keyring |
+//! | WARN | a session that cannot be read was left out of a list | `error` | the same |
+//! | WARN | an unreadable record was left out of a list | `error`, `session` | the same |
+//! | WARN | changes that were made after the response was sent were never saved: call `save` | | add a call of `save` to the stream or task that makes them |
+//! | WARN | the changes of a cancelled request were not written: the tokio runtime has ended | | call [`close`](crate::Sessions::close) before the runtime ends |
+//! | WARN | could not write the changes of a cancelled request | `error` | look at the error |
+//! | WARN | a cancelled `clear_others` failed | `error` | the same |
+//! | WARN | a login could not end another session that its cookies open | `error` | nothing: the other session stays until it expires |
+//! | WARN | could not remove a session whose ID no client has | `error`, `session` | nothing: the session expires |
+//! | WARN | the disk of the sessions file is full | `error`, `path` | free disk space |
+//! | WARN | another program wrote to the sessions file | `path`, `damage` | stop the other program: only one process may write to the file |
+//! | WARN | could not write the sessions file, and could not undo the write | `error`, `path` | check the disk |
+//! | WARN | could not sync the sessions file | `error`, `path` | the same |
+//! | WARN | could not compact the sessions file | `error`, `path` | the same |
+//! | WARN | a torn write was cut off the end of the sessions file | `path`, `line`, `bytes` | nothing: the process or the machine stopped during a write |
+//! | WARN | the folder of the sessions file is a symbolic link that now points elsewhere: this process keeps the old file, and the next one will not find its sessions | `path`, `given` | move the file to a folder that deployments do not replace |
+//! | WARN | Redis cannot be reached yet | `error` | check the server; the sessions were built all the same, because `lazy` is set |
+//! | WARN | connected to Redis, but it is refusing operations | `error` | check the server |
+//! | WARN | a Redis key in this namespace held foreign data and was replaced | | find out what else writes to this namespace |
+//! | ERROR | a request was answered with a session error | `error` | fix the application or its configuration, as the error says |
+//! | ERROR | the layer answered a request with an error | `error` | the same |
+//! | ERROR | could not record a change to a session | `error` | the same |
+//! | ERROR | the `on_event` callback panicked | `event` | fix the callback |
+//! | ERROR | the backend listed another user's sessions | `foreign` | fix the backend |
 //!
 //! The field `event` is the name of the [`EventKind`]: `created`, `signed_in`, `signed_in_again`, `rotated`, `signed_out`,
 //! `cleared`, `revoked`, `limited`, `refused`.
@@ -92,42 +94,43 @@ use std::{
 
 use crate::log;
 
-/// Something that has happened to a session. See [the module](self).
+/// Something that happened to a session. See [the module](self).
 #[derive(Clone, Copy)]
 #[non_exhaustive]
 pub struct Event<'a> {
-    /// What has happened.
+    /// What happened.
     pub kind: EventKind,
-    /// The [handle](crate::SessionInfo::handle) of the session. `None` for what concerns all sessions of a user.
+    /// The [handle](crate::SessionInfo::handle) of the session. `None` for an event about all sessions of a user, and for a
+    /// refusal before there was a session.
     pub session: Option<&'a str>,
     /// The session key of the user. `None` for a visitor, and for a session that cannot be read.
     pub key: Option<&'a str>,
 }
 
-/// What has happened.
+/// The kinds of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// A visitor's session has begun.
+    /// A visitor's session began.
     Created,
-    /// A user has signed in, and a session has begun.
+    /// A user signed in, and a new session began.
     SignedIn,
-    /// A user has signed in again on the same session.
+    /// A user who was signed in signed in again on the same session.
     SignedInAgain,
-    /// A session has a new ID.
+    /// A session got a new ID.
     Rotated,
-    /// A session has ended: a sign-out, or a login as another user.
+    /// A session ended: by a sign-out, or by a login as another user.
     SignedOut,
-    /// Sessions of a user have ended together.
+    /// The sessions of a user ended together.
     Cleared {
-        /// How many.
+        /// How many sessions ended.
         ended: u64,
-        /// All but the session that asked for it.
+        /// Whether the session that asked for it was kept.
         others: bool,
     },
-    /// A session has ended because its user chose it from the list.
+    /// A session was ended by its handle, for example from a list of devices.
     Revoked,
-    /// A session has ended because its user has signed in more often than the [limit](crate::Builder::sessions_per_key) allows.
+    /// A session ended because a new login of its user exceeded the [limit](crate::Builder::sessions_per_key).
     Limited,
     /// A login, a sign-out or a visitor's session was refused.
     Refused(Refusal),
@@ -137,24 +140,24 @@ pub enum EventKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// The ID that came is not the newest of a live session.
+    /// The session ID is not the newest one of a live session.
     NotNewest,
-    /// All sessions of the user have ended since the login began.
+    /// All sessions of the user were ended after the login began.
     Cleared,
-    /// The user has as many sessions as the [limit](crate::Builder::sessions_per_key) allows.
+    /// The user already has as many sessions as the [limit](crate::Builder::sessions_per_key) allows.
     Full,
-    /// A request from another site has no session, and must not begin one.
+    /// The request came from another site and has no session, so it must not begin one.
     CrossSite,
 }
 
-/// What the application does with events.
+/// The callback of [`Builder::on_event`](crate::Builder::on_event).
 #[derive(Clone, Default)]
 pub(crate) struct Listener(Option<Arc<OnEvent>>);
 
 type OnEvent = dyn Fn(&Event<'_>) + Send + Sync;
 
 impl EventKind {
-    /// Its name in the log.
+    /// Returns the name that the log uses, such as `signed_in`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -171,7 +174,7 @@ impl EventKind {
 }
 
 impl Refusal {
-    /// Its name in the log.
+    /// Returns the name that the log uses, such as `not_newest`.
     pub fn name(&self) -> &'static str {
         match self {
             Self::NotNewest => "not_newest",
@@ -201,13 +204,13 @@ impl Listener {
         if let Some(listener) = &self.0
             && catch_unwind(AssertUnwindSafe(|| listener(event))).is_err()
         {
-            // What it was told has happened: the request goes on.
-            log::error!(event = kind.name(), "on_event has panicked");
+            // The event has already happened, so the request continues.
+            log::error!(event = kind.name(), "the `on_event` callback panicked");
         }
     }
 }
 
-/// For logs: nothing of the user.
+/// Omits the session key, so that events can be logged.
 impl fmt::Debug for Event<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Event").field("kind", &self.kind).field("session", &self.session).finish_non_exhaustive()

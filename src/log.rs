@@ -1,4 +1,4 @@
-//! The lines of the log: all have the same target, whatever file they are from.
+//! Logging macros that give every message the target `jam_session`.
 
 macro_rules! line {
     ($level:ident, $($line:tt)*) => { tracing::$level!(target: "jam_session", $($line)*) };

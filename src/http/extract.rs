@@ -91,7 +91,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
 /// application.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        self.log_answer("a request failed for its session");
+        self.log_answer("a request was answered with a session error");
         let text = match self.kind() {
             ErrorKind::NotFound => "there is no such session",
             ErrorKind::Unauthorized => "sign in first",

@@ -73,7 +73,7 @@ pub(crate) fn respond<B: Default>(
 
 /// A response without a body. The error is among its extensions.
 pub(crate) fn refuse<B: Default>(error: &Error) -> Response<B> {
-    error.log_answer("a request was answered without its session");
+    error.log_answer("the layer answered a request with an error");
     let mut response = Response::new(B::default());
     *response.status_mut() = error.kind().status();
     if error.kind() == ErrorKind::Unavailable {

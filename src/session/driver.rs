@@ -194,7 +194,7 @@ impl Driver {
     /// Records a change that cannot fail.
     pub(crate) fn stage_plain(&self, change: Change) {
         if let Err(error) = self.stage(change) {
-            log::error!(error = %error.chain(), "a change to a session was not recorded");
+            log::error!(error = %error.chain(), "could not record a change to a session");
         }
     }
 
@@ -275,7 +275,7 @@ impl Driver {
         }
         if presented.malformed > 0 {
             // One line for all of them: a stranger can send any number.
-            log::debug!(count = presented.malformed, "cookies of our name are not valid IDs");
+            log::debug!(count = presented.malformed, "session cookies do not contain valid IDs");
         }
         let user_id = presented.user_id;
         let (base, besides) = presented.finish();
@@ -324,7 +324,7 @@ impl Driver {
             },
             |committed| {
                 if let Err(error) = committed {
-                    error.log("the changes of a request without a client were not written");
+                    error.log("could not write the changes of a cancelled request");
                 }
             },
         )
@@ -418,7 +418,7 @@ impl Driver {
                 self.pending(|pending| pending.rotated(opened, cookies));
             }
             Ok(None) => {}
-            Err(error) => log::debug!(%error, "a cookie was not set again"),
+            Err(error) => log::debug!(%error, "could not replace a cookie that ends soon"),
         }
     }
 
@@ -456,9 +456,7 @@ impl Drop for Driver {
             None => None,
         };
         if shared.is_some_and(|shared| shared.pending(|pending| pending.is_left_unsaved())) {
-            log::warn!(
-                "changes to a session that were recorded after its response had left were never saved: call `save`"
-            );
+            log::warn!("changes that were made after the response was sent were never saved: call `save`");
         }
     }
 }

@@ -333,7 +333,7 @@ impl Commit {
         };
         let ended = timeout(engine.request_time() / 2, end).await.unwrap_or_else(|_| Err(Error::too_late()));
         if let Err(error) = ended {
-            log::warn!(error = %error.chain(), "a login has not ended another session that its cookies lead to");
+            log::warn!(error = %error.chain(), "a login could not end another session that its cookies open");
         }
     }
 

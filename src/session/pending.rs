@@ -328,12 +328,12 @@ impl Pending {
             (Some(Dropped::CrossSite), Trigger::Save) => Err(Error::cross_site()),
             (Some(Dropped::Gone), _) => {
                 // Who sends many cookies can cause it.
-                log::debug!(came_with = ?self.authority, "changes to a session that is gone were dropped");
+                log::debug!(came_with = ?self.authority, "changes to a session that has ended were dropped");
                 Ok(())
             }
             (Some(Dropped::CrossSite), _) => {
                 // Any site can cause it.
-                log::debug!("a request from another site has no session, and what it wrote was dropped");
+                log::debug!("a cross-site request has no session, so its changes were dropped");
                 Ok(())
             }
         }

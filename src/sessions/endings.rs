@@ -222,7 +222,7 @@ impl<B: Backend> Engine<B> {
             if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::too_late())) {
                 // The session ends by itself.
                 let error = error.chain();
-                log::warn!(%error, session = id.sid(), "a session that no client has the ID of was not removed");
+                log::warn!(%error, session = id.sid(), "could not remove a session whose ID no client has");
             }
             drop(permit);
         });

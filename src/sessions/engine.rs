@@ -250,7 +250,7 @@ impl<B: Backend> Engine<B> {
         let all = records.len();
         records.retain(|record| record.id.owner() == Some(owner));
         if records.len() < all {
-            log::error!(foreign = all - records.len(), "the backend has listed sessions of another key");
+            log::error!(foreign = all - records.len(), "the backend listed another user's sessions");
         }
         Ok(records)
     }
@@ -492,8 +492,8 @@ impl<B: Backend> Engine<B> {
             let id = loaded.id;
             match timeout(engine.request_time(), engine.refresh(&loaded)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => log::debug!(%error, session = id.sid(), "a session was not touched"),
-                Err(_) => log::debug!(session = id.sid(), "a session was not touched in time"),
+                Ok(Err(error)) => log::debug!(%error, session = id.sid(), "could not touch a session"),
+                Err(_) => log::debug!(session = id.sid(), "touching a session timed out"),
             }
             drop((touching, permit));
         });

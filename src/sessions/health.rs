@@ -30,7 +30,7 @@ impl Health {
         times.last = now;
         if !self.is_failing.swap(true, Relaxed) {
             times.began = now;
-            log::warn!(error = %error.chain(), "the store fails, and requests that need it are answered with 503");
+            log::warn!(error = %error.chain(), "the store is failing: requests that need it are answered with 503");
         }
     }
 
@@ -47,7 +47,7 @@ impl Health {
         // Where one server of several is gone, or only writes fail, other calls succeed in between.
         if now.saturating_sub(last) >= QUIET && self.is_failing.swap(false, Relaxed) {
             let failed_for = last.saturating_sub(began).as_secs_f64();
-            log::info!(failed_for, "the store does what it is asked again");
+            log::info!(failed_for, "the store works again");
         }
     }
 }

@@ -36,7 +36,8 @@ impl<B: Backend> Engine<B> {
     /// The sessions in these records. One that cannot be read is left out, and the log says so.
     pub(super) fn readable(&self, records: Vec<Record>) -> Vec<Loaded> {
         let read = records.into_iter().map(|record| self.read(record.id, record));
-        let warn = |error: &Error| log::warn!(error = %error.chain(), "a session is not listed");
+        let warn =
+            |error: &Error| log::warn!(error = %error.chain(), "a session that cannot be read was left out of a list");
         read.filter_map(|read| read.inspect_err(warn).ok()).collect()
     }
 

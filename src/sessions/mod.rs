@@ -1,4 +1,4 @@
-//! Sessions without HTTP: the verbs of a job, a command line or another protocol, over any backend.
+//! Sessions without HTTP, over any backend: for jobs, command-line tools and other protocols.
 
 mod all;
 pub(crate) mod background;
@@ -46,8 +46,8 @@ use crate::{
 
 /// Sessions over a backend: create, read, update, rotate, end and list them, with or without HTTP.
 ///
-/// A [`SessionLayer`](crate::SessionLayer) is made from it. A clone is another handle to the same sessions. See [`Builder`] for
-/// the options, and [`erase`](Self::erase) for choosing the store at run time.
+/// Pass it to [`SessionLayer::new`](crate::SessionLayer::new) to use it over HTTP. Clones are cheap and share the same sessions.
+/// [`Builder`] has the options, and [`erase`](Self::erase) lets you choose the store at run time.
 ///
 /// ```
 /// use jam_session::MemorySessions;
@@ -71,12 +71,12 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Each call answers within [`request_time`](Builder::request_time), with [`Unavailable`](crate::ErrorKind::Unavailable) if the
-/// backend takes longer. It needs a tokio runtime with its timer enabled.
+/// Each call returns within [`request_time`](Builder::request_time). If the backend takes longer, it fails with
+/// [`Unavailable`](crate::ErrorKind::Unavailable). The calls need a tokio runtime with time enabled.
 pub struct Sessions<B = AnyBackend>(Arc<Engine<B>>);
 
 impl<B: Backend> Sessions<B> {
-    /// Starts to set up sessions over your own backend. See [`backend`](crate::backend) for how to write one.
+    /// Returns a builder for sessions over your own backend. See [`backend`](crate::backend) for how to write one.
     pub fn over(backend: B) -> Builder<B> {
         Builder::new(backend)
     }
@@ -89,33 +89,33 @@ impl<B: Backend> Sessions<B> {
         &self.0
     }
 
-    /// The same sessions with the type of their backend forgotten.
+    /// Erases the type of the backend, so that the store can be chosen at run time.
     pub fn erase(self) -> Sessions {
         Sessions(Arc::new(self.0.erase()))
     }
 
-    /// The backend.
+    /// Returns the backend.
     pub fn backend(&self) -> &B {
         self.0.backend()
     }
 
-    /// Creates a session for a session key and returns its ID. The data is anything that serializes to a JSON object.
+    /// Creates a session for a session key and returns its ID. The data can be anything that serializes to a JSON object.
     ///
-    /// Unlike [`Session::bind`](crate::Session::bind) and [`Session::create`](crate::Session::create), it is never refused: nothing
-    /// says since when the user has been signing in. After a check that took time, the user may have been signed out everywhere
-    /// meanwhile, and this session begins all the same.
+    /// Unlike [`Session::bind`](crate::Session::bind) and [`Session::create`](crate::Session::create), it does not check whether
+    /// the user was signed out everywhere while you verified the credential: this call cannot know when the login began.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the key is empty or longer than 1024 bytes, or the data is not an object,
-    /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Full`](crate::ErrorKind::Full),
-    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// * [`Data`](crate::ErrorKind::Data) if the session key is empty or longer than 1024 bytes, or if the data is not an object.
+    /// * [`TooLarge`](crate::ErrorKind::TooLarge) if the record would exceed [`max_size`](Builder::max_size).
+    /// * [`Full`](crate::ErrorKind::Full) if the user has too many sessions and the limit [refuses](crate::Limit::refuse) more.
+    /// * [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     #[doc(alias = "login", alias = "sign_in")]
     pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
         let engine = &self.0;
         let contents = Data::from_serialize(data).map(|data| engine.contents(Some(key.as_ref()), data, None));
         self.within_time(async {
             let new = engine.new_id(random_version())?;
-            // Nobody tries again: without an answer no client gets its ID.
+            // There is no retry: if the answer is lost, no client ever gets this ID, so the record is removed.
             let orphan = OnDrop::new(|| {
                 if let Some(id) = new.sent() {
                     engine.remove_orphan(id);
@@ -135,23 +135,28 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Begins a login: take it before the credential is checked, and pass it to [`Session::bind`](crate::Session::bind) or
-    /// [`Session::create`](crate::Session::create). The login is refused if the user was signed out everywhere meanwhile.
+    /// Begins a login. Call it before you check the credential, and pass the result to [`Session::bind`](crate::Session::bind) or
+    /// [`Session::create`](crate::Session::create).
     ///
-    /// Any key will do: who is not known by it fails the check, and a session for a key that is empty or too long is refused.
+    /// That call is refused if the user was signed out everywhere in between.
+    ///
+    /// The session key is not validated here, so you can pass what the user typed. An unknown user fails your check, and
+    /// `bind` and `create` refuse a session key that is empty or too long.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     pub async fn login(&self, key: impl AsRef<str>) -> Result<Login, Error> {
         let key = key.as_ref().to_owned();
         let mark = self.within_time(self.0.mark(self.0.owner(&key))).await?;
         Ok(Login { key, mark })
     }
 
-    /// Returns the data of a session, or `None` if there is no such session. This counts as use of the session.
+    /// Returns the data of a session, or `None` if the session does not exist. This counts as use: it renews the idle timeout.
     ///
     /// # Errors
-    /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// * [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    ///   [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read.
+    /// * [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     pub async fn get(&self, id: impl AsRef<str>) -> Result<Option<Data>, Error> {
         self.within_time(async {
             let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
@@ -164,7 +169,10 @@ impl<B: Backend> Sessions<B> {
     /// Replaces all data of a session.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, and as [`create`](Self::create) and [`get`](Self::get).
+    /// * [`NotFound`](crate::ErrorKind::NotFound) if the session does not exist.
+    /// * [`Data`](crate::ErrorKind::Data) if the data is not an object.
+    /// * [`TooLarge`](crate::ErrorKind::TooLarge) if the record would exceed [`max_size`](Builder::max_size).
+    /// * The errors of [`get`](Self::get).
     pub async fn update(&self, id: impl AsRef<str>, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data);
         self.within_time(async {
@@ -182,12 +190,13 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Gives a session a new ID. The previous ID works for [`rework_grace`](Builder::rework_grace) more.
+    /// Gives a session a new ID and returns it. The previous ID stays valid for [`rework_grace`](Builder::rework_grace).
     ///
-    /// A previous ID is returned as it is, so parallel calls rotate once.
+    /// If the given ID is itself a previous ID, it is returned unchanged. So parallel calls rotate only once.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if there is no such session, and as [`get`](Self::get).
+    /// * [`NotFound`](crate::ErrorKind::NotFound) if the session does not exist.
+    /// * The errors of [`get`](Self::get).
     #[doc(alias = "rotate", alias = "regenerate", alias = "cycle_id", alias = "renew")]
     pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
         self.within_time(async {
@@ -197,7 +206,7 @@ impl<B: Backend> Sessions<B> {
             let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
             let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
                 contents.rotate(&old.secret, hash, engine.grace(), engine.now());
-                // To the session of a later login nothing is written, not even that it is in use.
+                // Never write to the session of a later login, not even a touch.
                 Ok(old.loaded.has_same_login(contents))
             });
             let loaded = rotated.await?.done()?;
@@ -207,20 +216,21 @@ impl<B: Backend> Sessions<B> {
                     engine.tell_of(EventKind::Rotated, &loaded);
                     Ok(new_id)
                 }
-                // Another call has rotated it, or it was rotated too often to forget one more secret.
+                // Another call rotated the session, or it already holds as many previous secrets as it can.
                 (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
-                // Without a grace the ID is invalid by now.
+                // With a grace of zero the ID is no longer valid.
                 (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
             }
         })
         .await
     }
 
-    /// Ends a session. An ID that leads to no session is not an error.
+    /// Ends a session. Succeeds if the session does not exist.
     ///
     /// # Errors
-    /// [`Unauthorized`](crate::ErrorKind::Unauthorized) if the session lives on because this ID is not valid for it any more,
-    /// [`Unreadable`](crate::ErrorKind::Unreadable), [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// * [`Unauthorized`](crate::ErrorKind::Unauthorized) if the session exists but this ID is no longer valid for it. The session
+    ///   does not end.
+    /// * The errors of [`get`](Self::get).
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {
         self.within_time(async {
@@ -247,39 +257,43 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Ends all sessions of a session key, and returns how many there were.
+    /// Ends all sessions of a session key, and returns how many ended.
     ///
-    /// A session that is created meanwhile has either ended or is listed afterwards. The user's [logins](Self::login) that are under
-    /// way are refused, so what the user can trigger needs a rate limit by user, or the password:
-    /// [otherwise](crate::session#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner out.
+    /// A session that is created during the call either ends, or is listed afterwards.
+    ///
+    /// The user's pending [logins](Self::login) are refused. If users can trigger this, limit its rate per user or ask for the
+    /// password. [Otherwise](crate::session#when-a-login-or-a-sign-out-is-refused) a thief who holds one session can keep the owner
+    /// from signing in.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     #[doc(alias = "revoke_all", alias = "logout")]
     pub async fn clear(&self, key: impl AsRef<str>) -> Result<u64, Error> {
         self.within_time(self.0.clear(key.as_ref())).await
     }
 
-    /// Gives a session a new ID, and ends all other sessions of its session key and every copy of the old ID. Returns the new ID
-    /// and how many sessions ended. A session without a session key has no others, and keeps its ID.
+    /// Ends all other sessions of a session's user, and gives this session a new ID. Returns the new ID and how many sessions
+    /// ended.
     ///
-    /// For an application that gets its IDs from elsewhere than a cookie, and has just changed a password. As [`clear`](Self::clear)
-    /// does, it refuses the user's logins that are under way, and needs the same
+    /// Use it after a password change, if your IDs do not come from a cookie. Every copy of the old ID becomes invalid. A session
+    /// without a session key has no others, and keeps its ID.
+    ///
+    /// Like [`clear`](Self::clear), it refuses the user's pending logins and needs the same
     /// [protection](crate::session#when-a-login-or-a-sign-out-is-refused).
     ///
     /// # Errors
-    /// [`Unauthorized`](crate::ErrorKind::Unauthorized) if this is not the newest ID of a live session; no session ends then.
-    /// Otherwise as [`get`](Self::get).
-    #[doc(alias = "revoke_all")]
+    /// * [`Unauthorized`](crate::ErrorKind::Unauthorized) if this is not the newest ID of a live session. No session ends.
+    /// * The errors of [`get`](Self::get).
     ///
     /// # Cancel safety
-    /// Once begun it runs to its end, also when this future is dropped. Nobody has the new ID then.
+    /// Once polled, the call runs to completion even if this future is dropped. The new ID is then lost.
+    #[doc(alias = "revoke_all")]
     pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<(SessionId, u64), Error> {
         let (sessions, id) = (self.clone(), id.as_ref().to_owned());
         let cleared = async move { sessions.within_time(sessions.renew_and_clear(&id)).await };
         Detached::new(cleared, |cleared| {
             if let Err(error) = cleared {
-                error.log("a call that was dropped has not ended other sessions");
+                error.log("a cancelled `clear_others` failed");
             }
         })
         .await
@@ -303,7 +317,7 @@ impl<B: Backend> Sessions<B> {
         };
         let kept = Opened { loaded, secret: hash };
         let cleared = match engine.clear_by(&kept, true, name).await {
-            // The new ID is stored, so it is worth a second try, which is known by its name.
+            // The new ID is stored, so a retry is worth it. It has the same name, which makes it idempotent.
             Err(error) if error.kind() == ErrorKind::Unavailable => engine.clear_by(&kept, true, name).await?,
             cleared => cleared?,
         };
@@ -311,13 +325,13 @@ impl<B: Backend> Sessions<B> {
         Ok((new_id, cleared.ended))
     }
 
-    /// Returns all live sessions of a session key, in the order in which they began. It never contains an ID.
+    /// Returns all live sessions of a session key, oldest first. The list never contains an ID.
     ///
-    /// A session that is live throughout the call is included, and none that had ended before. One that begins or ends
-    /// meanwhile may or may not be, because on Redis this is more than one round trip.
+    /// It includes every session that is live throughout the call, and none that ended before the call. A session that begins or
+    /// ends during the call may be missing, because on Redis the list takes more than one round trip.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails. A session that cannot be read is left out, and logged.
     pub async fn list(&self, key: impl AsRef<str>) -> Result<Vec<SessionInfo>, Error> {
         let engine = &self.0;
         let owner = engine.owner(key.as_ref());
@@ -326,7 +340,7 @@ impl<B: Backend> Sessions<B> {
                 let asked = engine.now();
                 let listed = engine.readable(engine.list(owner).await?);
                 let now = engine.now();
-                // If the deadline of one has passed while the store was asked, the answer may be from before that or from after it.
+                // If a deadline passed during the call, the store may have answered before it or after it.
                 if listed.iter().all(|loaded| loaded.is_live_at(asked) == loaded.is_live_at(now)) {
                     break (listed, now);
                 }
@@ -339,11 +353,12 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Returns what is known of one session, by its ID, or `None` if there is no such session. Unlike [`get`](Self::get), this does
-    /// not count as use.
+    /// Returns a session's user, times and data, or `None` if the session does not exist.
+    ///
+    /// Unlike [`get`](Self::get), this does not count as use.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// The errors of [`get`](Self::get).
     pub async fn info(&self, id: impl AsRef<str>) -> Result<Option<SessionInfo>, Error> {
         self.within_time(async {
             let Some(loaded) = self.find(id.as_ref()).await? else { return Ok(None) };
@@ -352,7 +367,7 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Begins to read all live sessions in pages, those of visitors included.
+    /// Reads all live sessions in pages, including visitors' sessions.
     ///
     /// ```
     /// # use jam_session::{Error, MemorySessions};
@@ -367,7 +382,7 @@ impl<B: Backend> Sessions<B> {
     /// # }
     /// ```
     ///
-    /// See [`AllSessions`] for what it promises, and what it costs.
+    /// See [`AllSessions`] for its guarantees and its cost.
     #[doc(alias = "scan", alias = "iter")]
     pub fn all(&self) -> AllSessions<B> {
         AllSessions::new(Arc::clone(&self.0))
@@ -375,21 +390,20 @@ impl<B: Backend> Sessions<B> {
 
     /// Counts the live sessions.
     ///
-    /// It may take longer than [`request_time`](Builder::request_time). Memory and the JSON file keep the number, and look through
-    /// the sessions that have expired and are still there. On Redis, and with a backend that does not count by itself, it reads
-    /// all sessions.
+    /// It may take longer than [`request_time`](Builder::request_time). Memory and the JSON file keep a counter, and only look
+    /// through the expired sessions that are still stored. Redis, and a backend without a `count` of its own, read all sessions.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     pub async fn count(&self) -> Result<Count, Error> {
         let _permit = self.0.permit()?;
         self.0.count().await
     }
 
-    /// Ends one of the sessions of a session key, by its [handle](SessionInfo::handle), and returns whether there was one.
+    /// Ends one session of a session key, by its [handle](SessionInfo::handle). Returns `false` if there is no such session.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     pub async fn revoke(&self, key: impl AsRef<str>, handle: impl AsRef<str>) -> Result<bool, Error> {
         let engine = &self.0;
         let owner = engine.owner(key.as_ref());
@@ -417,11 +431,16 @@ impl<B: Backend> Sessions<B> {
         .await
     }
 
-    /// Ends every stream of this process that [waits for it](crate::Session::ended), waits until all work that has begun is done,
-    /// including commits and touches in the background, releases what the backend holds, and refuses further use of every handle.
+    /// Closes the sessions, for a graceful shutdown:
+    ///
+    /// 1. Every stream of this process that [waits for its session to end](crate::Session::ended) ends.
+    /// 2. The call waits for all pending work, including commits and touches in the background.
+    /// 3. The backend releases its resources.
+    ///
+    /// After that, every call on any clone fails with [`Unavailable`](crate::ErrorKind::Unavailable).
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to close, or if the sessions are closed already.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the backend fails to close, or if the sessions are already closed.
     pub async fn close(&self) -> Result<(), Error> {
         self.0.close().await
     }
@@ -430,7 +449,7 @@ impl<B: Backend> Sessions<B> {
         self.0.within_time(work)
     }
 
-    /// Where the text of an ID leads.
+    /// Looks up the session of an ID that is still text.
     async fn look_up(&self, id: &str) -> Result<Found, Error> {
         match self.0.credentials(id) {
             IdText::Id(id) => self.0.find(&id).await,
@@ -439,7 +458,7 @@ impl<B: Backend> Sessions<B> {
         }
     }
 
-    /// The session that the text of an ID leads to, if it may read and write.
+    /// Looks up the session of an ID that is still text, if that ID may read and write.
     async fn opened(&self, id: &str) -> Result<Option<Opened>, Error> {
         match self.look_up(id).await? {
             Found::Opened(opened, Opening::Newest | Opening::Previous) => Ok(Some(opened)),
@@ -474,7 +493,7 @@ pub(crate) mod tests {
 
     pub(crate) const TWO_HOURS: Duration = Duration::from_secs(7_200);
 
-    /// Of sessions that live for two hours, by a wall clock that is set back by one.
+    /// Checks that setting the wall clock back by an hour revives no ID and no session. The sessions live for two hours.
     pub(crate) async fn nothing_comes_back<B: Backend>(sessions: &Sessions<B>, clock: &Clock) {
         let old = sessions.create("ada", serde_json::json!({})).await.unwrap();
         let new = sessions.rework(&old).await.unwrap();

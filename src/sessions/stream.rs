@@ -113,7 +113,7 @@ impl Engine {
             Err(_) => Seen::Closed,
         };
         if let Seen::Failed(error) = &seen {
-            log::debug!(error = %error.chain(), session = id.sid(), "whether a watched session is there is not known");
+            log::debug!(error = %error.chain(), session = id.sid(), "could not check whether a watched session is live");
         }
         Look { seen, began, over: clock.moment(), from, to: clock.elapsed() }
     }

@@ -150,7 +150,12 @@ async fn p24_a_listener_that_panics_breaks_no_request() {
     let _guard = tracing::subscriber::set_default(events.clone());
     client.does(bind_ada).await.ok();
     assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
-    assert!(events.text().lines().any(|line| line.starts_with("ERROR") && line.contains("on_event has panicked")));
+    assert!(
+        events
+            .text()
+            .lines()
+            .any(|line| line.starts_with("ERROR") && line.contains("the `on_event` callback panicked"))
+    );
 }
 
 /// With the cause. A stranger's requests do not fill the log.

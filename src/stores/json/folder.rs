@@ -129,7 +129,7 @@ impl Folder {
             let (path, given) = (self.file.display(), switched.folder.display());
             log::warn!(
                 %path, %given,
-                "the folder of the sessions file is a symbolic link that was switched: this process goes on with the old file, and the next one will not find its sessions"
+                "the folder of the sessions file is a symbolic link that now points elsewhere: this process keeps the old file, and the next one will not find its sessions"
             );
         }
     }

@@ -346,7 +346,7 @@ impl JsonBackend {
         *backend.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         if let Some(Cut { line, bytes }) = cut {
             let path = path.display();
-            log::warn!(%path, line, bytes, "a torn end was cut off the sessions file, from this line on");
+            log::warn!(%path, line, bytes, "a torn write was cut off the end of the sessions file");
         }
         Ok(backend)
     }

@@ -257,7 +257,7 @@ impl Storage {
                 let message = format!(
                     "{path} could not be written or cut back, so the change may or may not have been applied: {error}"
                 );
-                log::warn!(%error, %path, "the sessions file could not be written, nor cut back");
+                log::warn!(%error, %path, "could not write the sessions file, and could not undo the write");
                 self.break_off(&error);
                 (message, error)
             }
@@ -324,7 +324,7 @@ impl Storage {
             Ok(()) => self.mark(),
             Err(error) => {
                 // What was acknowledged is in memory. The file may have lost it; only a new one surely has it.
-                log::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be synced");
+                log::warn!(%error, path = %self.disk.path().display(), "could not sync the sessions file");
                 self.break_off(&error);
             }
         }
@@ -387,7 +387,7 @@ impl Storage {
     fn put_off(&mut self, error: &io::Error) {
         let dead = self.journal.good().offset.saturating_sub(read(&self.table).cost());
         self.put_off = dead.saturating_mul(2);
-        log::warn!(%error, path = %self.disk.path().display(), "the sessions file could not be compacted");
+        log::warn!(%error, path = %self.disk.path().display(), "could not compact the sessions file");
         // The half-written file is of no use. If it cannot be removed now, the next one to need the place removes it.
         self.reserve.forget_next();
         let _ = self.disk.remove_beside();
@@ -406,7 +406,7 @@ impl Storage {
             Ok(()) => {
                 self.outage = None;
                 self.put_off = 0;
-                log::info!(path = %self.disk.path().display(), "the sessions file was rewritten, and takes changes again");
+                log::info!(path = %self.disk.path().display(), "the sessions file was rewritten and accepts writes again");
             }
             Err(error) => {
                 let _ = self.disk.remove_beside();

@@ -195,7 +195,7 @@ impl RedisBackend {
                 // It may have been created, and that clear may have ended it.
                 (CLEARED_SINCE, _) if lost.load(Relaxed) && !write.retry => return Err(unknown()),
                 (REPLACED, rest) => {
-                    log::warn!("a Redis key of this namespace held something else, and was replaced");
+                    log::warn!("a Redis key in this namespace held foreign data and was replaced");
                     return Ok(Reply { code: DONE, rest: rest.map_or_else(|rest| rest, Vec::from) });
                 }
                 (code, rest) => return Ok(Reply { code, rest: rest.map_or_else(|rest| rest, Vec::from) }),

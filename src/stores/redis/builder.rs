@@ -174,7 +174,7 @@ async fn greet(backend: &RedisBackend, owner: Owner) -> Result<(), Failure> {
     for failure in failures {
         match failure.kind {
             FailureKind::Refused | FailureKind::Demoted | FailureKind::Moved => {
-                log::warn!(error = %failure, "connected to Redis, but it refuses operations for now");
+                log::warn!(error = %failure, "connected to Redis, but it is refusing operations");
             }
             _ => return Err(failure),
         }

@@ -158,7 +158,7 @@ impl Link {
                 pulse = Instant::now() + PULSE;
             }
         }
-        log::debug!("an operation waits for a connection to Redis that is no more, and is sent again");
+        log::debug!("an operation was waiting on a closed connection to Redis, and is sent again");
         if used.load(Relaxed) != NONE {
             operation.was_lost();
         }
@@ -173,7 +173,7 @@ impl Link {
             Err(failure) if self.replaces(generation, &failure) => failure,
             done => return done,
         };
-        log::debug!(error = %failure, "the connection to Redis is replaced");
+        log::debug!(error = %failure, "replacing the connection to Redis");
         // A replica has written nothing.
         if failure.kind != FailureKind::Demoted {
             operation.was_lost();
@@ -398,7 +398,7 @@ impl LinkInner {
     /// Counts a silence, and replaces the connection after too many.
     fn strike(self: &Arc<Self>, slot: usize) {
         if self.silences.are_too_many(slot) {
-            log::debug!("Redis does not answer: another connection is opened");
+            log::debug!("Redis does not answer: opening another connection");
             self.rebuild(true);
         }
     }

@@ -89,7 +89,7 @@ pub(super) fn stored(owner: Owner, found: Vec<(String, Value)>) -> impl Iterator
 /// An unreadable record must not hide the others. `clear` ends it like any other.
 pub(super) fn readable(id: RecordId, value: Value, payload: Value) -> Option<Stored> {
     read(value, payload).unwrap_or_else(|error| {
-        log::warn!(error, session = id.sid(), "an unreadable record is left out of the list");
+        log::warn!(error, session = id.sid(), "an unreadable record was left out of a list");
         None
     })
 }

@@ -257,7 +257,7 @@ async fn watch(sentinel: ConnectionInfo, name: String, switched: impl Fn()) {
     let mut missed = false;
     loop {
         if let Err(failure) = listen(&sentinel, &name, &mut missed, &switched).await {
-            log::debug!(error = %failure, "cannot subscribe to a sentinel");
+            log::debug!(error = %failure, "could not subscribe to a sentinel");
         }
         sleep(LISTEN_AGAIN).await;
     }
@@ -276,7 +276,7 @@ async fn listen(sentinel: &ConnectionInfo, name: &str, missed: &mut bool, switch
     while let Some(push) = pushes.recv().await {
         match push.kind {
             PushKind::Message if push.data.iter().any(|part| is_about(part, name)) => {
-                log::info!("the sentinels have made another server the master");
+                log::info!("Sentinel promoted another server to master");
                 switched();
             }
             PushKind::Disconnection => break,
