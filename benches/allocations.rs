@@ -1,4 +1,4 @@
-//! How many allocations a request makes: of which stack, in which scenario, by their numbers.
+//! Counts the allocations of a request. The arguments are the numbers of the stack and of the scenario.
 
 use crate::stacks::{COUNTED, Client, call};
 
@@ -10,7 +10,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let _entered = runtime.enter();
     let mut client = Client::new(stack, scenario);
-    // The first ones fill what is kept.
+    // The first requests fill caches and pools.
     for _ in 0..COUNTED {
         let request = client.request();
         call(&mut client.router, request);
@@ -19,7 +19,7 @@ fn main() {
         let request = client.request();
         allocation_counter::measure(|| drop(call(&mut client.router, request))).count_total
     });
-    // Now and then something grows; most requests do not see that.
+    // Occasionally a buffer grows, but not in most requests.
     let mut counts: Vec<u64> = counts.collect();
     counts.sort_unstable();
     println!("{}", counts[COUNTED / 2]);

@@ -1,12 +1,12 @@
-//! What a call of the Redis store costs this process: instructions of a load and of an update, over a server that this starts.
+//! Counts the client-side instructions of a load and of an update on Redis. It starts its own server.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/Cargo.toml --features calls --bin calls
 //! ```
 //!
-//! 32 sessions are loaded, or loaded and updated, at the same time, each by a task of its own. All that runs for them is counted:
-//! the store, redis-rs and tokio. `--guard` fails if there are 15 % more than `benches/instructions-redis.txt` says; `--write`
-//! rewrites that file.
+//! 32 tasks load one session each, or load and update it, at the same time. All instructions for this are counted: those of the
+//! store, redis-rs and tokio. `--guard` fails if they exceed the count in `benches/instructions-redis.txt` by 15 %. `--write` rewrites
+//! that file.
 
 use std::{env, hint::black_box, process::ExitCode, time::Duration};
 
@@ -24,7 +24,7 @@ mod redis_server;
 
 const CALLS: [&str; 2] = ["load", "update"];
 const TASKS: usize = 32;
-/// How often each task does it.
+/// How often each task repeats the call.
 const ROUNDS: usize = 50;
 const RUNS: usize = 3;
 
@@ -60,7 +60,8 @@ const HEAD: &str = "\
 # and say in the commit why.
 ";
 
-/// An update comes after a load. The least of a few runs: on a busy machine, some calls take so long that they are looked after.
+/// Measures a load, or a load and an update. Takes the minimum of several runs, because on a busy machine slow calls trigger extra
+/// checks of the connection.
 fn instructions(call: usize) -> i64 {
     let count = |updates: bool| {
         let counts = (0..RUNS).map(|_| guard::instructions(&["--count", &updates.to_string()]));
@@ -83,7 +84,7 @@ fn count(updates: bool) {
     measured(&runtime, &sessions, &ids, updates);
 }
 
-/// By its name callgrind knows what to count.
+/// Callgrind finds the code to count by the name of this function.
 #[inline(never)]
 fn measured(runtime: &Runtime, sessions: &RedisSessions, ids: &[RecordId], updates: bool) {
     run(runtime, black_box(sessions), ids, updates);
@@ -113,12 +114,12 @@ async fn update(backend: &RedisBackend, there: Record) {
     assert!(matches!(updated, Outcome::Done), "{updated:?}");
 }
 
-/// Every user has three.
+/// Every user has three sessions.
 fn id(task: usize) -> RecordId {
     format!("{:A<22}.{:A<22}", task / 3, task).parse().expect("an ID")
 }
 
-/// With 500 bytes of data.
+/// A session with 500 bytes of data.
 fn record(id: RecordId, version: i64) -> Record {
     Record::new(id, version, Duration::from_secs(3600), vec![b'x'; 500])
 }

@@ -1,4 +1,4 @@
-//! What sealing costs: so many requests at one process, with or without a keyring, for a machine to count instructions.
+//! The cost of encryption: makes a number of requests in one process, with or without a keyring, to be run under callgrind.
 //!
 //! ```sh
 //! cargo build --release --manifest-path benches/Cargo.toml --bin encryption
@@ -7,9 +7,9 @@
 //! done; done; done
 //! ```
 //!
-//! The difference between 1000 and 2000 requests is that of 1000 requests, and nothing else.
+//! Subtract the count of 1000 requests from that of 2000, to get the cost of 1000 requests without the startup.
 
-// Whatever is wrong here is to be seen at once.
+// A benchmark may panic if something goes wrong.
 #![allow(clippy::unwrap_used)]
 
 use std::convert::Infallible;

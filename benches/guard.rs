@@ -1,4 +1,4 @@
-//! A guard over instructions: what callgrind counts is compared with what a file knows.
+//! The guard: compares instruction counts from callgrind with the counts in a file.
 
 use std::{
     collections::BTreeMap,
@@ -9,15 +9,15 @@ use std::{
 
 pub struct Guard<'a> {
     pub file: &'a str,
-    /// What the file begins with.
+    /// The header of the file.
     pub head: &'a str,
     pub names: Vec<&'a str>,
-    /// Counts the instructions of one of the names.
+    /// Counts the instructions of one row.
     pub count: &'a dyn Fn(usize) -> i64,
 }
 
 impl Guard<'_> {
-    /// Fails if there are 15 % more than the file says.
+    /// Fails if a count exceeds the one in the file by 15 %.
     pub fn check(&self) -> ExitCode {
         let known = fs::read_to_string(self.path()).expect("the file is read");
         let known: BTreeMap<&str, i64> = known
@@ -30,7 +30,7 @@ impl Guard<'_> {
         for (at, name) in self.names.iter().enumerate() {
             let (known, now) = (known.get(name).copied().unwrap_or(0), (self.count)(at));
             let judgement = match now {
-                // Nothing was counted: that says nothing of what it costs.
+                // Nothing was counted, so the cost is unknown.
                 ..=0 => "NOT COUNTED",
                 _ if now * 100 > known * 115 => "TOO MANY",
                 _ => "fine",

@@ -1,16 +1,16 @@
-//! What sessions leave of a server's throughput: axum over loopback, in a process of its own, with jam-session and with
-//! tower-sessions, on memory, a JSON file (ours alone) and Redis; all in the same run, taking turns.
+//! Throughput over HTTP: an axum server in a separate process on loopback, with jam-session and with tower-sessions, on memory, a
+//! JSON file (jam-session only) and Redis. All stacks take turns in the same run.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/Cargo.toml --bin http                       # memory and a JSON file
 //! cargo run --release --manifest-path benches/Cargo.toml --bin http --features redis      # and a redis-server it starts
 //! ```
 //!
-//! 64 connections, each with a session of its own (500 bytes in twelve fields), send the next request as soon as the last one
-//! is answered. Where there is `taskset`, the server that answers has the first core, Redis the second, and the clients the
-//! others, or the second too. The JSON file is in the folder `BENCH_DIR`, or here.
+//! Each of 64 connections has its own session (500 bytes in twelve fields), and sends the next request as soon as the last one is
+//! answered. If `taskset` is installed, the server gets the first core, Redis the second, and the clients the others, or the
+//! second as well if there are only two. The JSON file is in the folder `BENCH_DIR` (default: the current folder).
 //!
-//! Of the store in Redis there is none for the newest tower-sessions: that pair is 0.14 and its store 0.16.
+//! The newest tower-sessions has no Redis store, so the rows on Redis use tower-sessions 0.14 with its store 0.16.
 
 use std::{
     env, fs,
@@ -41,7 +41,7 @@ mod redis;
 mod redis_server;
 
 const CONNECTIONS: usize = 64;
-/// Of each connection in a round.
+/// How many requests each connection sends in a round.
 const REQUESTS: usize = 100;
 const ROUNDS: usize = 9;
 
@@ -104,7 +104,7 @@ async fn compare() {
     );
 }
 
-/// What was measured of one server in one scenario.
+/// The measurements of one server in one scenario.
 #[derive(Default)]
 struct Measured {
     rates: Vec<f64>,
@@ -123,7 +123,7 @@ mod redis {
     }
 }
 
-/// The servers take turns: one round each, over and over.
+/// Measures all servers, which take turns round by round.
 async fn row(
     store: &str,
     (name, path, with_cookie): (&str, &'static str, bool),
@@ -151,7 +151,7 @@ async fn row(
     let cell = |measured: &Measured| {
         let rate = median(measured.rates.clone());
         let mut cell = format!("{rate:.0}/s, {:.0} µs", measured.cpu * 1e6);
-        // Bare axum asks nothing of it.
+        // Bare axum does not use Redis.
         let [cpu, commands, inward, outward] = measured.redis;
         if commands > 0.5 {
             cell += &format!(" + {:.1} µs, {commands:.0} commands, {inward:.0} + {outward:.0} B", cpu * 1e6);
@@ -173,7 +173,7 @@ fn median(mut all: Vec<f64>) -> f64 {
     all[all.len() / 2]
 }
 
-/// This program once more, as a server, and connections to it.
+/// A second process of this program, as a server, and the connections to it.
 struct Server {
     process: Child,
     connections: Vec<Connection>,
@@ -233,7 +233,7 @@ impl Connection {
         Self { stream, cookie: String::new(), buffer: Vec::new() }
     }
 
-    /// Sends a request, reads the whole response, and gives the cookie that it sets.
+    /// Sends a request, reads the whole response, and returns the cookie that it sets.
     async fn get(&mut self, path: &str, with_cookie: bool) -> Option<String> {
         let mut request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n");
         if with_cookie && !self.cookie.is_empty() {
@@ -260,7 +260,7 @@ async fn serve(router: Router) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
     println!("{}", listener.local_addr().expect("bound").port());
     std::thread::spawn(|| {
-        // Closed when the parent is gone.
+        // Standard input is closed when the parent process ends.
         let _ = std::io::stdin().read(&mut [0]);
         std::process::exit(0);
     });
@@ -290,7 +290,7 @@ enum Role {
     Clients,
 }
 
-/// Gives a process cores of its own, where that can be done.
+/// Pins a process to cores, if possible.
 async fn pin(process: u32, role: Role) {
     let cores = fs::read_to_string("/proc/cpuinfo").unwrap_or_default().matches("processor\t").count();
     let mine = match (role, cores) {
@@ -304,11 +304,11 @@ async fn pin(process: u32, role: Role) {
     let _ = taskset.stdout(Stdio::null()).stderr(Stdio::null()).status().await;
 }
 
-/// Seconds of CPU time that a process has had.
+/// The CPU time that a process has used, in seconds.
 fn cpu(process: u32) -> f64 {
     let Ok(stat) = fs::read_to_string(format!("/proc/{process}/stat")) else { return f64::NAN };
-    // The name before it may have blanks.
+    // Skip the name, which may contain spaces.
     let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    // In hundredths, everywhere on Linux.
+    // Linux reports hundredths of a second.
     fields.split_whitespace().skip(11).take(2).map(|ticks| ticks.parse::<f64>().unwrap_or(f64::NAN) / 100.0).sum()
 }

@@ -1,6 +1,6 @@
-//! What the JSON file takes: `cargo run --release --manifest-path benches/Cargo.toml --bin json`. It works in the folder
-//! `BENCH_DIR`, the current one unless set: a disk is measured, so let it be one.
-// A benchmark that cannot go on may as well panic.
+//! The speed of the JSON file: `cargo run --release --manifest-path benches/Cargo.toml --bin json`. The file is in the folder
+//! `BENCH_DIR` (default: the current folder). Use a folder on a real disk.
+// A benchmark may panic if something goes wrong.
 #![allow(clippy::unwrap_used)]
 
 use std::{
@@ -30,7 +30,7 @@ async fn run(folder: &Path) {
     let (many, many_ids) = filled(&folder.join("many.json"), Durability::Flush, 100_000).await;
     let mut best = [[f64::MAX; 2]; 4];
     for round in 0..ROUNDS {
-        // In turns, so that what else the machine does is done to both.
+        // They take turns, so that other load on the machine affects both.
         for (i, (sessions, ids)) in [(&few, &few_ids), (&many, &many_ids)].into_iter().enumerate() {
             for (best, took) in best.iter_mut().zip(each(sessions, ids, round).await) {
                 best[i] = best[i].min(took);
@@ -52,7 +52,7 @@ async fn run(folder: &Path) {
     println!("   flush: {:.0}", updates(&folder.join("flush.json"), Durability::Flush).await);
 }
 
-/// How often the disk can be appended to and synced, with nothing else to do.
+/// Measures how often per second the disk can append and sync, without any other work.
 fn raw_syncs(path: &Path) -> f64 {
     let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
     let (start, mut count) = (Instant::now(), 0);
@@ -92,9 +92,9 @@ fn data(n: usize) -> serde_json::Value {
     json!({"role": "admin", "theme": "dark", "cart": [n, n + 1], "visits": n})
 }
 
-/// Microseconds for each operation: get, update, create, delete.
+/// Microseconds per operation: get, update, create, delete.
 async fn each(sessions: &JsonSessions, ids: &[SessionId], round: usize) -> [f64; 4] {
-    // Each time another one, all over the place; the IDs themselves come in a row, as from a socket.
+    // Access the sessions in a scattered order. The IDs themselves are contiguous in memory, as if they came from a socket.
     let picked = (round * TIMES..(round + 1) * TIMES).map(|i| ids[i * 7_919 % ids.len()].clone());
     let picked: Vec<SessionId> = picked.collect();
     let took = |start: Instant| start.elapsed().as_secs_f64() * 1e6 / TIMES as f64;

@@ -1,4 +1,4 @@
-//! What a million sessions take: resident memory each, and how long a load takes while half of them expire.
+//! A million sessions: the resident memory per session, and the latency of a load while half of them expire.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/Cargo.toml --bin memory            # in memory
@@ -63,7 +63,7 @@ async fn measure(sessions: Sessions<AnyBackend>, clock: Clock) {
     let data = stacks::fields();
     let empty = resident();
     let mut ids = create(&sessions, 0..SESSIONS / 2, &data).await;
-    // The other half ends later, so that only the first one expires.
+    // The other half expires later.
     clock.advance(HOUR / 2);
     ids.extend(create(&sessions, SESSIONS / 2..SESSIONS, &data).await);
     let ids_take = ids.iter().map(|id| id.as_str().len() + size_of::<SessionId>() + 16).sum::<usize>();
@@ -88,7 +88,7 @@ async fn create(sessions: &Sessions, which: std::ops::Range<usize>, data: &Value
     ids
 }
 
-/// All of them at once, in order.
+/// Creates all sessions concurrently, in order.
 async fn futures_join<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> Vec<T> {
     let mut all: Vec<_> = all.map(|one| (Box::pin(one), None)).collect();
     std::future::poll_fn(|context| {
@@ -108,7 +108,7 @@ async fn futures_join<T>(all: impl Iterator<Item = impl Future<Output = T>>) -> 
 async fn loads(sessions: &Sessions, ids: &[SessionId]) -> Vec<Duration> {
     let mut took = Vec::with_capacity(LOADS);
     for i in 0..LOADS {
-        // A stride that meets all of them in no order of memory.
+        // A stride that visits all sessions, but not in memory order.
         let id = &ids[i * 7919 % ids.len()];
         let began = Instant::now();
         let data = sessions.get(id).await.expect("loaded");
@@ -123,7 +123,7 @@ fn percentile(mut took: Vec<Duration>) -> f64 {
     took[took.len() * 99 / 100].as_nanos() as f64 / 1000.0
 }
 
-/// Resident bytes of this process.
+/// The resident memory of this process, in bytes.
 fn resident() -> usize {
     let statm = fs::read_to_string("/proc/self/statm").expect("Linux");
     let pages: usize = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("a number");

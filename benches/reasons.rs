@@ -1,14 +1,14 @@
-//! The figures behind the README's reasons: what parallel requests lose, whether a slow request undoes a sign-out, and how long
-//! it takes to list a user's sessions and to end them all. tower-sessions does the same work in the same run.
+//! The figures for the README: how many parallel writes are lost, whether a slow request undoes a sign-out, and how long it takes to
+//! list and to end a user's sessions. tower-sessions does the same work in the same run.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/Cargo.toml --bin reasons                      # memory
 //! cargo run --release --manifest-path benches/Cargo.toml --bin reasons --features redis     # and a redis-server it starts
 //! ```
 //!
-//! Requests go through the whole router, with one session's cookie, 20 at a time. Each handler waits a millisecond, as for a
-//! database, between reading the session and writing to it. Each stack does what its documentation shows for a counter:
-//! `modify` here, `get` and `insert` with tower-sessions.
+//! Requests go through the whole router, with the cookie of one session, 20 at a time. Each handler waits a millisecond between
+//! reading the session and writing to it, as if it queried a database. Each stack follows its documentation for a counter:
+//! `modify` with jam-session, `get` and `insert` with tower-sessions.
 
 use std::{
     sync::{
@@ -37,11 +37,11 @@ mod redis_server;
 const REQUESTS: usize = 1_000;
 const AT_A_TIME: usize = 20;
 const SIGN_OUTS: usize = 100;
-/// Users, and the sessions of each, for the list.
+/// The number of users, and of sessions per user, for the list.
 const USERS: usize = 1_000;
 const SESSIONS: usize = 5;
 
-/// What a handler waits for between reading and writing.
+/// How long a handler waits between reading and writing.
 const DATABASE: Duration = Duration::from_millis(1);
 
 #[tokio::main]
@@ -83,7 +83,7 @@ fn legend() {
     );
 }
 
-/// The slow request and the sign-out wait for each other here.
+/// Synchronizes the slow request with the sign-out.
 type Meeting = Arc<Barrier>;
 
 async fn row<L>(name: &str, router: fn(Meeting) -> Router, layer: L)
@@ -104,7 +104,7 @@ where
     println!("| {name} | {increments} | {inserts} | {held} |");
 }
 
-/// Sends all requests with the cookie of one new session, and asks for the number that is there in the end.
+/// Sends all requests with the cookie of a new session, and returns how many writes it contains at the end.
 async fn parallel(app: &Router, path: impl Fn(usize) -> String, result: &str) -> String {
     let mut browser = Browser::new(app);
     browser.get("/begin").await;
@@ -123,7 +123,7 @@ async fn parallel(app: &Router, path: impl Fn(usize) -> String, result: &str) ->
     browser.get(result).await
 }
 
-/// A request reads the session, the user signs out, and then that request writes to the session.
+/// Runs a request that reads the session, then waits until the user has signed out, and then writes.
 async fn sign_out_holds(app: &Router, meeting: &Barrier) -> bool {
     let mut browser = Browser::new(app);
     browser.get("/begin").await;
@@ -136,7 +136,7 @@ async fn sign_out_holds(app: &Router, meeting: &Barrier) -> bool {
     browser.get("/sign-out").await;
     meeting.wait().await;
     let mut tab = slow.await.expect("it does not panic");
-    // With the cookie that the slow response set; if it set none, with the old one, which must not work any more.
+    // Use the cookie that the slow response set, or else the old one, which must no longer work.
     tab.get("/user").await == "nobody"
 }
 
@@ -201,7 +201,7 @@ fn ours(meeting: Meeting) -> Router {
         .route("/sign-out", get(sign_out))
 }
 
-/// Two versions: the newest, and the newest that the store on Redis works with.
+/// Two versions: the newest one, and the newest one that the Redis store supports.
 macro_rules! theirs {
     ($name:ident, $version:ident) => {
         fn $name(meeting: Meeting) -> Router {
@@ -217,7 +217,7 @@ macro_rules! theirs {
                 session.insert("n", n.unwrap_or(0) + 1).await.expect("a number");
             };
             let insert = async |session: Session, Path(name): Path<String>| {
-                // A handler that knows its user has read the session.
+                // Reading the user loads the session.
                 session.get::<String>("user").await.expect("a user");
                 sleep(DATABASE).await;
                 session.insert(&name, true).await.expect("a value");
@@ -257,7 +257,7 @@ theirs!(theirs, tower_sessions);
 #[cfg(feature = "redis")]
 theirs!(theirs_on_redis, tower_sessions_0_14);
 
-/// How long it takes to list the sessions of a user, and to end them all.
+/// Measures how long it takes to list a user's sessions, and to end them all.
 async fn all_of_a_user(store: &str, sessions: &Sessions<AnyBackend>) {
     for i in 0..USERS * SESSIONS {
         sessions

@@ -1,4 +1,4 @@
-//! The stacks on Redis, and what they cost there.
+//! The stacks on Redis, and the load that they put on the server.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ pub async fn theirs(uri: &str) -> Router {
     theirs_on_redis().layer(SessionManagerLayer::new(their_store(uri).await))
 }
 
-/// As in its documentation: six connections.
+/// Six connections, as in its documentation.
 async fn their_store(uri: &str) -> RedisStore<Pool> {
     let pool = Pool::new(Config::from_url(uri).expect("a URI"), None, None, None, 6).expect("a pool");
     pool.connect();
@@ -34,7 +34,7 @@ async fn their_store(uri: &str) -> RedisStore<Pool> {
     RedisStore::new(pool)
 }
 
-/// Bytes that the server holds more, for each session.
+/// How many bytes the server needs per session.
 pub async fn memory(server: &Server) {
     server.command("FLUSHALL");
     let empty = server.info("memory", "used_memory");
@@ -63,7 +63,7 @@ pub async fn memory(server: &Server) {
 }
 
 impl Server {
-    /// Totals up to now: seconds of CPU time, commands (those of scripts too), bytes in, bytes out.
+    /// Totals so far: seconds of CPU time, commands (including those in scripts), bytes in, bytes out.
     pub fn spent(&self) -> [f64; 4] {
         let stats = self.command("INFO stats");
         let total = |name| number(&stats, name);

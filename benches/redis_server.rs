@@ -15,7 +15,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// `None` if there is no such program.
+    /// Starts the server. Returns `None` if `redis-server` is not installed.
     pub async fn start() -> Option<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let port = listener.local_addr().expect("bound").port();
@@ -43,12 +43,12 @@ impl Server {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// One number of one section of `INFO`.
+    /// Returns a number from a section of `INFO`.
     pub fn info(&self, section: &str, name: &str) -> f64 {
         number(&self.command(&format!("INFO {section}")), name)
     }
 
-    /// Sends one command on a new connection, which the server closes after the answer.
+    /// Sends one command on a new connection, which the server closes after its answer.
     pub fn command(&self, command: &str) -> String {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).expect("connected");
         write!(stream, "{command}\r\nQUIT\r\n").expect("sent");
@@ -65,7 +65,7 @@ impl Drop for Server {
     }
 }
 
-/// A number from the answer to `INFO`.
+/// Parses a number from the answer to `INFO`.
 pub fn number(info: &str, name: &str) -> f64 {
     let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     line.and_then(|value| value.parse().ok()).unwrap_or(f64::NAN)

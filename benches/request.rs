@@ -1,12 +1,12 @@
-//! What a session costs a request, in process and on memory stores: beside bare axum, a layer that does nothing, and
-//! tower-sessions; all in the same run, taking turns.
+//! The cost of a session per request, in process with memory stores, compared with bare axum, a layer that does nothing, and
+//! tower-sessions. All stacks take turns in the same run.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/Cargo.toml --bin request
 //! ```
 //!
-//! It prints nanoseconds and allocations, and instructions where callgrind is installed. `--guard` counts instructions of
-//! ours alone, and fails if they are more than `benches/instructions.txt` says, by 15 % and more; `--write` rewrites that file.
+//! It prints nanoseconds and allocations, and instructions if callgrind is installed. `--guard` counts only the instructions of
+//! jam-session, and fails if they exceed the count in `benches/instructions.txt` by 15 %. `--write` rewrites that file.
 
 use std::{
     env,
@@ -25,9 +25,9 @@ use crate::{
 mod guard;
 mod stacks;
 
-/// How many stacks there are.
+/// The number of stacks.
 const STACKS: usize = THEIRS + 1;
-/// Requests of a round, and rounds.
+/// Requests per round, and the number of rounds.
 const REQUESTS: usize = 2_000;
 const ROUNDS: usize = 25;
 fn main() -> ExitCode {
@@ -78,7 +78,7 @@ fn compare() -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Over the instructions of our six scenarios above the floor.
+/// The guard for the instructions of our six scenarios, above the layer that does nothing.
 fn guard() -> Guard<'static> {
     let names = SCENARIOS.iter().map(|(name, ..)| *name).collect();
     let count = &|scenario| instructions(OURS, scenario) - instructions(FLOOR, scenario);
@@ -95,7 +95,7 @@ const HEAD: &str = "\
 # and say in the commit why.
 ";
 
-/// Nanoseconds a request of each stack: the fastest round of many, in which the stacks take turns.
+/// Nanoseconds per request of each stack: the fastest of many rounds, in which the stacks take turns.
 fn times(scenario: usize) -> [f64; STACKS] {
     let mut best = [Duration::MAX; STACKS];
     let mut clients: Vec<Client> = (0..STACKS).map(|stack| Client::new(stack, scenario)).collect();
@@ -112,7 +112,7 @@ fn times(scenario: usize) -> [f64; STACKS] {
     best.map(|best| best.as_nanos() as f64 / REQUESTS as f64)
 }
 
-/// Allocations a request, counted by the program beside this one: counting costs instructions.
+/// Allocations per request. A separate program counts them, because counting costs instructions.
 fn allocations(stack: usize, scenario: usize) -> i64 {
     let program = env::current_exe().expect("this program").with_file_name("allocations");
     let output = Command::new(program).args([stack.to_string(), scenario.to_string()]).output();
@@ -120,7 +120,7 @@ fn allocations(stack: usize, scenario: usize) -> i64 {
     String::from_utf8_lossy(&output).trim().parse().expect("a number")
 }
 
-/// Instructions a request.
+/// Instructions per request.
 fn instructions(stack: usize, scenario: usize) -> i64 {
     guard::instructions(&["--count", &stack.to_string(), &scenario.to_string()]) / COUNTED as i64
 }
@@ -137,7 +137,7 @@ fn count(stack: usize, scenario: usize) {
     }
 }
 
-/// By its name callgrind knows what to count.
+/// Callgrind finds the code to count by the name of this function.
 #[inline(never)]
 fn measured(router: &mut Router, request: Request) {
     black_box(call(router, request));

@@ -1,4 +1,4 @@
-//! The stacks that are compared, and a client of each.
+//! The stacks to compare, and a client for each.
 
 use std::{
     pin::pin,
@@ -30,11 +30,11 @@ pub const SCENARIOS: [(&str, &str, Visitor); 6] = [
     ("first write of a new visitor", "/write", Visitor::New),
 ];
 
-/// Whose session the request comes with.
+/// Which session the request has.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Visitor {
     New,
-    /// Another one each time: a login uses it up.
+    /// A new visitor's session each time, because a login uses it up.
     Anonymous,
     SignedIn,
 }
@@ -44,13 +44,13 @@ pub const FLOOR: usize = 1;
 pub const OURS: usize = 2;
 pub const THEIRS: usize = 3;
 
-/// Requests that are counted, after as many that are not.
+/// The number of measured requests. As many warm-up requests come before them.
 pub const COUNTED: usize = 200;
 
-/// One request, from the call to the end of its response.
+/// Runs one request, from the call to the end of its response.
 pub fn call(router: &mut Router, request: Request) -> Response<Body> {
     let mut response = pin!(Service::<Request>::call(router, request));
-    // Memory stores answer at once.
+    // Memory stores never wait.
     let mut context = Context::from_waker(Waker::noop());
     loop {
         if let Poll::Ready(response) = response.as_mut().poll(&mut context) {
@@ -84,7 +84,7 @@ impl Client {
         request(path, &self.cookie)
     }
 
-    /// The cookie of a new session. Bare axum and the floor have none, and get one all the same.
+    /// Returns the cookie of a new session. Bare axum and the empty layer get a made-up cookie.
     fn begin(&mut self, path: &str) -> String {
         let response = call(&mut self.router, request(path, ""));
         assert_eq!(response.status(), StatusCode::OK);
@@ -105,7 +105,7 @@ fn set_cookie(headers: &HeaderMap) -> Option<String> {
     Some(line.split(';').next().unwrap_or_default().to_owned())
 }
 
-/// As a server has it: `with_state` is what `axum::serve` calls, so that layers are applied once.
+/// Prepares the router as a server does: `axum::serve` calls `with_state`, so layers are applied once.
 fn router(stack: usize) -> Router {
     let router = match stack {
         BARE => plain(),
@@ -144,7 +144,7 @@ pub fn ours() -> Router {
         "ok"
     };
     let begin_signed_in = async |session: Session| {
-        // Every user has three.
+        // Every user has three sessions.
         let user = BEGUN.fetch_add(1, Relaxed) / 3;
         session.create(format!("user-{user}"), fields()).expect("an object");
         "ok"
@@ -158,7 +158,7 @@ pub fn ours() -> Router {
         .route("/begin-signed-in", get(begin_signed_in))
 }
 
-/// Of any version: their store for Redis is of another than the newest.
+/// A macro over the version of tower-sessions, because its Redis store does not support the newest one.
 macro_rules! theirs {
     ($name:ident, $version:ident) => {
         pub fn $name() -> axum::Router {
@@ -174,7 +174,7 @@ macro_rules! theirs {
                 session.insert("visits", visits + 1).await.expect("a number");
                 "ok"
             };
-            // What its documentation says a login does.
+            // The login that its documentation shows.
             let login = async |session: Session| {
                 session.cycle_id().await.expect("a new ID");
                 session.insert("user", "ada").await.expect("a user");
@@ -199,7 +199,7 @@ macro_rules! theirs {
 
 theirs!(theirs, tower_sessions);
 
-/// Twelve fields, 500 bytes of JSON.
+/// Twelve fields with 500 bytes of JSON.
 pub fn fields() -> Value {
     let mut fields = json!({
         "visits": 0, "theme": "dark", "locale": "en-GB", "name": "Ada Lovelace", "email": "ada@example.com",

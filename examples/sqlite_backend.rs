@@ -1,4 +1,4 @@
-//! Sessions in SQLite: a complete backend of your own.
+//! Sessions in SQLite: a complete custom backend.
 //!
 //! ```sh
 //! cargo run --example sqlite_backend                            # then open http://127.0.0.1:3000
@@ -18,14 +18,14 @@ use jam_session::{
 };
 use rusqlite::{Connection, OptionalExtension, Rows, Transaction, TransactionBehavior::Immediate, params};
 
-/// Keeps records in a table of a SQLite database. Any number of processes on one machine may share it.
+/// Keeps records in a table of an SQLite database. Any number of processes on one machine can share it.
 pub struct SqliteBackend {
     connection: Arc<Mutex<Connection>>,
     clock: OnceLock<Clock>,
 }
 
 impl SqliteBackend {
-    /// Opens the database, or creates it.
+    /// Opens or creates the database.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let connection = Connection::open(path)?;
         // Another process may be writing.
@@ -56,8 +56,8 @@ impl SqliteBackend {
         Ok(Self { connection: Arc::new(Mutex::new(connection)), clock: OnceLock::new() })
     }
 
-    /// Runs a verb in a transaction that has the only right to write from its beginning on, on a thread that may wait for a
-    /// disk. It runs to its end even if nobody waits for it any more, and is committed or is not.
+    /// Runs a method in an immediate transaction, which holds the write lock from the beginning, on a thread that may block. It runs
+    /// to completion even if the caller gives up, and is either committed or rolled back.
     async fn verb<T: Send + 'static>(
         &self,
         verb: impl FnOnce(&Transaction<'_>, i64) -> Result<T> + Send + 'static,
@@ -67,9 +67,9 @@ impl SqliteBackend {
             // A transaction that panicked was rolled back.
             let mut connection = connection.lock().unwrap_or_else(PoisonError::into_inner);
             let transaction = connection.transaction_with_behavior(Immediate)?;
-            // Only now: it may have waited for others.
+            // Read the time only now, because the transaction may have waited for others.
             let now = now(&clock)?;
-            // Housekeeping, a little at a time. That what has expired does not exist, each statement says for itself.
+            // Housekeeping, a little at a time. Each statement checks for itself that a record has not expired.
             transaction.execute(
                 "DELETE FROM sessions WHERE id IN (SELECT id FROM sessions WHERE expires <= ?1 ORDER BY expires LIMIT 4)",
                 [now - ENDINGS],
@@ -96,9 +96,9 @@ impl Backend for SqliteBackend {
     }
 
     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
-        // To the last field: when another one is added, this does not compile until it is kept to.
+        // Destructured completely: when a field is added, this stops compiling until it is handled.
         let Terms { since, limit, leaves, retry } = terms;
-        // An age is by now, and not by when it is this one's turn to write.
+        // The age is relative to now, and not to when this transaction gets its turn.
         let called = now(self.clock())?;
         self.verb(move |db, now| {
             let (id, version, owner) = (record.id, record.version, record.id.owner());
@@ -108,7 +108,7 @@ impl Backend for SqliteBackend {
                 if is_late(db, owner, since, called, now)? {
                     return Ok(Created::Late);
                 }
-                // The first try may have been made, and have ended since: it must not be made again.
+                // The first try may have been applied, and the record ended since. It must not be created again.
                 if retry && has_ended(db, id, now)? {
                     return Err("whether it was created is not known".into());
                 }
@@ -162,7 +162,7 @@ impl Backend for SqliteBackend {
             if there.record.version == expected {
                 let mut older = [&expected.to_be_bytes()[..], &there.older].concat();
                 older.truncate(8 * 8);
-                // What has ended leaves nothing behind but its name, for a while.
+                // Of an ended record, only the name is kept, for a while.
                 let payload = if record.ttl.is_zero() { &[] } else { &record.payload[..] };
                 db.execute(
                     "UPDATE sessions SET version = ?2, older = ?3, heard = ?4, expires = ?5, payload = ?6 WHERE id = ?1",
@@ -179,7 +179,7 @@ impl Backend for SqliteBackend {
             }
             match retry {
                 true if there.has_had(record.version) => Ok(Outcome::Done),
-                // It would have come right after the version that it expected. If that one is forgotten, nobody knows.
+                // The write would have come right after the expected version. If that one is forgotten, it cannot be known.
                 true if !there.has_had(expected) => Err("whether it was written is not known".into()),
                 _ => Ok(Outcome::Conflict(there.record)),
             }
@@ -242,7 +242,7 @@ impl Backend for SqliteBackend {
     }
 
     async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
-        // The name of the last record of a page is where the next one goes on.
+        // The cursor is the name of the last record of the previous page.
         let after = after.map(|after| String::from_utf8(after.as_bytes().into())).transpose()?;
         let after = after.map(|after| after.parse::<RecordId>()).transpose()?;
         self.verb(move |db, now| {
@@ -297,7 +297,7 @@ fn records(db: &Transaction<'_>, ids: Vec<RecordId>, now: i64) -> Result<Vec<Rec
     ids.into_iter().filter_map(|id| Some(find(db, id, now).transpose()?.map(|found| found.record))).collect()
 }
 
-/// All live ones of an owner, the one that was heard of longest ago first.
+/// All live records of an owner, the least recently used one first.
 fn names(db: &Transaction<'_>, owner: Option<Owner>, now: i64) -> Result<Vec<RecordId>> {
     let mut query = db.prepare_cached("SELECT id FROM sessions WHERE owner = ?1 AND expires > ?2 ORDER BY heard")?;
     parsed(query.query(params![owner.map(|owner| *owner.as_bytes()), now])?)
@@ -311,20 +311,20 @@ fn parsed(mut rows: Rows<'_>) -> Result<Vec<RecordId>> {
     Ok(ids)
 }
 
-/// A number above those of all other records of the owner: their order is that in which they were heard of, by no clock.
+/// A number above those of all other records of the owner. It orders records by their last use, without a clock.
 fn heard(db: &Transaction<'_>, owner: Option<Owner>) -> Result<i64> {
     let mut query = db.prepare_cached("SELECT ifnull(max(heard), 0) + 1 FROM sessions WHERE owner = ?1")?;
     Ok(query.query_row([owner.map(|owner| *owner.as_bytes())], |row| row.get(0))?)
 }
 
-/// Its name stays for a while.
+/// Ends a record. Its name is kept for a while.
 fn end(db: &Transaction<'_>, id: RecordId, now: i64) -> Result<bool> {
     let mut end =
         db.prepare_cached("UPDATE sessions SET expires = ?2, payload = x'' WHERE id = ?1 AND expires > ?2")?;
     Ok(end.execute(params![id.to_string(), now])? == 1)
 }
 
-/// Whether a record of that name ended within the last ten seconds.
+/// Returns whether a record with that name ended within the last ten seconds.
 fn has_ended(db: &Transaction<'_>, id: RecordId, now: i64) -> Result<bool> {
     let mut query = db.prepare_cached("SELECT 1 FROM sessions WHERE id = ?1 AND expires BETWEEN ?2 AND ?3")?;
     Ok(query.exists(params![id.to_string(), now - ENDINGS, now])?)
@@ -344,7 +344,7 @@ fn last_clear(db: &Transaction<'_>, owner: Option<Owner>) -> Result<Option<LastC
     Ok(last.optional()?)
 }
 
-/// Whether the owner was cleared since then, or that is too long ago to know.
+/// Returns whether the owner was cleared since then, or that time is too long ago to tell.
 fn is_late(db: &Transaction<'_>, owner: Option<Owner>, since: Option<Since>, called: i64, now: i64) -> Result<bool> {
     let last = last_clear(db, owner)?;
     Ok(match since {
@@ -358,7 +358,7 @@ fn is_late(db: &Transaction<'_>, owner: Option<Owner>, since: Option<Since>, cal
                 Some(name) => last.is_none_or(|last| last.name != name),
                 None => last.is_some_and(|last| now - last.at < GOOD),
             };
-            // The database remembers its clears when it is closed: its marks are of no opening.
+            // The database remembers its clears when it is closed, so its marks do not depend on the opening.
             changed || now.saturating_sub_unsigned(mark.taken) > GOOD || mark.opening != 0
         }
         Some(_) => return Err("these terms are unknown here".into()),
@@ -373,17 +373,17 @@ fn expiry(now: i64, ttl: Duration) -> i64 {
     now.saturating_add(millis(ttl))
 }
 
-/// Rounded down: what is promised is that a session ends no later.
+/// Rounds down, because a session must not end later than promised.
 fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// Rounded up: a request is taken to be no younger than it is. One of more than a year is too old in any case.
+/// Rounds up, so that a request never counts as younger than it is. Anything above a year is too old in any case.
 fn millis_up(age: Duration) -> i64 {
     millis(age.min(Duration::from_secs(365 * 86_400)) + Duration::from_nanos(999_999))
 }
 
-/// How long a mark and an age are good, and how long clears and endings are remembered, in milliseconds.
+/// How long marks and ages are valid, and how long clears and endings are remembered, in milliseconds.
 const GOOD: i64 = 15 * 60 * 1000;
 const CLEARS: i64 = 2 * GOOD;
 const ENDINGS: i64 = 10 * 1000;
@@ -404,14 +404,14 @@ async fn main() -> Result<()> {
 
 #[cfg(all(test, feature = "conformance"))]
 mod tests {
-    // Whatever cannot be set up is a failure.
+    // A failed setup fails the test.
     #![allow(clippy::unwrap_used)]
 
     use jam_session::conformance::Subject;
 
     use super::SqliteBackend;
 
-    // As two processes share it: each with a connection of its own.
+    // Two connections, as if two processes shared the database.
     jam_session::conformance_tests!({
         let folder = Folder::new();
         let open = || SqliteBackend::open(folder.0.join("sessions.sqlite")).unwrap();

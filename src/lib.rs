@@ -45,11 +45,11 @@
 //!
 //! | you want to | look at |
 //! |---|---|
-//! | read and write a session, sign in and out | [`Session`], and [`session`] for what happens when requests cross |
+//! | read and write a session, sign in and out | [`Session`], and [`session`] for what happens when requests overlap |
 //! | require a signed-in user | [`SessionKey`], the extractor |
 //! | set the cookie's name, path, `SameSite` and so on | [`SessionLayer`] |
 //! | set timeouts, sizes, the key prefix, encryption | [`Builder`] |
-//! | list and end a user's sessions, or use sessions without HTTP | [`Sessions`], [`SessionInfo`] |
+//! | list and end a user's sessions, or use sessions outside HTTP | [`Sessions`], [`SessionInfo`] |
 //! | limit how many sessions a user may have | [`Builder::sessions_per_key`], [`Limit`] |
 //! | end a stream or a socket together with its session | [`Session::ended`], [`Ending`], [`Session::touch`] |
 //! | read all sessions, or count them | [`Sessions::all`], [`Sessions::count`] |
@@ -59,7 +59,7 @@
 //! | handle errors | [`Error`], [`ErrorKind`] |
 //! | keep sessions in your own store | [`Backend`], and [`backend`] for its contract |
 //! | test expiry without waiting, or failures of the store | [`Clock::manual`], `conformance::Faulty` |
-//! | know what is guaranteed, and what a request costs | [`guide::promises`], [`guide::requests`] |
+//! | know the guarantees, and the cost of a request | [`guide::promises`], [`guide::requests`] |
 //!
 //! # Words
 //!
@@ -67,16 +67,16 @@
 //! |---|---|---|
 //! | session key | who the session belongs to, usually the user's ID; one session key has many sessions | principal, user ID |
 //! | session ID | the secret in the cookie | token, sid |
-//! | handle | the public name of a session, for lists and logs; nobody can sign in with it | |
+//! | handle | the public identifier of a session, for lists and logs; it cannot be used to sign in | |
 //! | visitor | a client whose session has no session key yet | anonymous session, guest |
 //! | `bind` | signs in and keeps the data: gives the session a session key and a new ID | login |
 //! | `create` | signs in with new data | login |
 //! | `rework` | gives the same session a new ID | regenerate, cycle, rotate |
 //! | `delete` | ends this session | logout, destroy, flush |
-//! | `clear` | ends all sessions of a session key | logout everywhere |
-//! | `default_ttl` | how long a session may stay unused | idle timeout |
+//! | `clear` | ends all sessions of a user | logout everywhere |
+//! | `default_ttl` | how long a session can stay unused before it ends | idle timeout |
 //! | `max_lifetime` | how long a session lives at most, even if it is used | absolute timeout |
-//! | namespace | the prefix of every name in the store | key prefix |
+//! | namespace | the prefix of all names in the store | key prefix |
 //!
 //! # Features
 //!
@@ -84,10 +84,10 @@
 //! |---|---|---|
 //! | `axum` | yes | [`Session`], `Option<Session>` and [`SessionKey`] as extractors, [`Error`] as a response |
 //! | `redis` | no | `RedisSessions`: one server, Sentinel or Cluster, with TLS |
-//! | `conformance` | no | `conformance`: tests for a [`Backend`] of your own, and a backend that fails when a test says so |
+//! | `conformance` | no | `conformance`: tests for your own [`Backend`], and a backend that fails on demand |
 //!
-//! Without `axum` this is a plain tower layer over the types of [`http`](::http): take the [`Session`] from the request's
-//! extensions, and call [`load`](Session::load) before reading.
+//! Without `axum` this crate is a plain tower layer over [`http`](::http) types: take the [`Session`] from the request's
+//! extensions, and call [`load`](Session::load) before you read it.
 //!
 //! [tower]: https://docs.rs/tower
 //! [axum]: https://docs.rs/axum
@@ -123,7 +123,7 @@ pub use self::http::extract::SessionKey;
 #[cfg(feature = "redis")]
 #[doc(inline)]
 pub use self::stores::redis::{RedisBackend, RedisServer, RedisSessions};
-// Inline, so that the list on the front page also has the items of public modules.
+// Inlined, so that the front page also lists the items of public modules.
 #[doc(inline)]
 pub use self::{
     backend::{

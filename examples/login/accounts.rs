@@ -1,4 +1,4 @@
-//! Accounts: who there is, what their passwords are, and how often one may be tried.
+//! Accounts: the users, their passwords, and rate limits for login attempts.
 
 use std::{
     collections::HashMap,
@@ -19,24 +19,25 @@ use tokio::{
     task::{JoinError, spawn_blocking},
 };
 
-/// The users of this demonstration. Their passwords keep the rules below.
+/// The users of this demonstration. Their passwords follow the rules below.
 pub(crate) const DEMO: [(&str, &str); 2] = [("ada", "analytical engine"), ("grace", "nanoseconds matter")];
 
-/// The users, here in memory: in your application this is a table, and outlives the process.
+/// The users. They are in memory here; in your application this is a database table.
 #[derive(Clone)]
 pub(crate) struct Accounts(Arc<Inner>);
 
 struct Inner {
     hashes: Mutex<HashMap<String, String>>,
-    /// Of no password: an unknown user name must take as long as a wrong password, or it tells who has an account.
+    /// A hash that no password matches. Unknown user names are checked against it, so that they take as long as a wrong password
+    /// and do not reveal who has an account.
     nobody: String,
-    /// Attempts by user name, from anywhere: many addresses are easy to come by.
+    /// Attempts by user name, from any address, because attackers can use many addresses.
     attempts: DefaultKeyedRateLimiter<String>,
-    /// Limits how often a user's other sessions are ended: one count for each user name and each way to do it.
+    /// Limits how often a user's other sessions can be ended, with one count per user name and way of ending them.
     endings: DefaultKeyedRateLimiter<(String, Ending)>,
 }
 
-/// A way to end sessions elsewhere. Each has a limit of its own: who has used up one can still take another.
+/// A way to end sessions elsewhere. Each has a separate limit, so a user who has used up one can still use another.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) enum Ending {
     One,
@@ -47,7 +48,7 @@ pub(crate) enum Ending {
 /// Why a password was not accepted.
 pub(crate) enum Refused {
     Wrong,
-    /// It was not looked at. After so long it would be.
+    /// The password was not checked, because of the rate limit. Try again after this time.
     TooManyAttempts(Duration),
 }
 
@@ -73,7 +74,7 @@ impl Accounts {
         })))
     }
 
-    /// Whether the password is that user's. Whatever goes wrong on the way is a no.
+    /// Returns whether the password is correct. Any error counts as wrong.
     pub(crate) async fn verify(&self, name: &str, password: String) -> Result<(), Refused> {
         let name = name.to_owned();
         within(&self.0.attempts, &name).map_err(Refused::TooManyAttempts)?;
@@ -92,13 +93,13 @@ impl Accounts {
         Ok(())
     }
 
-    /// Whether this user's sessions elsewhere may be ended now, or how long that takes. It refuses the logins that are under way,
-    /// and asks for no password: without a limit, a thief with a copy of the cookie could keep its owner out.
+    /// Checks whether this user may end sessions elsewhere now, or returns how long to wait. Ending them refuses pending logins and
+    /// needs no password, so without a limit a thief with a copy of the cookie could keep the owner from signing in.
     pub(crate) fn may_end(&self, name: &str, ending: Ending) -> Result<(), Duration> {
         within(&self.0.endings, &(name.to_owned(), ending))
     }
 
-    /// Forgets attempts that no longer count. Whoever makes up names would fill the memory.
+    /// Forgets attempts that no longer count. Otherwise an attacker who makes up user names could fill the memory.
     pub(crate) fn forget_attempts(&self) {
         self.0.attempts.retain_recent();
         self.0.endings.retain_recent();
@@ -109,11 +110,11 @@ impl Accounts {
     }
 }
 
-/// What is wrong with a new password, by the rules of NIST SP 800-63B-4: long, not a known one, and that is all. Which
-/// characters there have to be makes nothing safer.
+/// Returns what is wrong with a new password, by the rules of NIST SP 800-63B-4: it must be long, and must not be a known one.
+/// Rules about the kinds of characters do not make passwords safer.
 pub(crate) fn check_new(name: &str, current: &str, new: &str, again: &str) -> Result<(), &'static str> {
     const LENGTH: std::ops::RangeInclusive<usize> = 15..=256;
-    // In your application, look it up among those that have leaked.
+    // In your application, look it up in a list of leaked passwords.
     const KNOWN: [&str; 4] = ["123456789012345", "1234567890123456", "passwordpassword", "qwertyuiopasdfghjkl"];
 
     let lowercase = new.to_lowercase();
@@ -131,7 +132,7 @@ pub(crate) fn check_new(name: &str, current: &str, new: &str, again: &str) -> Re
     }
 }
 
-/// Whether it is within the limit, or how long until it is.
+/// Checks a rate limit, or returns how long to wait.
 fn within<K: Clone + Eq + Hash>(limit: &DefaultKeyedRateLimiter<K>, key: &K) -> Result<(), Duration> {
     limit.check_key(key).map_err(|refusal| refusal.wait_time_from(limit.clock().now()))
 }
@@ -140,21 +141,20 @@ fn hash(password: &str) -> Result<String, password_hash::Error> {
     Ok(Argon2::default().hash_password(password.as_bytes())?.to_string())
 }
 
-/// Hashes off the threads that serve requests. Each takes 19 MiB and one core: more at a time would only take turns, and the
-/// memory.
+/// Hashes passwords on blocking threads. Each hash takes 19 MiB and one core, so running more at a time would only use more memory.
 async fn at_work<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
     static HASHING: Semaphore = Semaphore::const_new(4);
     let permit = HASHING.acquire().await;
     spawn_blocking(move || {
-        // Whoever asked may have gone by now, but the work is under way.
+        // The client may have disconnected by now, but the work has started.
         let _permit = permit;
         work()
     })
     .await
 }
 
-/// Ten at once, and then one each half minute: 2880 guesses a day. Fewer would be a way to lock somebody out.
+/// Ten attempts at once, and then one per half minute: 2880 guesses a day. A lower limit would make it easy to lock users out.
 const ATTEMPTS: Quota = Quota::per_minute(NonZeroU32::new(2).unwrap()).allow_burst(NonZeroU32::new(10).unwrap());
 
-/// Five at once, and then one each two minutes: fewer than logins, so that one of those gets through.
+/// Five at once, and then one per two minutes: fewer than login attempts, so that a login can get through in between.
 const ENDINGS: Quota = Quota::per_hour(NonZeroU32::new(30).unwrap()).allow_burst(NonZeroU32::new(5).unwrap());

@@ -1,4 +1,4 @@
-//! What goes around every response: headers, and pages instead of errors.
+//! Middleware for every response: security headers, and pages instead of plain errors.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
     pages::{SignIn, message},
 };
 
-/// No script, no frame, nothing from elsewhere, and forms that lead nowhere else.
+/// No scripts, no frames, nothing from other sites, and forms that submit only to this site.
 pub(crate) const POLICY: &str = "default-src 'none'; style-src 'self'; img-src data:; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
@@ -27,7 +27,7 @@ pub(crate) fn always(name: HeaderName, value: &'static str) -> SetResponseHeader
     SetResponseHeaderLayer::overriding(name, HeaderValue::from_static(value))
 }
 
-/// Answers an error of the session, the extractors' and the layer's own included, with a page instead of a line of text.
+/// Replaces the text of session errors with a page, including those of the extractors and of the layer.
 pub(crate) async fn explain(request: Request, next: Next) -> Response {
     let (wanted, has_cookies) = (page_of(request.uri().path()), request.headers().contains_key(header::COOKIE));
     let response = next.run(request).await;
@@ -39,12 +39,13 @@ pub(crate) async fn explain(request: Request, next: Next) -> Response {
         ErrorKind::TooLarge => message("Too much", "That is more than a session can hold. Nothing was saved."),
         _ => sorry(),
     };
-    // The status, the cookie and what else the layer said stay; what described the old body goes.
+    // Keep the status, the cookie and the other headers of the layer. Remove the headers that describe the old body.
     let (mut parts, _) = response.into_parts();
     parts.headers.remove(header::CONTENT_TYPE);
     parts.headers.remove(header::CONTENT_LENGTH);
     if is_out {
-        // Signed out from elsewhere. Chromium keeps pages alive to go back to, `no-store` or not, until a cookie changes.
+        // The user was signed out elsewhere. Chromium keeps pages in its back/forward cache, even with `no-store`, until a cookie
+        // changes.
         let changes = HeaderValue::from_static("__Host-out=1; HttpOnly; Secure; SameSite=Lax; Path=/; Max-Age=1");
         parts.headers.append(header::SET_COOKIE, changes);
     }
@@ -63,7 +64,7 @@ pub(crate) fn too_many(error: GovernorError) -> Response {
 }
 
 pub(crate) fn please_wait(wait: Duration) -> Response {
-    // Rounded down, it would be too early once more.
+    // Round up: rounded down, the next try would be too early again.
     let seconds = wait.as_secs() + 1;
     let page = message("Too many attempts", &Refused::TooManyAttempts(Duration::from_secs(seconds)).to_string());
     (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, seconds.to_string())], page).into_response()
@@ -77,7 +78,7 @@ pub(crate) async fn nowhere() -> (StatusCode, Markup) {
     (StatusCode::NOT_FOUND, message("Nothing here", "There is no such page."))
 }
 
-/// The page after a form has the form's address: whoever opens it again ends up here.
+/// The page after a form has the address of the form. Opening it again by `GET` leads here.
 pub(crate) async fn only_a_form() -> (StatusCode, Markup) {
     (StatusCode::METHOD_NOT_ALLOWED, message("Nothing here", "This address only takes what a form sends."))
 }

@@ -1,4 +1,4 @@
-//! The sessions that ended because their user had too many, until the user has read it.
+//! Remembers which users lost a session to the limit, until they have been told.
 
 use std::{
     collections::HashMap,
@@ -7,22 +7,22 @@ use std::{
 
 use jam_session::{Event, EventKind};
 
-/// How many sessions a user may have. Signing in once more ends the one that was not used for longest.
+/// How many sessions a user may have. Another login ends the least recently used one.
 pub(crate) const MOST: usize = 5;
 
-/// How many have ended, by user: here in memory, in your application in a table.
+/// How many sessions ended, by user. It is in memory here; in your application this is a database table.
 #[derive(Clone, Default)]
 pub(crate) struct Limited(Arc<Mutex<HashMap<String, u64>>>);
 
 impl Limited {
-    /// Takes notice of what has happened to a session.
+    /// Handles an event.
     pub(crate) fn hear(&self, event: &Event<'_>) {
         if let (EventKind::Limited, Some(user)) = (event.kind, event.key) {
             *self.ended().entry(user.to_owned()).or_default() += 1;
         }
     }
 
-    /// What to tell the user, once.
+    /// Returns the number to tell the user, and forgets it.
     pub(crate) fn take_notice(&self, user: &str) -> Option<String> {
         let ended = self.ended().remove(user)?;
         let devices = if ended == 1 { "one device".to_owned() } else { format!("{ended} devices") };

@@ -1,16 +1,17 @@
-//! A login to copy: sign in, remember me, a list of one's sessions to end them from, a new password, and a page that asks for
-//! the password again. Pages from the server, without a script.
+//! A complete login to copy: sign in, remember me, a list of devices, changing the password, and a page that asks for the password
+//! again. All pages are rendered on the server, without JavaScript.
 //!
 //! ```sh
 //! cargo run --example login
 //! ```
 //!
-//! `LISTEN` says where (`127.0.0.1:3000`), and `SESSION_STORE` where the sessions are kept (`json:sessions.json`, `memory`,
-//! or with the feature `redis` also `redis://HOST`): sign in, stop it, start it, and you are still signed in. The cookie is
-//! `__Host-id`, with `Secure`: browsers take it over HTTPS, and most of them over plain HTTP from `localhost` and `127.0.0.1`.
+//! The environment variable `LISTEN` sets the address (default: `127.0.0.1:3000`). `SESSION_STORE` sets the store:
+//! `json:sessions.json` (the default), `memory`, or `redis://HOST` with the feature `redis`. With the default, you are still signed
+//! in after a restart. The cookie `__Host-id` is `Secure`: browsers accept it over HTTPS, and most of them also over plain HTTP from
+//! `localhost` and `127.0.0.1`.
 //!
-//! Here is what people can do. Who may come in is in `accounts.rs`, what is done to every response in `around.rs`, and what it
-//! looks like in `pages.rs` and `style.css`: whoever copies it replaces them one by one.
+//! This file has the routes. The users are in `accounts.rs`, the middleware is in `around.rs`, and the pages are in `pages.rs` and
+//! `style.css`, so that you can replace these one by one.
 
 mod accounts;
 mod around;
@@ -62,13 +63,13 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let serving = axum::serve(listener, app).with_graceful_shutdown(interrupted());
     select! {
         ended = serving.into_future() => ended?,
-        // Somebody never comes to the end of a request: the others had their time.
+        // Some request does not end. All others have had enough time.
         () = async { interrupted().await; sleep(PATIENCE).await } => {}
     }
     Ok(sessions.close().await?)
 }
 
-/// How long requests under way may take when it is to stop.
+/// How long pending requests may take during shutdown.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 async fn interrupted() {
@@ -91,12 +92,12 @@ async fn open(store: &str, limited: Limited) -> Result<Sessions, Box<dyn StdErro
         }
         #[cfg(not(feature = "redis"))]
         (kind @ ("redis" | "rediss"), _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
-        // The rest of it may hold a password.
-        (kind, _) => Err(format!("SESSION_STORE: {kind} is none of memory, json:PATH and redis://HOST").into()),
+        // The rest of the URI may contain a password.
+        (kind, _) => Err(format!("SESSION_STORE: {kind} is not supported: use memory, json:PATH or redis://HOST").into()),
     }
 }
 
-/// The same on every store.
+/// The options, which are the same for every store.
 fn set_up<T>(builder: Builder<T>, limited: Limited) -> Builder<T> {
     builder.sessions_per_key(limited::MOST).on_event(move |event| limited.hear(event))
 }
@@ -127,8 +128,8 @@ impl FromRef<App> for Accounts {
 }
 
 fn app(app: App) -> Router {
-    // Each address gets twenty attempts at once, and one each three seconds. Behind a proxy all come from the proxy's: then
-    // take `SmartIpKeyExtractor`, and only then, for anybody can send the headers that it goes by.
+    // Each IP address gets twenty attempts at once, and then one per three seconds. Behind a proxy, all requests come from the proxy's
+    // address: use `SmartIpKeyExtractor` there, and only there, because any client can send the headers that it reads.
     let attempts = GovernorConfigBuilder::default().per_second(3).burst_size(20).finish().unwrap_or_default();
     let (by_address, accounts) = (attempts.limiter().clone(), app.accounts.clone());
     tokio::spawn(async move {
@@ -166,14 +167,14 @@ fn app(app: App) -> Router {
         .layer(from_fn(explain))
         .layer(always(header::CONTENT_SECURITY_POLICY, POLICY))
         .layer(always(header::X_CONTENT_TYPE_OPTIONS, "nosniff"))
-        // With `no-referrer` a browser says `Origin: null` in its own forms too, and older ones say nothing else.
+        // With `no-referrer`, browsers send `Origin: null` even for the site's own forms, and older browsers send no other hint.
         .layer(always(header::REFERRER_POLICY, "same-origin"))
         .layer(always(HeaderName::from_static("cross-origin-opener-policy"), "same-origin"))
-        // After a sign-out, the back button shows nothing.
+        // After a sign-out, the back button must not show private pages.
         .layer(SetResponseHeaderLayer::if_not_present(header::CACHE_CONTROL, HeaderValue::from_static("no-store")))
 }
 
-// What people can do.
+// The handlers.
 
 async fn home(session: Session) -> Result<Markup, Error> {
     session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?;
@@ -205,9 +206,9 @@ async fn sign_in(
     headers: HeaderMap,
     Form(form): Form<Credentials>,
 ) -> Result<Response, Error> {
-    // Telephones like to add a space.
+    // Phone keyboards often add a space.
     let username = form.username.trim();
-    // Before the password is checked: it may be changed meanwhile, and everyone signed out.
+    // Begin the login before the password is checked, because the user may be signed out everywhere during the check.
     let login = sessions.login(username).await?;
     if let Err(refused) = accounts.verify(username, form.password).await {
         let error = match refused {
@@ -220,23 +221,24 @@ async fn sign_in(
     }
     session.bind(login);
     session.insert("device", device(&headers))?;
-    // Also if not: whoever signs in again without the check mark has changed their mind.
+    // Set the timeout in both cases: a user who signs in again without the check mark has changed their mind.
     session.set_ttl(if form.remember { REMEMBERED } else { NOT_REMEMBERED });
     Ok(Redirect::to(page_of(&form.next)).into_response())
 }
 
 const WRONG: &str = "That user name and that password do not go together.";
 
-/// How long a session lasts that is not used.
+/// The idle timeout.
 const REMEMBERED: Duration = Duration::from_secs(30 * 86_400);
 const NOT_REMEMBERED: Duration = Duration::from_secs(3600);
 
-/// Where to go after signing in. Nothing but our own pages: a form may come from anywhere, and send people anywhere.
+/// Where to go after signing in. Only our own pages are allowed, because the value comes from the request and could lead to any
+/// site (an open redirect).
 fn page_of(path: &str) -> &'static str {
     ["/sessions", "/password", "/recovery"].into_iter().find(|page| *page == path).unwrap_or("/")
 }
 
-/// Browser and system, as far as the browser says.
+/// The browser and the operating system, from the `User-Agent` header.
 fn device(headers: &HeaderMap) -> String {
     let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     let Some(found) = woothee::parser::Parser::new().parse(agent.get(..512).unwrap_or(agent)) else {
@@ -250,7 +252,7 @@ fn device(headers: &HeaderMap) -> String {
     match found.os {
         "UNKNOWN" => browser.to_owned(),
         "Mac OSX" => format!("{browser} on macOS"),
-        // Browsers say 10 of 11 as well.
+        // Browsers report version 10 for Windows 11 as well.
         system if system.starts_with("Windows") => format!("{browser} on Windows"),
         system => format!("{browser} on {system}"),
     }
@@ -271,7 +273,7 @@ async fn sign_out_everywhere(State(accounts): State<Accounts>, session: Session)
     Redirect::to("/").into_response()
 }
 
-/// Nobody gets here without being signed in: the extractor of the key sees to it.
+/// Only for users who are signed in: the extractor of the session key ensures it.
 async fn list(
     State(sessions): State<Sessions>,
     State(limited): State<Limited>,
@@ -285,15 +287,15 @@ async fn list(
     Ok(pages::sessions(&user, notice.as_deref(), &list, this.as_deref()))
 }
 
-/// A page that stays open and says when its session ends. It is sent in two parts, and browsers show the first one at once: that
-/// takes no script.
+/// A page that stays open and says when its session ends. It is sent in two parts, and browsers show the first part at once, so
+/// it needs no JavaScript.
 async fn live(SessionKey(user): SessionKey, session: Session) -> Response {
     let ended = session.ended();
     let (first, rest) = pages::live(&user);
     let last = async move {
         let said = select! {
             ending = ended => pages::ended(ending),
-            // Otherwise it would keep the server from stopping.
+            // Without this, the stream would keep the server from shutting down.
             () = interrupted() => pages::ended(jam_session::Ending::Closed),
         };
         format!("{}{rest}", said.into_string())
@@ -376,16 +378,16 @@ async fn change_password(
         eprintln!("a password was not changed: {error}");
         return Ok((StatusCode::INTERNAL_SERVER_ERROR, sorry()).into_response());
     }
-    // Everyone else who knew the old one is out, also of this very session: it gets a new ID.
+    // This ends all other sessions, and any stolen copy of this one, because it gets a new ID.
     session.clear_others();
     session.bind(login);
     session.insert("notice", "Your password is changed, and you are signed out everywhere else.")?;
     Ok(Redirect::to("/sessions").into_response())
 }
 
-/// Something that nobody else is to see, though the computer was left alone for a while.
+/// A page that must stay private even if the computer was left unattended.
 async fn recovery(SessionKey(user): SessionKey, session: Session) -> Response {
-    // The clocks of two servers may differ: who signed in a moment from now did so just now.
+    // If another server's clock is ahead, the time may lie in the future. Count it as just now.
     let since = session.signed_in().map(|time| time.elapsed().unwrap_or_default());
     match since.is_some_and(|since| since < LATELY) {
         true => pages::recovery(&user).into_response(),
@@ -401,7 +403,7 @@ struct Confirmation {
     next: String,
 }
 
-/// Signs in again: the session goes on, under a new ID.
+/// Signs in again. The session continues under a new ID.
 async fn confirm(
     State(accounts): State<Accounts>,
     State(sessions): State<Sessions>,

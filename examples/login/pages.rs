@@ -1,4 +1,4 @@
-//! Pages: what is on them. What that looks like is in `style.css`.
+//! The HTML of the pages. Their style is in `style.css`.
 
 use std::time::{Duration, SystemTime};
 
@@ -39,7 +39,7 @@ pub(crate) struct SignIn<'a> {
     pub(crate) remember: bool,
     /// The page to go to.
     pub(crate) next: &'a str,
-    /// Somebody wanted that page, and did not expect this one.
+    /// Whether the user was redirected here from another page.
     pub(crate) first: bool,
     pub(crate) error: Option<&'a str>,
 }
@@ -80,7 +80,7 @@ impl SignIn<'_> {
     }
 }
 
-/// The password once more, before something that matters.
+/// Asks for the password again, before a sensitive action.
 pub(crate) fn confirm(user: &str, next: &str, error: Option<&str>) -> Markup {
     let content = html! {
         h1 { "Is it still you?" }
@@ -108,7 +108,7 @@ pub(crate) fn recovery(user: &str) -> Markup {
 
 #[derive(Default)]
 pub(crate) struct NewPassword<'a> {
-    /// What is wrong with the current one that was given, and with the new one.
+    /// What is wrong with the current password as entered, and with the new one.
     pub(crate) of_current: Option<&'a str>,
     pub(crate) of_new: Option<&'a str>,
 }
@@ -164,7 +164,7 @@ pub(crate) fn sessions(user: &str, notice: Option<&str>, list: &[SessionInfo], t
     page("Your sessions", "/sessions", Some(user), content)
 }
 
-/// A page in two parts: what comes when the session ends goes between them.
+/// A page in two parts. The text for the end of the session goes between them.
 pub(crate) fn live(user: &str) -> (String, String) {
     const HERE: &str = "<!-- the ending -->";
     let content = html! {
@@ -177,14 +177,14 @@ pub(crate) fn live(user: &str) -> (String, String) {
     (first.to_owned(), rest.to_owned())
 }
 
-/// What the live page says in the end.
+/// The text at the end of the live page.
 pub(crate) fn ended(ending: Ending) -> Markup {
     let text = match ending {
         Ending::SignedOut => "This session was signed out.",
         Ending::Replaced => "You have signed in again, or signed out everywhere else.",
         Ending::Expired => "This session has expired.",
         Ending::Closed => "The server is being stopped.",
-        // Nobody knows. Whoever shows something private here takes it for an ending.
+        // It is not known whether the session ended. A page with private data must treat this as an ending.
         _ => "This session cannot be reached.",
     };
     html! { p.alert role="alert" { (text) } p { a.button href="/sessions" { "Look again" } } }
@@ -211,7 +211,7 @@ fn session_item(session: &SessionInfo, is_this: bool) -> Markup {
     }
 }
 
-/// What there is to say instead of a page.
+/// A message in place of a page.
 pub(crate) fn message(title: &str, text: &str) -> Markup {
     narrow(title, "", None, html! { h1 { (title) } p { (text) } p { a.button href="/" { "To the start" } } })
 }
@@ -246,7 +246,7 @@ fn page(title: &str, here: &str, user: Option<&str>, content: Markup) -> Markup 
     }
 }
 
-/// A page with little on it.
+/// A page with little content.
 fn narrow(title: &str, here: &str, user: Option<&str>, content: Markup) -> Markup {
     page(title, here, user, html! { div.narrow { (content) } })
 }
@@ -277,12 +277,12 @@ fn password_field(name: &str, label: &str, autocomplete: &str, described_by: Opt
     }
 }
 
-/// For password managers: it is not sent, and not to be seen.
+/// A hidden field for password managers. It is not submitted.
 fn whose_password(user: &str) -> Markup {
     html! { input type="text" value=(user) autocomplete="username" hidden readonly; }
 }
 
-/// Read out as the page opens.
+/// A message that screen readers announce when the page opens.
 fn alert(problem: Option<&str>) -> Markup {
     html! { @if let Some(problem) = problem { p.alert #problem role="alert" { (problem) } } }
 }
@@ -304,7 +304,7 @@ fn in_words(time: SystemTime) -> String {
 
 fn within(time: SystemTime) -> Markup {
     let left = time.duration_since(SystemTime::now()).unwrap_or_default();
-    // To the nearest: a month that has only just begun is not 29 days to anybody.
+    // Round to the nearest unit: a month that has just begun should not show as 29 days.
     let half = Duration::from_secs(if left > DAY {
         43_200
     } else if left > HOUR {
@@ -328,7 +328,7 @@ fn rounded(time: Duration) -> String {
     format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A time in words, with the exact one for whoever points at it, and for machines.
+/// A time in words, with the exact time as a tooltip and for machines.
 fn stamp(time: SystemTime, words: &str) -> Markup {
     let exact = OffsetDateTime::from(time).replace_nanosecond(0).ok().and_then(|time| time.format(&Rfc3339).ok());
     let title = exact.as_deref().map(|exact| exact.replace('T', " ").replace('Z', " UTC"));

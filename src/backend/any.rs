@@ -1,4 +1,4 @@
-//! A backend of any type behind one type, so that nothing in HTTP has a type parameter for it.
+//! The type-erased backend, which keeps type parameters out of the HTTP layer.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
@@ -11,9 +11,9 @@ use crate::{
     },
 };
 
-/// A backend whose type was [erased](crate::Sessions::erase), for choosing the store at run time.
+/// A backend whose type was [erased](crate::Sessions::erase), so that the store can be chosen at run time.
 ///
-/// A clone is another handle to the same backend.
+/// Clones share the same backend.
 #[derive(Clone)]
 pub struct AnyBackend(Arc<dyn Erased>);
 
@@ -91,7 +91,7 @@ impl AnyBackend {
     }
 }
 
-// No `async fn`s: what the box has is not to be in a future around it, too, which is moved from call to call.
+// These are not `async fn`s, because each would wrap the boxed future in another future that has to be moved.
 impl Backend for AnyBackend {
     fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send {
         self.0.load(id)

@@ -1,82 +1,87 @@
-//! Where sessions are kept: the trait that every store implements, and its contract.
+//! The [`Backend`] trait, which every store implements, and its contract.
 //!
-//! A [`Backend`] is a map from [`RecordId`] to [`Record`] with conditional writes. It knows nothing of cookies, secrets or
-//! deadlines; all of that is inside the payload, which it keeps as it is. What it promises:
+//! A [`Backend`] is a map from [`RecordId`] to [`Record`] with conditional writes. It knows nothing about cookies, secrets or
+//! deadlines: these are inside the payload, which it stores unchanged. Its methods:
 //!
-//! | verb | does | nothing live there | live, but another version |
+//! | method | does | if there is no live record | if it has another version |
 //! |---|---|---|---|
-//! | [`load`](Backend::load) | reads; `ttl` is what is left | `None` | |
-//! | [`create`](Backend::create) | adds, on [`Terms`] | [`Done`](Created::Done), [`Late`](Created::Late) or [`Full`](Created::Full) | [`Taken`](Created::Taken), or [`Late`](Created::Late) |
-//! | [`update`](Backend::update) | replaces, if its version is `expected`; `ttl` starts again | [`Gone`](Outcome::Gone) | [`Conflict`](Outcome::Conflict) with what is there |
-//! | [`touch`](Backend::touch) | if its version is `version`: `ttl` starts again | nothing | nothing |
-//! | [`delete`](Backend::delete) | ends it, `true` | `false` | |
-//! | [`list`](Backend::list) | all live ones of an owner | empty | |
-//! | [`clear`](Backend::clear) | ends all of an owner, and says how many | `0` | |
-//! | [`mark`](Backend::mark) | names the last clear of an owner | | |
-//! | [`scan`](Backend::scan), [`count`](Backend::count) | all live ones, of all owners and of none | empty | |
-//! | `clear` [by](By) a record | the same, if the record's version is the one given | [`Gone`](Cleared::Gone) | [`Conflict`](Cleared::Conflict) with what is there |
+//! | [`load`](Backend::load) | returns a record, with the `ttl` that is left | `None` | |
+//! | [`create`](Backend::create) | adds a record under [`Terms`] | [`Done`](Created::Done), [`Late`](Created::Late) or [`Full`](Created::Full) | [`Taken`](Created::Taken) or [`Late`](Created::Late) |
+//! | [`update`](Backend::update) | replaces a record that has the version `expected`, and restarts its `ttl` | [`Gone`](Outcome::Gone) | [`Conflict`](Outcome::Conflict) with the current record |
+//! | [`touch`](Backend::touch) | restarts the `ttl` of a record that has this `version` | does nothing | does nothing |
+//! | [`delete`](Backend::delete) | ends a record and returns `true` | `false` | |
+//! | [`list`](Backend::list) | returns all live records of an owner | empty | |
+//! | [`clear`](Backend::clear) | ends all records of an owner, and returns how many | `0` | |
+//! | `clear` [by](By) a record | the same, if that record has the given version | [`Gone`](Cleared::Gone) | [`Conflict`](Cleared::Conflict) with the current record |
+//! | [`mark`](Backend::mark) | identifies the last clear of an owner | | |
+//! | [`scan`](Backend::scan), [`count`](Backend::count) | returns or counts all live records, with and without an owner | empty | |
 //!
-//! * Each verb is atomic: others see all of it or nothing, and once it has answered, everyone sees it. Only `list`, `scan` and
-//!   `count` may take more than a moment: what was live all the time is in it, and nothing that had ended before.
-//! * A record past its `ttl` does not exist, in any verb. The `ttl` is counted by the backend's own clock, and never
-//!   lengthened. An `update` with a `ttl` of zero thus ends the record, if its version is `expected`: that is a logout.
-//! * Nothing is written that was not there, except by `create`: there is no upsert. What was ended stays ended.
+//! * Each method is atomic and linearizable: others see all of its effect or none, and all of it once it has returned. Only
+//!   `list`, `scan` and `count` may take several steps. They include every record that is live throughout the call, and none that
+//!   ended before it.
+//! * A record whose `ttl` has passed does not exist for any method. The backend measures the `ttl` by its own clock and never
+//!   extends it. So an `update` with a `ttl` of zero ends the record, if its version is `expected`: that is how a logout works.
+//! * Only `create` adds a record. There is no upsert, so a record that has ended stays ended.
 //! * [`RecordId::owner`] is part of the name: the same `sid` under two owners is two records.
-//! * With any answer other than `Done`, nothing has changed.
-//! * An error means that the verb may or may not have happened. Any error will do; `?` works.
-//! * A future that is dropped has happened or has not, as with an error.
-//! * A backend may put a [`Hint`](crate::Hint) into a record that it returns. It comes back with the `update` of that record, and
-//!   may be missing.
+//! * Any answer other than `Done` means that nothing changed.
+//! * An error means that the change may or may not have been applied. Any error type will do, so `?` works.
+//! * If a future is dropped, its change may or may not have been applied, as after an error.
+//! * A backend may put a [`Hint`](crate::Hint) into a record that it returns. The next `update` of that record passes the hint
+//!   back, but it may be missing.
 //!
-//! # Logins and sign-outs that cross
+//! # Logins that overlap with a sign-out everywhere
 //!
-//! A user who signs out everywhere, or sets a new password, must not be signed in by a login that was under way. So a backend
-//! remembers each owner's last clear: its [name](Clear::name), how many records it ended, and when it happened, by the
-//! backend's clock. It remembers it for at least thirty minutes, also where the clear ended nothing and the owner has no
-//! record left. A clear that was answered with `Gone` or `Conflict` did not happen and is not remembered.
+//! When a user signs out everywhere, or sets a new password, a login that is still pending must not sign that user in. So a
+//! backend remembers each owner's last clear: its [name](Clear::name), how many records it ended, and when it happened by the
+//! backend's clock. It remembers this for at least thirty minutes, even if the clear ended nothing or the owner has no records
+//! left. A clear that returned `Gone` or `Conflict` did not happen and is not remembered.
 //!
-//! * A [`Mark`] names the owner's last clear, and says when it was taken. A `create` with [`Since::Mark`] is
-//!   [`Late`](Created::Late) if the owner's last clear has another name by now, or if the mark is older than fifteen minutes. So a
-//!   clear has to be remembered for as long as a mark that names it is good: `mark` names only clears of the last fifteen minutes,
-//!   and they are remembered for thirty. A mark that names none is good until there is a clear that is younger than fifteen
-//!   minutes.
-//! * A backend that forgets its clears when it is closed puts into each mark which [opening](Mark::opening) it is from, and
-//!   refuses one from another opening.
-//! * A `create` with [`Since::Age`] is [`Late`](Created::Late) if the owner's last clear is younger than that age, or if the
-//!   age is above fifteen minutes. Without `since`, it is never late.
-//! * Every `create` of an owner is ordered with `clear`: it is ended by the clear, or it comes after it.
-//! * A `clear` with the name of the owner's last clear is a repeat. It ends nothing, and answers `Done` with the same number.
+//! * A [`Mark`] identifies the owner's last clear, and says when the mark was taken. A `create` with [`Since::Mark`] returns
+//!   [`Late`](Created::Late) if the owner's last clear now has another name, or if the mark is older than fifteen minutes.
+//! * `mark` names a clear only if it is at most fifteen minutes old. Because clears are remembered for thirty minutes, a clear is
+//!   never forgotten while a mark that names it is valid.
+//! * A mark that names no clear is valid until there is a clear that is younger than fifteen minutes.
+//! * A backend that forgets its clears when it is closed records in each mark which [opening](Mark::opening) of the backend made
+//!   it, and refuses marks from other openings.
+//! * A `create` with [`Since::Age`] returns [`Late`](Created::Late) if the owner's last clear is younger than that age, or if the
+//!   age exceeds fifteen minutes. Without `since`, it never does.
+//! * Every `create` for an owner happens either before a `clear`, which then ends the record, or after it.
+//! * A `clear` with the name of the owner's last clear is a retry. It ends nothing, and returns `Done` with the same number.
 //!
-//! # A limit
+//! # The limit
 //!
-//! [`Terms::limit`] bounds how many live records an owner has. Above it, `create` ends those that the backend has heard of longest
-//! ago: each `create`, `update` and `touch` of a record is heard of, and a `load` is not. It never ends the new one, and says which
-//! ones it has ended. Or it is [`Full`](Created::Full), if the limit says so. However many logins run at once, there are never
-//! more records than the limit once a `create` with it has answered.
+//! [`Terms::limit`] bounds the number of live records of an owner. Above it, `create` ends the least recently used records and
+//! returns which ones, or it returns [`Full`](Created::Full) if the limit refuses more. `create`, `update` and `touch` count as
+//! use of a record; `load` does not. The new record never ends.
 //!
-//! # Calls that are repeated
+//! However many logins run at once, the owner has no more records than the limit once a `create` with that limit has returned.
 //!
-//! A caller whose call has failed may make it again, with the same version and `retry`. **A backend never applies a change a
-//! second time.** Where it can no longer tell whether the first try was applied, it answers with an error.
+//! # Retries
 //!
-//! | with `retry` | what is there | answer |
+//! After a failed call the caller may retry it, with the same version and with `retry` set. **A backend never applies a change
+//! twice.** If it can no longer tell whether the first try was applied, it returns an error.
+//!
+//! | call with `retry` | what the store has | answer |
 //! |---|---|---|
 //! | `create` | this very record | `Done` |
-//! | | nothing, but the record was there and has ended | an error; `Late`, if that applies |
-//! | | otherwise | as for a first try |
+//! | | nothing, but this record was there and has ended | an error, or `Late` if that applies |
+//! | | anything else | the same as for a first try |
 //! | `update` | the version that is to be written | `Done` |
-//! | | `expected` | it is written |
-//! | | another version, and this one was there before it | `Done`, or an error |
-//! | | another version, and this one never was there | `Conflict`, or an error |
+//! | | `expected` | `Done`, after writing the record |
+//! | | another version, which came after this one | `Done`, or an error |
+//! | | another version, and never had this one | `Conflict`, or an error |
 //! | | nothing | `Gone` |
 //!
-//! For `create`, a store remembers for ten seconds that a user's record has ended. It need not remember a visitor's record: that
-//! one may be created again. One that does not remember endings
-//! answers every retry with an error whose record is not there. For `update`, a store whose answers can be lost should remember a
-//! record's last versions, so that a lost answer costs no request; one that does not answers with an error.
+//! For `create`, a store remembers for ten seconds that a user's record has ended. It may forget a visitor's record, which may be
+//! created again. A store that remembers no endings returns an error for every retry whose record is missing.
 //!
-//! With the feature `conformance` the macro `conformance_tests!` makes a test of each of these promises, for any backend; the
-//! docs of that module go through writing one for a database, and `examples/sqlite_backend.rs` is one.
+//! For `update`, a store whose answers can be lost should remember the last versions of each record, so that a lost answer fails
+//! no request. A store that does not remember them returns an error.
+//!
+//! # Testing a backend
+//!
+//! The macro `conformance_tests!` (feature `conformance`) generates tests of this whole contract for any backend. The docs of the
+//! module `conformance` show how to write a backend for a database, and `examples/sqlite_backend.rs` is a complete one.
 //!
 //! # A complete backend
 //!
@@ -93,26 +98,26 @@
 //! #[derive(Default)]
 //! struct Store {
 //!     records: BTreeMap<RecordId, Kept>,
-//!     /// Each owner's last clear: its name, how many it ended, and when.
+//!     /// Each owner's last clear: its name, how many records it ended, and when.
 //!     clears: BTreeMap<Owner, (i64, u64, Instant)>,
 //!     opened: Option<Instant>,
-//!     /// How many times it has heard of a record.
+//!     /// Counts the calls, to order records by their last use.
 //!     heard: u64,
 //! }
 //!
 //! struct Kept {
 //!     record: Record,
 //!     ends: Instant,
-//!     /// When it was heard of last, as a number that grows.
+//!     /// The number of the call that used it last.
 //!     heard: u64,
 //! }
 //!
 //! const REMEMBERED: Duration = Duration::from_secs(15 * 60);
-//! /// Longer than any session lives: the clock may not be able to count to the end of more.
+//! /// Longer than any session lives. Adding more to an `Instant` may overflow.
 //! const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 //!
 //! impl Small {
-//!     /// Runs a verb on what is live.
+//!     /// Runs a method on the live records.
 //!     fn with<T>(&self, verb: impl FnOnce(&mut Store, Instant) -> Result<T>) -> Result<T> {
 //!         let mut store = self.0.lock().map_err(|_| "a thread panicked")?;
 //!         let now = Instant::now();
@@ -160,7 +165,7 @@
 //!                     Some(name) => last.is_none_or(|(last, ..)| *last != name),
 //!                     None => is_after(REMEMBERED),
 //!                 };
-//!                 // No opening of this store has a name: it lives as long as the process. One that could be opened again has one.
+//!                 // This store is opened once per process. A store that can be opened again compares the opening here.
 //!                 changed || age > REMEMBERED || mark.opening != 0
 //!             }
 //!             Some(_) => return Err("these terms are unknown here".into()),
@@ -173,7 +178,7 @@
 //!         self.with(|store, now| Ok(store.find(id, now)))
 //!     }
 //!     async fn create(&self, record: Record, terms: Terms) -> Result<Created> {
-//!         // To the last field: when another one is added, this does not compile until it is kept to.
+//!         // Destructured completely: when a field is added, this stops compiling until it is handled.
 //!         let Terms { since, limit, leaves, retry } = terms;
 //!         let owner = record.id.owner();
 //!         self.with(|store, now| {
@@ -185,8 +190,8 @@
 //!                 }
 //!                 match there {
 //!                     Some(_) => return Ok(Created::Taken),
-//!                     // It may have been made and ended: this store does not remember endings.
-//!                     None if retry => return Err("the first try may have been made".into()),
+//!                     // The first try may have been applied, and the record ended since: this store remembers no endings.
+//!                     None if retry => return Err("the first try may have been applied".into()),
 //!                     None => {}
 //!                 }
 //!                 let others = if owner.is_some() { store.of(owner) } else { Vec::new() };
@@ -218,8 +223,8 @@
 //!                 Ok(Outcome::Done)
 //!             }
 //!             Some(there) if there.version == record.version => Ok(Outcome::Done),
-//!             // It may have been written and then replaced: this store does not remember versions.
-//!             Some(_) if retry => Err("the first try may have been written".into()),
+//!             // The first try may have been applied and then replaced: this store remembers no versions.
+//!             Some(_) if retry => Err("the first try may have been applied".into()),
 //!             Some(there) => Ok(Outcome::Conflict(there)),
 //!         })
 //!     }
@@ -266,7 +271,7 @@
 //!         })
 //!     }
 //!     async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page> {
-//!         // The name of the last record of a page is where the next one goes on.
+//!         // The cursor is the name of the last record of the previous page.
 //!         let after = after.map(|after| String::from_utf8(after.as_bytes().into())).transpose()?;
 //!         let after: Option<RecordId> = after.map(|after| after.parse()).transpose()?;
 //!         self.with(|store, now| {
@@ -306,50 +311,53 @@ use crate::{
     },
 };
 
-/// What a verb of a [`Backend`] answers. Any error will do: it means unavailable, unless it is an
-/// [`Error`](crate::Error) of this crate, which is passed on as it is.
+/// The result of a [`Backend`] method. Any error will do.
+///
+/// It counts as [`Unavailable`](crate::ErrorKind::Unavailable), unless it is an [`Error`](crate::Error) of this crate, which is
+/// passed on unchanged.
 pub type Result<T> = std::result::Result<T, BoxError>;
 
-/// On what terms a [`create`](Backend::create) is made. The default is none.
+/// The conditions of a [`create`](Backend::create). Default: none.
 ///
-/// A backend destructures it to the last field, so that it does not compile when a field is added until it keeps to that too.
+/// A backend should destructure this completely, so that it stops compiling when a field is added that it does not handle yet.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
-    /// The record is refused if its owner was cleared since then.
+    /// Refuses the record if its owner was cleared since then.
     pub since: Option<Since>,
-    /// How many records its owner may have. It does not concern records without an owner.
+    /// How many records the owner may have. It does not apply to records without an owner.
     pub limit: Limit,
-    /// A record without an owner that ends in the same step, if it has this version: the visitor's, when a visitor signs in.
+    /// A record without an owner, and its version. It ends atomically with the `create`, if it has this version. This is the
+    /// visitor's record when a visitor signs in.
     pub leaves: Option<(RecordId, i64)>,
-    /// The answer to the first try was lost.
+    /// Whether this is a retry, because the answer to the first try was lost.
     pub retry: bool,
 }
 
-/// Since when a clear of the owner refuses a new record.
+/// The time since which a clear of the owner refuses a new record.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Since {
-    /// Since the [`mark`](Backend::mark) was taken: the owner's last clear must still be the one that it names.
+    /// Since the [`mark`](Backend::mark) was taken. The owner's last clear must still be the one that the mark names.
     Mark(Mark),
-    /// Since the request arrived, this long ago. Above fifteen minutes, every record is refused.
+    /// Since the request arrived, this long ago. If that is more than fifteen minutes, the record is refused.
     Age(Duration),
 }
 
-/// Names an owner's last clear, and so tells later whether there was another one since.
+/// Identifies an owner's last clear, so that a later call can tell whether there was another one since.
 ///
-/// It does not go by the time of the clear, because clocks can jump.
+/// It compares names and not times, because clocks can jump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Mark {
     /// The [name](Clear::name) of the owner's last clear. `None` if there was none within the last fifteen minutes.
     pub clear: Option<i64>,
-    /// When it was taken, by the backend's clock, in milliseconds.
+    /// When the mark was taken, in milliseconds of the backend's clock.
     pub taken: u64,
-    /// Of a backend that forgets its clears when it is closed: which opening of it this is. Otherwise 0.
+    /// Which opening of the backend made the mark, if the backend forgets its clears when it is closed. Otherwise 0.
     pub opening: i64,
 }
 
-/// How many sessions a user may have, and what becomes of a login above it.
+/// How many sessions a user may have, and what happens to a login above the limit.
 ///
 /// ```
 /// use jam_session::Limit;
@@ -359,148 +367,147 @@ pub struct Mark {
 /// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Limit {
-    /// Any number.
+    /// No limit.
     #[default]
     None,
-    /// So many. Above it the sessions end that the store has heard of longest ago, until there are no more.
+    /// At most this many sessions. A login above the limit ends the least recently used ones.
     LeastRecent(usize),
-    /// So many. Above it the login is refused.
+    /// At most this many sessions. A login above the limit is refused.
     Refuse(usize),
 }
 
-/// What became of a [`create`](Backend::create). With any answer other than `Done`, nothing has changed.
+/// The result of a [`create`](Backend::create). Any answer other than `Done` means that nothing changed.
 #[derive(Clone, Debug)]
 #[must_use]
 #[non_exhaustive]
 pub enum Created {
-    /// The record is stored, or this very one was already there: the same name and the same version.
+    /// The record is stored, or it was already there with the same name and the same version.
     Done {
-        /// The records of its owner that ended because of the [limit](Terms::limit). None, if it was already there.
+        /// The records of the owner that ended because of the [limit](Terms::limit). Empty if the record was already there.
         ended: Vec<RecordId>,
-        /// What became of the record that it [leaves](Terms::leaves).
+        /// What happened to the record that this one [leaves](Terms::leaves).
         left: Left,
     },
-    /// The owner was cleared [since then](Terms::since), or that is too long ago to know.
+    /// The owner was cleared [since then](Terms::since), or that time is too long ago to tell.
     Late,
-    /// A live record has that name, and was left alone.
+    /// There is a live record with that name. It was not changed.
     Taken,
-    /// Its owner has as many records as the [limit](Terms::limit) allows, and the limit is to refuse more.
+    /// The owner already has as many records as the [limit](Terms::limit) allows, and the limit refuses more.
     Full,
 }
 
-/// What became of the record that a new one [leaves](Terms::leaves).
+/// What happened to the record that a new one [leaves](Terms::leaves).
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Left {
-    /// It has ended.
+    /// The record has ended.
     Done,
     /// There is no such record.
     Gone,
-    /// It has another version: this one. It was left alone.
+    /// The record has another version, and was not changed. This is the current record.
     Conflict(Record),
-    /// There was none to leave, or the backend cannot do it in the same step. The caller does it then.
+    /// There was no such record in the terms, or the backend cannot end it atomically. The caller then ends it itself.
     #[default]
     NotTried,
 }
 
-/// What became of an [`update`](Backend::update).
+/// The result of an [`update`](Backend::update).
 #[derive(Clone, Debug)]
 #[must_use]
 #[non_exhaustive]
 pub enum Outcome {
-    /// It is written.
+    /// The record is written.
     Done,
-    /// There is no such record, and there still is none.
+    /// There is no such record, and none was created.
     Gone,
-    /// The record has another version: this one. It was left alone.
+    /// The record has another version, and was not changed. This is the current record.
     Conflict(Record),
 }
 
-/// What a [`clear`](Backend::clear) is to do.
+/// The arguments of a [`clear`](Backend::clear).
 #[derive(Clone, Copy, Debug)]
 pub struct Clear {
-    /// The name of this clear, random and never negative. A clear that has the name of the owner's last one is a repeat.
+    /// The name of this clear, random and never negative. A clear with the name of the owner's last one is a retry.
     pub name: i64,
-    /// The record that asks for it. Without one, all records end in any case.
+    /// The record that the clear depends on. `None` means that all records end unconditionally.
     pub by: Option<By>,
 }
 
-/// The record that a [`clear`](Backend::clear) is made by: all of its owner's records end only if it is live and has this
-/// version.
+/// The record that a [`clear`](Backend::clear) depends on: the owner's records end only if this one is live and has this version.
 #[derive(Clone, Copy, Debug)]
 pub struct By {
     /// The name of the record. If it belongs to another owner, or to none, the answer is [`Gone`](Cleared::Gone).
     pub id: RecordId,
     /// The version that it must have.
     pub version: i64,
-    /// Whether this record lives on when all others of its owner end.
+    /// Whether this record stays when all others of its owner end.
     pub keep: bool,
 }
 
-/// What became of a [`clear`](Backend::clear).
+/// The result of a [`clear`](Backend::clear).
 #[derive(Clone, Debug)]
 #[must_use]
 #[non_exhaustive]
 pub enum Cleared {
-    /// The records have ended, this many. A repeat answers the same number again.
+    /// This many records ended. A retry returns the same number again.
     Done(u64),
-    /// The record that it was made [by](Clear::by) is not live. Nothing has ended.
+    /// The record that the clear was made [by](Clear::by) is not live. No record ended.
     Gone,
-    /// The record that it was made [by](Clear::by) has another version: this one. Nothing has ended.
+    /// The record that the clear was made [by](Clear::by) has another version, and no record ended. This is the current record.
     Conflict(Record),
 }
 
-/// Where a [`scan`](Backend::scan) goes on: bytes that only the backend understands.
+/// The position of a [`scan`](Backend::scan), as bytes that only the backend understands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor(Bytes);
 
-/// A part of all records.
+/// One page of a [`scan`](Backend::scan).
 #[derive(Clone, Debug, Default)]
 pub struct Page {
     /// Live records, in any order.
     pub records: Vec<Record>,
-    /// Where the next page begins. `None` after the last one.
+    /// Where the next page begins. `None` after the last page.
     pub next: Option<Cursor>,
-    /// Records may have been moved between servers since the scan began, so that some are missing.
+    /// Whether records may be missing, because some moved between servers since the scan began.
     pub moved: bool,
 }
 
-/// How many records there are.
+/// The number of live sessions, as returned by [`Sessions::count`](crate::Sessions::count).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Count {
-    /// Those with an owner.
+    /// Sessions of users.
     pub signed_in: u64,
-    /// Those without.
+    /// Sessions of visitors.
     pub visitors: u64,
 }
 
 impl Created {
-    /// Stored, without consequences for other records.
+    /// Returns a `Done` that affected no other records.
     pub const fn done() -> Self {
         Self::Done { ended: Vec::new(), left: Left::NotTried }
     }
 }
 
 impl Mark {
-    /// Names this clear, at this time.
+    /// Creates a mark that names this clear, taken at this time.
     pub const fn new(clear: Option<i64>, taken: u64) -> Self {
         Self { clear, taken, opening: 0 }
     }
 
-    /// The same mark, good only for this opening of the backend.
+    /// Makes the mark valid only for this opening of the backend.
     pub const fn with_opening(self, opening: i64) -> Self {
         Self { opening, ..self }
     }
 }
 
 impl Limit {
-    /// Any number of sessions.
+    /// Allows any number of sessions.
     pub const fn none() -> Self {
         Self::None
     }
 
-    /// Above so many sessions the login is refused.
+    /// Allows this many sessions, and refuses logins above it.
     pub const fn refuse(sessions: usize) -> Self {
         Self::Refuse(sessions)
     }
@@ -513,19 +520,19 @@ impl From<usize> for Limit {
 }
 
 impl Cursor {
-    /// From bytes that only the backend understands.
+    /// Creates a cursor from bytes that only the backend understands.
     pub fn new(bytes: impl Into<Bytes>) -> Self {
         Self(bytes.into())
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
 impl Count {
-    /// So many of each.
+    /// Creates a count.
     pub const fn new(signed_in: u64, visitors: u64) -> Self {
         Self { signed_in, visitors }
     }
@@ -539,53 +546,63 @@ impl Count {
     }
 }
 
-/// A store of records. The [module docs](self) are its contract, with a complete one as an example.
+/// A store of records. The [module docs](self) have its contract and a complete example.
 ///
-/// Implementers write plain `async fn`s.
+/// Implement the methods as plain `async fn`s.
 pub trait Backend: Send + Sync + 'static {
-    /// Loads the record of that name, if it is live.
+    /// Loads a record, if it is live.
     fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send;
 
-    /// Adds a record, unless its name is taken by a live one, it is too late, or its owner has too many.
+    /// Adds a record, unless its name is taken, the login is too late, or the owner has too many records.
     ///
-    /// The first of these that applies is the answer: [`Done`](Created::Done), if this very record is there;
-    /// [`Late`](Created::Late); an error, if it is a [retry](Terms::retry) of a record that has ended;
-    /// [`Taken`](Created::Taken); [`Full`](Created::Full); otherwise the record is stored. With `Done` the record that it
-    /// [leaves](Terms::leaves) ends, also if this very record was already there.
+    /// The answer is the first of these that applies:
+    ///
+    /// 1. [`Done`](Created::Done) if this very record is already there.
+    /// 2. [`Late`](Created::Late) if the [terms](Terms::since) say so.
+    /// 3. An error if this is a [retry](Terms::retry), and the record has ended.
+    /// 4. [`Taken`](Created::Taken) if another live record has the name.
+    /// 5. [`Full`](Created::Full) if the limit refuses more records.
+    /// 6. `Done`, after storing the record.
+    ///
+    /// In both cases of `Done`, the record that the new one [leaves](Terms::leaves) ends.
     fn create(&self, record: Record, terms: Terms) -> impl Future<Output = Result<Created>> + Send;
 
     /// Replaces a live record whose version is still `expected`.
     ///
-    /// `retry` says that the answer to the first try was lost: see [the module](self#calls-that-are-repeated).
+    /// `retry` means that the answer to the first try was lost: see [retries](self#retries).
     fn update(&self, expected: i64, record: Record, retry: bool) -> impl Future<Output = Result<Outcome>> + Send;
 
-    /// Starts the time to live again, if the record is live and its version is still `version`. The version stays.
+    /// Restarts the time to live, if the record is live and its version is still `version`. The version stays the same.
     fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> impl Future<Output = Result<()>> + Send;
 
-    /// Ends a record, and says whether it was live.
+    /// Ends a record, and returns whether it was live.
     fn delete(&self, id: RecordId) -> impl Future<Output = Result<bool>> + Send;
 
-    /// Lists all live records of an owner, in any order.
+    /// Returns all live records of an owner, in any order.
     fn list(&self, owner: Owner) -> impl Future<Output = Result<Vec<Record>>> + Send;
 
-    /// Ends all records of an owner, or all but the one that it is made [by](Clear::by), and remembers that.
+    /// Ends all records of an owner, or all except the one that the clear is made [by](Clear::by), and remembers the clear.
     ///
-    /// The first of these that applies is the answer: [`Done`](Cleared::Done) with the same number again, if the owner's last
-    /// clear has the same name; [`Gone`](Cleared::Gone) or [`Conflict`](Cleared::Conflict), if there is a [`By`] and its record
-    /// is not live or has another version; otherwise the records end.
+    /// The answer is the first of these that applies:
+    ///
+    /// 1. [`Done`](Cleared::Done) with the same number again, if the owner's last clear has the same name.
+    /// 2. [`Gone`](Cleared::Gone) or [`Conflict`](Cleared::Conflict), if there is a [`By`] and its record is not live or has
+    ///    another version.
+    /// 3. `Done`, after ending the records.
     fn clear(&self, owner: Owner, clear: Clear) -> impl Future<Output = Result<Cleared>> + Send;
 
-    /// Names the owner's last clear, for the [terms](Since::Mark) of a later `create`. It writes nothing.
+    /// Returns a mark of the owner's last clear, for the [terms](Since::Mark) of a later `create`. It writes nothing.
     fn mark(&self, owner: Owner) -> impl Future<Output = Result<Mark>> + Send;
 
-    /// Reads all live records in pages, of about `most` records each. It begins without a cursor, and goes on after each page
-    /// with the [`next`](Page::next) of that one.
+    /// Reads all live records in pages of about `most` records. The first call has no cursor, and each further call has the
+    /// [`next`](Page::next) of the page before.
     ///
-    /// A record that is live throughout all pages is included, at least once, unless it is [moved](Page::moved). None is included
-    /// that had ended before its page was asked for. A cursor that is not from this backend is an error, or begins anew.
+    /// A record that is live from the first page to the last is included at least once, unless it is [moved](Page::moved). A
+    /// record that ended before its page was requested is not included. If a cursor is not from this backend, the call fails or
+    /// starts from the beginning.
     fn scan(&self, after: Option<Cursor>, most: usize) -> impl Future<Output = Result<Page>> + Send;
 
-    /// Counts the live records. By default it [scans](Self::scan) all of them.
+    /// Counts the live records. The default implementation [scans](Self::scan) all of them.
     fn count(&self) -> impl Future<Output = Result<Count>> + Send {
         async {
             let (mut count, mut after) = (Count::default(), None);
@@ -600,22 +617,22 @@ pub trait Backend: Send + Sync + 'static {
         }
     }
 
-    /// Gives the backend the clock that the sessions were built with, before any other call.
+    /// Passes the clock of the sessions to the backend, before any other call. The default implementation ignores it.
     ///
-    /// A backend that counts time within the process keeps it, for example in a [`OnceLock`](std::sync::OnceLock). A server
-    /// has a clock of its own and ignores it, which is the default. A backend that several [`Sessions`](crate::Sessions) share
-    /// in an [`Arc`] is called once for each of them and keeps the first clock.
+    /// A backend that measures time in this process keeps the clock, for example in a [`OnceLock`](std::sync::OnceLock). A backend
+    /// on a server uses the server's clock. If several [`Sessions`](crate::Sessions) share a backend in an [`Arc`], this is called
+    /// once for each, and the first clock counts.
     fn set_clock(&self, clock: Clock) {
         let _ = clock;
     }
 
-    /// Releases what it holds: files, locks, connections. Nothing else is called afterwards.
+    /// Releases files, locks and connections. No other method is called afterwards.
     fn close(&self) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
     }
 }
 
-/// A backend that is shared: each clone of the [`Arc`] is another handle to it.
+/// Several [`Sessions`](crate::Sessions) can share one backend in an [`Arc`].
 impl<B: Backend> Backend for Arc<B> {
     fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send {
         B::load(self, id)

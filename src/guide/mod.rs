@@ -1,4 +1,4 @@
-//! Chapters to read about the crate as a whole.
+//! The guide: what the crate guarantees, and what a request does and costs.
 
 #[doc = include_str!("promises.md")]
 pub mod promises {}

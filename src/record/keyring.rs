@@ -23,65 +23,71 @@
 //! | the whole ID in the cookie | base64url | as an ID of the same `namespace` |
 //! | the whole record: user, times, hashes, data | bytes | as the record of the same name, of the same `namespace` |
 //!
-//! Both are a format byte, four bytes that name the key, a nonce of 192 random bits, the text under [XAES-256-GCM], and its
-//! tag of 128 bits: 45 bytes more than the text. Each secret gives two keys by HKDF-Expand with SHA-256, one for IDs and one
-//! for records. The name of the cookie is not part of it, so that it may change.
+//! Both consist of a format byte, four bytes that identify the key, a random 192-bit nonce, the ciphertext of [XAES-256-GCM], and
+//! its 128-bit tag. That is 45 bytes more than the plaintext. Two keys are derived from each secret by HKDF-Expand with SHA-256,
+//! one for IDs and one for records. The cookie's name is not authenticated, so you can change it.
 //!
-//! Random nonces of 192 bits do not run out: after 2⁸⁰ encrypted IDs and records, the chance that any two have the same nonce
-//! is 2⁻³². At a million per second that takes 38 billion years. No key has to be changed because it was used too often.
+//! Random 192-bit nonces do not run out. After 2⁸⁰ encryptions, the chance of a repeated nonce is 2⁻³²; at a million per second
+//! that takes 38 billion years. So you never have to change a key because of how often it was used.
 //!
-//! A cookie that fails to decrypt counts as absent, and the store is not asked. But a sign-out with a user's cookie that
-//! fails to decrypt is a 401, because its session may live on. The cookie stays.
+//! A cookie that fails to decrypt counts as absent, and the store is not asked. There is one exception: a sign-out with such a
+//! user's cookie is answered with 401, because its session may live on. The cookie stays.
 //!
-//! A record that fails to decrypt is an error: [`ErrorKind::WrongKey`] if no key of the ring encrypted it, else
-//! [`ErrorKind::Corrupt`]. Record and cookie stay as they are, and the user can sign in again.
+//! A record that fails to decrypt is an error: [`ErrorKind::WrongKey`] if none of the keys encrypted it, and otherwise
+//! [`ErrorKind::Corrupt`]. The record and the cookie stay unchanged, and the user can sign in again.
 //!
-//! An encrypted store still shows how many sessions there are, which of them belong to the same (unnamed) user, how long each
-//! record is, and when it ends. With a [`pepper`](crate::Builder::pepper), users' names cannot be guessed from it.
+//! An encrypted store still reveals how many sessions there are, which of them belong to the same (unnamed) user, how long each
+//! record is, and when it ends. Set a [`pepper`](crate::Builder::pepper) as well, so that session keys cannot be guessed from it.
 //!
 //! # Turning it on
 //!
-//! By default a keyring refuses plain IDs and records, so all existing sessions are signed out. To keep them, go through these
-//! steps in order, and finish each one in all processes before you begin the next.
+//! By default a keyring refuses plain IDs and records, so turning it on signs all users out. To keep existing sessions, take these
+//! steps in order, and deploy each one to all processes before you begin the next.
 //!
-//! 1. `Keyring::new(a)?.opens_only()`: writes plain, and reads both.
-//! 2. `Keyring::new(a)?.accept_plain_until(time)`: writes encrypted, and reads both until that time. Set it once, to a
-//!    [`max_lifetime`](crate::Builder::max_lifetime) after the last process has reached this step. Until then, anybody who can
+//! 1. `Keyring::new(a)?.opens_only()`: writes plain text, and reads both.
+//! 2. `Keyring::new(a)?.accept_plain_until(time)`: writes encrypted, and reads both until `time`. Set `time` once, to one
+//!    [`max_lifetime`](crate::Builder::max_lifetime) after the last process reached this step. Until then, an attacker who can
 //!    write to the store can still plant plain records.
-//! 3. `Keyring::new(a)?`, any time after.
+//! 3. `Keyring::new(a)?`: at any time after that.
 //!
-//! To turn it off, go back: step 2, step 1, and after a `max_lifetime` no keyring.
+//! To turn encryption off, go back: step 2, then step 1, and one `max_lifetime` later no keyring.
 //!
-//! A skipped step signs users out, because a cookie that a process cannot decrypt counts as absent there. A user's cookie stays
+//! Skipping a step signs users out, because a cookie that a process cannot decrypt counts as absent there. A user's cookie stays
 //! in the browser until the next login, and works again once the process has its key. A visitor's cookie is replaced by the
 //! next visitor's session.
 //!
 //! # Changing the key
 //!
-//! 1. `Keyring::new(a)?.also_opens(b)?` everywhere; in the environment `a,b`.
-//! 2. `Keyring::new(b)?.also_opens(a)?` everywhere; `b,a`. While some processes are at step 1 and some at 2, each encrypts
-//!    again what the other encrypted. Nothing is lost, but do not stop there.
-//! 3. `Keyring::new(b)?`, a `max_lifetime` later.
+//! To replace key `a` by key `b` without signing users out, deploy each of these steps to all processes before the next:
 //!
-//! This signs nobody out. A cookie is accepted as long as its key is on the keyring, so the old key has to stay there for a
-//! `max_lifetime`. Existing cookies are not encrypted again; new IDs are encrypted with the first key. A record that was
-//! encrypted with another key is encrypted again with the first key when it is next used, in the background.
+//! 1. `Keyring::new(a)?.also_opens(b)?`, or `a,b` in the environment variable.
+//! 2. `Keyring::new(b)?.also_opens(a)?`, or `b,a`.
+//! 3. One `max_lifetime` later: `Keyring::new(b)?`, or `b`.
+//!
+//! While some processes are at step 1 and others at step 2, they encrypt each other's records again. That loses nothing, but do
+//! not leave it so.
+//!
+//! The old key has to stay for one `max_lifetime`, because existing cookies are not encrypted again. New IDs are encrypted with
+//! the first key. A record that was encrypted with another key is encrypted again with the first key, in the background, when it
+//! is next used.
 //!
 //! # When a key has leaked
 //!
-//! Use a keyring with only a new secret: `Keyring::new(b)?`. It signs everybody out, which is the point. Anybody with the old key
-//! can read the data in any copy of the store. With write access to the store they can also forge sessions of any user. With a
-//! copy and the old key alone they cannot sign in, because records contain only hashes of the secrets in the cookies.
+//! Switch to a keyring with only a new secret: `Keyring::new(b)?`. This signs all users out, which is the point.
+//!
+//! An attacker with the old key can read the data in any copy of the store, and with write access to the store can forge sessions
+//! of any user. A copy of the store and the old key alone do not suffice to sign in, because records contain only hashes of the
+//! secrets in the cookies.
 //!
 //! # What encryption does not prevent
 //!
-//! Anybody who can write to the store can delete records. They can also put an older copy of a record back under its own name:
-//! with old data, with an ID that was rotated away, or of a session that has ended since. They cannot move the absolute
-//! timeout, because it is inside the record. So control who can write to the store. Encryption protects against those who can
-//! read it.
+//! An attacker who can write to the store can delete records. Such an attacker can also restore an older copy of a record under
+//! its own name: with old data, with an ID that was rotated away, or of a session that has ended since. The absolute timeout
+//! cannot be moved, because it is inside the record. So control who can write to the store; encryption protects against those who
+//! can read it.
 //!
-//! Secrets and keys are wiped from memory when they are dropped, as far as the language allows: not the copies that a compiler
-//! makes, nor the environment variable that a secret came from.
+//! Secrets and keys are wiped from memory when they are dropped. This does not cover copies that the compiler makes, nor the
+//! environment variable that a secret came from.
 //!
 //! [XAES-256-GCM]: https://c2sp.org/XAES-256-GCM
 
@@ -113,23 +119,23 @@ pub struct Keyring {
     plain_until: Option<SystemTime>,
 }
 
-/// Boxed, because moving an array leaves a copy behind.
+/// Boxed, because moving an array would leave a copy behind.
 type KeySecret = Box<Zeroizing<[u8; 32]>>;
 
 impl Keyring {
     /// Creates a keyring from one secret. Its key encrypts and decrypts.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for a secret that is empty, is not URL-safe base64, does not have 32 bytes, or is all zeros.
+    /// [`ErrorKind::Config`] if the secret is empty, is not URL-safe base64, does not have 32 bytes, or is all zeros.
     pub fn new(secret: impl AsRef<str>) -> Result<Self, Error> {
         Ok(Self { secrets: vec![parse(secret.as_ref())?], opens_only: false, plain_until: None })
     }
 
     /// Adds a key that only decrypts: a previous one, or one that other processes already encrypt with.
-    #[doc(alias = "rotate", alias = "fallback")]
     ///
     /// # Errors
-    /// As [`new`](Self::new), and for a secret that is already on the ring.
+    /// The errors of [`new`](Self::new), and [`ErrorKind::Config`] if the secret is already on the keyring.
+    #[doc(alias = "rotate", alias = "fallback")]
     pub fn also_opens(mut self, secret: impl AsRef<str>) -> Result<Self, Error> {
         let secret = parse(secret.as_ref())?;
         if self.secrets.iter().any(|other| other.ct_eq(&**secret).to_bool()) {
@@ -143,7 +149,7 @@ impl Keyring {
     /// first key encrypts, and every key decrypts.
     ///
     /// # Errors
-    /// As [`also_opens`](Self::also_opens), and if the variable is not set.
+    /// The errors of [`also_opens`](Self::also_opens), and [`ErrorKind::Config`] if the variable is not set.
     pub fn from_env() -> Result<Self, Error> {
         match env::var(VARIABLE).map(Zeroizing::new) {
             Ok(text) => Self::from_list(&text),
@@ -160,7 +166,7 @@ impl Keyring {
     /// [`ErrorKind::Unavailable`] if the system has no random bytes.
     pub fn generate() -> Result<Self, Error> {
         let mut secret = Box::new(Zeroizing::new([0; LENGTH]));
-        // In place: a secret that is moved leaves copies.
+        // Filled in place, because moving a secret would leave copies behind.
         random::fill(secret.as_mut_slice())?;
         Ok(Self { secrets: vec![secret], opens_only: false, plain_until: None })
     }
@@ -182,7 +188,7 @@ impl Keyring {
         self
     }
 
-    /// Returns the secret of the key that encrypts, so that you can store it. Anybody who has it can read and forge sessions.
+    /// Returns the secret of the key that encrypts, so that you can store it. With it, sessions can be read and forged.
     pub fn primary_secret(&self) -> String {
         self.secrets.first().map(|secret| PADDED.encode(&secret[..])).unwrap_or_default()
     }
@@ -200,7 +206,7 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// A keyring at work, for the sessions of one namespace. IDs and records have keys of their own.
+/// The derived keys of a keyring, for one namespace. IDs and records have separate keys.
 pub(crate) struct Keys {
     pub(crate) ids: Sealer,
     pub(crate) records: Sealer,
@@ -212,22 +218,22 @@ pub(crate) struct Keys {
 /// Encrypts and decrypts one kind of text.
 pub(crate) struct Sealer {
     ring: Vec<Key>,
-    /// What every text is bound to: its format and kind, and the namespace. Only what the caller adds has no length of its own
-    /// in front, so that no two are ever the same.
+    /// The associated data of every text: its format, its kind and the namespace. Each part has its length in front, except what
+    /// the caller adds at the end, so no two combinations are equal.
     bound: Vec<u8>,
     encrypts: bool,
 }
 
-/// What a secret comes to, for one kind of text.
+/// A key that is derived from a secret, for one kind of text.
 struct Key {
     name: [u8; KEY_NAME],
     cipher: Xaes256Gcm,
 }
 
-/// What was inside.
+/// A decrypted text.
 pub(crate) struct Decrypted {
     pub(crate) text: Vec<u8>,
-    /// It is not as it would be encrypted today.
+    /// Whether the text should be encrypted again, because the keyring has changed.
     pub(crate) stale: bool,
 }
 
@@ -246,12 +252,12 @@ impl Keys {
         })
     }
 
-    /// Whether what is written is encrypted.
+    /// Returns whether new texts are encrypted.
     pub(crate) fn encrypts(&self) -> bool {
         self.encrypts
     }
 
-    /// Whether plain text is accepted, at that time.
+    /// Returns whether plain text is accepted at that time.
     pub(crate) fn takes_plain(&self, now: u64) -> bool {
         now < self.plain_until
     }
@@ -259,7 +265,7 @@ impl Keys {
 
 impl Sealer {
     fn new(keyring: &Keyring, namespace: &str, kind: u8, purpose: &[u8]) -> Result<Self, Error> {
-        // At its full size from the start: growing would leave copies behind.
+        // Allocated at its full size, because growing would leave copies behind.
         let mut ring = Vec::with_capacity(keyring.secrets.len());
         for secret in &keyring.secrets {
             ring.push(Key::new(secret, purpose)?);
@@ -298,7 +304,7 @@ impl Sealer {
     /// Decrypts a text.
     ///
     /// # Errors
-    /// `WrongKey` if no key of the ring encrypted it, `Corrupt` if one did and it was altered or moved since.
+    /// `WrongKey` if no key of the keyring encrypted it. `Corrupt` if one did, but the text was altered or moved.
     pub(crate) fn open(&self, aad: &[u8], sealed: &[u8]) -> Result<Decrypted, Error> {
         let corrupt = || Error::new(ErrorKind::Corrupt, "an encrypted text was altered, cut or moved");
         let rest = sealed.strip_prefix(&[SEALED]).ok_or_else(corrupt)?;
@@ -307,7 +313,7 @@ impl Sealer {
         let (text, tag) = rest.split_last_chunk::<TAG>().ok_or_else(corrupt)?;
         let (nonce, tag, bound) = (Nonce::from(*nonce), Tag::from(*tag), self.bound_to(aad));
         let mut error = wrong_key();
-        // Names are short: two keys may have the same.
+        // Key names are short, so two keys may share one.
         for (at, key) in self.ring.iter().enumerate().filter(|(_, key)| key.name == *name) {
             let mut text = text.to_vec();
             match key.cipher.decrypt_inout_detached(&nonce, &bound, text.as_mut_slice().into(), &tag) {
@@ -323,7 +329,7 @@ impl Sealer {
     }
 }
 
-/// Whether these bytes have the form of an encrypted text, by whatever key.
+/// Returns whether these bytes look like an encrypted text, of any key.
 pub(crate) fn is_sealed(bytes: &[u8]) -> bool {
     bytes.first() == Some(&SEALED) && bytes.len() > OVERHEAD
 }
@@ -336,7 +342,7 @@ impl Key {
     }
 }
 
-/// HKDF-Expand of RFC 5869 to 32 bytes. Its step before, Extract, is for secrets that are not uniformly random.
+/// HKDF-Expand of RFC 5869 to 32 bytes. The Extract step is not needed, because secrets are uniformly random.
 fn expand(secret: &KeySecret, purpose: &[u8]) -> Result<Zeroizing<[u8; 32]>, Error> {
     let mac = Hmac::<Sha256>::new_from_slice(&***secret).map_err(|_| config("a secret does not fit HMAC"))?;
     let mut full = mac.chain_update(purpose).chain_update([1]).finalize().into_bytes();
@@ -384,7 +390,7 @@ pub(crate) fn wrong_key() -> Error {
 
 const VARIABLE: &str = "JAM_SESSION_AES_SECRET";
 
-/// The format: the first byte of everything encrypted. Plain text begins with another.
+/// The format: the first byte of every encrypted text. Plain text begins with another byte.
 pub(crate) const SEALED: u8 = 2;
 
 /// How many bytes encryption adds.

@@ -16,21 +16,21 @@ use crate::{
 
 /// The future of [`Session::ended`](crate::Session::ended): resolves to why the session ended.
 ///
-/// It is `'static`, and needs no pinning: `&mut ended` is a future too. Once it has resolved it is ready with the same answer for
-/// ever.
+/// It is `'static` and `Unpin`, so `&mut ended` is a future, too. It is fused: after it has resolved, polling it again returns the
+/// same answer.
 ///
 /// # Cancel safety
-/// Dropped and made again, for each message of a socket for instance, it still finds out: what is known, and when the store is to
-/// be asked next, is kept with the [`Session`](crate::Session).
+/// You can drop it and make a new one, for example for each message of a socket. What is known, and when the store is polled next,
+/// is kept in the [`Session`](crate::Session).
 #[must_use = "futures do nothing unless polled"]
 pub struct Ended(State);
 
 enum State {
-    /// It was not polled yet, so it may be any session.
+    /// Not polled yet, so it is still open which session it waits for.
     Unbound(Arc<Driver>),
     Loading(Arc<Driver>, Detached<Result<(), Error>>),
     Waiting(Stream),
-    /// There is no session.
+    /// The request has no session, so the future never resolves.
     Never,
     Done(Ending),
 }
@@ -49,7 +49,7 @@ impl Future for Ended {
             self.0 = match &mut self.0 {
                 State::Unbound(driver) if !driver.pending(|pending| pending.is_loaded()) => {
                     let (driver, loading) = (Arc::clone(driver), Arc::clone(driver));
-                    // Who makes a new future for each message does not load for ever.
+                    // Detached, so that a handler that makes a new future for each message still completes the load.
                     State::Loading(driver, Detached::new(async move { loading.load().await }, |_| {}))
                 }
                 State::Loading(driver, loading) => match ready!(Pin::new(loading).poll(cx)) {

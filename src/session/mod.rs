@@ -1,6 +1,6 @@
-//! The session of one request: what a handler reads and changes, and how that is written back.
+//! The session of one request: how it is loaded, changed and committed.
 //!
-//! A session is loaded when it is first wanted. Changes are staged in memory, and committed when the response is ready, in one
+//! A session is loaded when it is first used. Changes are staged in memory. When the response is ready, they are committed in one
 //! atomic call to the store. [`Session::save`] commits earlier.
 //!
 //! ```text
@@ -40,9 +40,9 @@
 //!
 //! # When a login or a sign-out is refused
 //!
-//! A request holds the session as it was when it was loaded. Before it commits, the user may sign out everywhere. A thief with
-//! a copy of the cookie could hold a request back until after that. Therefore some logins and sign-outs are refused: the
-//! response is a 401, and [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized).
+//! Between the load and the commit of a request, the user may sign out everywhere. A thief with a copy of the cookie could delay
+//! a request until after that. Therefore some logins and sign-outs are refused: the response is a 401, and
+//! [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized).
 //!
 //! * **Signing in again as the same user** ([`bind`](Session::bind) or [`create`](Session::create) with a session key) needs
 //!   the newest ID of a session that is still live at the commit. So it is also refused while another tab rotates the ID or
@@ -56,9 +56,9 @@
 //!
 //! A refused login or sign-out is dropped, together with all other changes of the request.
 //!
-//! As a consequence, every `clear` and `clear_others` refuses the user's logins that are under way. **Limit how often each user
-//! can call them, or ask for the password first.** Otherwise a thief with a live session can repeat them and keep its owner
-//! from signing in. A limit by address does not prevent that, because a thief can use many addresses.
+//! As a consequence, every `clear` and `clear_others` refuses the user's pending logins. **Limit how often each user can call
+//! them, or ask for the password first.** Otherwise a thief with a live session can repeat them and keep its owner from signing
+//! in. A limit per IP address does not prevent that, because a thief can use many addresses.
 //!
 //! Some outcomes cannot be avoided:
 //!
@@ -69,10 +69,10 @@
 //!   may have ended with the login. Its data is then gone.
 //! * If a visitor sends a login form twice, there are two sessions. Both work, and both are in the user's list. The same
 //!   happens if a request with a `Login` runs beside a rotation.
-//! * If two requests of one browser run at the same time, one may end the session of which the other has just sent a new cookie.
-//!   The browser may then keep the cookie of a session that has ended, and the user has to sign in again.
+//! * If two requests of one browser run at the same time, one may set a new cookie just as the other ends that session. The
+//!   browser may then keep the cookie of a session that has ended, and the user has to sign in again.
 //! * A sign-out can be answered with 200 although the browser stays signed in. This happens if a `delete`, or a visitor's
-//!   `clear`, comes with the ID of a session that a login has already ended, and the browser has a new session by now.
+//!   `clear`, has the ID of a session that a login has already ended, and the browser already has the new session.
 //!
 //! # When the session is gone
 //!
@@ -134,8 +134,8 @@
 //!
 //! ## Ending together with the session
 //!
-//! A stream that was opened by a user who is signed in goes on after the user has signed out, unless something ends it.
-//! [`Session::ended`] is a future for that. A stream of server-sent events is cut off by it:
+//! A stream does not end by itself when its user signs out. [`Session::ended`] is a future that resolves when the session ends.
+//! This ends a stream of server-sent events:
 //!
 //! ```
 //! # #[cfg(feature = "axum")] mod example {
@@ -148,7 +148,7 @@
 //! # fn updates() -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static { futures_util::stream::pending() }
 //! async fn events(session: Session) -> Response {
 //!     if session.key().is_none() {
-//!         // An `EventSource` comes back three seconds after its stream has ended. A 204 makes it stay away.
+//!         // An `EventSource` reconnects three seconds after its stream ended. A 204 tells it to stop.
 //!         return StatusCode::NO_CONTENT.into_response();
 //!     }
 //!     Sse::new(updates().take_until(session.ended())).into_response()
@@ -156,8 +156,8 @@
 //! # }
 //! ```
 //!
-//! A socket waits for it beside its messages. `biased` and the order make sure that no message is answered once the session is
-//! known to have ended:
+//! A WebSocket handler selects between it and the next message. `biased` and the order make sure that no message is answered once
+//! the session is known to have ended:
 //!
 //! ```
 //! # #[cfg(feature = "axum")] mod example {
@@ -177,14 +177,14 @@
 //!             ending = &mut ended => {
 //!                 let code = match ending {
 //!                     Ending::SignedOut | Ending::Expired => 1008, // policy violation: sign in first
-//!                     _ => 1012,                                   // come back, with the cookie as it is by then
+//!                     _ => 1012,                                   // service restart: reconnect with the current cookie
 //!                 };
 //!                 let _ = socket.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await;
 //!                 break;
 //!             }
 //!             message = socket.recv() => {
 //!                 let Some(Ok(message)) = message else { break };
-//!                 // A socket in use is use of its session, as a request is.
+//!                 // Each message counts as use of the session, as a request does.
 //!                 let _ = session.touch().await;
 //!                 answer(&mut socket, message).await;
 //!             }
@@ -195,11 +195,12 @@
 //! # }
 //! ```
 //!
-//! * **Fail closed.** [`Unknown`](crate::Ending::Unknown) means that the store could not be asked for
-//!   [`unknown_after`](crate::Builder::unknown_after). End the stream then, as these examples do: the session may have ended.
-//! * **Waiting does not count as use.** A stream without anything else expires with its session. [`Session::touch`] counts as use.
-//! * **A process that shuts down** waits for its open responses first, and these wait for nothing. End them by a signal of your
-//!   own beside `ended`, and [close](crate::Sessions::close) the sessions after them; closing also ends every stream.
+//! * **Fail closed.** [`Unknown`](crate::Ending::Unknown) means that the store has failed for
+//!   [`unknown_after`](crate::Builder::unknown_after), so the session may have ended. End the stream then, as these examples do.
+//! * **Waiting does not count as use.** If nothing else uses the session, it expires, and the stream ends with it.
+//!   [`Session::touch`] counts as use.
+//! * **Graceful shutdown.** The server waits for open responses, and streams stay open. End them with a shutdown signal beside
+//!   `ended`, as shown here, and [close](crate::Sessions::close) the sessions afterwards.
 //!
 //! ```
 //! use jam_session::Ended;
@@ -216,10 +217,10 @@
 //!
 //! ## What it costs
 //!
-//! What this process ends is told to its streams at once. What another process ends is found by asking the store: one
-//! [`load`](crate::Backend::load) for each session every [`watch_interval`](crate::Builder::watch_interval), 5 seconds by default,
-//! however many streams that session has. Each session has a phase of its own, so the calls are spread evenly, also where all
-//! streams began at one moment. There is no task: the streams themselves do it while they are polled.
+//! If this process ends a session, its streams learn of it at once. Endings by other processes are found by polling the store:
+//! one [`load`](crate::Backend::load) per session and [`watch_interval`](crate::Builder::watch_interval) (5 seconds by default),
+//! however many streams the session has. The calls are spread evenly, even if all streams began at the same time. No background
+//! task is needed: the streams poll the store while they are polled themselves.
 //!
 //! Ten thousand streams of ten thousand sessions make 2,000 calls per second at that interval.
 
@@ -278,7 +279,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Session(Arc<Driver>);
 
-/// What the HTTP side does with it.
+/// Used by the HTTP layer.
 impl Session {
     pub(crate) fn new<'a>(
         origin: Arc<Origin>,
@@ -289,7 +290,7 @@ impl Session {
         Self(Arc::new(Driver::new(origin, cookies, cross_site, outer)))
     }
 
-    /// The same session again.
+    /// Returns another handle to the same session.
     pub(crate) fn of(driver: &Arc<Driver>) -> Self {
         Self(Arc::clone(driver))
     }
@@ -305,7 +306,8 @@ impl Session {
     /// To load it up front for a whole router, use `axum::middleware::from_extractor::<Session>()`.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable). A record that cannot be read is an error of [`get`](Self::get).
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails. If the record cannot be read, this call succeeds and
+    /// [`get`](Self::get) fails.
     pub async fn load(&self) -> Result<(), Error> {
         self.0.load().await
     }
@@ -313,8 +315,10 @@ impl Session {
     /// Returns the value with this name, or `None`.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if it does not deserialize as a `T`, [`NotLoaded`](crate::ErrorKind::NotLoaded) before
-    /// [`load`](Self::load), [`Unreadable`](crate::ErrorKind::Unreadable) if the record cannot be read.
+    /// * [`Data`](crate::ErrorKind::Data) if the value does not deserialize as a `T`.
+    /// * [`NotLoaded`](crate::ErrorKind::NotLoaded) before [`load`](Self::load).
+    /// * [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    ///   [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         // Deserializing is the application's code, and runs outside the lock.
         let value = self.0.pending(|pending| pending.data().map(|data| data.value(name)))?;
@@ -324,7 +328,8 @@ impl Session {
     /// Returns all data, including the changes of this request.
     ///
     /// # Errors
-    /// As [`get`](Self::get).
+    /// [`NotLoaded`](crate::ErrorKind::NotLoaded) before [`load`](Self::load). [`Unreadable`](crate::ErrorKind::Unreadable),
+    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read.
     pub fn data(&self) -> Result<Data, Error> {
         self.0.pending(|pending| pending.data().cloned())
     }
@@ -332,8 +337,8 @@ impl Session {
     /// Writes one value. If there is no session yet, a visitor's session begins. Writing a value that is already there does
     /// nothing.
     ///
-    /// A value that is accepted is read back equal: numbers to the last bit, integers up to 128 bits, strings, bytes, sequences
-    /// and maps. Three details:
+    /// An accepted value is read back exactly: numbers to the last bit, integers up to 128 bits, strings, bytes, sequences and
+    /// maps. Three details:
     ///
     /// * As in serde_json, a `Some` of something that serializes as `null`, such as `Some(())`, is read back as `None`.
     /// * A custom [`Serializer`](crate::Serializer) takes only integers that fit in an `i64` or a `u64`.
@@ -352,7 +357,7 @@ impl Session {
 
     /// Computes the new value from the old one. Concurrent `modify` calls never lose an update.
     ///
-    /// The closure runs again each time another request has written to the session meanwhile, so it should have no side
+    /// The closure runs again each time another request has written to the session in the meantime, so it should have no side
     /// effects. Write out the type of its argument: `|n: Option<u64>| n.unwrap_or(0) + 1`.
     ///
     /// # Errors
@@ -382,12 +387,12 @@ impl Session {
             }
             let may_retry = tries.next().is_some();
             let staged = self.0.pending(|pending| {
-                // Another clone may have written this name meanwhile. The closure itself may too, but not for ever.
+                // Another clone may have written this name in the meantime, or the closure itself. So the retries are bounded.
                 let changed = pending.staged().data.raw(name) != before.data.raw(name);
                 if changed && may_retry {
                     return Ok(false);
                 }
-                // Otherwise all of the data would be copied for the one change.
+                // Dropped first, so that the change does not have to copy all of the data.
                 drop(before);
                 resolved.into_iter().try_for_each(|change| pending.stage(change).map(drop)).map(|()| true)
             });
@@ -421,7 +426,7 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// As [`get`](Self::get). The value then stays.
+    /// The errors of [`get`](Self::get). The value then stays.
     #[doc(alias = "flash")]
     pub fn take<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
         let value = self.get(name)?;
@@ -431,7 +436,7 @@ impl Session {
         Ok(value)
     }
 
-    /// Replaces all data. The new data is anything that serializes to a JSON object.
+    /// Replaces all data. The new data can be anything that serializes to a JSON object.
     ///
     /// If the new data has the same value for a name as the old data, a change to that name by a parallel request is kept.
     ///
@@ -477,8 +482,8 @@ impl Session {
 
     /// Gives the session a new ID and keeps its data.
     ///
-    /// Use it for routine rotation: the previous ID still works for [`rework_grace`](crate::Builder::rework_grace), for
-    /// requests that are on their way. When privileges rise, above all at login, call [`bind`](Self::bind) instead.
+    /// Use it for routine rotation. The previous ID stays valid for [`rework_grace`](crate::Builder::rework_grace), so that
+    /// requests in flight still work. When privileges rise, above all at login, call [`bind`](Self::bind) instead.
     #[doc(alias = "rotate", alias = "regenerate", alias = "cycle_id", alias = "renew")]
     pub fn rework(&self) {
         self.0.stage_plain(Change::Rework);
@@ -498,9 +503,8 @@ impl Session {
     ///
     /// If this session has expired or was ended, the response is a 401 and no other session ends.
     ///
-    /// It also refuses the user's logins that are under way. Limit how often each user can call it, or ask for the password
-    /// first: [otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner from
-    /// signing in.
+    /// It also refuses the user's pending logins. Limit how often each user can call it, or ask for the password first:
+    /// [otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner from signing in.
     #[doc(alias = "revoke_all", alias = "logout")]
     pub fn clear(&self) {
         self.0.stage_plain(Change::Clear);
@@ -516,7 +520,7 @@ impl Session {
     /// * If the request does not have the newest ID, the response is a 401 and no session ends. A double click can cause this:
     ///   its second request has the ID that the first one replaced.
     ///
-    /// Like [`clear`](Self::clear), it refuses the user's logins that are under way, and needs the same
+    /// Like [`clear`](Self::clear), it refuses the user's pending logins, and needs the same
     /// [protection](self#when-a-login-or-a-sign-out-is-refused).
     ///
     /// ```
@@ -542,21 +546,21 @@ impl Session {
         self.0.pending(|pending| pending.key().map(str::to_owned))
     }
 
-    /// Returns when the user signed in to this session. `None` for a visitor, and for a session that is not loaded or has ended.
+    /// Returns when the user signed in on this session. `None` for a visitor, and for a session that is not loaded or has ended.
     ///
     /// After [`bind`](Self::bind) or [`create`](Self::create) it is the time of this call; the stored time will be slightly
     /// later.
     ///
-    /// Use it to ask for the password again before something sensitive. When the password is right, `bind` a
-    /// [`Login`](crate::Login) of the same user. The session then has a new ID and a new absolute timeout, and keeps its data
-    /// and its [own idle timeout](Self::set_ttl).
+    /// Use it to ask for the password again before a sensitive action. If the password is correct, `bind` a
+    /// [`Login`](crate::Login) of the same user. The session then gets a new ID and a new absolute timeout, and keeps its data and
+    /// its [own idle timeout](Self::set_ttl).
     ///
     /// ```
     /// use std::time::Duration;
     /// # use jam_session::Session;
     ///
-    /// fn signed_in_lately(session: &Session) -> bool {
-    ///     // A time that is ahead of this clock is another server's.
+    /// fn signed_in_recently(session: &Session) -> bool {
+    ///     // If another server's clock is ahead, the time may be in the future.
     ///     let age = session.signed_in().map(|time| time.elapsed().unwrap_or_default());
     ///     age.is_some_and(|age| age < Duration::from_secs(300))
     /// }
@@ -591,34 +595,42 @@ impl Session {
         self.0.stage_plain(Change::Ttl(ttl));
     }
 
-    /// Resolves when the session ends, to why it did: for streams and sockets, which must end together with their session. See
-    /// [streams and sockets](self#streams-and-sockets).
+    /// Returns a future that resolves when the session ends, with the reason.
     ///
-    /// The future is bound to a session when it is first polled, because in a handler nothing is committed yet: it is the one that
-    /// the handler has made or found. For a visitor without a session it never resolves. For a session that is gone by then it
-    /// resolves at once. It does not count as use of the session; [`touch`](Self::touch) does.
+    /// Use it for streams and sockets, which must end together with their session: see [streams and
+    /// sockets](self#streams-and-sockets).
     ///
-    /// What this process ends is told at once, what another process ends within
-    /// [`watch_interval`](crate::Builder::watch_interval). A [`rework`](Self::rework) does not end it. A login on the same session
-    /// and [`clear_others`](Self::clear_others) do, because the stream may belong to a copy of the cookie. If the store does not
-    /// answer for some time, it is [`Unknown`](crate::Ending::Unknown).
+    /// * If this process ends the session, the future resolves at once. If another process ends it, the future resolves within
+    ///   [`watch_interval`](crate::Builder::watch_interval).
+    /// * A [`rework`](Self::rework) does not resolve it. A login on the same session and [`clear_others`](Self::clear_others) do,
+    ///   because the stream may belong to a stolen copy of the cookie.
+    /// * If the store fails for too long, it resolves to [`Unknown`](crate::Ending::Unknown).
+    /// * Without a session it never resolves. If the session has already ended, it resolves at once.
     ///
-    /// A session that is not loaded yet is loaded by the first poll; if that fails, it is `Unknown` at once. The future does not
-    /// keep the session's data. It needs a tokio runtime with its timer enabled, and no task: it makes progress while it is polled.
+    /// Waiting does not count as use; [`touch`](Self::touch) does.
+    ///
+    /// The first poll decides which session the future waits for, and not this call: inside a handler, a new session is not
+    /// committed yet. If the session is not loaded yet, the first poll loads it; if that fails, the future resolves to `Unknown`.
+    ///
+    /// The future does not hold the session's data. It spawns no task, but needs a tokio runtime with time enabled.
     #[doc(alias = "expire", alias = "on_logout")]
     pub fn ended(&self) -> Ended {
         Ended::new(&self.0)
     }
 
-    /// Counts as use of the session, as a request does: for a socket that is in use.
+    /// Counts as use of the session, as a request does, and so renews the idle timeout. Use it for a socket that is in use.
     ///
-    /// The store hears of it once per [`touch_interval`](crate::Builder::touch_interval), so it can be called for each message. It
-    /// asks whether the session is still there once per [`watch_interval`](crate::Builder::watch_interval), unless a stream of this
-    /// process does. The session is loaded if it is not yet.
+    /// It is cheap enough to call for each message: it writes to the store at most once per
+    /// [`touch_interval`](crate::Builder::touch_interval). It also checks once per
+    /// [`watch_interval`](crate::Builder::watch_interval) that the session is live, unless a stream of this process already does.
+    /// If the session is not loaded yet, it is loaded.
     ///
     /// # Errors
-    /// [`NotFound`](crate::ErrorKind::NotFound) if the session has ended, if there is none, or if a login or `clear_others` has
-    /// replaced its ID. [`Unavailable`](crate::ErrorKind::Unavailable), [`Unreadable`](crate::ErrorKind::Unreadable).
+    /// * [`NotFound`](crate::ErrorKind::NotFound) if the session has ended, if there is none, or if a login or `clear_others`
+    ///   replaced its ID.
+    /// * [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    ///   [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read.
+    /// * [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     #[doc(alias = "keep_alive")]
     pub async fn touch(&self) -> Result<(), Error> {
         self.0.touch().await
@@ -640,7 +652,7 @@ impl Session {
     /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Data`](crate::ErrorKind::Data).
     ///
     /// # Cancel safety
-    /// A commit that has begun runs to its end, even if this future is dropped. A response that fails later does not undo it.
+    /// Once polled, the commit runs to completion even if this future is dropped. A response that fails later does not undo it.
     pub async fn save(&self) -> Result<(), Error> {
         self.0.begin_commit(Trigger::Save).await
     }
@@ -652,5 +664,5 @@ impl fmt::Debug for Session {
     }
 }
 
-/// How often a closure runs for clones that all write the same name.
+/// How often a closure runs again because other clones write the same name.
 const TRIES_TO_MODIFY: usize = 8;

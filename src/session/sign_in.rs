@@ -1,14 +1,14 @@
-//! Who signs in.
+//! The argument of `bind` and `create`: the user who signs in.
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
 use crate::{backend::Mark, sessions::login::Login};
 
-/// Who signs in: a session key, or a [`Login`]. Made from either by `into()`.
+/// The user who signs in: a session key or a [`Login`]. Both convert into it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SignIn {
     key: Arc<str>,
-    /// That of its [`Login`], if there is one.
+    /// The mark of the [`Login`], if it was made from one.
     mark: Option<Mark>,
 }
 
@@ -62,7 +62,7 @@ impl From<Cow<'_, str>> for SignIn {
     }
 }
 
-/// For logs: nothing of the user.
+/// Omits the user, so that it can be logged.
 impl fmt::Debug for SignIn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SignIn").finish_non_exhaustive()

@@ -1,4 +1,4 @@
-//! All sessions, in pages.
+//! A paginated scan over all sessions.
 
 use std::{fmt, sync::Arc};
 
@@ -8,19 +8,21 @@ use crate::{
     sessions::{engine::Engine, info::SessionInfo},
 };
 
-/// Reads all live sessions in pages, those of visitors included: see [`Sessions::all`](crate::Sessions::all).
+/// Reads all live sessions in pages, including visitors' sessions. Returned by [`Sessions::all`](crate::Sessions::all).
 ///
-/// A session that is live from the first page to the last is included, and none that had ended before its page was asked for. One
-/// that begins or ends meanwhile may or may not be. On Redis a session may be included twice, and one that moves between
-/// servers of a Cluster meanwhile may be missing: [`may_have_missed`](Self::may_have_missed) says so.
+/// A session that is live from the first page to the last is included. A session that ended before its page was requested is
+/// not. A session that begins or ends in between may or may not be included.
 ///
-/// | store | what it costs |
+/// On Redis, a session may be included twice. On a Redis Cluster, a session whose slot moves to another server during the scan
+/// may be missing; [`may_have_missed`](Self::may_have_missed) reports that.
+///
+/// | store | cost |
 /// |---|---|
-/// | memory | each page locks one of many parts of the store for as long as it takes to copy the sessions |
-/// | JSON file | each page keeps writers waiting for as long as it takes to copy the sessions |
-/// | Redis | `SCAN` on every server, which looks at each key in the database, and one command for each user: other clients are served in between |
+/// | memory | each page locks one of many shards of the store while it copies the sessions |
+/// | JSON file | each page blocks writers while it copies the sessions |
+/// | Redis | `SCAN` on every server, which visits each Redis key of the database, and one command per user; other clients are served in between |
 ///
-/// A page counts as use of no session.
+/// Reading a page does not count as use of its sessions.
 #[must_use]
 pub struct AllSessions<B = AnyBackend> {
     engine: Arc<Engine<B>>,
@@ -41,11 +43,12 @@ impl<B: Backend> AllSessions<B> {
 
     /// Returns the next page, or `None` after the last one.
     ///
-    /// A page has about `most` sessions: it can have fewer, or none, although it is not the last one, and more where a user has
-    /// many. After an error the same page can be asked for again.
+    /// A page has about `most` sessions. Any page can have fewer, or even none. It can have more if a user has many sessions.
+    ///
+    /// After an error, call this again to retry the same page.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable). A session that cannot be read is left out, and the log says so.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails. A session that cannot be read is left out, and logged.
     pub async fn next_page(&mut self, most: usize) -> Result<Option<Vec<SessionInfo>>, Error> {
         let after = match &self.next {
             Next::First => None,
@@ -62,7 +65,7 @@ impl<B: Backend> AllSessions<B> {
         Ok(Some(infos))
     }
 
-    /// Whether sessions may have been moved between servers since it began, so that some may be missing.
+    /// Returns whether sessions may be missing, because some moved between servers during the scan.
     pub fn may_have_missed(&self) -> bool {
         self.may_have_missed
     }

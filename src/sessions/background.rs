@@ -1,4 +1,4 @@
-//! Permits to work, which closing waits for, and the work that no request waits for.
+//! Background work, and the permits that closing waits for.
 
 use std::{
     collections::HashSet,
@@ -9,33 +9,33 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{error::Error, record::id::RecordId};
 
-/// What is under way, in requests and in the background.
+/// The pending work of requests and of background tasks.
 pub(crate) struct Background {
-    /// Each call holds a permit. Closing takes them all.
+    /// Each call holds one permit. Closing acquires all of them.
     open: Arc<Semaphore>,
     /// The records that are being touched.
     touching: Mutex<HashSet<RecordId>>,
 }
 
-/// A permit to work, for as long as it is kept.
+/// A permit that keeps the sessions open while it is held.
 pub(crate) type Permit = OwnedSemaphorePermit;
 
-/// A record's place among those that are being touched.
+/// Marks a record as being touched, until it is dropped.
 pub(crate) struct Touching {
     background: Arc<Background>,
     id: RecordId,
 }
 
-/// Runs a closure when it is dropped, unless it was [disarmed](Self::disarm) before.
+/// Runs a closure when it is dropped, unless it was [disarmed](Self::disarm).
 pub(crate) struct OnDrop<F: FnOnce()>(Option<F>);
 
 impl Background {
-    /// A permit to work; an error once the sessions are being closed. The outermost call takes it.
+    /// Returns a permit. Fails once the sessions are being closed. Only the outermost call takes one.
     pub(crate) fn permit(&self) -> Result<Permit, Error> {
         Arc::clone(&self.open).try_acquire_owned().map_err(|_| Error::closed())
     }
 
-    /// Waits until all permits are back, and gives no more.
+    /// Waits until all permits are returned, and refuses new ones.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         let permits = self.open.acquire_many(PERMITS).await.map_err(|_| Error::closed())?;
         self.open.close();
@@ -43,7 +43,7 @@ impl Background {
         Ok(())
     }
 
-    /// A place for this record among those that are being touched; `None` if it has one.
+    /// Marks a record as being touched. Returns `None` if it already is.
     pub(crate) fn touching(self: &Arc<Self>, id: RecordId) -> Option<Touching> {
         let is_first = self.touching.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         is_first.then(|| Touching { background: Arc::clone(self), id })

@@ -18,10 +18,9 @@ use crate::{
     sessions::{Sessions, policy::Policy},
 };
 
-/// Sets up [`Sessions`]. `T` is what they are built from: a backend, a file, a server.
+/// Configures and builds [`Sessions`]. `T` is what they are built from: a backend, a file or a server.
 ///
-/// An option that cannot work is refused when the sessions are built, with an
-/// [`ErrorKind::Config`] that explains why.
+/// Options that cannot work make the call that builds the sessions fail with [`ErrorKind::Config`], and the message says why.
 ///
 /// ```
 /// # use jam_session::MemorySessions;
@@ -35,7 +34,7 @@ use crate::{
 #[must_use]
 pub struct Builder<T> {
     pub(crate) from: T,
-    /// Whether a session with that payload fits in the bounds of `from`. If not, the error says which one is too small.
+    /// Checks whether a session with that payload fits within the bounds of `from`. The error says which bound is too small.
     pub(crate) fits: fn(&T, &Bytes) -> Result<(), &'static str>,
     policy: Policy,
 }
@@ -45,7 +44,7 @@ impl<T> Builder<T> {
         Self { from, fits: |_, _| Ok(()), policy: Policy::default() }
     }
 
-    /// Writes records in the form that people can read.
+    /// Writes records in the human-readable form.
     pub(crate) fn in_text(mut self) -> Self {
         self.policy.form = Form::Text;
         self
@@ -67,8 +66,8 @@ impl<T> Builder<T> {
 
     /// Sets the idle timeout: a session that is not used for this long ends. `None` turns it off. Default: 1 hour.
     ///
-    /// A session ends no later than that, and at most [`touch_interval`](Self::touch_interval) earlier. One session can have
-    /// [an idle timeout of its own](crate::Session::set_ttl).
+    /// An unused session never lives longer than this. It may end up to [`touch_interval`](Self::touch_interval) earlier, because
+    /// not every use is recorded. [`Session::set_ttl`](crate::Session::set_ttl) overrides the timeout for one session.
     #[doc(alias = "idle_timeout", alias = "idle timeout", alias = "expire")]
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.policy.default_ttl = ttl.into();
@@ -84,16 +83,16 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets the absolute timeout of sessions that nobody has signed in to. Default: 1 day.
+    /// Sets the absolute timeout of visitors' sessions, which no user has signed in to. Default: 1 day.
     pub fn anonymous_lifetime(mut self, lifetime: Duration) -> Self {
         self.policy.anonymous_lifetime = lifetime;
         self
     }
 
-    /// Sets how often, at most, a read renews the idle timeout in the store. Default: 5 minutes. It is never more than a tenth
-    /// of the session's own idle timeout, whatever is set here.
+    /// Sets how often, at most, reads renew the idle timeout in the store. Default: 5 minutes.
     ///
-    /// A shorter interval means more writes. A longer one means that a session may end that much too early.
+    /// A shorter interval means more writes. With a longer one, sessions may end too early by up to the interval. It is capped at
+    /// a tenth of the session's idle timeout.
     #[doc(alias = "throttle", alias = "write throttling")]
     pub fn touch_interval(mut self, interval: Duration) -> Self {
         self.policy.touch_interval = Some(interval);
@@ -102,12 +101,14 @@ impl<T> Builder<T> {
 
     /// Sets how many sessions a user may have. Default: 100; above it, the least recently used session ends.
     ///
-    /// The store counts a write and a [touch](Self::touch_interval) as use. The session that begins is never the one that ends.
-    /// With [`Limit::refuse`] a login above the limit fails instead, with [`ErrorKind::Full`]. Signing in again on a browser that
-    /// is signed in makes no further session. A lower limit than before takes effect at the user's next login.
+    /// The store counts writes and [touches](Self::touch_interval) as use. The new session is never the one that ends. With
+    /// [`Limit::refuse`], a login above the limit fails instead, with [`ErrorKind::Full`].
     ///
-    /// Without a limit, one account can fill the store, and [`list`](Sessions::list) and [`clear`](Sessions::clear) take as long
-    /// as there are sessions.
+    /// Signing in again in a browser that is already signed in does not add a session. If you lower the limit, it applies from the
+    /// user's next login.
+    ///
+    /// Without a limit, one account can fill the store, and the cost of [`list`](Sessions::list) and [`clear`](Sessions::clear) is
+    /// unbounded.
     ///
     /// ```
     /// # use jam_session::{Limit, MemorySessions};
@@ -121,38 +122,39 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets how long the previous ID still leads to the session after a [`rework`](Sessions::rework), for requests that were
-    /// already on their way. Zero ends it at once. Default: 10 seconds.
+    /// Sets how long the previous ID stays valid after a [`rework`](Sessions::rework). Default: 10 seconds.
     ///
-    /// Using the previous ID never extends it.
+    /// The grace is for requests that were already in flight with the previous ID. Using that ID never extends it. With zero, the
+    /// previous ID is invalid at once.
     pub fn rework_grace(mut self, grace: Duration) -> Self {
         self.policy.rework_grace = grace;
         self
     }
 
-    /// Sets the time limit for all backend calls of one request together, or of one call of [`Sessions`]. After that the answer
-    /// is [`ErrorKind::Unavailable`]. Default: 1 second.
+    /// Sets the time limit for all backend calls of one request together, or for one call on [`Sessions`]. Default: 1 second.
+    ///
+    /// When it runs out, the call fails with [`ErrorKind::Unavailable`].
     #[doc(alias = "timeout")]
     pub fn request_time(mut self, time: Duration) -> Self {
         self.policy.request_time = time;
         self
     }
 
-    /// Sets how often the store is asked whether a session is still there, while a stream waits for it to
-    /// [end](crate::Session::ended). Default: 5 seconds.
+    /// Sets how often the store is polled while a stream waits for its session to [end](crate::Session::ended). Default: 5
+    /// seconds.
     ///
-    /// This is how late a stream hears of a session that another process has ended, or that has expired. What this process ends
-    /// is told at once. The store is asked once for each session, however many streams it has.
+    /// A stream may learn this late that its session expired or was ended by another process. If this process ends the session,
+    /// its streams learn of it at once. Each session is polled once per interval, however many streams it has.
     pub fn watch_interval(mut self, interval: Duration) -> Self {
         self.policy.watch_interval = interval;
         self
     }
 
-    /// Sets how long a stream waits while the store cannot be asked, until [`ended`](crate::Session::ended) is
+    /// Sets how long streams go on while the store fails. After that, [`ended`](crate::Session::ended) resolves to
     /// [`Unknown`](crate::Ending::Unknown). Default: 1 minute, or the idle timeout if that is shorter.
     ///
-    /// Each stream adds a random part of up to a third, so that not all of them end at one moment. It must not be longer than
-    /// [`default_ttl`](Self::default_ttl).
+    /// Each stream adds a random delay of up to a third of this time, so that they do not all end at once. It must not be longer
+    /// than [`default_ttl`](Self::default_ttl).
     pub fn unknown_after(mut self, time: Duration) -> Self {
         self.policy.unknown_after = Some(time);
         self
@@ -160,43 +162,43 @@ impl<T> Builder<T> {
 
     /// Sets the largest size of a record, in bytes. Default: 1 MiB.
     ///
-    /// A write that would exceed it fails with [`ErrorKind::TooLarge`] and changes nothing. The 45
-    /// bytes that [`encrypt`](Self::encrypt) adds do not count. A size in which no session fits is refused: the smallest takes
-    /// about 100 bytes, and about 200 in a JSON file.
+    /// A write that would exceed it fails with [`ErrorKind::TooLarge`] and changes nothing. The 45 bytes that
+    /// [`encrypt`](Self::encrypt) adds do not count. The smallest session takes about 100 bytes, or about 200 in a JSON file, and
+    /// a smaller limit is refused.
     pub fn max_size(mut self, bytes: usize) -> Self {
         self.policy.max_size = bytes;
         self
     }
 
-    /// Sets a secret that goes into the names of records, so that session keys cannot be guessed from them. At least 16 bytes.
-    /// Default: none.
+    /// Sets a secret of at least 16 bytes that is hashed into the names of records. Default: none.
     ///
-    /// It cannot be rotated: with a different pepper, existing sessions are not found.
+    /// Without it, someone who can read the store can test guesses of a session key against those names. The pepper cannot be
+    /// rotated: with a different one, existing sessions are not found.
     pub fn pepper(mut self, secret: impl Into<Vec<u8>>) -> Self {
         self.policy.pepper = Some(Zeroizing::new(secret.into()));
         self
     }
 
-    /// Encrypts IDs and records with the keys of that ring. Default: no encryption.
+    /// Encrypts IDs and records with a keyring. Default: no encryption.
     ///
-    /// IDs and records that are plain, or encrypted with other keys, are then refused. The [`keyring`](crate::keyring) docs say
-    /// how to turn encryption on, and how to change keys, without signing anybody out.
+    /// IDs and records that are not encrypted, or are encrypted with other keys, are then refused. The
+    /// [`keyring`](crate::keyring) docs say how to turn encryption on, and how to change keys, without signing users out.
     pub fn encrypt(mut self, keyring: Keyring) -> Self {
         self.policy.keyring = Some(keyring);
         self
     }
 
-    /// Sets what makes the public part of a session ID, the handle in [`list`](Sessions::list): 22 to 43 characters of
-    /// `[A-Za-z0-9_-]`, different each time. Default: a version 4 UUID in its short form.
+    /// Sets a function that makes the public part of session IDs, the handle in [`list`](Sessions::list). Default: a version 4
+    /// UUID in base64.
     ///
-    /// The secret part, 256 random bits, does not come from it. The factory is called once when the sessions are built, as a
-    /// test.
+    /// It must return 22 to 43 characters of `[A-Za-z0-9_-]`, different each time. The secret part of an ID, 256 random bits, does
+    /// not come from it. Building the sessions calls the function once, to test it.
     pub fn id_factory(mut self, factory: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.policy.id_factory = Some(Arc::new(factory));
         self
     }
 
-    /// Sets what turns the data of a session into bytes. Default: `serde_json`.
+    /// Sets the serializer for the data of sessions. Default: `serde_json`.
     pub fn serializer(mut self, serializer: impl Serializer) -> Self {
         self.policy.serializer = Some(Arc::new(serializer));
         self
@@ -204,21 +206,21 @@ impl<T> Builder<T> {
 
     /// Sets a function that is called for each [event](crate::events): a login, a sign-out, a new ID. Default: none.
     ///
-    /// It runs within the request, after the store has confirmed what has happened: it must not wait. If it panics, the request goes
-    /// on, and the log says so.
+    /// The function runs inside the request, after the store has confirmed the change, so it must not block. If it panics, the
+    /// panic is logged and the request continues.
     #[doc(alias = "audit", alias = "hook")]
     pub fn on_event(mut self, listener: impl Fn(&Event<'_>) + Send + Sync + 'static) -> Self {
         self.policy.on_event = Listener::new(listener);
         self
     }
 
-    /// Sets the clock, for tests that must not wait. Default: the system's clock. See [`Clock`].
+    /// Sets the clock, so that tests need not wait. Default: the system's clock. See [`Clock`].
     pub fn clock(mut self, clock: Clock) -> Self {
         self.policy.clock = clock;
         self
     }
 
-    /// What the sessions are built from, and the options once [checked](Policy::check).
+    /// Returns what the sessions are built from, and the [validated](Policy::check) options.
     pub(crate) fn check(self) -> Result<(T, Policy, Codec), Error> {
         let (policy, codec, smallest) = self.policy.check()?;
         (self.fits)(&self.from, &smallest).map_err(|message| Error::new(ErrorKind::Config, message))?;
@@ -230,7 +232,7 @@ impl<B: Backend> Builder<B> {
     /// Builds the sessions.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for an option that cannot work, with an explanation.
+    /// [`ErrorKind::Config`] if an option cannot work. The message says why.
     pub fn build(self) -> Result<Sessions<B>, Error> {
         let (backend, policy, codec) = self.check()?;
         backend.set_clock(policy.clock.clone());

@@ -1,7 +1,7 @@
-//! Endings: sign-outs by a secret, the sessions that a login leaves behind, and all sessions of a user.
+//! Ending sessions: sign-outs by a secret, sessions that a login leaves behind, and all sessions of a user.
 //!
-//! A sign-out acts only if its secret opens the record, and checking and acting are one backend call: an update, or a `clear`,
-//! that succeeds only if the record is as it was when the secret was tried on it.
+//! A sign-out takes effect only if its secret opens the record. The check and the write are atomic: the backend call, an update
+//! or a `clear`, succeeds only if the record has not changed since the secret was checked.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,34 +26,36 @@ use crate::{
     },
 };
 
-/// What a `clear` by a session has done.
+/// The result of a `clear` by a session.
 pub(crate) struct ClearedBy {
     /// How many sessions ended.
     pub(crate) ended: u64,
-    /// The secret that came was the newest one.
+    /// Whether the secret was the newest one of the session.
     pub(crate) by_newest: bool,
 }
 
-/// What whoever ends sessions calls when it is done.
+/// Notifications for the streams of this process, after sessions have ended.
 impl<B: Backend> Engine<B> {
-    /// These sessions have ended.
+    /// Tells the streams that these sessions have ended.
     pub(crate) fn ended(&self, ids: &[RecordId], ending: Ending) {
         ids.iter().for_each(|id| self.watchers().ended(*id, ending));
     }
 
-    /// All sessions of an owner have ended, but the one that is kept. The call [began](crate::sessions::watchers::Watchers::begin) then.
+    /// Tells the streams that all sessions of an owner have ended, except the one that is kept.
+    ///
+    /// `began` is what [`begin`](crate::sessions::watchers::Watchers::begin) returned before the call.
     fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64) {
         self.watchers().cleared(owner, kept, began, self.policy().clock.moment());
     }
 
-    /// A session was signed in to again, or has ended all others: streams that began before that hear of it.
+    /// Tells the streams that a session had another login or `clear_others`, which ends the older ones.
     pub(super) fn replaced(&self, now: &Loaded) {
         self.watchers().replaced(now.id, now.contents.logins);
     }
 }
 
 impl<B: Backend> Engine<B> {
-    /// Ends a session for good if the secret that came opens it.
+    /// Ends a session if the secret of the request opens it.
     pub(crate) async fn sign_out(&self, opened: &Opened, ending: Ending) -> Result<EndOutcome, Error> {
         let ended = self.sign_out_quietly(opened, ending).await?;
         if ended == EndOutcome::Now {
@@ -63,10 +65,10 @@ impl<B: Backend> Engine<B> {
     }
 
     async fn sign_out_quietly(&self, opened: &Opened, ending: Ending) -> Result<EndOutcome, Error> {
-        // The time before a call: a window that ends while the call is under way counts as open.
+        // The time is read before each call, so a grace that ends during the call still counts.
         let (mut opened, mut now) = (opened.clone(), self.now());
         if opened.opening(now).is_none() {
-            // It was loaded some time ago, and may have ended or have been written to since.
+            // The loaded copy may be old: the session may have ended or changed since.
             let Some(loaded) = self.load_again(opened.loaded.id).await? else { return Ok(EndOutcome::Before) };
             opened = opened.at(loaded);
         }
@@ -79,18 +81,18 @@ impl<B: Backend> Engine<B> {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
-                // It has become unreadable. It was the right one when it was loaded.
+                // The record has become unreadable. The secret opened it when it was loaded.
                 WriteOutcome::Unreadable(_) => break,
             }
         }
         if opened.opening(now).is_none() {
             return Ok(EndOutcome::Refused);
         }
-        // A sign-out wins against any number of writers: a secret that is replaced just now still counts.
+        // A sign-out wins against any number of writers, even against one that replaces the secret right now.
         self.delete(opened.loaded.id, ending).await.map(was_there)
     }
 
-    /// Ends a session whatever other requests write to it.
+    /// Ends a session, even if other requests keep writing to it.
     pub(crate) async fn end(&self, loaded: &Arc<Loaded>, ending: Ending) -> Result<EndOutcome, Error> {
         let mut loaded = Arc::clone(loaded);
         for _ in 0..TRIES_TO_END {
@@ -104,7 +106,7 @@ impl<B: Backend> Engine<B> {
         self.delete(loaded.id, ending).await.map(was_there)
     }
 
-    /// Ends a session if the secret that came is its newest one, because it is replaced by another one.
+    /// Ends a session that another one replaces, if the secret of the request is its newest one.
     pub(crate) async fn end_newest(&self, opened: &Opened) -> Result<EndOutcome, Error> {
         let mut opened = opened.clone();
         while opened.is_newest() {
@@ -112,7 +114,7 @@ impl<B: Backend> Engine<B> {
                 WriteOutcome::Done(_) => return Ok(EndOutcome::Now),
                 WriteOutcome::Gone => return Ok(EndOutcome::Before),
                 WriteOutcome::Conflict(current) => opened = opened.at(current),
-                // Nothing says that it still is.
+                // It is not known whether the secret is still the newest one.
                 WriteOutcome::Unreadable(_) => break,
             }
             yield_now().await;
@@ -120,9 +122,9 @@ impl<B: Backend> Engine<B> {
         Ok(EndOutcome::Refused)
     }
 
-    /// Ends a session if nobody has written to it since it was loaded.
+    /// Ends a session if it has not been written to since it was loaded.
     pub(crate) async fn end_if(&self, loaded: &Arc<Loaded>, ending: Ending) -> Result<WriteOutcome, Error> {
-        // With a time to live of zero nothing of it is stored.
+        // An update with a time to live of zero removes the record.
         let end = Record::new(loaded.id, random_version(), Duration::ZERO, Bytes::new());
         let new = Loaded { version: end.version, ..Loaded::clone(loaded) };
         let updated = self.answer(self.backend().update(loaded.version, end, false).await, UPDATING)?;
@@ -136,7 +138,7 @@ impl<B: Backend> Engine<B> {
         })
     }
 
-    /// Ends a record, whatever it is, and says whether it was there.
+    /// Deletes a record unconditionally, and returns whether it existed.
     pub(crate) async fn delete(&self, id: RecordId, ending: Ending) -> Result<bool, Error> {
         let was_there = self.answer(self.backend().delete(id).await, "a session could not be ended")?;
         if was_there {
@@ -145,22 +147,22 @@ impl<B: Backend> Engine<B> {
         Ok(was_there)
     }
 
-    /// Ends all sessions of a session key, and says how many.
+    /// Ends all sessions of a session key, and returns how many ended.
     pub(crate) async fn clear(&self, key: &str) -> Result<u64, Error> {
         match self.clear_once(self.owner(key), Clear { name: random_version(), by: None }).await? {
             Cleared::Done(ended) => {
                 self.tell(EventKind::Cleared { ended, others: false }, None, Some(key));
                 Ok(ended)
             }
-            // Neither is an answer to a clear that depends on no record.
+            // An unconditional clear has neither outcome.
             Cleared::Gone | Cleared::Conflict(_) => Ok(0),
         }
     }
 
-    /// Ends all sessions of a session's owner, if the secret that came opens that session when it is done. To `keep` the session
-    /// itself it has to be the newest secret. `None` if it is not, or if the session has ended.
+    /// Ends all sessions of a session's owner, if the secret of the request opens that session at that moment. With `keep` the
+    /// session itself stays, and the secret must be the newest one.
     ///
-    /// By its name a repeat is known.
+    /// Returns `None` if the secret does not suffice, or if the session has ended. The name identifies a retry.
     pub(crate) async fn clear_by(&self, opened: &Opened, keep: bool, name: i64) -> Result<Option<ClearedBy>, Error> {
         let Some(owner) = opened.loaded.owner() else { return Ok(None) };
         let may = |opened: &Opened, now: u64| match opened.opening(now) {
@@ -170,7 +172,7 @@ impl<B: Backend> Engine<B> {
         // The time before a call, as in `sign_out`.
         let (mut opened, mut now) = (opened.clone(), self.now());
         if !may(&opened, now) {
-            // It was loaded some time ago, and may have been written to since.
+            // The loaded copy may be old: the session may have changed since.
             let Some(loaded) = self.load_again(opened.loaded.id).await? else { return Ok(None) };
             opened = opened.at(loaded);
         }
@@ -199,28 +201,28 @@ impl<B: Backend> Engine<B> {
     async fn clear_once(&self, owner: Owner, clear: Clear) -> Result<Cleared, Error> {
         let began = self.watchers().begin();
         let cleared = self.backend().clear(owner, clear).await;
-        let cleared = self.answer(cleared, "the sessions of a key could not be cleared")?;
+        let cleared = self.answer(cleared, "the sessions of a user could not be cleared")?;
         if let Cleared::Done(_) = cleared {
             self.cleared(owner, clear.by.filter(|by| by.keep).map(|by| by.id), began);
         }
         Ok(cleared)
     }
 
-    /// The session of that name as it is by now, if it is live.
+    /// Loads a session again. Returns `None` if it is no longer live.
     pub(crate) async fn load_again(&self, id: RecordId) -> Result<Option<Arc<Loaded>>, Error> {
         let Some(record) = self.load(id).await? else { return Ok(None) };
         let loaded = self.read(id, record)?;
         Ok(loaded.is_live_at(self.now()).then(|| Arc::new(loaded)))
     }
 
-    /// Removes a session that no client has the ID of, in the background.
+    /// Removes a session whose ID never reached a client, in the background.
     pub(crate) fn remove_orphan(self: &Arc<Self>, id: RecordId) {
         let Ok(runtime) = Handle::try_current() else { return };
         let (engine, permit) = (Arc::clone(self), self.permit());
         runtime.spawn(async move {
             let deleted = timeout(engine.request_time(), engine.delete(id, Ending::SignedOut)).await;
             if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::too_late())) {
-                // The session ends by itself.
+                // The session expires anyway.
                 let error = error.chain();
                 log::warn!(%error, session = id.sid(), "could not remove a session whose ID no client has");
             }

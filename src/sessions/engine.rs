@@ -1,6 +1,6 @@
 //! The session engine: loads, creates, compare-and-swaps, rotates, ends and touches records through a [`Backend`].
 //!
-//! [`Sessions`](crate::Sessions) and the layer are made of it.
+//! [`Sessions`](crate::Sessions) and the layer are built on it.
 
 use std::{
     pin::pin,
@@ -37,49 +37,49 @@ use crate::{
     timeout::within,
 };
 
-/// What all handles to the same sessions share, over a backend.
+/// A backend, and the state that all clones of the same [`Sessions`](crate::Sessions) share.
 pub(crate) struct Engine<B = AnyBackend> {
     backend: Arc<B>,
     shared: Arc<Shared>,
 }
 
-/// What a new session is stored under. A repeat has the same.
+/// The name, secret and version of a new session. A retry uses the same ones.
 #[derive(Clone)]
 pub(crate) struct NewId {
     pub(crate) sid: Sid,
     pub(crate) secret: Secret,
     pub(crate) version: i64,
-    /// The record that may be stored, from when it is sent to the backend.
+    /// The record that may be stored. Set when it is sent to the backend.
     sent: Arc<Mutex<Option<RecordId>>>,
 }
 
-/// Since when a sign-out everywhere refuses a new session.
+/// When a login began. A later sign-out everywhere refuses it.
 #[derive(Clone, Copy)]
 pub(crate) enum Start {
     Mark(Mark),
-    /// By the clock of the sessions.
+    /// A time of the sessions' own clock.
     Moment(Duration),
 }
 
-/// On what conditions a session begins. The default is none.
+/// The conditions under which a session begins. Default: none.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Conditions {
     pub(crate) since: Option<Start>,
-    /// Whether the limit of its user's sessions applies.
+    /// Whether the limit of sessions per user applies.
     pub(crate) limited: bool,
-    /// The visitor's session that ends in the same step.
+    /// The visitor's session that ends in the same call.
     pub(crate) leaves: Option<(RecordId, i64)>,
 }
 
-/// What became of a new session.
+/// The result of creating a session.
 pub(crate) enum NewSession {
     Done {
         loaded: Arc<Loaded>,
         id: SessionId,
-        /// What became of the visitor's.
+        /// What happened to the visitor's session.
         left: Left,
     },
-    /// Its user was [cleared](Refusal::Cleared) since then, or has [as many](Refusal::Full) as there may be.
+    /// The user was signed out everywhere after the login [began](Refusal::Cleared), or has [too many](Refusal::Full) sessions.
     Refused(Refusal),
 }
 
@@ -99,7 +99,7 @@ impl<B: Backend> Engine<B> {
         Self { backend: Arc::new(backend), shared: Arc::new(shared) }
     }
 
-    /// The same engine with the type of its backend forgotten.
+    /// Erases the type of the backend.
     pub(crate) fn erase(&self) -> Engine<AnyBackend> {
         Engine { backend: Arc::new(AnyBackend::new(Arc::clone(&self.backend))), shared: Arc::clone(&self.shared) }
     }
@@ -121,7 +121,7 @@ impl<B: Backend> Engine<B> {
         &self.shared.codec
     }
 
-    /// What the backend has answered, for the caller and for the log.
+    /// Turns a backend's answer into a result, and updates the store's health.
     pub(super) fn answer<T>(&self, answer: Result<T, BoxError>, doing: &'static str) -> Result<T, Error> {
         match answer {
             Ok(answer) => {
@@ -138,19 +138,19 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// The backend has not answered in the time that there was.
+    /// Records that the backend timed out, and returns the error.
     pub(crate) fn too_late(&self) -> Error {
         let error = Error::too_late();
         self.shared.health.failed(&error, self.policy().clock.elapsed());
         error
     }
 
-    /// Tells the application and the log what has happened.
+    /// Sends an event to the application and to the log.
     pub(crate) fn tell(&self, kind: EventKind, session: Option<&str>, key: Option<&str>) {
         self.policy().on_event.tell(&Event { kind, session, key });
     }
 
-    /// The same of one session.
+    /// Sends an event about one session.
     pub(crate) fn tell_of(&self, kind: EventKind, loaded: &Loaded) {
         self.tell(kind, Some(loaded.id.sid()), loaded.contents.key.as_deref());
     }
@@ -163,24 +163,24 @@ impl<B: Backend> Engine<B> {
         self.policy().request_time
     }
 
-    /// A permit to work, for as long as it is kept; an error once the sessions are being closed.
+    /// Returns a permit, which keeps the sessions open while it is held. Fails once they are being closed.
     pub(crate) fn permit(&self) -> Result<Permit, Error> {
         self.shared.background.permit()
     }
 
-    /// The streams of this process that wait for sessions to end.
+    /// Returns the watchers, which the streams of this process wait on.
     pub(crate) fn watchers(&self) -> &Arc<Watchers> {
         &self.shared.watchers
     }
 
-    /// Tells the streams, waits for all permits, gives no more, and closes the backend.
+    /// Ends the streams, waits until all permits are returned, refuses new ones, and closes the backend.
     pub(crate) async fn close(&self) -> Result<(), Error> {
         self.watchers().close();
         self.shared.background.close().await?;
-        self.backend.close().await.map_err(|error| Error::backend("the backend did not close", error))
+        self.backend.close().await.map_err(|error| Error::backend("the backend could not be closed", error))
     }
 
-    /// Runs a call, if the sessions are open, for as long as it may take.
+    /// Runs a call within `request_time`, if the sessions are open.
     pub(crate) async fn within_time<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let _permit = self.permit()?;
         within(|| self.request_time(), pin!(work)).await.unwrap_or_else(|| Err(self.too_late()))
@@ -190,7 +190,7 @@ impl<B: Backend> Engine<B> {
         self.codec().owners.owner(key)
     }
 
-    /// What the text of an ID says.
+    /// Parses the text of an ID.
     pub(crate) fn credentials(&self, text: &str) -> IdText {
         SessionId::read(self.codec().keys.as_deref(), text, || self.now())
     }
@@ -199,16 +199,16 @@ impl<B: Backend> Engine<B> {
         SessionId::new(self.codec().keys.as_deref(), record, secret)
     }
 
-    /// Loads the record of an ID. The secret is compared before anything else is done with it.
+    /// Loads the record of an ID. The secret is checked before the record is used for anything else.
     pub(crate) async fn find(&self, credentials: &Credentials) -> Result<Found, Error> {
-        // A secret has to open the session before a call and after it: what does not before did not when the store was asked.
+        // The secret has to open the session both before and after the call, because its grace may end in between.
         let (id, secret, mut now) = (credentials.record, credentials.secret.hash(), self.now());
         loop {
-            // Not by way of `load`: each future around another one is moved with it.
+            // This does not call `load`, because a nested future would be moved together with this one.
             let record = match self.answer(self.backend.load(id).await, LOADING) {
                 Ok(Some(record)) => record,
                 Ok(None) => return Ok(Found::Nothing),
-                // The store has something there that it cannot read.
+                // The store has a record that it cannot read.
                 Err(error) if error.kind() == ErrorKind::Unreadable => return Ok(unreadable(credentials, error)),
                 Err(error) => return Err(error),
             };
@@ -225,7 +225,7 @@ impl<B: Backend> Engine<B> {
                     if opening != Opening::Newest {
                         now = self.now();
                         if opened.opening(now).is_none() {
-                            // Its grace has ended since, and so may the session have.
+                            // The grace ended during the call, and the session may have ended, too.
                             continue;
                         }
                     }
@@ -246,7 +246,7 @@ impl<B: Backend> Engine<B> {
     }
 
     pub(crate) async fn list(&self, owner: Owner) -> Result<Vec<Record>, Error> {
-        let mut records = self.answer(self.backend.list(owner).await, "the sessions of a key could not be listed")?;
+        let mut records = self.answer(self.backend.list(owner).await, "the sessions of a user could not be listed")?;
         let all = records.len();
         records.retain(|record| record.id.owner() == Some(owner));
         if records.len() < all {
@@ -255,17 +255,17 @@ impl<B: Backend> Engine<B> {
         Ok(records)
     }
 
-    /// What a new session starts with. [`create`](Self::create) adds its secret.
+    /// Returns the initial contents of a new session. [`create`](Self::create) adds its secret.
     pub(crate) fn contents(&self, key: Option<&str>, data: Data, idle: Option<u64>) -> Contents {
         self.policy().contents(key, data, idle)
     }
 
-    /// When a session that begins at that time ends at the latest.
+    /// Returns the deadline of a session that begins at that time.
     pub(crate) fn deadline(&self, is_signed_in: bool, now: u64) -> u64 {
         self.policy().deadline(is_signed_in, now)
     }
 
-    /// A name and a secret for a new session.
+    /// Makes a name and a secret for a new session.
     pub(crate) fn new_id(&self, version: i64) -> Result<NewId, Error> {
         let (secret, sid) = match &self.policy().id_factory {
             None => Secret::random_with_sid()?,
@@ -274,7 +274,7 @@ impl<B: Backend> Engine<B> {
         Ok(NewId { sid, secret, version, sent: Arc::default() })
     }
 
-    /// Stores a new session, and ends a visitor's in the same step. A repeat gives what was stored before.
+    /// Stores a new session, and ends the visitor's session in the same call. A retry returns what the first try stored.
     pub(crate) async fn create(
         &self,
         mut contents: Contents,
@@ -289,7 +289,7 @@ impl<B: Backend> Engine<B> {
         };
         let NewId { mut sid, ref secret, version, .. } = *new;
         contents.hash = secret.hash();
-        // A name may be taken; one from a broken factory always is.
+        // A name may be taken by chance. The names of a broken factory always are.
         for _ in 0..TRIES_FOR_A_NAME {
             let id = RecordId::new(owner, sid);
             let ttl = self.ttl(&contents);
@@ -320,10 +320,10 @@ impl<B: Backend> Engine<B> {
                     new.set_sent(None);
                     return Ok(NewSession::Refused(Refusal::Full));
                 }
-                // Perhaps by another session.
+                // Another session may have the name.
                 Created::Taken => new.set_sent(None),
             }
-            // The name may be taken by this very session: the first try's answer was lost, and it was written to since.
+            // Or this very session has it: the answer of the first try was lost, and the session was written to since.
             if let Some(record) = self.load(id).await?
                 && let Ok(there) = self.read(id, record)
                 && there.contents.hash.matches(&loaded.contents.hash)
@@ -333,10 +333,10 @@ impl<B: Backend> Engine<B> {
             contents = loaded.contents;
             (sid, retry) = (self.new_sid()?, false);
         }
-        Err(Error::new(ErrorKind::Config, "the id_factory gives names that are taken"))
+        Err(Error::new(ErrorKind::Config, "the id_factory returns names that are already taken: it must return a different one each time"))
     }
 
-    /// The same for the backend, at this moment.
+    /// Converts the start of a login for the backend, as of now.
     fn since(&self, start: Start) -> Since {
         match start {
             Start::Mark(mark) => Since::Mark(mark),
@@ -344,9 +344,9 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// Names the last clear of an owner.
+    /// Returns the mark of an owner's last clear.
     pub(crate) async fn mark(&self, owner: Owner) -> Result<Mark, Error> {
-        self.answer(self.backend.mark(owner).await, "a login could not begin")
+        self.answer(self.backend.mark(owner).await, "a login could not be started")
     }
 
     pub(crate) async fn scan(&self, after: Option<Cursor>, most: usize) -> Result<Page, Error> {
@@ -357,10 +357,10 @@ impl<B: Backend> Engine<B> {
         self.answer(self.backend.count().await, "the sessions could not be counted")
     }
 
-    /// Changes a session: compare and swap, and after each conflict the same change on what is there by then. The change
-    /// says whether there is anything to write.
+    /// Changes a session by compare-and-swap. After a conflict, the same change is applied to the current record.
     ///
-    /// All tries have the same version: only one of them can be written, and it is recognised by its version.
+    /// `change` returns whether there is anything to write. All tries use the same version, so only one of them can be stored,
+    /// and it is recognised by its version.
     pub(crate) async fn rewrite(
         &self,
         mut loaded: Arc<Loaded>,
@@ -374,7 +374,7 @@ impl<B: Backend> Engine<B> {
                 turn = Some(self.shared.turns.take(loaded.id).await);
             }
             let outcome = {
-                // A block of its own: what is in it is not part of the future, which is moved.
+                // This block keeps its temporaries out of the future, which would be moved with them.
                 let write = {
                     let mut new = Loaded { version, ..Loaded::clone(&loaded) };
                     if !change(&mut new.contents)? {
@@ -385,7 +385,7 @@ impl<B: Backend> Engine<B> {
                 let mut write = pin!(write);
                 match within(|| MAX_TURN, write.as_mut()).await {
                     Some(outcome) => outcome?,
-                    // Turns save conflicts, and nothing depends on them. A write that hangs does not keep the others waiting.
+                    // Turns only avoid conflicts, so a write that hangs gives up its turn and does not block the others.
                     None => {
                         turn = None;
                         write.await?
@@ -402,12 +402,12 @@ impl<B: Backend> Engine<B> {
                 outcome => return Ok(outcome),
             }
             retry = false;
-            // With a backend that never waits, the request's time would never run out.
+            // If the backend never yields, the time limit of the request could not take effect.
             yield_now().await;
         }
     }
 
-    /// Writes new contents over a session, as it was loaded.
+    /// Writes new contents, if the session has not changed since it was loaded.
     fn write(
         &self,
         loaded: &Loaded,
@@ -420,7 +420,7 @@ impl<B: Backend> Engine<B> {
         self.swap(loaded.version, Arc::new(new), retry)
     }
 
-    /// Compare and swap: stores the session if the record still has this version.
+    /// Compare-and-swap: stores the session if the record still has the expected version.
     async fn swap(&self, expected: i64, new: Arc<Loaded>, retry: bool) -> Result<WriteOutcome, Error> {
         let record = self.record(&new)?;
         let updated = match self.answer(self.backend.update(expected, record, retry).await, UPDATING) {
@@ -428,7 +428,7 @@ impl<B: Backend> Engine<B> {
             updated => updated?,
         };
         match updated {
-            // The first try may have been stored, on other data than this one has; and others may have written since.
+            // The first try may have been stored with other data than this one, and other requests may have written since.
             Outcome::Done if retry => match self.load(new.id).await? {
                 Some(stored) => self.read(new.id, stored).map(|stored| WriteOutcome::Done(Arc::new(stored))),
                 None => Ok(WriteOutcome::Gone),
@@ -439,10 +439,10 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// What a record that was there in place of the expected one says.
+    /// Interprets the record that the backend returned in place of the expected one.
     pub(crate) fn conflict(&self, new: &Loaded, current: Record) -> WriteOutcome {
         match self.read(new.id, current) {
-            // Our own write, whose answer was lost. What is stored counts, not what we would write now.
+            // This is our own write, whose answer was lost. The stored contents count, not what this try would write.
             Ok(current) if current.version == new.version => WriteOutcome::Done(Arc::new(current)),
             Ok(current) if current.is_live_at(self.now()) => WriteOutcome::Conflict(Arc::new(current)),
             Ok(_) => WriteOutcome::Gone,
@@ -450,13 +450,14 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// How long a previous secret is accepted.
+    /// Returns how long a previous secret is accepted, in milliseconds.
     pub(crate) fn grace(&self) -> u64 {
         millis(self.policy().rework_grace)
     }
 
-    /// Gives a session a new secret because its cookie is about to end; `None` if another request was first. The browser may
-    /// take some time to come with it, also where a rotation has no grace.
+    /// Gives a session a new secret because its cookie ends soon. Returns `None` if another request was first.
+    ///
+    /// The previous secret gets a grace even if `rework_grace` is zero, because the browser needs time to pick up the new cookie.
     pub(crate) async fn renew_secret(&self, opened: &Opened) -> Result<Option<(Opened, SessionId)>, Error> {
         let (new, version) = (Secret::random()?, random_version());
         let (id, hash, grace) = (self.id(opened.loaded.id, &new)?, new.hash(), self.grace().max(MIN_GRACE));
@@ -465,7 +466,7 @@ impl<B: Backend> Engine<B> {
             self.rewrite(Arc::clone(&opened.loaded), version, retry, rotate).await
         };
         let written = match write(false).await {
-            // If the secret is stored and nobody gets it, the user is signed out when the grace is over.
+            // If the secret were stored but never sent, the user would be signed out at the end of the grace.
             Err(error) if error.kind() == ErrorKind::Unavailable => write(true).await?,
             written => written?,
         };
@@ -478,8 +479,9 @@ impl<B: Backend> Engine<B> {
         })
     }
 
-    /// Tells the backend in the background that the session is in use, unless it was told lately. A record that is not
-    /// encrypted as it would be today is encrypted again on this occasion.
+    /// Touches the session in the background, unless it was touched recently.
+    ///
+    /// A record that is not encrypted with the current keyring is encrypted again on this occasion.
     pub(crate) fn touch(self: &Arc<Self>, loaded: &Arc<Loaded>) {
         if !loaded.stale && !self.is_touch_due(loaded) {
             return;
@@ -499,7 +501,7 @@ impl<B: Backend> Engine<B> {
         });
     }
 
-    /// A record's place among those that are being touched; `None` if it has one.
+    /// Marks a record as being touched. Returns `None` if it already is.
     pub(super) fn touching(&self, id: RecordId) -> Option<Touching> {
         self.shared.background.touching(id)
     }
@@ -508,20 +510,19 @@ impl<B: Backend> Engine<B> {
         self.is_use_due(self.idle(&loaded.contents), loaded.contents.deadline, loaded.ttl)
     }
 
-    /// Whether a session of that idle timeout and deadline, which has so long to live, was not used lately as far as the backend
-    /// knows.
+    /// Returns whether a touch is due, for a session with this idle timeout, deadline and time to live.
     pub(super) fn is_use_due(&self, idle: Option<u64>, deadline: u64, ttl: Duration) -> bool {
         let Some(own) = idle.map(Duration::from_millis) else { return false };
-        // Never more than a tenth of the session's own idle time: a longer interval would sign out users who are active.
+        // At most a tenth of the session's own idle timeout: a longer interval could sign out active users.
         let interval = self.policy().touch_interval.unwrap_or(MAX_TOUCH_INTERVAL).min(own / 10);
         let interval = interval.max(Duration::from_millis(1));
-        // The deadline may have cut the time to live. That needs the clock, so it is looked at last.
+        // The deadline may have shortened the time to live. This check reads the clock, so it comes last.
         own.saturating_sub(ttl) >= interval && self.ttl_at(idle, deadline, self.now()).saturating_sub(ttl) >= interval
     }
 
     async fn refresh(&self, loaded: &Loaded) -> Result<(), Error> {
         if loaded.stale {
-            // If another request has written meanwhile, it has encrypted the record again.
+            // If another request wrote in the meantime, that write encrypted the record again.
             let new = Loaded { version: random_version(), ..Loaded::clone(loaded) };
             return self.write(loaded, new, false).await.map(drop);
         }
@@ -533,7 +534,7 @@ impl<B: Backend> Engine<B> {
         self.answer(touched, "a session could not be touched")
     }
 
-    /// What is in a record that the backend returned for this ID. Another session's is unreadable, whatever it is called.
+    /// Decodes a record that the backend returned for this ID. The record of another session is unreadable, whatever ID it claims.
     pub(crate) fn read(&self, id: RecordId, record: Record) -> Result<Loaded, Error> {
         let (contents, stale) = self.codec().read(id, &record.payload, self.now())?;
         let Record { version, ttl, hint, .. } = record;
@@ -551,23 +552,23 @@ impl<B: Backend> Engine<B> {
             Some(make) => Sid::parse(&make()).ok_or_else(|| {
                 Error::new(
                     ErrorKind::Config,
-                    "the id_factory gave a name that is not 22 to 43 characters of A-Z, a-z, 0-9, _ and -",
+                    "the id_factory must return 22 to 43 characters of A-Z, a-z, 0-9, _ and -",
                 )
             }),
         }
     }
 
-    /// The idle timeout of a session, in milliseconds; `None` for no limit.
+    /// Returns the idle timeout of a session in milliseconds, or `None` if it has none.
     pub(crate) fn idle(&self, contents: &Contents) -> Option<u64> {
         contents.idle.or(self.policy().default_ttl.map(millis))
     }
 
-    /// How long the session lives if it is not used.
+    /// Returns how long the session lives if it is not used.
     fn ttl(&self, contents: &Contents) -> Duration {
         self.ttl_at(self.idle(contents), contents.deadline, self.now())
     }
 
-    /// The same for a session of that idle timeout and deadline.
+    /// Returns how long a session with this idle timeout and deadline lives if it is not used.
     pub(super) fn ttl_at(&self, idle: Option<u64>, deadline: u64, now: u64) -> Duration {
         let left = deadline.saturating_sub(now);
         Duration::from_millis(idle.unwrap_or(u64::MAX).min(left).max(1))
@@ -575,7 +576,7 @@ impl<B: Backend> Engine<B> {
 }
 
 impl NewId {
-    /// The record that may be stored.
+    /// Returns the record that may be stored.
     pub(crate) fn sent(&self) -> Option<RecordId> {
         *self.sent.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -591,7 +592,7 @@ fn unreadable(credentials: &Credentials, error: Error) -> Found {
     Found::Unreadable(Box::new(Unreadable { id, error, is_proven }))
 }
 
-/// Whether this text can be a session key.
+/// Checks the length of a session key.
 pub(crate) fn check_key(key: &str) -> Result<&str, Error> {
     match key.len() {
         1..=MAX_KEY => Ok(key),

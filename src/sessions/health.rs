@@ -1,4 +1,4 @@
-//! Whether the store does what it is asked: one line in the log when it stops, and one when it does again.
+//! The health of the store: one log message when an outage begins, and one when it is over.
 
 use std::{
     sync::{
@@ -10,7 +10,7 @@ use std::{
 
 use crate::{error::Error, log};
 
-/// Times are by the clock of the sessions.
+/// Its times come from the sessions' own clock.
 #[derive(Default)]
 pub(super) struct Health {
     is_failing: AtomicBool,
@@ -24,7 +24,7 @@ struct Times {
 }
 
 impl Health {
-    /// The store has not done what it was asked.
+    /// Records a failed call.
     pub(super) fn failed(&self, error: &Error, now: Duration) {
         let mut times = self.times.lock().unwrap_or_else(PoisonError::into_inner);
         times.last = now;
@@ -34,7 +34,7 @@ impl Health {
         }
     }
 
-    /// The store has done what it was asked.
+    /// Records a successful call.
     #[inline]
     pub(super) fn answered(&self, now: impl FnOnce() -> Duration) {
         if self.is_failing.load(Relaxed) {
@@ -44,7 +44,7 @@ impl Health {
 
     fn returned(&self, now: Duration) {
         let Times { began, last } = *self.times.lock().unwrap_or_else(PoisonError::into_inner);
-        // Where one server of several is gone, or only writes fail, other calls succeed in between.
+        // If only one of several servers is down, or only writes fail, other calls succeed in between.
         if now.saturating_sub(last) >= QUIET && self.is_failing.swap(false, Relaxed) {
             let failed_for = last.saturating_sub(began).as_secs_f64();
             log::info!(failed_for, "the store works again");
@@ -52,5 +52,5 @@ impl Health {
     }
 }
 
-/// For how long nothing has to fail.
+/// How long no call may fail before the outage counts as over.
 const QUIET: Duration = Duration::from_secs(5);

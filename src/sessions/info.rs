@@ -1,4 +1,4 @@
-//! What a list says of a session.
+//! Public information about a session, for lists.
 
 use std::{fmt, time::SystemTime};
 
@@ -11,29 +11,29 @@ use crate::{
     sessions::{engine::Engine, loaded::Loaded},
 };
 
-/// A session, for a page that lists sessions.
+/// Information about a session, for example for a list of devices. It never contains the ID.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct SessionInfo {
-    /// The public name of the session, for [`revoke`](crate::Sessions::revoke). It is not the ID: nobody can sign in with it.
+    /// The public name of the session, for [`revoke`](crate::Sessions::revoke). It is not the ID: it cannot be used to sign in.
     pub handle: String,
-    /// The session key of its user. `None` if nobody has signed in.
+    /// The session key of the user. `None` for a visitor's session.
     pub key: Option<String>,
     /// When the session began.
     pub created: SystemTime,
-    /// When its user last signed in to it. Signing in again on the same browser does not begin a new session.
+    /// When the user last signed in on this session. Signing in again in the same browser keeps the session.
     pub signed_in: Option<SystemTime>,
-    /// When the session was last used, as far as the backend knows. It may have been used since, up to
-    /// [`touch_interval`](crate::Builder::touch_interval) ago.
+    /// When the session was last used. This may be too early by up to [`touch_interval`](crate::Builder::touch_interval), because
+    /// the store does not record every use.
     pub last_seen: SystemTime,
-    /// When the session ends if it is not used until then.
+    /// When the session ends if it is not used again.
     pub expires: SystemTime,
     /// The data of the session.
     pub data: Data,
 }
 
 impl<B: Backend> Engine<B> {
-    /// The sessions in these records. One that cannot be read is left out, and the log says so.
+    /// Decodes these records. A record that cannot be read is left out, and logged.
     pub(super) fn readable(&self, records: Vec<Record>) -> Vec<Loaded> {
         let read = records.into_iter().map(|record| self.read(record.id, record));
         let warn =
@@ -41,12 +41,12 @@ impl<B: Backend> Engine<B> {
         read.filter_map(|read| read.inspect_err(warn).ok()).collect()
     }
 
-    /// What a list says of a session.
+    /// Builds the public information about a session.
     pub(super) fn info(&self, loaded: Loaded, now: u64) -> SessionInfo {
         let Loaded { id, ttl, contents, .. } = loaded;
         let left = millis(ttl);
-        // The time to live began to run at its last use. Where the deadline has cut it, this says too early rather than too
-        // late, and it was used no earlier than it was written.
+        // The time to live began at the last use. If the deadline shortened it, this is too early rather than too late, and the
+        // last write is a lower bound.
         let used = self.idle(&contents).map_or(0, |idle| now.saturating_add(left).saturating_sub(idle));
         SessionInfo {
             handle: id.sid().to_owned(),

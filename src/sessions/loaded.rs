@@ -1,4 +1,4 @@
-//! A session as it was read from the backend, and what a write made of it.
+//! Sessions as the engine loads them, and the results of lookups, writes and sign-outs.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,59 +17,59 @@ use crate::{
 pub(crate) struct Loaded {
     pub(crate) id: RecordId,
     pub(crate) version: i64,
-    /// The time to live that the backend gave it.
+    /// The time to live in the backend.
     pub(crate) ttl: Duration,
     pub(crate) contents: Contents,
-    /// The backend's own, for the next write.
+    /// The backend's hint for the next write.
     pub(crate) hint: Hint,
-    /// The record is not encrypted as it would be today.
+    /// Whether the record should be encrypted again, because the keyring has changed.
     pub(crate) stale: bool,
 }
 
-/// A session, and the hash of the secret that it was asked for with.
+/// A session, and the hash of the secret that the request came with.
 #[derive(Clone)]
 pub(crate) struct Opened {
     pub(crate) loaded: Arc<Loaded>,
     pub(crate) secret: SecretHash,
 }
 
-/// A record that is there and cannot be read.
+/// A record that exists but cannot be read.
 #[derive(Clone)]
 pub(crate) struct Unreadable {
     pub(crate) id: RecordId,
     pub(crate) error: Error,
-    /// The ID that led there was encrypted with one of our keys: we have issued it.
+    /// Whether the ID was encrypted with one of our keys, which proves that we issued it.
     pub(crate) is_proven: bool,
 }
 
-/// Where an ID leads.
+/// The result of looking up an ID.
 pub(crate) enum Found {
-    /// To no live session.
+    /// There is no live session.
     Nothing,
-    /// To a live session that its secret does not open.
+    /// There is a live session, but the secret does not open it.
     Closed,
     Opened(Opened, Opening),
     Unreadable(Box<Unreadable>),
 }
 
-/// What became of a write.
+/// The result of a write.
 pub(crate) enum WriteOutcome {
     Done(Arc<Loaded>),
     Gone,
-    /// Another request has written: this.
+    /// Another request wrote this.
     Conflict(Arc<Loaded>),
-    /// Another request has written, and what it wrote cannot be read.
+    /// Another request wrote a record that cannot be read.
     Unreadable(Error),
 }
 
-/// What became of a sign-out.
+/// The result of a sign-out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndOutcome {
-    /// This call has ended it.
+    /// This call ended the session.
     Now,
-    /// It had ended before.
+    /// The session had already ended.
     Before,
-    /// It lives on: the secret does not open it.
+    /// The session lives on, because the secret does not open it.
     Refused,
 }
 
@@ -82,31 +82,32 @@ impl Loaded {
         self.id.owner()
     }
 
-    /// Whether changes that were made to this version may be applied to a later one: there was no login or `clear_others` in
-    /// between. A rotation does not matter.
+    /// Returns whether changes made to this version may be applied to a later one.
+    ///
+    /// They may, unless there was a login or a `clear_others` in between. A rotation does not matter.
     pub(crate) fn has_same_login(&self, later: &Contents) -> bool {
         self.contents.logins == later.logins
     }
 }
 
 impl Opened {
-    /// A session that was just stored, by its newest secret.
+    /// Opens a session that was just stored, by its newest secret.
     pub(crate) fn newest(loaded: Arc<Loaded>) -> Self {
         let secret = loaded.contents.hash;
         Self { loaded, secret }
     }
 
-    /// Which of its secrets opens the session as it was loaded, at that time.
+    /// Returns what kind of secret it is for the loaded session at that time, or `None` if it does not open it.
     pub(crate) fn opening(&self, now: u64) -> Option<Opening> {
         self.loaded.contents.opening(&self.secret, now)
     }
 
-    /// Whether its secret is the newest one of the session as it was loaded.
+    /// Returns whether the secret is the newest one of the loaded session.
     pub(crate) fn is_newest(&self) -> bool {
         self.loaded.contents.hash.matches(&self.secret)
     }
 
-    /// The same session as it is by now.
+    /// Replaces the loaded copy by a later one.
     pub(crate) fn at(&self, loaded: Arc<Loaded>) -> Self {
         Self { loaded, secret: self.secret }
     }
@@ -117,7 +118,7 @@ impl Opened {
 }
 
 impl WriteOutcome {
-    /// The session as it is now, if this call has written it.
+    /// Returns the session as written, or the error that the outcome means.
     pub(crate) fn done(self) -> Result<Arc<Loaded>, Error> {
         match self {
             Self::Done(loaded) => Ok(loaded),

@@ -1,4 +1,4 @@
-//! A login under way: the user, and a mark of the user's last clear.
+//! A pending login: the user, and a mark of the user's last clear.
 
 use std::fmt;
 
@@ -6,11 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Mark;
 
-/// A login that is under way, from [`Sessions::login`](crate::Sessions::login): it is refused if its user was signed out
-/// everywhere since it was taken.
+/// A pending login, returned by [`Sessions::login`](crate::Sessions::login). It is refused if the user is signed out everywhere
+/// before it is bound.
 ///
-/// Checking a password takes a tenth of a second. Meanwhile the user may set a new one and end all sessions. A `Login` that is
-/// taken before the check makes sure that the login with the old password does not happen:
+/// Checking a password takes about a tenth of a second. In the meantime the user may set a new password and end all sessions. If
+/// you take a `Login` before the check, the login with the old password is refused:
 ///
 /// ```
 /// # use jam_session::{Error, ErrorKind, Session, Sessions};
@@ -25,9 +25,9 @@ use crate::backend::Mark;
 /// }
 /// ```
 ///
-/// It names the last time that the user was signed out everywhere, and goes by no clock. It is good for fifteen minutes, in every
-/// process over the same store. A sign-in with a second factor keeps it in the visitor's session, and binds it when the code
-/// is right:
+/// A `Login` identifies the user's last sign-out everywhere, and does not depend on clocks. It is valid for fifteen minutes, in
+/// every process that shares the store. For a second factor, keep it in the visitor's session, and bind it once the code is
+/// correct:
 ///
 /// ```
 /// # use jam_session::{Error, ErrorKind, Login, Session, Sessions};
@@ -48,12 +48,16 @@ use crate::backend::Mark;
 /// # }
 /// ```
 ///
-/// Only keep it where its user cannot read or change it: whoever has a `Login` that an application binds, is signed in. A visitor's
-/// session is such a place.
+/// Keep it only where the user can neither read nor change it, such as in the visitor's session. Anyone who can submit a `Login`
+/// that your application binds is signed in.
 ///
-/// With memory and a JSON file, which forget at a restart when users were signed out, it is good until the store is closed. One
-/// case is not noticed: the store has lost all that it knew of the user's sign-outs (Redis has evicted it, or was restored from
-/// an older snapshot), there was none in the fifteen minutes before the login, and one during the login was lost as well.
+/// # Limits
+///
+/// Memory and the JSON file forget sign-outs at a restart, so a `Login` is valid there only until the store is closed.
+///
+/// One case goes unnoticed: Redis lost everything that it knew about the user's sign-outs (by eviction, or because an older
+/// snapshot was restored), the user was not signed out in the fifteen minutes before the login, and a sign-out during the login
+/// was lost as well.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub struct Login {
@@ -61,7 +65,7 @@ pub struct Login {
     pub(crate) mark: Mark,
 }
 
-/// For logs: nothing of the user.
+/// Omits the user, so that it can be logged.
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Login").finish_non_exhaustive()

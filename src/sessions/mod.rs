@@ -261,8 +261,8 @@ impl<B: Backend> Sessions<B> {
     ///
     /// A session that is created during the call either ends, or is listed afterwards.
     ///
-    /// The user's pending [logins](Self::login) are refused. If users can trigger this, limit its rate per user or ask for the
-    /// password. [Otherwise](crate::session#when-a-login-or-a-sign-out-is-refused) a thief who holds one session can keep the owner
+    /// The user's pending [logins](Self::login) are refused. If users can trigger this, limit its rate per user, or ask for the
+    /// password. [Otherwise](crate::session#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner
     /// from signing in.
     ///
     /// # Errors

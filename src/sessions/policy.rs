@@ -1,4 +1,4 @@
-//! The options of [`Sessions`](crate::Sessions): defaults, and what is refused.
+//! The options of [`Sessions`](crate::Sessions): their defaults and their validation.
 
 use std::{sync::Arc, time::Duration};
 
@@ -35,7 +35,7 @@ pub(crate) struct Policy {
     pub(crate) id_factory: Option<IdFactory>,
     pub(crate) on_event: Listener,
     pub(crate) clock: Clock,
-    /// These become the [`Codec`]. [`check`](Self::check) takes the secrets out, so that they are wiped.
+    /// The options from here on become the [`Codec`]. [`check`](Self::check) takes the secrets out, so that they are wiped.
     pub(crate) form: Form,
     pub(crate) max_size: usize,
     pub(crate) serializer: Option<Arc<dyn Serializer>>,
@@ -71,7 +71,7 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// The options, the codec made from them, and the smallest payload that a new session can have.
+    /// Validates the options. Returns them with the codec, and with the smallest payload that a new session can have.
     ///
     /// # Errors
     /// `Config` for an option that cannot work.
@@ -83,10 +83,10 @@ impl Policy {
         if self.namespace.contains(['{', '}']) {
             return refuse("namespace must not contain braces: they decide the slot in a Redis Cluster");
         }
-        // A backend may count in whole milliseconds.
+        // Backends may count in whole milliseconds.
         let too_short = |time: Duration| time < Duration::from_millis(1);
         if self.default_ttl.is_some_and(too_short) {
-            return refuse("default_ttl must not be zero; None is for no idle timeout");
+            return refuse("default_ttl must not be zero: use None for no idle timeout");
         }
         if too_short(self.max_lifetime) || too_short(self.anonymous_lifetime) {
             return refuse("max_lifetime and anonymous_lifetime must not be zero");
@@ -95,7 +95,7 @@ impl Policy {
             return refuse("request_time must not be zero");
         }
         if let Limit::LeastRecent(0) | Limit::Refuse(0) = self.sessions_per_key {
-            return refuse("sessions_per_key must not be zero: nobody could sign in. Limit::none() is for no limit");
+            return refuse("sessions_per_key must not be zero, or no user could sign in: use Limit::none() for no limit");
         }
         if too_short(self.watch_interval) || self.unknown_after.is_some_and(too_short) {
             return refuse("watch_interval and unknown_after must not be zero");
@@ -110,7 +110,7 @@ impl Policy {
         let Some(sid) =
             self.id_factory.as_ref().map_or_else(|| Sid::from_random([0; 16]).ok(), |make| Sid::parse(&make()))
         else {
-            return refuse("the id_factory must give 22 to 43 characters of A-Z, a-z, 0-9, _ and -");
+            return refuse("the id_factory must return 22 to 43 characters of A-Z, a-z, 0-9, _ and -");
         };
         let owners = Owners::new(&self.namespace, pepper.as_deref().map_or(&[], Vec::as_slice))?;
         let keys = keyring.map(|ring| Keys::new(&ring, &self.namespace)).transpose()?.map(Arc::new);
@@ -122,15 +122,15 @@ impl Policy {
         match codec.write(RecordId::new(None, sid), &self.contents(None, data, None)) {
             Ok(smallest) => Ok((self, codec, smallest)),
             Err(error) if error.kind() == ErrorKind::TooLarge => {
-                Err(Error::caused(ErrorKind::Config, "max_size is so small that no session fits in it", error))
+                Err(Error::caused(ErrorKind::Config, "max_size is too small for any session: raise it", error))
             }
-            // The calls that write to a session say what the serializer of the application refuses.
+            // If the application's serializer refuses this value, later writes report it.
             Err(error) if error.kind() == ErrorKind::Data => Ok((self, codec, Bytes::new())),
             Err(error) => Err(error),
         }
     }
 
-    /// What a new session starts with, but for its secret.
+    /// Returns the initial contents of a new session, without its secret.
     pub(crate) fn contents(&self, key: Option<&str>, data: Data, idle: Option<u64>) -> Contents {
         let now = self.clock.now_ms();
         Contents {
@@ -149,13 +149,13 @@ impl Policy {
         }
     }
 
-    /// How long a stream of a session of that idle timeout waits for a lost store at least.
+    /// Returns how long a stream waits at least while the store fails, for a session with this idle timeout.
     pub(crate) fn unknown_after(&self, idle: Option<u64>) -> Duration {
         let idle = idle.map_or(Duration::MAX, Duration::from_millis);
         self.unknown_after.unwrap_or(UNKNOWN_AFTER).min(idle)
     }
 
-    /// When a session that begins at that time ends at the latest.
+    /// Returns the deadline of a session that begins at that time.
     pub(crate) fn deadline(&self, is_signed_in: bool, now: u64) -> u64 {
         now.saturating_add(millis(if is_signed_in { self.max_lifetime } else { self.anonymous_lifetime }))
     }

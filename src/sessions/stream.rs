@@ -1,4 +1,4 @@
-//! Streams: what waits for a session to end, and asks the store while it waits.
+//! Streams: futures that wait for a session to end, and poll the store while they wait.
 
 use std::{
     pin::{Pin, pin},
@@ -22,33 +22,33 @@ use crate::{
     timeout::within,
 };
 
-/// The session that streams wait for, as a request has it.
+/// A watched session, as one request sees it.
 #[derive(Clone)]
 pub(crate) struct Watched {
     watcher: Arc<Watcher>,
-    /// How many logins there were: a later one ends the streams.
+    /// How many logins there have been. A later one ends the streams.
     logins: u32,
-    /// How long they wait for a store that is lost: not the same for all, so that they do not end at one moment.
+    /// How long the streams wait while the store fails. It is random, so that they do not all end at once.
     patience: Duration,
 }
 
-/// A stream that waits for its session to end. It holds nothing of the session.
+/// A stream that waits for its session to end. It holds no session data.
 pub(crate) struct Stream {
     engine: Arc<Engine>,
     watched: Watched,
     place: Option<usize>,
-    /// When it wants to be woken.
+    /// When the stream wakes up next.
     alarm: Option<(Duration, Alarm)>,
 }
 
 impl Engine {
-    /// Watches a session from now on. It was asked for at that time of our clock or later, when there were so many
-    /// [endings](crate::sessions::watchers::Watchers::endings).
+    /// Starts to watch a session. `asked` is when its load began at the earliest, and `endings` is the value of
+    /// [`Watchers::endings`](crate::sessions::watchers::Watchers::endings) at that time.
     pub(crate) fn watch(&self, loaded: &Loaded, endings: u64, asked: Duration) -> Watched {
         let (watchers, now) = (self.watchers(), self.policy().clock.moment());
         let mut known = self.known(loaded, asked);
         if self.is_touch_due(loaded) {
-            // Loading it has told the backend that it is in use.
+            // Loading the session touched it.
             known.ttl = self.ttl_at(known.idle, known.deadline, self.now());
         }
         let unknown_after = self.policy().unknown_after(known.idle);
@@ -58,7 +58,7 @@ impl Engine {
         });
         watcher.tell(|watch| watch.replace(known.logins));
         if watchers.endings() != endings {
-            // It may have ended before anybody watched it.
+            // The session may have ended between the load and this call.
             watcher.hurry(now);
         }
         let third = u64::try_from(unknown_after.as_nanos() / 3).unwrap_or(u64::MAX).max(1);
@@ -66,7 +66,7 @@ impl Engine {
         Watched { watcher, logins: known.logins, patience }
     }
 
-    /// Counts as use of a watched session.
+    /// Touches a watched session.
     pub(crate) async fn use_watched(&self, watched: &Watched) -> Result<(), Error> {
         let _permit = self.permit()?;
         let (watcher, clock) = (&watched.watcher, &self.policy().clock);
@@ -97,7 +97,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Asks the store whether a session is there. This does not count as use.
+    /// Asks the store whether a session is live. This does not count as use.
     async fn look(&self, id: RecordId, known: Known) -> Look {
         let clock = &self.policy().clock;
         let (began, from) = (clock.moment(), clock.elapsed());
@@ -122,7 +122,7 @@ impl Engine {
         let now = self.now();
         match record {
             None => Seen::Gone,
-            // It need not be decoded.
+            // The record is unchanged, so it need not be decoded.
             Some(record) if record.version == known.version && known.deadline > now => Seen::Same(record.ttl),
             Some(record) => match self.read(record.id, record) {
                 Ok(loaded) if loaded.is_live_at(now) => Seen::Changed(self.known(&loaded, at)),
@@ -146,19 +146,19 @@ impl Engine {
 }
 
 impl Watched {
-    /// Whether it is this session.
+    /// Returns whether this session is the watched one.
     pub(crate) fn is(&self, loaded: &Loaded) -> bool {
         self.watcher.id() == loaded.id
     }
 
-    /// The same, for streams that begin by now.
+    /// Returns the same watched session, for streams that begin after its latest login.
     pub(crate) fn since(&self, loaded: &Loaded) -> Self {
         let logins = loaded.contents.logins;
         self.watcher.tell(|watch| watch.replace(logins));
         Self { logins, ..self.clone() }
     }
 
-    /// Why it has ended, if that is known.
+    /// Returns why the session ended, if it is known to have ended.
     pub(crate) fn ending(&self) -> Option<Ending> {
         self.watcher.ending(self.logins)
     }

@@ -1,4 +1,4 @@
-//! Those who write one record take turns, so that conflicts are only with other processes.
+//! One queue per record for the writers of this process, so that only other processes can cause conflicts.
 
 use std::{
     collections::VecDeque,
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::record::id::RecordId;
 
-/// Records that somebody is writing, each with those who wait for it.
+/// The records that are being written, each with a queue of waiting writers.
 #[derive(Default)]
 pub(crate) struct Turns {
     shards: [Mutex<Queues>; 16],
@@ -20,13 +20,13 @@ pub(crate) struct Turns {
 
 type Queues = HashMap<RecordId, VecDeque<oneshot::Sender<()>>>;
 
-/// Holding this is one's turn. Dropped, it is the next one's.
+/// The right to write a record. Dropping it passes it to the next writer.
 pub(crate) struct Turn<'a> {
     queues: &'a Mutex<Queues>,
     id: RecordId,
 }
 
-/// A place in a queue. Dropped, it is left, and a turn that had come already is passed on.
+/// A place in a queue. Dropping it leaves the queue, and passes on a turn that has already come.
 struct QueuedTurn<'a> {
     queues: &'a Mutex<Queues>,
     id: RecordId,
@@ -34,7 +34,7 @@ struct QueuedTurn<'a> {
 }
 
 impl Turns {
-    /// Waits behind those who came first.
+    /// Waits for a turn, first come first served.
     pub(crate) async fn take(&self, id: RecordId) -> Turn<'_> {
         let queues = &self.shards[self.hasher.hash_one(id) as usize % self.shards.len()];
         let call = match lock(queues).entry(id) {
@@ -49,7 +49,7 @@ impl Turns {
             }
         };
         let mut place = QueuedTurn { queues, id, call };
-        // A caller that is dropped without a call is none of a queue: it cannot be.
+        // An error would mean that the sender was dropped without a call, which cannot happen.
         let _ = (&mut place.call).await;
         Turn { queues, id }
     }
@@ -64,7 +64,7 @@ impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut queues = lock(self.queues);
         while let Some(next) = queues.get_mut(&self.id).and_then(VecDeque::pop_front) {
-            // Who has given up waiting does not listen.
+            // A writer that gave up waiting has dropped its receiver.
             if next.send(()).is_ok() {
                 return;
             }

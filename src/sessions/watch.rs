@@ -1,75 +1,79 @@
-//! What is known of a session that streams wait for to end: whether it has, and when the store is asked next.
+//! The state machine of a watched session: whether it has ended, and when the store is polled next.
 //!
-//! [`Watch`] has no lock, no await, no clock and no backend: it is told what happened, and asked what a stream is to hear. The
-//! time that its looks go by is a [moment](crate::clock::Clock::moment).
+//! [`Watch`] has no lock, no await, no clock and no backend. It is told what happened, and asked what a stream should be told.
+//! Its poll times are [moments](crate::clock::Clock::moment).
 
 use std::time::Duration;
 
 use crate::{clock::millis, error::Error};
 
-/// Why [`Session::ended`](crate::Session::ended) has resolved, as precisely as it can be told.
+/// Why [`Session::ended`](crate::Session::ended) resolved, as precisely as this process can know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ending {
-    /// The session was ended: by a sign-out, as one of all sessions of its user, or by its handle. Where another process did
-    /// it, the store has no session any more, and a login that ended it looks the same.
+    /// The session was ended by a sign-out, by a sign-out everywhere, or by its handle.
+    ///
+    /// If another process ended the session, the store no longer has it. A login in another process that ended it looks the
+    /// same.
     SignedOut,
-    /// Its user has signed in again, or has ended all other sessions: the session may live on under a new ID, and the stream
-    /// may belong to a copy of the old one. The browser's own streams come back with the new cookie.
+    /// The user signed in again, or ended all other sessions.
+    ///
+    /// The session may live on under a new ID, and the stream may belong to a stolen copy of the old one. The user's own streams
+    /// can reconnect with the new cookie.
     Replaced,
-    /// It was not used for its idle timeout, or it has come to its absolute timeout.
+    /// The session reached its idle timeout or its absolute timeout.
     Expired,
-    /// These sessions were [closed](crate::Sessions::close), as at the end of a process. The session lives on.
+    /// [`Sessions::close`](crate::Sessions::close) was called, as in a graceful shutdown. The session itself lives on.
     Closed,
-    /// Whether it has ended is not known: for [`unknown_after`](crate::Builder::unknown_after) the store did not answer, or had a
-    /// record that cannot be read.
+    /// It is not known whether the session ended. For [`unknown_after`](crate::Builder::unknown_after), the store did not answer
+    /// or had a record that cannot be read.
     Unknown,
 }
 
-/// What is known of a watched session.
+/// The state of a watched session.
 pub(crate) struct Watch {
     ending: Option<Ending>,
     known: Known,
-    /// When the store is to be asked next.
+    /// When the store is polled next.
     next: Duration,
-    /// Since when it was asked in vain.
+    /// Since when the store has been failing.
     unreachable: Option<Duration>,
     pace: Pace,
 }
 
-/// A session as the store had it when it was last asked.
+/// A session as the store last returned it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Known {
     pub(crate) version: i64,
-    /// How often it was signed in to, or `clear_others` was called, after the first login.
+    /// How many logins and `clear_others` calls there were after the first login.
     pub(crate) logins: u32,
     pub(crate) deadline: u64,
     pub(crate) idle: Option<u64>,
-    /// How long it was to live, and when, by [`Clock::elapsed`](crate::clock::Clock::elapsed).
+    /// The time to live, and when it was read, by [`Clock::elapsed`](crate::clock::Clock::elapsed).
     pub(crate) ttl: Duration,
     pub(crate) at: Duration,
 }
 
-/// How often the store is asked.
+/// How often the store is polled.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     pub(crate) interval: Duration,
-    /// The same while it does not answer.
+    /// The interval while the store fails.
     pub(crate) retry: Duration,
-    /// Different for each record, so that streams which begin at one moment are not looked after at one moment.
+    /// Different for each record, so that streams that begin together are not polled together.
     pub(crate) phase: u64,
 }
 
-/// What a look has shown.
+/// The result of a look at the store.
 #[derive(Debug)]
 pub(crate) enum Seen {
-    /// The record is as it was, and has this time to live.
+    /// The record is unchanged, and has this time to live.
     Same(Duration),
     Changed(Known),
-    /// The record is there, and past its deadline.
+    /// The record exists, but its deadline has passed.
     Expired,
     Gone,
-    /// These sessions are closed.
+    /// The sessions are closed.
     Closed,
     Failed(Error),
 }
@@ -78,10 +82,10 @@ pub(crate) enum Seen {
 #[derive(Debug)]
 pub(crate) struct Look {
     pub(crate) seen: Seen,
-    /// The moments when it began and when it was over.
+    /// The moments when the look began and when it was over.
     pub(crate) began: Duration,
     pub(crate) over: Duration,
-    /// The same by [`Clock::elapsed`](crate::clock::Clock::elapsed).
+    /// The same two times by [`Clock::elapsed`](crate::clock::Clock::elapsed).
     pub(crate) from: Duration,
     pub(crate) to: Duration,
 }
@@ -99,25 +103,26 @@ impl Watch {
         self.ending
     }
 
-    /// The session has ended for every stream. The first reason counts.
+    /// Ends the session for every stream. The first reason counts.
     pub(crate) fn end(&mut self, ending: Ending) {
         self.ending.get_or_insert(ending);
     }
 
-    /// Its user has signed in again: streams that began before that end. Returns whether there may be some.
+    /// Records a login on the session. Returns whether it is a new one, so that older streams may have to end.
     pub(crate) fn replace(&mut self, logins: u32) -> bool {
         let is_later = logins > self.known.logins;
         self.known.logins = self.known.logins.max(logins);
         is_later
     }
 
-    /// It was used, and is to live for this long from now on.
+    /// Records that the session was used, and its new time to live.
     pub(crate) fn used(&mut self, ttl: Duration, now: Duration) {
         (self.known.ttl, self.known.at) = (ttl, now);
     }
 
-    /// What a stream is to hear that began when there were so many logins, and waits for a lost store for no longer than its
-    /// patience.
+    /// Returns why a stream ends, or `None` if it has to wait.
+    ///
+    /// `logins` is the number of logins when the stream began, and `patience` is how long it waits while the store fails.
     pub(crate) fn verdict(&self, logins: u32, patience: Duration, now: Duration) -> Option<Ending> {
         match self.ending {
             Some(ending) => Some(ending),
@@ -127,32 +132,32 @@ impl Watch {
         }
     }
 
-    /// When a stream of this patience gives up, if the store does not answer until then.
+    /// Returns when a stream with this patience gives up, if the store fails until then.
     pub(crate) fn gives_up(&self, patience: Duration) -> Option<Duration> {
         self.unreachable.map(|since| since.saturating_add(patience))
     }
 
-    /// When the next look is due.
+    /// Returns when the next look is due.
     pub(crate) fn next(&self) -> Duration {
         self.next
     }
 
-    /// When it is so late that whoever was to look cannot be waited for.
+    /// Returns when the next look is so late that another stream has to take over.
     pub(crate) fn overdue(&self) -> Duration {
         self.next.saturating_add(self.pace.interval)
     }
 
-    /// The next look is due at once: something may have ended that nobody was told of.
+    /// Makes the next look due at once, because the session may have ended unnoticed.
     pub(crate) fn hurry(&mut self, now: Duration) {
         self.next = self.next.min(now);
     }
 
-    /// A look begins. If it is dropped, the next one has its turn.
+    /// Records that a look begins, and schedules the next one in case this one is dropped.
     pub(crate) fn begin(&mut self, now: Duration) {
         self.next = self.pace.next(self.pace.interval, now);
     }
 
-    /// Takes what a look has shown. Returns whether a stream has to hear of it.
+    /// Takes the result of a look. Returns whether the streams have to be woken.
     pub(crate) fn take(&mut self, look: Look) -> bool {
         let Look { seen, began, over, from, to } = look;
         let unreachable = self.unreachable.take();
@@ -168,7 +173,7 @@ impl Watch {
                 replaced
             }
             Seen::Gone => {
-                // It cannot have expired before the time that it had left was over.
+                // A session whose time to live is not over yet cannot have expired.
                 let had_time = to.saturating_sub(self.known.at) < self.known.ttl;
                 self.end(if had_time { Ending::SignedOut } else { Ending::Expired });
                 true
@@ -192,11 +197,11 @@ impl Watch {
 
 impl Pace {
     pub(crate) fn new(interval: Duration, unknown_after: Duration, phase: u64) -> Self {
-        // A store that is lost for a moment is asked again before any stream gives up.
+        // After a short outage the store is polled again before any stream gives up.
         Self { interval, retry: interval.min(unknown_after / 4), phase }
     }
 
-    /// The next moment that is of this record's phase.
+    /// Returns the next moment in this record's phase.
     fn next(&self, interval: Duration, now: Duration) -> Duration {
         let (interval, now) = (millis(interval).max(1), millis(now));
         let past = (now % interval + interval - self.phase % interval) % interval;

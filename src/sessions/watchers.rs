@@ -1,7 +1,7 @@
 //! The watched sessions of this process: one [`Watcher`] for each record, however many streams wait for its ending.
 //!
-//! There is no task. The streams of a record share its watcher, and one of them drives it: it asks the store when a look is due.
-//! When that stream is dropped, or is not polled, another takes over.
+//! No task is spawned for it. The streams of a record share one watcher, and one of them drives it: that stream asks the store
+//! when a look is due. If it is dropped or no longer polled, another stream takes over.
 
 use std::{
     array,
@@ -26,10 +26,10 @@ use crate::{
 
 /// The watchers of this process.
 pub(crate) struct Watchers {
-    /// Those of one owner are together and in order, so that a `clear` finds them.
+    /// The watchers of one owner are in the same shard and adjacent, so that a `clear` finds them.
     shards: [Mutex<Shard>; 16],
     hasher: DefaultHashBuilder,
-    /// Counts what this process ends.
+    /// Counts the endings by this process.
     endings: AtomicU64,
     draws: AtomicU64,
     closed: AtomicBool,
@@ -37,10 +37,10 @@ pub(crate) struct Watchers {
 
 type Shard = BTreeMap<RecordId, Weak<Watcher>>;
 
-/// A record that streams of this process wait for to end.
+/// A record that streams of this process are watching.
 pub(crate) struct Watcher {
     id: RecordId,
-    /// How many endings there were when it was made.
+    /// The number of endings when the watcher was made.
     made: u64,
     watchers: Arc<Watchers>,
     state: Mutex<State>,
@@ -48,22 +48,22 @@ pub(crate) struct Watcher {
 
 struct State {
     watch: Watch,
-    /// A look that is under way, and not being polled.
+    /// A pending look that no stream is polling right now.
     looking: Option<Looking>,
     streams: Slab<Waker>,
     /// The stream whose turn it is to look.
     driver: Option<usize>,
 }
 
-/// A look at the store that is under way. It goes on in a task if no stream is left to poll it.
+/// A pending look at the store. It continues in a task if no stream is left to poll it.
 pub(crate) type Looking = Detached<(Weak<Watcher>, Look)>;
 
-/// What a stream is to do next.
+/// What a stream does next.
 pub(crate) enum Turn {
     Hear(Ending),
-    /// Go on with that look, or begin one.
+    /// Continue this look, or begin one.
     Look(Option<Looking>),
-    /// Wait until that moment, or until it is woken.
+    /// Wait until this moment, or until the stream is woken.
     Wait(Duration),
 }
 
@@ -78,22 +78,22 @@ impl Watchers {
         })
     }
 
-    /// How many endings there were. What was loaded when there were as many is not known to have ended.
+    /// Returns the number of endings so far. If it has not changed since a session was loaded, this process has not ended it.
     pub(crate) fn endings(&self) -> u64 {
         self.endings.load(SeqCst)
     }
 
-    /// The same, for an ending that begins: a session that was watched before is surely ended by it.
+    /// Counts an ending that begins, and returns the number before it. The ending covers every session watched before that.
     pub(crate) fn begin(&self) -> u64 {
         self.endings.fetch_add(1, SeqCst)
     }
 
-    /// A number, another one each time.
+    /// Returns a pseudorandom number, different each time.
     pub(crate) fn draw(&self) -> u64 {
         self.hasher.hash_one(self.draws.fetch_add(1, SeqCst))
     }
 
-    /// The watcher of this record, or a new one.
+    /// Returns the watcher of a record, or makes one.
     pub(crate) fn watch(self: &Arc<Self>, id: RecordId, new: impl FnOnce() -> Watch) -> Arc<Watcher> {
         let watcher = {
             let mut shard = self.shard(id);
@@ -108,14 +108,14 @@ impl Watchers {
                 }
             }
         };
-        // Read when others can see it: it is told of the closing, or it is told here.
+        // Checked after the watcher is visible to others, so `close` either finds it or is seen here.
         if self.is_closed() {
             watcher.end(Ending::Closed);
         }
         watcher
     }
 
-    /// That session has ended.
+    /// Tells the streams of a session that it has ended.
     pub(crate) fn ended(&self, id: RecordId, ending: Ending) {
         self.begin();
         if let Some(watcher) = self.find(id) {
@@ -123,7 +123,7 @@ impl Watchers {
         }
     }
 
-    /// The user of that session has signed in to it again.
+    /// Tells the streams of a session that its user signed in again.
     pub(crate) fn replaced(&self, id: RecordId, logins: u32) {
         self.begin();
         if let Some(watcher) = self.find(id) {
@@ -131,7 +131,9 @@ impl Watchers {
         }
     }
 
-    /// All sessions of that owner have ended but the one that is kept, by an ending that [began](Self::begin) then.
+    /// Tells the streams of an owner that all its sessions have ended, except the one that is kept.
+    ///
+    /// `began` is what [`begin`](Self::begin) returned.
     pub(crate) fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64, now: Duration) {
         self.begin();
         let first = RecordId::first_of(owner);
@@ -143,17 +145,17 @@ impl Watchers {
         for watcher in all {
             match watcher.made <= began {
                 true => watcher.end(Ending::SignedOut),
-                // It may have begun after the others had ended.
+                // The session may have begun after the `clear`.
                 false => watcher.hurry(now),
             }
         }
     }
 
-    /// No more looks: all streams hear of it.
+    /// Stops all looks, and ends all streams.
     pub(crate) fn close(&self) {
         self.closed.store(true, SeqCst);
         for shard in &self.shards {
-            // They are dropped without the lock, which their drop takes.
+            // The watchers are dropped outside the lock, because their `drop` takes it.
             let all: Vec<_> = lock(shard).values().filter_map(Weak::upgrade).collect();
             all.iter().for_each(|watcher| watcher.end(Ending::Closed));
         }
@@ -185,7 +187,7 @@ impl Watcher {
         *self.state().watch.known()
     }
 
-    /// What a stream that began when there were so many logins has to hear.
+    /// Returns why a stream that began at this number of logins has ended, if it has.
     pub(crate) fn ending(&self, logins: u32) -> Option<Ending> {
         self.state().watch.verdict(logins, Duration::MAX, Duration::ZERO)
     }
@@ -208,7 +210,7 @@ impl Watcher {
         self.tell(|_| true);
     }
 
-    /// A look is due at once.
+    /// Makes a look due at once.
     pub(crate) fn hurry(&self, now: Duration) {
         self.tell(|watch| {
             watch.hurry(now);
@@ -216,12 +218,12 @@ impl Watcher {
         });
     }
 
-    /// Takes what a look has shown.
+    /// Takes the result of a look.
     pub(crate) fn take(&self, look: Look) {
         self.tell(|watch| watch.take(look));
     }
 
-    /// Changes what is known, and wakes the streams if they have to hear of it.
+    /// Changes the state, and wakes the streams if `change` returns `true`.
     pub(crate) fn tell(&self, change: impl FnOnce(&mut Watch) -> bool) {
         let wakers: Vec<_> = {
             let mut state = self.state();
@@ -233,7 +235,7 @@ impl Watcher {
         wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// What a stream is to do next. It is woken when that changes.
+    /// Returns what a stream does next. The stream is woken when that changes.
     pub(crate) fn turn(
         &self,
         place: &mut Option<usize>,
@@ -269,12 +271,12 @@ impl Watcher {
         Turn::Wait(watch.gives_up(patience).map_or(next, |at| at.min(next)))
     }
 
-    /// Keeps a look that is not over. Returns when the stream that drives it gives up.
+    /// Keeps a pending look. Returns when the stream that drives it gives up.
     pub(crate) fn keep(&self, looking: Looking, patience: Duration) -> Option<Duration> {
         let mut state = self.state();
         if state.watch.ending().is_some() {
             drop(state);
-            // It is not needed any more. The stream is woken already.
+            // The look is no longer needed, and the stream has already been woken.
             drop(looking);
             return None;
         }
@@ -285,7 +287,7 @@ impl Watcher {
         gives_up
     }
 
-    /// A stream goes. If it has driven the watcher, another one does from now on.
+    /// Removes a stream. If it was driving the watcher, another one takes over.
     pub(crate) fn leave(&self, place: usize) {
         let (next, looking) = {
             let mut state = self.state();
@@ -298,7 +300,8 @@ impl Watcher {
             let looking = if next.is_none() { state.looking.take() } else { None };
             (next, looking)
         };
-        // It goes on in a task: a session that makes a new stream for each message must reach the store, too.
+        // Dropping a look continues it in a task. Otherwise a handler that makes a new stream for each message would never
+        // complete one.
         drop(looking);
         if let Some(next) = next {
             next.wake();
@@ -313,7 +316,7 @@ impl Watcher {
 impl Drop for Watcher {
     fn drop(&mut self) {
         let mut shard = self.watchers.shard(self.id);
-        // Another one may have taken its place already.
+        // A new watcher may already have taken its place.
         if shard.get(&self.id).is_some_and(|watcher| watcher.strong_count() == 0) {
             shard.remove(&self.id);
         }
@@ -321,6 +324,6 @@ impl Drop for Watcher {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No code of the application runs under the lock, so nothing can have stopped halfway.
+    // No application code runs under the lock, so a poisoned state cannot be half-changed.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

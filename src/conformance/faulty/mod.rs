@@ -63,7 +63,7 @@ use crate::{
 /// ```
 ///
 /// An update whose answer was lost may be retried after another request has written. A backend that can lose answers should
-/// [recognise the retry](crate::backend#calls-that-are-repeated). [`MemoryBackend`](crate::MemoryBackend) never loses an
+/// [recognise the retry](crate::backend#retries). [`MemoryBackend`](crate::MemoryBackend) never loses an
 /// answer, so it does not recognise the retry and answers with an error.
 pub struct Faulty<B> {
     backend: Arc<B>,

@@ -1,4 +1,4 @@
-//! The builder of [`RedisSessions`]: the source, its options, and connecting.
+//! The builder of [`RedisSessions`]: which server to use, its options, and connecting.
 
 use std::{fmt, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     sessions::{Sessions, builder::Builder},
 };
 
-/// A Redis to connect to: the input of [`RedisSessions`]' [`Builder`].
+/// The Redis server to connect to, as part of the [`Builder`] of [`RedisSessions`].
 pub struct RedisServer {
     uri: String,
     source: Result<Source, Failure>,
@@ -35,12 +35,12 @@ impl RedisSessions {
     /// `unix:///path/to.sock[?db=0&pass=…]`.
     ///
     /// # Errors
-    /// Those of [`Builder::connect`].
+    /// The errors of [`Builder::connect`].
     pub async fn connect(uri: impl Into<String>) -> Result<Self, Error> {
         Self::builder(uri).connect().await
     }
 
-    /// Returns a builder. Nothing is checked before [`connect`](Builder::connect).
+    /// Returns a builder. Nothing is checked until [`connect`](Builder::connect).
     pub fn builder(uri: impl Into<String>) -> Builder<RedisServer> {
         let uri = uri.into();
         let source = Source::server(&uri);
@@ -49,10 +49,10 @@ impl RedisSessions {
 }
 
 impl Builder<RedisServer> {
-    /// Finds the master called `name` through these sentinels, and follows failovers.
+    /// Finds the master with this name through Sentinel, and follows failovers.
     ///
-    /// The sentinels are given as URIs. The URI of the builder supplies the scheme, credentials and database for the master; its
-    /// host is not used.
+    /// Pass the URIs of the sentinels. The builder's own URI supplies the scheme, credentials and database for the master; its host
+    /// is not used.
     ///
     /// ```no_run
     /// # async fn doc() -> Result<(), jam_session::Error> {
@@ -75,9 +75,9 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Uses a Redis Cluster. The URI of the builder and these URIs are nodes of it.
+    /// Connects to a Redis Cluster. The builder's URI and these URIs name some of its nodes.
     ///
-    /// One reachable node is enough to find the others, so name as many as you know.
+    /// One reachable node is enough to find the others. Name several, in case one is down.
     ///
     /// ```no_run
     /// # async fn doc() -> Result<(), jam_session::Error> {
@@ -97,11 +97,11 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Uses a connection that the application already has, in place of the URI.
+    /// Uses an existing connection of the application instead of the URI.
     ///
-    /// Any connection of [`redis`] works, and any pool that implements [`ConnectionLike`]. It must reconnect by itself, as
-    /// `ConnectionManager` and `ClusterConnection` do, because it is never replaced. It must neither read from replicas nor
-    /// cache.
+    /// Any connection of [`redis`] works, and so does any pool that implements [`ConnectionLike`]. It must reconnect by itself, as
+    /// `ConnectionManager` and `ClusterConnection` do, because it is never replaced. It must not read from replicas, and it must
+    /// not cache.
     pub fn connection(mut self, connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         self.from.source = Ok(Source::Own(Box::new(connection)));
         self
@@ -115,11 +115,11 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Limits the time of one operation, including reconnecting and a retry. Default: 750 ms; allowed: 50 ms to 4 s.
+    /// Sets the time limit of one operation, including reconnecting and a retry. From 50 ms to 4 s. Default: 750 ms.
     ///
-    /// Connecting to a server, or to the master behind Sentinel, may take two thirds of it, and always half a second.
+    /// Connecting to a server, or to the master behind Sentinel, may take two thirds of this time, but at least half a second.
     ///
-    /// The server refuses a write that reaches it after the deadline. For this, its clock is compared with ours at every
+    /// The server refuses a write that arrives after the deadline. To make this work, its clock is compared with ours at every
     /// answer.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.from.deadline = deadline;
@@ -128,14 +128,14 @@ impl Builder<RedisServer> {
 
     /// Connects, and returns the sessions.
     ///
-    /// Every operation is tried once, on Redis keys of its own. If the server refuses some of them for a reason that may pass,
-    /// such as used-up memory, a warning is logged and `connect` succeeds.
+    /// It tries every operation once, on separate Redis keys. If the server refuses some of them for a temporary reason, such as
+    /// used-up memory, a warning is logged and `connect` succeeds.
     ///
     /// # Errors
-    /// [`ErrorKind::Config`] for whatever no retry mends: an invalid option or URI, wrong credentials, missing rights, a failed
-    /// TLS handshake, a database that does not exist, a server older than Redis 6.2, or one of another kind than the builder
-    /// says. The message names the cause; [the module](crate::stores::redis#troubleshooting) lists them.
-    /// [`ErrorKind::Unavailable`] if no server can be reached, unless [`lazy`](Self::lazy) is set.
+    /// * [`ErrorKind::Config`] if a retry cannot help: an invalid option or URI, wrong credentials, missing rights, a failed TLS
+    ///   handshake, a database that does not exist, a server older than Redis 6.2, or a server of another kind than the builder
+    ///   says. The message names the cause: see [troubleshooting](crate::stores::redis#troubleshooting).
+    /// * [`ErrorKind::Unavailable`] if no server can be reached, unless [`lazy`](Self::lazy) is set.
     pub async fn connect(self) -> Result<RedisSessions, Error> {
         let (server, policy, codec) = self.check()?;
         if server.deadline < MIN_DEADLINE || server.deadline > MAX_DEADLINE {
@@ -161,7 +161,7 @@ impl fmt::Debug for RedisServer {
     }
 }
 
-/// Checks the server, prepares the first operation, and tries all of them. What the server refuses for now is only logged.
+/// Checks the server, prepares the first operation, and tries all of them. Temporary refusals are only logged.
 async fn greet(backend: &RedisBackend, owner: Owner) -> Result<(), Failure> {
     let link = backend.link();
     link.watch();

@@ -461,7 +461,7 @@ impl Drop for Waiting<'_> {
 }
 
 const CLOSED: Failure =
-    Failure::new(FailureKind::Lost, "the sessions were closed, and the connection to Redis with them");
+    Failure::new(FailureKind::Lost, "the connection to Redis is closed, because the sessions were closed");
 /// After so long, and again after so long, a slow operation asks whether its connection is still there.
 const PULSE: Duration = Duration::from_millis(50);
 /// The number of no connection.

@@ -18,36 +18,36 @@ use super::{
 };
 use crate::clock::millis;
 
-/// One result of [`doctor`](crate::Sessions::doctor). It prints as one line.
+/// One result of [`doctor`](crate::Sessions::doctor). Its `Display` is one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Finding {
-    /// How much it matters.
+    /// The severity.
     pub level: Level,
     /// The topic, as one word: `version`, `memory`, `persistence`, …
     pub subject: &'static str,
-    /// The finding, and what to do about it.
+    /// What was found, and what to do about it.
     pub message: String,
 }
 
-/// How much a [`Finding`] matters.
+/// The severity of a [`Finding`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Level {
-    /// Nothing to do.
+    /// No action is needed.
     Fine,
-    /// Sessions can be lost in a way that a setting would prevent.
+    /// Changing a setting would prevent a loss of sessions.
     Advice,
-    /// Sessions do not work, or will not.
+    /// Sessions do not work, or will stop working.
     Problem,
 }
 
 impl RedisSessions {
-    /// Checks the server and returns what an operator should know: version, eviction, persistence, replicas, latency, clock, and
+    /// Checks the server and returns findings for the operator: version, eviction, persistence, replicas, latency, clock, and
     /// whether every operation works.
     ///
-    /// For the last one it runs every operation once on each server, on Redis keys of its own that it removes again. Settings that a managed server does not reveal are left out. A server that cannot be reached is a finding,
-    /// not an error.
+    /// It runs every operation once on each server, on separate Redis keys that it removes afterwards. Settings that a managed
+    /// server does not reveal are left out. If a server cannot be reached, that is a finding and not an error.
     ///
     /// ```no_run
     /// # use jam_session::RedisSessions;
@@ -68,7 +68,7 @@ impl RedisSessions {
 pub(super) async fn admit(backend: &RedisBackend) -> Result<(), Failure> {
     let link = backend.link();
     let infos = match infos(link).await {
-        // Without the right to ask, it can only be tried.
+        // Without the right to run `INFO`, the only way is to try.
         Err(failure) if failure.kind == FailureKind::Denied && failure.to_string().ends_with("NOPERM") => {
             return match link.source() {
                 Source::Server(_) => selftest::all_slots(backend).await,
@@ -98,7 +98,7 @@ async fn examine(backend: &RedisBackend) -> Vec<Finding> {
     let link = backend.link();
     let mut findings = Vec::new();
     match infos(link).await {
-        Ok(infos) if infos.is_empty() => findings.push(fine("server", "it does not tell its version")),
+        Ok(infos) if infos.is_empty() => findings.push(fine("server", "it does not report its version")),
         Ok(infos) => infos.iter().for_each(|info| look_at(info, &mut findings)),
         Err(failure) if failure.kind == FailureKind::Denied => {
             findings.push(fine("server", "no right to run INFO, so version, memory and persistence are unknown"));
@@ -117,7 +117,7 @@ async fn examine(backend: &RedisBackend) -> Vec<Finding> {
     said
 }
 
-/// Runs every verb once on each server.
+/// Runs every backend method once on each server.
 async fn try_all(backend: &RedisBackend, findings: &mut Vec<Finding>) {
     let Ok(owners) = selftest::owners(backend).await else { return };
     let before = findings.len();
@@ -158,14 +158,14 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
         ("" | "0", _) => findings.push(finding(
             Level::Advice,
             "memory",
-            "there is no limit: when the machine runs out of memory, the server is killed and all sessions with it. Set maxmemory",
+            "there is no limit: if the machine runs out of memory, the server is killed and all sessions are lost. Set maxmemory",
         )),
         (_, policy @ ("noeviction" | "volatile-ttl")) => findings.push(fine("memory", format!("limited, {policy}"))),
         (_, policy) => findings.push(finding(
             Level::Advice,
             "memory",
-            format!("maxmemory-policy {policy} may evict the key of a user who is signed in, which ends all of that user's \
-                sessions: use volatile-ttl, which takes visitors first, or noeviction"),
+            format!("maxmemory-policy {policy} may evict the key of a user who is signed in, which ends all sessions of that \
+                user. Use volatile-ttl, which evicts visitors first, or noeviction"),
         )),
     }
     match info.get("aof_enabled") {
@@ -173,25 +173,25 @@ fn look_at(info: &Info, findings: &mut Vec<Finding>) {
             findings.push(finding(
                 Level::Problem,
                 "persistence",
-                "the append-only file cannot be written: look at the server's log and disk",
+                "the append-only file cannot be written: check the server's log and disk",
             ));
         }
         _ if info.get("rdb_last_bgsave_status") == "err" => findings.push(finding(
             Level::Problem,
             "persistence",
-            "the last snapshot failed, and the server refuses writes until one succeeds: look at its log and disk",
+            "the last snapshot failed, and the server refuses writes until one succeeds: check its log and disk",
         )),
         "0" => findings.push(finding(
             Level::Advice,
             "persistence",
-            "there is no append-only file: a crash undoes all changes since the last snapshot, logouts included. Set \
+            "there is no append-only file: a crash undoes all changes since the last snapshot, including logouts. Set \
                 appendonly yes",
         )),
         _ => {}
     }
     match info.get("connected_slaves") {
         "" => {}
-        "0" => findings.push(fine("replicas", "none: while this server is down, no session can be read")),
+        "0" => findings.push(fine("replicas", "none: no session can be read while this server is down")),
         replicas => findings.push(fine("replicas", format!("{replicas} connected"))),
     }
 }
@@ -215,8 +215,8 @@ async fn look_at_config(link: &Link, findings: &mut Vec<Finding>) {
         findings.push(finding(
             Level::Advice,
             "replicas",
-            "a master that was cut off goes on accepting writes, which a failover then loses. Set min-replicas-to-write 1 \
-                and min-replicas-max-lag 2",
+            "a master that is cut off keeps accepting writes, which a failover then loses. Set min-replicas-to-write 1 and \
+                min-replicas-max-lag 2",
         ));
     }
     if config(link, "cluster-require-full-coverage").await.is_ok_and(|full| full == "yes")
@@ -225,7 +225,7 @@ async fn look_at_config(link: &Link, findings: &mut Vec<Finding>) {
         findings.push(finding(
             Level::Advice,
             "cluster",
-            "while one shard is down, all of them refuse: set cluster-require-full-coverage no",
+            "while one shard is down, all others refuse requests, too. Set cluster-require-full-coverage no",
         ));
     }
 }
@@ -256,12 +256,12 @@ async fn look_at_time(link: &Link, findings: &mut Vec<Finding>) {
             Level::Advice,
             "clock",
             format!(
-                "{:.1} s {} ours: let all machines use the same time server",
+                "{:.1} s {} ours: synchronize all machines with the same time server",
                 ahead.unsigned_abs() as f64 / 1000.0,
                 if ahead > 0 { "ahead of" } else { "behind" }
             ),
         )),
-        _ => findings.push(fine("clock", "in step with ours")),
+        _ => findings.push(fine("clock", "in sync with ours")),
     }
 }
 
@@ -279,14 +279,14 @@ impl Info {
         self.0.get(name).map_or("", String::as_str)
     }
 
-    /// Valkey names here the Redis version that it is compatible with.
+    /// For Valkey, this is the Redis version that it is compatible with.
     fn version(&self) -> Option<(u32, u32)> {
         let mut parts = self.get("redis_version").split('.');
         Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
     }
 }
 
-/// Asks for `INFO`: of every server, in a Cluster.
+/// Runs `INFO`, in a Cluster on every server.
 async fn infos(link: &Link) -> Result<Vec<Info>, Failure> {
     let answer = link.send_one(redis::cmd("INFO"), 0, link.patience()).await?;
     let mut texts = Vec::new();
@@ -304,7 +304,7 @@ async fn config(link: &Link, name: &str) -> Result<String, Failure> {
     value.cloned().ok_or_else(Failure::garbage)
 }
 
-/// Collects all strings of an answer in order. How they are nested depends on the protocol and the topology.
+/// Collects all strings of an answer in order. Their nesting depends on the protocol and the topology.
 fn collect_texts(answer: &Value, texts: &mut Vec<String>) {
     match answer {
         Value::BulkString(bytes) => texts.push(String::from_utf8_lossy(bytes).into_owned()),

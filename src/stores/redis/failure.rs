@@ -1,4 +1,4 @@
-//! Failures of Redis, free of keys, commands and URIs.
+//! Redis errors, without the Redis keys, commands and URIs that they may quote.
 
 use std::{borrow::Cow, error::Error as StdError, fmt, io, sync::Arc};
 
@@ -28,11 +28,11 @@ pub(super) enum FailureKind {
     Denied,
     /// The slot is on another node of the Cluster, or on its way there.
     Moved,
-    /// The server refused for a reason that may pass: `LOADING`, `CLUSTERDOWN`, `OOM`, …
+    /// The server refused for a temporary reason: `LOADING`, `CLUSTERDOWN`, `OOM`, …
     Refused,
-    /// The key holds something else than it should.
+    /// The Redis key has another type than expected.
     OtherType,
-    /// The answer does not fit the question.
+    /// The answer does not match the command.
     Garbage,
     /// The options cannot work with this server.
     Config,
@@ -48,10 +48,10 @@ impl Failure {
     }
 
     pub(super) fn garbage() -> Self {
-        Self::new(FailureKind::Garbage, "Redis sent an answer that does not fit the question")
+        Self::new(FailureKind::Garbage, "Redis sent an answer that does not match the command")
     }
 
-    /// A failure that no retry mends.
+    /// Returns whether a retry cannot help.
     pub(super) fn lasts(&self) -> bool {
         matches!(self.kind, FailureKind::Denied | FailureKind::Config)
     }
@@ -90,7 +90,7 @@ impl Failure {
         Self { kind, detail: detail.into() }
     }
 
-    /// A right that is missing in the ACL of the user. Of the server's text only the name of a command is kept.
+    /// Reads which right the ACL of the user lacks. Only the name of the command is kept from the server's text.
     fn no_right(details: &str) -> Self {
         let command = details.split_once("run the '").and_then(|(_, rest)| rest.split_once('\'')).map(|(name, _)| name);
         let is_name = |name: &&str| {
@@ -221,18 +221,18 @@ fn code(kind: ServerErrorKind) -> &'static str {
 /// What an error code means, and what to do about it.
 fn cause(code: &str) -> Option<&'static str> {
     Some(match code {
-        "LOADING" => "Redis is still loading its data",
+        "LOADING" => "Redis is still loading its data; wait",
         "BUSY" => "a slow script blocks Redis",
         "OOM" => "Redis has used up its memory; raise maxmemory, or set maxmemory-policy volatile-ttl",
         "MISCONF" => "Redis cannot save to its disk and refuses writes; see its log",
         "READONLY" => "the Redis server is a replica; connect to its master",
-        "MASTERDOWN" => "the Redis server is a replica and has lost its master",
-        "NOREPLICAS" => "the Redis master has fewer replicas than min-replicas-to-write",
-        "CLUSTERDOWN" => "a part of the Redis Cluster is down",
+        "MASTERDOWN" => "the Redis server is a replica that has lost its master; start the master",
+        "NOREPLICAS" => "the Redis master has fewer replicas than min-replicas-to-write; start them",
+        "CLUSTERDOWN" => "a part of the Redis Cluster is down; start its nodes",
         "MOVED" | "ASK" | "TRYAGAIN" => "a slot of the Redis Cluster is being moved",
-        "NOAUTH" => "Redis asks for a password, and the URI has none",
+        "NOAUTH" => "Redis requires a password, and the URI has none",
         "WRONGPASS" => "Redis does not accept the credentials",
-        "WRONGTYPE" => "a Redis key of this namespace holds something else; does another application write there?",
+        "WRONGTYPE" => "a Redis key of this namespace holds foreign data: check whether another application writes to it",
         _ => return None,
     })
 }
@@ -254,7 +254,7 @@ pub(super) const SOME_RIGHT: Failure = Failure::new(
 );
 pub(super) const NO_COMMAND: Failure = Failure::new(
     FailureKind::Config,
-    "the server does not know a command that sessions need; is it a sentinel, or a server that is only compatible in part?",
+    "the server does not know a command that sessions need: it may be a sentinel, or only partly compatible with Redis",
 );
 pub(super) const SENTINEL: Failure = Failure::new(
     FailureKind::Config,
@@ -288,20 +288,20 @@ const UNTRUSTED: Failure = Failure::new(
 );
 const OTHER_HOST: Failure = Failure::new(
     FailureKind::Config,
-    "the TLS certificate of the Redis server is for another host: use a host name in the URI that it is for",
+    "the TLS certificate of the Redis server is for another host: use a host name that it contains",
 );
 const EXPIRED: Failure =
     Failure::new(FailureKind::Config, "the TLS certificate of the Redis server has expired: renew it");
 const NOT_YET: Failure =
     Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not valid yet: check the clocks");
 const BAD_CERTIFICATE: Failure =
-    Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not one for a server");
+    Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not a server certificate");
 const TLS_ENDED: Failure = Failure::new(
     FailureKind::Config,
     "the Redis server ended the TLS handshake; if it wants a client certificate, set tls-auth-clients no",
 );
 pub(super) const NO_COMMON_TLS: Failure =
-    Failure::new(FailureKind::Config, "the Redis server and this process have no TLS version and cipher in common");
+    Failure::new(FailureKind::Config, "the Redis server and this process have no TLS version or cipher suite in common");
 /// What may have to be found in a text.
 const KNOWN: [Failure; 13] = [
     CREDENTIALS,

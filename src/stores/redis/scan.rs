@@ -344,7 +344,7 @@ impl Place {
         let place = (number(parts.next()), number(parts.next()), number(parts.next()), parts.next());
         match place {
             (Some(server), Some(cursor), Some(over), None) => Ok(Self { server, cursor, over }),
-            _ => Err(Error::new(ErrorKind::Data, "this cursor is not from a scan of Redis").into()),
+            _ => Err(Error::new(ErrorKind::Data, "the cursor is not from a scan of Redis").into()),
         }
     }
 }
