@@ -4,9 +4,9 @@
 //! cargo run --release --manifest-path benches/Cargo.toml --features calls --bin calls
 //! ```
 //!
-//! 32 tasks load one session each, or load and update it, at the same time. All instructions for this are counted: those of the
-//! store, redis-rs and tokio. `--guard` fails if they exceed the count in `benches/instructions-redis.txt` by 15 %. `--write` rewrites
-//! that file.
+//! 32 tasks load one session each, or load and update it, at the same time. All instructions for this are counted: those of
+//! the store, redis-rs and tokio. `--guard` fails if they exceed the count in `benches/instructions-redis.txt` by 15 %.
+//! `--write` rewrites that file.
 
 use std::{env, hint::black_box, process::ExitCode, time::Duration};
 
@@ -52,16 +52,16 @@ fn main() -> ExitCode {
 }
 
 const HEAD: &str = "\
-# Instructions of a call of the Redis store, of which 32 are under way; 15 % more fail `.ci/run`. When the cost has changed for a
-# reason, or has fallen, so that it may not rise again:
+# Instructions per call of the Redis store, with 32 concurrent calls. `.ci/run` fails if a count rises by 15 %. If a cost has
+# risen for a good reason, or has fallen and should not rise again, run
 #
 #   cargo run --release --manifest-path benches/Cargo.toml --features calls --bin calls -- --write
 #
-# and say in the commit why.
+# and give the reason in the commit.
 ";
 
-/// Measures a load, or a load and an update. Takes the minimum of several runs, because on a busy machine slow calls trigger extra
-/// checks of the connection.
+/// Measures a load, or a load and an update. Takes the minimum of several runs, because on a busy machine slow calls trigger
+/// extra checks of the connection.
 fn instructions(call: usize) -> i64 {
     let count = |updates: bool| {
         let counts = (0..RUNS).map(|_| guard::instructions(&["--count", &updates.to_string()]));

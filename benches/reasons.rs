@@ -1,5 +1,5 @@
-//! The figures for the README: how many parallel writes are lost, whether a slow request undoes a sign-out, and how long it takes to
-//! list and to end a user's sessions. tower-sessions does the same work in the same run.
+//! The figures for the README: how many parallel writes are lost, whether a slow request undoes a sign-out, and how long it
+//! takes to list and to end a user's sessions. tower-sessions does the same work in the same run.
 //!
 //! ```sh
 //! cargo run --release --manifest-path benches/Cargo.toml --bin reasons                      # memory

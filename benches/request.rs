@@ -86,13 +86,13 @@ fn guard() -> Guard<'static> {
 }
 
 const HEAD: &str = "\
-# Instructions a request of jam-session on memory, above a layer that inserts an Arc; 15 % more fail `.ci/run`. Other versions
-# of Rust and of the dependencies count differently, for which a part of that is. When the cost has changed for a reason, or
-# has fallen, so that it may not rise again:
+# Instructions per request of jam-session on memory, in addition to a layer that inserts an Arc. `.ci/run` fails if a count
+# rises by 15 %; a part of that margin is for other versions of Rust and of the dependencies. If a cost has risen for a good
+# reason, or has fallen and should not rise again, run
 #
 #   cargo run --release --manifest-path benches/Cargo.toml --bin request -- --write
 #
-# and say in the commit why.
+# and give the reason in the commit.
 ";
 
 /// Nanoseconds per request of each stack: the fastest of many rounds, in which the stacks take turns.

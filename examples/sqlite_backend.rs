@@ -56,8 +56,8 @@ impl SqliteBackend {
         Ok(Self { connection: Arc::new(Mutex::new(connection)), clock: OnceLock::new() })
     }
 
-    /// Runs a method in an immediate transaction, which holds the write lock from the beginning, on a thread that may block. It runs
-    /// to completion even if the caller gives up, and is either committed or rolled back.
+    /// Runs a method in an immediate transaction, which holds the write lock from the beginning, on a thread that may block.
+    /// It runs to completion even if the caller gives up, and is either committed or rolled back.
     async fn verb<T: Send + 'static>(
         &self,
         verb: impl FnOnce(&Transaction<'_>, i64) -> Result<T> + Send + 'static,

@@ -28,8 +28,8 @@ pub enum ErrorKind {
     NotFound,
     /// 500: the configuration cannot work. The message says what to change.
     Config,
-    /// 503: the store failed, or did not answer in time. Whether a change was applied is unknown. The browser keeps its cookie, so
-    /// a retry may succeed.
+    /// 503: the store failed, or did not answer in time. Whether a change was applied is unknown. The browser keeps its
+    /// cookie, so a retry may succeed.
     Unavailable,
     /// 500: the record exists, but it cannot be read. It is left unchanged.
     Unreadable,
@@ -49,8 +49,8 @@ pub enum ErrorKind {
     /// 401: the request is not signed in. Or a login or a sign-out was refused, because its session has ended, its session has a
     /// newer ID, or the user was signed out everywhere in the meantime.
     Unauthorized,
-    /// 409: the user already has as many sessions as [`sessions_per_key`](crate::Builder::sessions_per_key) allows, and that limit
-    /// [refuses](crate::Limit::refuse) more. End one of them first: [`list`](crate::Sessions::list) returns them.
+    /// 409: the user already has as many sessions as [`sessions_per_key`](crate::Builder::sessions_per_key) allows, and that
+    /// limit [refuses](crate::Limit::refuse) more. End one of them first: [`list`](crate::Sessions::list) returns them.
     Full,
     /// 403: the request came from another site and has no session, so it must not begin a visitor's session.
     ///

@@ -93,8 +93,9 @@ impl Accounts {
         Ok(())
     }
 
-    /// Checks whether this user may end sessions elsewhere now, or returns how long to wait. Ending them refuses pending logins and
-    /// needs no password, so without a limit a thief with a copy of the cookie could keep the owner from signing in.
+    /// Checks whether this user may end sessions elsewhere now, or returns how long to wait. Ending them refuses pending
+    /// logins and needs no password, so without a limit a thief with a copy of the cookie could keep the owner from signing
+    /// in.
     pub(crate) fn may_end(&self, name: &str, ending: Ending) -> Result<(), Duration> {
         within(&self.0.endings, &(name.to_owned(), ending))
     }
@@ -141,7 +142,8 @@ fn hash(password: &str) -> Result<String, password_hash::Error> {
     Ok(Argon2::default().hash_password(password.as_bytes())?.to_string())
 }
 
-/// Hashes passwords on blocking threads. Each hash takes 19 MiB and one core, so running more at a time would only use more memory.
+/// Hashes passwords on blocking threads. Each hash takes 19 MiB and one core, so running more at a time would only use more
+/// memory.
 async fn at_work<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, JoinError> {
     static HASHING: Semaphore = Semaphore::const_new(4);
     let permit = HASHING.acquire().await;

@@ -1,17 +1,17 @@
-//! A complete login to copy: sign in, remember me, a list of devices, changing the password, and a page that asks for the password
-//! again. All pages are rendered on the server, without JavaScript.
+//! A complete login to copy: sign in, remember me, a list of devices, changing the password, and a page that asks for the
+//! password again. All pages are rendered on the server, without JavaScript.
 //!
 //! ```sh
 //! cargo run --example login
 //! ```
 //!
 //! The environment variable `LISTEN` sets the address (default: `127.0.0.1:3000`). `SESSION_STORE` sets the store:
-//! `json:sessions.json` (the default), `memory`, or `redis://HOST` with the feature `redis`. With the default, you are still signed
-//! in after a restart. The cookie `__Host-id` is `Secure`: browsers accept it over HTTPS, and most of them also over plain HTTP from
-//! `localhost` and `127.0.0.1`.
+//! `json:sessions.json` (the default), `memory`, or `redis://HOST` with the feature `redis`. With the default, you are still
+//! signed in after a restart. The cookie `__Host-id` is `Secure`: browsers accept it over HTTPS, and most of them also over
+//! plain HTTP from `localhost` and `127.0.0.1`.
 //!
-//! This file has the routes. The users are in `accounts.rs`, the middleware is in `around.rs`, and the pages are in `pages.rs` and
-//! `style.css`, so that you can replace these one by one.
+//! This file has the routes. The users are in `accounts.rs`, the middleware is in `around.rs`, and the pages are in `pages.rs`
+//! and `style.css`, so that you can replace these one by one.
 
 mod accounts;
 mod around;
@@ -93,7 +93,7 @@ async fn open(store: &str, limited: Limited) -> Result<Sessions, Box<dyn StdErro
         #[cfg(not(feature = "redis"))]
         (kind @ ("redis" | "rediss"), _) => Err(format!("SESSION_STORE: this build has no {kind} store").into()),
         // The rest of the URI may contain a password.
-        (kind, _) => Err(format!("SESSION_STORE: {kind} is not supported: use memory, json:PATH or redis://HOST").into()),
+        (kind, _) => Err(format!("SESSION_STORE must be memory, json:PATH or redis://HOST, not {kind}").into()),
     }
 }
 
@@ -128,8 +128,8 @@ impl FromRef<App> for Accounts {
 }
 
 fn app(app: App) -> Router {
-    // Each IP address gets twenty attempts at once, and then one per three seconds. Behind a proxy, all requests come from the proxy's
-    // address: use `SmartIpKeyExtractor` there, and only there, because any client can send the headers that it reads.
+    // Each IP address gets twenty attempts at once, and then one per three seconds. Behind a proxy, all requests come from the
+    // proxy's address: use `SmartIpKeyExtractor` there, and only there, because any client can send the headers that it reads.
     let attempts = GovernorConfigBuilder::default().per_second(3).burst_size(20).finish().unwrap_or_default();
     let (by_address, accounts) = (attempts.limiter().clone(), app.accounts.clone());
     tokio::spawn(async move {

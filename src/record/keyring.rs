@@ -41,8 +41,8 @@
 //!
 //! # Turning it on
 //!
-//! By default a keyring refuses plain IDs and records, so turning it on signs all users out. To keep existing sessions, take these
-//! steps in order, and deploy each one to all processes before you begin the next.
+//! By default a keyring refuses plain IDs and records, so turning it on signs all users out. To keep existing sessions, take
+//! these steps in order, and deploy each one to all processes before you begin the next.
 //!
 //! 1. `Keyring::new(a)?.opens_only()`: writes plain text, and reads both.
 //! 2. `Keyring::new(a)?.accept_plain_until(time)`: writes encrypted, and reads both until `time`. Set `time` once, to one

@@ -16,12 +16,12 @@ use crate::{
 
 /// The future of [`Session::ended`](crate::Session::ended): resolves to why the session ended.
 ///
-/// It is `'static` and `Unpin`, so `&mut ended` is a future, too. It is fused: after it has resolved, polling it again returns the
-/// same answer.
+/// It is `'static` and `Unpin`, so `&mut ended` is a future, too. It is fused: after it has resolved, polling it again returns
+/// the same answer.
 ///
 /// # Cancel safety
-/// You can drop it and make a new one, for example for each message of a socket. What is known, and when the store is polled next,
-/// is kept in the [`Session`](crate::Session).
+/// You can drop it and make a new one, for example for each message of a socket. What is known, and when the store is polled
+/// next, is kept in the [`Session`](crate::Session).
 #[must_use = "futures do nothing unless polled"]
 pub struct Ended(State);
 

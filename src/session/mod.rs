@@ -552,8 +552,8 @@ impl Session {
     /// later.
     ///
     /// Use it to ask for the password again before a sensitive action. If the password is correct, `bind` a
-    /// [`Login`](crate::Login) of the same user. The session then gets a new ID and a new absolute timeout, and keeps its data and
-    /// its [own idle timeout](Self::set_ttl).
+    /// [`Login`](crate::Login) of the same user. The session then gets a new ID and a new absolute timeout, and keeps its data
+    /// and its [own idle timeout](Self::set_ttl).
     ///
     /// ```
     /// use std::time::Duration;

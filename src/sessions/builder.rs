@@ -104,11 +104,11 @@ impl<T> Builder<T> {
     /// The store counts writes and [touches](Self::touch_interval) as use. The new session is never the one that ends. With
     /// [`Limit::refuse`], a login above the limit fails instead, with [`ErrorKind::Full`].
     ///
-    /// Signing in again in a browser that is already signed in does not add a session. If you lower the limit, it applies from the
-    /// user's next login.
+    /// Signing in again in a browser that is already signed in does not add a session. If you lower the limit, it applies from
+    /// the user's next login.
     ///
-    /// Without a limit, one account can fill the store, and the cost of [`list`](Sessions::list) and [`clear`](Sessions::clear) is
-    /// unbounded.
+    /// Without a limit, one account can fill the store, and the cost of [`list`](Sessions::list) and
+    /// [`clear`](Sessions::clear) is unbounded.
     ///
     /// ```
     /// # use jam_session::{Limit, MemorySessions};
@@ -191,8 +191,8 @@ impl<T> Builder<T> {
     /// Sets a function that makes the public part of session IDs, the handle in [`list`](Sessions::list). Default: a version 4
     /// UUID in base64.
     ///
-    /// It must return 22 to 43 characters of `[A-Za-z0-9_-]`, different each time. The secret part of an ID, 256 random bits, does
-    /// not come from it. Building the sessions calls the function once, to test it.
+    /// It must return 22 to 43 characters of `[A-Za-z0-9_-]`, different each time. The secret part of an ID, 256 random bits,
+    /// does not come from it. Building the sessions calls the function once, to test it.
     pub fn id_factory(mut self, factory: impl Fn() -> String + Send + Sync + 'static) -> Self {
         self.policy.id_factory = Some(Arc::new(factory));
         self

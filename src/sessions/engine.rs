@@ -333,7 +333,10 @@ impl<B: Backend> Engine<B> {
             contents = loaded.contents;
             (sid, retry) = (self.new_sid()?, false);
         }
-        Err(Error::new(ErrorKind::Config, "the id_factory returns names that are already taken: it must return a different one each time"))
+        Err(Error::new(
+            ErrorKind::Config,
+            "the id_factory returns names that are already taken: it must return a different one each time",
+        ))
     }
 
     /// Converts the start of a login for the backend, as of now.
@@ -534,7 +537,8 @@ impl<B: Backend> Engine<B> {
         self.answer(touched, "a session could not be touched")
     }
 
-    /// Decodes a record that the backend returned for this ID. The record of another session is unreadable, whatever ID it claims.
+    /// Decodes a record that the backend returned for this ID. The record of another session is unreadable, whatever ID it
+    /// claims.
     pub(crate) fn read(&self, id: RecordId, record: Record) -> Result<Loaded, Error> {
         let (contents, stale) = self.codec().read(id, &record.payload, self.now())?;
         let Record { version, ttl, hint, .. } = record;

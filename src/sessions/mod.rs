@@ -228,8 +228,8 @@ impl<B: Backend> Sessions<B> {
     /// Ends a session. Succeeds if the session does not exist.
     ///
     /// # Errors
-    /// * [`Unauthorized`](crate::ErrorKind::Unauthorized) if the session exists but this ID is no longer valid for it. The session
-    ///   does not end.
+    /// * [`Unauthorized`](crate::ErrorKind::Unauthorized) if the session exists but this ID is no longer valid for it. The
+    ///   session does not end.
     /// * The errors of [`get`](Self::get).
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub async fn delete(&self, id: impl AsRef<str>) -> Result<(), Error> {

@@ -95,7 +95,9 @@ impl Policy {
             return refuse("request_time must not be zero");
         }
         if let Limit::LeastRecent(0) | Limit::Refuse(0) = self.sessions_per_key {
-            return refuse("sessions_per_key must not be zero, or no user could sign in: use Limit::none() for no limit");
+            return refuse(
+                "sessions_per_key must not be zero, or no user could sign in: use Limit::none() for no limit",
+            );
         }
         if too_short(self.watch_interval) || self.unknown_after.is_some_and(too_short) {
             return refuse("watch_interval and unknown_after must not be zero");

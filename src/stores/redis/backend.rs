@@ -1,4 +1,4 @@
-//! The Redis [`Backend`]: each verb is one command.
+//! The Redis [`Backend`]: each method is one command.
 
 use std::{
     borrow::Cow,
@@ -49,30 +49,30 @@ pub struct RedisBackend {
     extra: i64,
 }
 
-/// A script that writes, and what it is told.
+/// A call of a script that writes.
 pub(super) struct Write<'a> {
     pub(super) script: &'a Script,
     pub(super) key: &'a str,
-    /// The key of a record that ends in the same step.
+    /// The Redis key of a record that the script also ends.
     pub(super) leaves: Option<&'a str>,
-    /// The version that it writes, or the name of a clear: what it is recognised by if it is delivered twice.
+    /// The version to write, or the name of a clear. It identifies a duplicate.
     pub(super) nonce: i64,
-    /// Empty for an anonymous record.
+    /// Empty for a visitor's record.
     pub(super) sid: &'a str,
-    /// The age of the request, for which a clear since then counts.
+    /// The age of the request. A younger clear refuses it.
     pub(super) age: Option<Duration>,
-    /// The caller has called it before.
+    /// Whether the caller retries.
     pub(super) retry: bool,
 }
 
 /// The arguments of a script after those of a [`Write`].
 pub(super) type Args<'a> = Vec<Cow<'a, [u8]>>;
 
-/// What an attempt to write knows.
+/// The context of one attempt to write.
 pub(super) struct Attempt<'a> {
     /// The server's time, in milliseconds since 1970, or a little before.
     pub(super) now: i64,
-    /// When it is too late.
+    /// The server refuses the write after this time.
     not_after: i64,
     /// The last clear of the owner, if the server has named it.
     pub(super) named: &'a [u8],
@@ -85,9 +85,10 @@ pub(super) struct Reply {
 }
 
 impl RedisBackend {
-    /// `visitors` is for how long a visitor's record lives, if it is not given a time of its own.
+    /// `visitors` is the default time to live of a visitor's record.
     pub(super) fn new(link: Link, keys: Keyspace, deadline: Duration, visitors: Duration) -> Self {
-        // A visitor's key lives `KEEP` longer than its record, and a user's has as much to spare as an update does not look at.
+        // A visitor's Redis key lives `KEEP` longer than its record. A user's key has `SPARE` in addition, which the fast path
+        // of an update relies on.
         let extra = i64::try_from(millis(visitors)).unwrap_or(CENTURY).min(CENTURY) + KEEP + SPARE;
         let batches = matches!(link.source(), Source::Server(_) | Source::Sentinel(_)).then(Batches::default);
         Self { link, keys, time: ServerTime::new(), deadline, batches, extra }
@@ -119,7 +120,7 @@ impl RedisBackend {
         }
     }
 
-    /// Sends a script as to a server that does not know its hash. It finds no record.
+    /// Sends a script by its text, as to a server that does not know its hash. It finds no record.
     pub(super) async fn run_by_text(&self, owner: Owner) -> std::result::Result<(), Failure> {
         let key = self.keys.owner(owner);
         let call = ScriptCall { keys: &[&key], args: &[b"x"[..].into()], age: None, again: &AtomicBool::new(false) };
@@ -137,7 +138,7 @@ impl RedisBackend {
         Ok(())
     }
 
-    /// Computed only where it says which server has the key.
+    /// The slot of a Redis key. It is computed only in a Cluster, where it decides which server has the key.
     pub(super) fn slot(&self, key: &str) -> usize {
         if matches!(self.link.source(), Source::Cluster(_) | Source::Own(_)) { slot(key) } else { 0 }
     }
@@ -148,8 +149,9 @@ impl RedisBackend {
 
     /// Runs a script that writes.
     ///
-    /// The server refuses a write that arrives too late by its own clock. It also refuses if its clock is not known yet or was
-    /// set. The refusal tells its time, so the script is then sent a second time. So it is if a create has to name a clear.
+    /// The server refuses a write that arrives too late by its own clock, or if our estimate of that clock is missing or
+    /// outdated. The refusal contains the server's time, and the script is sent a second time. It is also sent again if a
+    /// `create` has to name a clear.
     pub(super) async fn write<'a>(
         &self,
         write: &'a Write<'a>,
@@ -171,7 +173,7 @@ impl RedisBackend {
         let nonce = write.nonce.to_be_bytes();
         let both = write.leaves.map(|leaves| [write.key, leaves]);
         let keys = both.as_ref().map_or(std::slice::from_ref(&write.key), |both| &both[..]);
-        // A refused write was not applied, but one whose answer was lost before the refusal may have been.
+        // The refused write was not applied, but an earlier one whose answer was lost may have been.
         let lost = AtomicBool::new(write.retry);
         let (mut named, mut may_learn, mut may_name) = (Vec::new(), true, NAMINGS);
         loop {
@@ -192,7 +194,7 @@ impl RedisBackend {
                     may_name -= 1;
                 }
                 (NAME, _) => return Err(unknown()),
-                // It may have been created, and that clear may have ended it.
+                // The record may have been created, and then ended by that clear.
                 (CLEARED_SINCE, _) if lost.load(Relaxed) && !write.retry => return Err(unknown()),
                 (REPLACED, rest) => {
                     log::warn!("a Redis key in this namespace held foreign data and was replaced");
@@ -219,19 +221,19 @@ impl RedisBackend {
         Ok((stored.ends > now).then(|| stored.record(id, self.time.at_most(slot, Instant::now()))))
     }
 
-    /// The record that is in the way, unless it has ended since.
+    /// Reads the conflicting record, unless it has ended in the meantime.
     async fn conflict(&self, id: RecordId, reply: Reply, key: &str) -> Result<Option<Record>> {
         if reply.code == LARGE_CONFLICT {
             return self.load(id).await;
         }
         let mut rest = reply.rest.into_iter();
         let (value, payload) = (rest.next().unwrap_or(Value::Nil), rest.next().unwrap_or(Value::Nil));
-        // It was live in the script.
+        // The record was live when the script ran.
         let now = self.time.at_most(self.slot(key), Instant::now());
         Ok(read(value, payload)?.map(|stored| stored.record(id, now)))
     }
 
-    /// The time to live of the Redis key of a record that is to live for `ttl`.
+    /// Returns the time to live of the Redis key of a record with this `ttl`.
     pub(super) fn life(&self, id: RecordId, ttl: i64) -> i64 {
         ttl + if id.owner().is_some() { self.extra } else { KEEP }
     }
@@ -264,7 +266,7 @@ impl Backend for RedisBackend {
         if stored.ends > now {
             return Ok(Some(stored.record(id, now)));
         }
-        // The time is only estimated, and the server's clock may have been set: no session ends by that.
+        // The time is only an estimate, and the server's clock may have been set, so it must not end a session.
         self.look(id, &key).await
     }
 
@@ -279,7 +281,7 @@ impl Backend for RedisBackend {
         let (life, ttl_text, extra) = (self.life(id, ttl).to_string(), ttl.to_string(), self.extra.to_string());
         let expected_bytes = expected.to_be_bytes();
         let until = Instant::now() + self.deadline;
-        // The head that the common path compares, if the update can go that way.
+        // The head that the fast path compares, if the update can take it.
         let head = |value: &NewValue, not_after| match &known {
             Some(known) if ttl > 0 => known.head_for(expected, value, id.owner().is_some(), not_after),
             _ => None,
@@ -424,7 +426,7 @@ impl Stored {
 }
 
 impl Reply {
-    /// Reads a code, the server's time, and the rest. The time alone means that it is done.
+    /// Reads a code, the server's time, and the rest. The time alone means success.
     fn read(answer: Value) -> std::result::Result<(Self, i64), Failure> {
         let parts = match answer {
             Value::Int(now) => return Ok((Self { code: DONE, rest: Vec::new() }, now)),
@@ -445,7 +447,7 @@ impl fmt::Debug for RedisBackend {
     }
 }
 
-/// Reads a value, and what is in the field beside it.
+/// Reads a value, and the payload if it is in a separate field.
 pub(super) fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
     let payload = match payload {
         Value::BulkString(payload) => Some(Bytes::from(payload)),
@@ -459,7 +461,7 @@ pub(super) fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
     }
 }
 
-/// The value of a record, and the payload if it goes into a field beside it.
+/// Builds the value of a record, and the payload if it goes into a separate field.
 pub(super) fn new_value<'a>(record: &'a Record, known: Option<&Known<'_>>) -> (NewValue, &'a [u8]) {
     let is_beside = record.id.owner().is_some() && record.payload.len() > MAX_INLINE;
     let value = NewValue::new(record.version, &record.payload, is_beside, known);
@@ -479,12 +481,12 @@ pub(super) fn unknown() -> Failure {
     Failure::new(FailureKind::Lost, unknown)
 }
 
-/// The field with the payload of a record, if it is not in the record's own.
+/// The field for the payload of a record, if it is separate.
 pub(super) fn beside(sid: &str) -> String {
     [sid, ":"].concat()
 }
 
-/// The field of a user's record; a visitor's has a key of its own.
+/// The field of a user's record. A visitor's record has its own Redis key and no field.
 pub(super) fn sid(id: &RecordId) -> &str {
     if id.owner().is_some() { id.sid() } else { "" }
 }
@@ -494,7 +496,7 @@ pub(super) fn ttl(ttl: Duration) -> i64 {
     i64::try_from(millis(ttl)).unwrap_or(CENTURY).min(CENTURY)
 }
 
-// The codes that scripts answer first.
+// The codes at the beginning of a script's answer.
 pub(super) const DONE: i64 = 1;
 pub(super) const NOT_THERE: i64 = 0;
 const CONFLICT: i64 = 2;
@@ -507,12 +509,12 @@ const LATE: i64 = -1;
 const UNREADABLE: i64 = -2;
 pub(super) const UNKNOWN: i64 = -3;
 
-/// How often a create asks again because of a clear that happens meanwhile.
+/// How often a `create` is sent again because of a concurrent clear.
 const NAMINGS: u32 = 3;
 /// As in `record.lua`, in milliseconds.
 const KEEP: i64 = 10_000;
 /// A thousand seconds, and one more for clocks that differ.
 const SPARE: i64 = 1_001_000;
 const CENTURY: i64 = 100 * 365 * 86_400_000;
-/// A larger value is sent alone: little would be saved.
+/// A larger value is not batched, because little would be saved.
 const MAX_BATCHED: usize = 2048;

@@ -18,17 +18,17 @@ use super::{
 };
 use crate::record::id::RecordId;
 
-/// Collects the updates to one server, which has all keys.
+/// Collects the updates to one server, which has all Redis keys.
 ///
-/// The first update of a batch lets every other task have its turn, and then sends what was collected. If its caller gives up,
-/// or its runtime stands still, the others are sent alone.
+/// The first update of a batch yields once to all other tasks, and then sends what was collected. If its caller gives up, or its
+/// runtime stops, the others are sent alone.
 #[derive(Default)]
 pub(super) struct Batches {
-    /// The last batch. It may be closed.
+    /// The newest batch, which may be closed.
     last: Mutex<Arc<Batch>>,
 }
 
-/// An update of the common path: its value takes the place of one with this head.
+/// An update on the fast path: its value replaces one with this head.
 pub(super) struct Swap {
     pub(super) key: String,
     pub(super) id: RecordId,
@@ -37,10 +37,10 @@ pub(super) struct Swap {
     pub(super) life: String,
 }
 
-/// What became of an update in a batch.
+/// The result of an update in a batch.
 pub(super) enum Batched {
     Done,
-    /// It is to be sent alone. `again` if it may have been applied.
+    /// The update has to be sent alone. `again` means that it may already have been applied.
     Left {
         again: bool,
     },
@@ -48,7 +48,7 @@ pub(super) enum Batched {
 
 #[derive(Default)]
 struct Batch {
-    /// The runtime of the update that sends it.
+    /// The runtime of the update that sends the batch.
     runtime: Option<Handle>,
     /// `None` once it is closed.
     waiting: Mutex<Option<Vec<Waiting>>>,
@@ -59,11 +59,11 @@ struct Waiting {
     answer: oneshot::Sender<Result<Batched, Failure>>,
 }
 
-/// The update that sends the batch. Without it, nobody does.
+/// The update that sends the batch. If it is dropped, the batch is not sent.
 struct First<'a>(&'a Batch);
 
 impl Batches {
-    /// Sends an update together with others. If there are none, it is left.
+    /// Sends an update together with others. If there are none, it is not sent.
     pub(super) async fn send(
         &self,
         swap: Swap,
@@ -97,7 +97,7 @@ impl Batches {
         }
     }
 
-    /// Returns the batch that an update goes with, and whether the update is its first one.
+    /// Returns the batch for an update, and whether the update is its first one.
     fn join(&self, update: Waiting) -> (Arc<Batch>, bool) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let rest = last.add(update);
@@ -111,7 +111,7 @@ impl Batches {
 }
 
 impl Batch {
-    /// Adds an update, or returns it if there is no room.
+    /// Adds an update, or returns it if the batch is full.
     fn add(&self, update: Waiting) -> Option<Waiting> {
         match &mut *self.waiting() {
             Some(waiting) if waiting.len() < MAX_UPDATES => waiting.push(update),
@@ -120,7 +120,7 @@ impl Batch {
         None
     }
 
-    /// Takes the updates that are still waited for. No more are added.
+    /// Takes the updates whose callers are still waiting, and closes the batch.
     fn close(&self) -> Vec<Waiting> {
         let mut waiting = self.waiting().take().unwrap_or_default();
         waiting.retain(|update| !update.answer.is_closed());
@@ -145,7 +145,7 @@ impl Drop for First<'_> {
     }
 }
 
-/// Sends a batch and answers each update. If this future is dropped, they see that there is no answer.
+/// Sends a batch and answers each update. If this future is dropped, the updates get no answer, and notice that.
 async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTime) {
     let (not_after, window) = (time.at(SLOT, until).to_string(), link.window().to_string());
     let keys: Vec<&str> = batch.iter().map(|update| update.swap.key.as_str()).collect();
@@ -164,11 +164,11 @@ async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTim
     });
     let again = again.into_inner();
     for (number, Waiting { answer, .. }) in (1..).zip(batch) {
-        // Nobody may be waiting any more.
+        // The caller may have given up.
         let _ = answer.send(match &left {
             Ok(left) if !left.contains(&number) => Ok(Batched::Done),
             Ok(_) => Ok(Batched::Left { again }),
-            // It may be about another update, and those before that one were applied.
+            // The error may be about another update, and the updates before that one were applied.
             Err(failure) if matches!(failure.kind, FailureKind::OtherType | FailureKind::Refused) => {
                 Ok(Batched::Left { again: true })
             }
@@ -193,9 +193,9 @@ fn read(answer: Value) -> Result<(i64, Vec<i64>), Failure> {
     }
 }
 
-/// More make the others wait for longer than is saved.
+/// A larger batch would delay other operations by more than it saves.
 const MAX_UPDATES: usize = 32;
-/// Of the only server.
+/// The slot of the only server.
 const SLOT: usize = 0;
-/// After so long, and again after so long, an update asks whether its batch will still be sent.
+/// The interval at which an update checks whether its batch will still be sent.
 const PULSE: Duration = Duration::from_millis(50);

@@ -51,8 +51,8 @@ impl RedisSessions {
 impl Builder<RedisServer> {
     /// Finds the master with this name through Sentinel, and follows failovers.
     ///
-    /// Pass the URIs of the sentinels. The builder's own URI supplies the scheme, credentials and database for the master; its host
-    /// is not used.
+    /// Pass the URIs of the sentinels. The builder's own URI supplies the scheme, credentials and database for the master; its
+    /// host is not used.
     ///
     /// ```no_run
     /// # async fn doc() -> Result<(), jam_session::Error> {
@@ -99,9 +99,9 @@ impl Builder<RedisServer> {
 
     /// Uses an existing connection of the application instead of the URI.
     ///
-    /// Any connection of [`redis`] works, and so does any pool that implements [`ConnectionLike`]. It must reconnect by itself, as
-    /// `ConnectionManager` and `ClusterConnection` do, because it is never replaced. It must not read from replicas, and it must
-    /// not cache.
+    /// Any connection of [`redis`] works, and so does any pool that implements [`ConnectionLike`]. It must reconnect by
+    /// itself, as `ConnectionManager` and `ClusterConnection` do, because it is never replaced. It must not read from
+    /// replicas, and it must not cache.
     pub fn connection(mut self, connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         self.from.source = Ok(Source::Own(Box::new(connection)));
         self

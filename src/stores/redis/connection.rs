@@ -1,4 +1,4 @@
-//! The connection to Redis: reconnects, retries once, and keeps a deadline for each operation.
+//! The connection to Redis: reconnecting, one retry, and a deadline for each operation.
 
 use std::{
     pin::pin,
@@ -28,24 +28,24 @@ use super::{
 };
 use crate::{clock::millis, log};
 
-/// A connection that recovers, over any [`Source`].
+/// A connection over any [`Source`] that recovers from failures.
 ///
-/// * A connection that was dropped, or whose server became a replica, is replaced, and the operation is sent again, once. Every
+/// * If a connection was lost, or its server became a replica, it is replaced, and the operation is sent once more. Every
 ///   operation is idempotent; a script is told when its answer was lost.
-/// * A connection that only stays silent is kept, because it may answer again. After three silences in a row, another one is
-///   opened beside it. Silences are counted for each server, because in a Cluster the answers of other nodes say nothing about
-///   a dead one.
-/// * A connection whose runtime nothing drives any more is replaced by one on the caller's runtime.
+/// * If a connection is only silent, it is kept, because it may answer again. After three silences in a row, another
+///   connection is opened beside it. Silences are counted per server, because in a Cluster the answers of other nodes say
+///   nothing about a dead one.
+/// * If the runtime of a connection has stopped, the connection is replaced by one on the caller's runtime.
 /// * The connection of a Cluster reconnects and retries by itself. It is replaced only if that did not help.
-/// * At most one attempt to connect is under way, and callers without a connection wait for it. For 20 ms after a failed
-///   attempt all callers fail at once; the next caller starts another attempt.
+/// * Only one attempt to connect runs at a time, and callers without a connection wait for it. For 20 ms after a failed attempt,
+///   all callers fail at once; the next caller after that starts another attempt.
 pub(super) struct Link(Arc<LinkInner>);
 
 struct LinkInner {
     source: Source,
     deadline: Duration,
     state: Mutex<LinkState>,
-    /// The number of attempts to connect that have ended.
+    /// The number of finished attempts to connect.
     attempts: watch::Sender<u64>,
     silences: Silences,
 }
@@ -53,7 +53,7 @@ struct LinkInner {
 #[derive(Default)]
 struct LinkState {
     connection: Option<Established>,
-    /// The number of that connection, or of the last one.
+    /// The number of the current connection, or of the last one.
     generation: u64,
     since: Option<Instant>,
     building: Option<Attempt>,
@@ -64,7 +64,7 @@ struct LinkState {
     watchers: Vec<AbortHandle>,
 }
 
-/// An attempt to connect that is under way.
+/// A pending attempt to connect.
 struct Attempt {
     number: u64,
     runtime: Handle,
@@ -81,17 +81,17 @@ impl Link {
         &self.0.source
     }
 
-    /// The number of the connection, or of the last one: it is another one when the server has changed, or has started again.
+    /// Returns the number of the connection, or of the last one. It changes when the server changes or restarts.
     pub(super) fn generation(&self) -> u64 {
         self.0.state().generation
     }
 
-    /// When to give up on a question that no request waits for.
+    /// Returns when to give up a background query that no request waits for.
     pub(super) fn patience(&self) -> Instant {
         Instant::now() + self.0.deadline.max(Duration::from_secs(2))
     }
 
-    /// How far ahead of the server's time a write may say that it is too late, in milliseconds.
+    /// Returns how far ahead of the server's time the deadline of a write may be, in milliseconds.
     pub(super) fn window(&self) -> u64 {
         millis(self.0.deadline) + CLOCK_SLACK
     }
@@ -116,7 +116,7 @@ impl Link {
         }
     }
 
-    /// Asks which server holds which slots. `None` if it is not a Cluster, or does not tell.
+    /// Asks which server holds which slots. Returns `None` if it is not a Cluster, or does not answer.
     pub(super) async fn slots(&self) -> Option<Slots> {
         if !matches!(self.0.source, Source::Cluster(_) | Source::Own(_)) {
             return None;
@@ -133,7 +133,7 @@ impl Link {
         result
     }
 
-    /// `None` if the time is up. Most operations are done before the first pulse.
+    /// Returns `None` if the time is up. Most operations finish before the first pulse.
     async fn send_within(
         &self,
         operation: &Operation<'_>,
@@ -141,7 +141,7 @@ impl Link {
         until: Instant,
     ) -> Option<Result<Value, Failure>> {
         let used = AtomicU64::new(NONE);
-        // In a block of its own, so that the second attempt takes its place.
+        // A separate block, so that the second attempt can reuse its space in the future.
         {
             let mut attempt = pin!(self.attempt(operation, &used));
             let mut pulse = since + PULSE;
@@ -165,7 +165,7 @@ impl Link {
         timeout_at(until.into(), self.attempt(operation, &used)).await.ok()
     }
 
-    /// `used` is set to the number of the connection that is waited for.
+    /// Sets `used` to the number of the connection that it waits for.
     async fn attempt(&self, operation: &Operation<'_>, used: &AtomicU64) -> Result<Value, Failure> {
         let (generation, mut channel) = self.connection().await?;
         used.store(generation, Relaxed);
@@ -174,7 +174,7 @@ impl Link {
             done => return done,
         };
         log::debug!(error = %failure, "replacing the connection to Redis");
-        // A replica has written nothing.
+        // A replica has not written anything.
         if failure.kind != FailureKind::Demoted {
             operation.was_lost();
         }
@@ -184,11 +184,10 @@ impl Link {
         operation.send(&mut channel).await
     }
 
-    /// Whether a slow operation waits for something that will never come. `used` is the connection that it was sent on, if any.
+    /// Returns whether a slow operation will never complete. `used` is the connection that it was sent on, if any.
     ///
-    /// * The connection was replaced, or its task has ended. A request that is handed over at that moment is lost, and
-    ///   nothing says so.
-    /// * The runtime that drives the connection, or opens it, exists, but nothing runs it any more.
+    /// * The connection was replaced, or its task has ended. A request that is handed over at that moment is lost silently.
+    /// * The runtime that drives or opens the connection exists, but is no longer running.
     async fn waits_in_vain(&self, used: u64) -> bool {
         let runtime = {
             let state = self.0.state();
@@ -208,13 +207,13 @@ impl Link {
         true
     }
 
-    /// Whether to send the operation again, on another connection.
+    /// Returns whether to send the operation again on another connection.
     fn replaces(&self, generation: u64, failure: &Failure) -> bool {
         match (failure.kind, self.0.source.heals()) {
             (FailureKind::Lost | FailureKind::Garbage, false) => self.0.forget(generation, Duration::ZERO),
-            // It heals itself only for as long as its runtime is there.
+            // It can recover by itself only while its runtime is running.
             (FailureKind::Lost, true) => self.0.has_ended(generation) && self.0.forget(generation, Duration::ZERO),
-            // A server that was a replica a moment ago still is one.
+            // This connection is still to the replica.
             (FailureKind::Demoted, false) => self.0.forget(generation, LEAST_AGE),
             _ => false,
         }
@@ -222,7 +221,7 @@ impl Link {
 
     /// Returns the connection, and opens one if there is none.
     async fn connection(&self) -> Result<(u64, Channel), Failure> {
-        // An attempt may be abandoned, or end with its runtime. The second one is made here.
+        // An attempt may be abandoned, or end with its runtime. Then this caller makes the second one.
         for _ in 0..2 {
             let mut attempts = {
                 let state = self.0.state();
@@ -237,7 +236,8 @@ impl Link {
                 {
                     return Err(failure.clone());
                 }
-                // Subscribe before the lock is released: an attempt takes the lock to settle, and ends after that.
+                // Subscribe before the lock is released. An attempt takes the lock to settle and ends after that, so its end
+                // cannot be missed.
                 self.0.attempts.subscribe()
             };
             let began = Instant::now();
@@ -260,7 +260,7 @@ impl Link {
             if let Some(shared) = weak.upgrade() {
                 let mut state = shared.state();
                 let old = state.connection.take();
-                // An attempt that is under way may lead to the old master.
+                // A pending attempt may lead to the old master.
                 state.generation += 1;
                 drop(state);
                 drop(old);
@@ -288,19 +288,19 @@ impl Drop for Link {
 }
 
 impl LinkInner {
-    /// No code under this lock can panic halfway, so a poisoned lock is used as it is. Nothing foreign is spawned or dropped
-    /// under it: a runtime that shuts down drops a spawned task at once, and that drop would wait for the lock.
+    /// No code under this lock can panic halfway, so a poisoned lock can be used. No task is spawned or dropped under it,
+    /// because a runtime that shuts down drops a spawned task at once, and that drop would wait for the lock.
     fn state(&self) -> MutexGuard<'_, LinkState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a connection was replaced, or will never answer.
+    /// Returns whether a connection was replaced, or will never answer.
     fn has_ended(&self, generation: u64) -> bool {
         let state = self.state();
         state.generation != generation || state.connection.as_ref().is_none_or(Established::has_ended)
     }
 
-    /// Drops a connection unless that was done before, and returns whether to retry.
+    /// Drops a connection, unless it was already dropped, and returns whether to retry.
     fn forget(&self, generation: u64, least_age: Duration) -> bool {
         let mut state = self.state();
         if state.generation != generation {
@@ -315,9 +315,9 @@ impl LinkInner {
         true
     }
 
-    /// Opens a connection if there is none, or `beside` the present one. Does nothing while another attempt is under way.
+    /// Opens a connection if there is none, or `beside` the current one. Does nothing while another attempt is running.
     ///
-    /// It runs in a task of its own, because a caller may be dropped and may have less time than an attempt takes.
+    /// It runs in a separate task, because a caller may be dropped, and may have less time than an attempt takes.
     fn rebuild(self: &Arc<Self>, beside: bool) {
         let Ok(runtime) = Handle::try_current() else { return };
         let building = {
@@ -346,19 +346,19 @@ impl LinkInner {
         });
     }
 
-    /// Gives up an attempt whose runtime stands still, so that another one can be made.
+    /// Abandons an attempt whose runtime has stopped, so that another one can be made.
     fn abandon(&self) {
         self.state().building = None;
         self.attempts.send_modify(|ended| *ended += 1);
     }
 
-    /// Takes over the outcome of an attempt. `false` if the master has changed meanwhile.
+    /// Takes the outcome of an attempt. Returns `false` if the master has changed in the meantime.
     fn settle(&self, number: u64, generation: u64, made: Result<Established, Failure>) -> bool {
         let mut state = self.state();
         let mut old = None;
         match made {
             _ if state.closed => {}
-            // It was abandoned, and another one is made.
+            // The attempt was abandoned, and another one is running.
             _ if state.building.as_ref().is_none_or(|building| building.number != number) => {}
             Ok(_) if state.generation != generation => return false,
             Ok(connection) => {
@@ -404,7 +404,7 @@ impl LinkInner {
     }
 }
 
-/// An attempt to connect. When it ends, even because the runtime shuts down, its drop wakes the callers that wait.
+/// An attempt to connect. Its drop wakes the waiting callers, even if it ends because the runtime shuts down.
 struct Building {
     link: Arc<LinkInner>,
     number: u64,
@@ -422,8 +422,8 @@ impl Drop for Building {
     }
 }
 
-/// An operation that is under way. If its caller gives up after half of the deadline or more, that counts as a silence, because
-/// the caller may have less time than the operation.
+/// A pending operation. If its caller gives up after at least half of the deadline, that counts as a silence, because the
+/// caller may have less time than the operation.
 struct Waiting<'a> {
     shared: &'a Arc<LinkInner>,
     slot: usize,
@@ -443,7 +443,7 @@ impl<'a> Waiting<'a> {
         self.ended = true;
         match result {
             Err(failure) if failure.kind == FailureKind::Silent => self.shared.strike(self.slot),
-            // A connection that heals itself gets a few tries.
+            // A connection that recovers by itself gets a few tries.
             Err(failure) if failure.kind == FailureKind::Lost && self.shared.source.heals() => {
                 self.shared.strike(self.slot)
             }
@@ -462,12 +462,12 @@ impl Drop for Waiting<'_> {
 
 const CLOSED: Failure =
     Failure::new(FailureKind::Lost, "the connection to Redis is closed, because the sessions were closed");
-/// After so long, and again after so long, a slow operation asks whether its connection is still there.
+/// The interval at which a slow operation checks whether its connection still works.
 const PULSE: Duration = Duration::from_millis(50);
-/// The number of no connection.
+/// A number that no connection has.
 const NONE: u64 = 0;
-/// How far off a comparison of clocks may be, in milliseconds. Even with the longest deadline, a window is far shorter than an
-/// ended record is remembered.
+/// The tolerance when comparing clocks, in milliseconds. Even with the longest deadline, the window of a write is far shorter
+/// than the time for which an ended record is remembered.
 const CLOCK_SLACK: u64 = 1_000;
 const PAUSE: Duration = Duration::from_millis(20);
 const LEAST_AGE: Duration = Duration::from_millis(250);

@@ -1,4 +1,4 @@
-//! A login: the mark that it begins with, and the create on its terms.
+//! Logins: the mark that one begins with, and the `create` under its terms.
 
 use std::{borrow::Cow, sync::atomic::AtomicBool, time::Instant};
 
@@ -21,10 +21,10 @@ use crate::{
     },
 };
 
-/// The field of an owner's hash with the last clears: when the last one was, in microseconds, in sixteen digits, and then its
-/// name.
+/// The field of an owner's hash with the last clears. It begins with the time of the last one (sixteen digits, in
+/// microseconds) and its name.
 const CLEARS: &str = "";
-/// A mark names only clears that are younger, in microseconds.
+/// A mark names only clears that are younger than this, in microseconds.
 const NAMED: i64 = 15 * 60 * 1_000_000;
 
 impl RedisBackend {
@@ -72,7 +72,7 @@ impl RedisBackend {
         }
     }
 
-    /// Whether one script may use any two keys. What is behind the application's own connection is not known.
+    /// Returns whether one script may use any two Redis keys. Behind the application's own connection, this is not known.
     fn has_one_server(&self) -> bool {
         matches!(self.link.source(), Source::Server(_) | Source::Sentinel(_))
     }
@@ -85,7 +85,7 @@ impl RedisBackend {
             (Some(Value::Int(2)), ..) => Left::Gone,
             (Some(Value::Int(3)), Some(value), Some(id)) => {
                 let now = self.time.at_most(0, Instant::now());
-                // One that cannot be read is an error for the caller that tries it, and not for the login.
+                // A record that cannot be read must not fail the login. A later call on it reports the error.
                 let there = read(value, Value::Nil).ok().flatten();
                 there.map_or(Left::NotTried, |stored| Left::Conflict(stored.record(id, now)))
             }
@@ -111,11 +111,11 @@ impl RedisBackend {
             self.time_and_clears(&key).await.map(|(_, clears)| clears)
         };
         let clears = match clears {
-            // A login replaces it, so it keeps nobody from signing in.
+            // A login replaces the foreign data, so it must not block one.
             Err(failure) if failure.kind == FailureKind::OtherType => Value::Nil,
             clears => clears?,
         };
-        // Never ahead of where it is. Without it, no mark would be good.
+        // This is never ahead of the server's clock. If it is unknown, it is 0, and the mark would not be valid.
         let now = self.time.at(slot, Instant::now());
         let Some(taken) = u64::try_from(now).ok().filter(|now| *now > 0) else { return Err(Failure::silent().into()) };
         let name = match &clears {
@@ -139,7 +139,7 @@ impl RedisBackend {
     }
 }
 
-/// What a create says of the mark: the name of the clear, and when it was taken.
+/// The arguments of a `create` for a mark: the name of the clear, and when the mark was taken.
 #[derive(Default)]
 struct MarkArgs {
     name: Vec<u8>,
@@ -150,13 +150,13 @@ impl MarkArgs {
     fn new(mark: Option<Mark>) -> Self {
         let Some(Mark { clear, taken, opening }) = mark else { return Self::default() };
         let name = clear.map(|name| name.to_be_bytes().to_vec()).unwrap_or_default();
-        // One of another store is as good as one that is too old.
+        // A mark of another store counts as too old.
         let taken = if opening == 0 { taken } else { 0 };
         Self { name, taken: taken.to_string() }
     }
 }
 
-/// As `create.lua` reads it.
+/// The limit, in the form that `create.lua` reads.
 fn limit_text(limit: Limit) -> String {
     let most = |most: usize| i64::try_from(most).unwrap_or(i64::MAX - 1).min(MANY);
     match limit {
@@ -166,11 +166,11 @@ fn limit_text(limit: Limit) -> String {
     }
 }
 
-/// When the last clear was, in microseconds, and its name.
+/// The time of the last clear, in microseconds, and its name.
 fn last_clear(clears: &[u8]) -> Option<(i64, i64)> {
     let at = std::str::from_utf8(clears.get(..16)?).ok()?.parse().ok()?;
     Some((at, i64::from_be_bytes(clears.get(16..24)?.try_into().ok()?)))
 }
 
-/// More records than a Redis key can have, and exact as a Lua number.
+/// More records than a Redis key can hold, and exact as a Lua number.
 const MANY: i64 = 1 << 40;

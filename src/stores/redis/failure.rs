@@ -232,7 +232,9 @@ fn cause(code: &str) -> Option<&'static str> {
         "MOVED" | "ASK" | "TRYAGAIN" => "a slot of the Redis Cluster is being moved",
         "NOAUTH" => "Redis requires a password, and the URI has none",
         "WRONGPASS" => "Redis does not accept the credentials",
-        "WRONGTYPE" => "a Redis key of this namespace holds foreign data: check whether another application writes to it",
+        "WRONGTYPE" => {
+            "a Redis key of this namespace holds foreign data: check whether another application writes to it"
+        }
         _ => return None,
     })
 }
@@ -300,8 +302,10 @@ const TLS_ENDED: Failure = Failure::new(
     FailureKind::Config,
     "the Redis server ended the TLS handshake; if it wants a client certificate, set tls-auth-clients no",
 );
-pub(super) const NO_COMMON_TLS: Failure =
-    Failure::new(FailureKind::Config, "the Redis server and this process have no TLS version or cipher suite in common");
+pub(super) const NO_COMMON_TLS: Failure = Failure::new(
+    FailureKind::Config,
+    "the Redis server and this process have no TLS version or cipher suite in common",
+);
 /// What may have to be found in a text.
 const KNOWN: [Failure; 13] = [
     CREDENTIALS,

@@ -10,7 +10,7 @@ use crate::record::id::{Owner, RecordId, Sid};
 /// A namespace has no braces, so the first brace ends it and two namespaces never share a Redis key. The text between the braces
 /// decides the slot in a Cluster.
 pub(super) struct Keyspace {
-    /// The namespace, and what ends it.
+    /// The namespace, and the characters that end it.
     prefix: String,
 }
 
@@ -19,7 +19,7 @@ impl Keyspace {
         Self { prefix: format!("{namespace}:{{") }
     }
 
-    /// The Redis key that has a record: its owner's, or one of its own.
+    /// The Redis key that holds a record: its owner's hash, or its own string.
     pub(super) fn of(&self, id: RecordId) -> String {
         match id.owner() {
             Some(owner) => self.owner(owner),
@@ -33,7 +33,7 @@ impl Keyspace {
         self.key(|key| BASE64.encode_string(owner.as_bytes(), key), "}")
     }
 
-    /// What `MATCH` takes for the keys of this namespace. It may find others as well.
+    /// The `MATCH` pattern for the Redis keys of this namespace. It may match others as well.
     pub(super) fn pattern(&self) -> String {
         let mut pattern = String::with_capacity(self.prefix.len() + 1);
         for character in self.prefix.chars() {
@@ -46,7 +46,7 @@ impl Keyspace {
         pattern
     }
 
-    /// Tells what a key of this namespace has. `None` for any other key.
+    /// Returns what a Redis key of this namespace holds, or `None` for any other Redis key.
     pub(super) fn read(&self, key: &str) -> Option<Holds> {
         let (name, end) = key.strip_prefix(&self.prefix)?.split_once('}')?;
         match end {
@@ -56,7 +56,7 @@ impl Keyspace {
         }
     }
 
-    /// A key that is in a slot of one's choice, and that nothing has.
+    /// Finds an unused Redis key in a certain slot.
     pub(super) fn in_slot(&self, fits: impl Fn(usize) -> bool) -> Option<String> {
         (0..MAX_TRIES).map(|number| self.key(|key| key.push_str(&number.to_string()), "}")).find(|key| fits(slot(key)))
     }
@@ -70,7 +70,7 @@ impl Keyspace {
     }
 }
 
-/// What a Redis key has.
+/// What a Redis key holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Holds {
     /// All records of an owner.
@@ -80,7 +80,7 @@ pub(super) enum Holds {
 }
 
 const MAX_NAME: usize = 43;
-/// One in 16,384 is in a slot of one's choice.
+/// One name in 16,384 is in a certain slot.
 const MAX_TRIES: u32 = 500_000;
 
 /// The slot of a Redis key in a Cluster: the CRC-16 (XMODEM) of the text between the first braces.

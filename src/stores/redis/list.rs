@@ -35,7 +35,7 @@ impl RedisBackend {
         for (id, stored) in stored(owner, found) {
             match now {
                 Some(now) if stored.ends > now => records.push(stored.record(id, now)),
-                // No session ends by an estimate of the time.
+                // An estimate of the time must not end a session.
                 _ => {
                     let there = self.look(id, &key).await?;
                     now = Some(time());
@@ -46,9 +46,10 @@ impl RedisBackend {
         Ok(records)
     }
 
-    /// All fields of a hash that is not read at once.
+    /// Reads all fields of a hash that is too large for one `HSCAN`.
     pub(super) async fn fields(&self, key: &str) -> Result<Vec<(String, Value)>> {
-        // A cursor is worth nothing after a failover: what it skips then would seem to have ended.
+        // A cursor is not valid after a failover, and the sessions that it skips would seem to have ended. So read the names
+        // first.
         let mut keys = redis::cmd("HKEYS");
         keys.arg(key);
         let Value::Array(fields) = self.one(keys, key).await? else { return Err(Failure::garbage().into()) };
@@ -64,7 +65,7 @@ impl RedisBackend {
     }
 }
 
-/// Reads the first answer of `HSCAN`. `None` if it is not all of the hash.
+/// Reads the first answer of `HSCAN`. Returns `None` if it is not the whole hash.
 pub(super) fn scanned(answer: Value) -> Result<Option<Vec<(String, Value)>>> {
     let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
     match <[Value; 2]>::try_from(parts) {
@@ -111,5 +112,5 @@ pub(super) fn text(value: Value) -> Result<String> {
     }
 }
 
-/// How many fields are read at once. Each session has one, or two.
+/// How many fields are read at once. Each session has one or two.
 pub(super) const FIELDS: usize = 1000;

@@ -24,12 +24,13 @@
 //! | `sessions:{<owner>}` | hash | all records of a user, each in the field `<sid>`; a payload above 1 KiB in `<sid>:`; the last clears in the field `""` |
 //! | `sessions:{<sid>}:a` | string | one visitor's record |
 //!
-//! `sessions` is the [`namespace`](crate::Builder::namespace). Every Redis key has a time to live. All records of a user are in one
-//! Redis key, so `clear` is atomic and a list is one command, and there is no index that could become inconsistent.
+//! `sessions` is the [`namespace`](crate::Builder::namespace). Every Redis key has a time to live. All records of a user are
+//! in one Redis key, so `clear` is atomic and a list is one command, and there is no index that could become inconsistent.
 //!
 //! A value begins with a head of 34 bytes: the format, where the payload is, how many older versions follow, when the session
-//! ends (13 digits, in milliseconds of the server's clock), the version (8 bytes), and the last use (10 digits, in seconds). After
-//! the head come the seven versions before the current one and the very first one, eight bytes each, and then the payload.
+//! ends (13 digits, in milliseconds of the server's clock), the version (8 bytes), and the last use (10 digits, in seconds).
+//! After the head come the seven versions before the current one and the very first one, eight bytes each, and then the
+//! payload.
 //!
 //! **The value says when the session ends.** The Redis key may live longer than the session, so a load compares this end with the
 //! server's time. That time is estimated if the server reported it within the last second; otherwise the load asks for it. If
@@ -38,10 +39,10 @@
 //! **Ended records** stay for ten seconds without their payload. So a late duplicate of the request that created a session is
 //! recognised, and does not revive it. A retried `create` fails instead of reporting that the record is there.
 //!
-//! **Clears.** The field `""` begins with the time of the last clear, in microseconds of the server's clock. A `create` compares it
-//! with the age of its request, and is refused if the user was cleared after the request arrived. If the server's clock was set
-//! back, so that the clear lies in the future, the first `create` is refused, and from then on the clear counts as having just
-//! happened. The names and counts of the last eight clears follow, so that a retry is recognised.
+//! **Clears.** The field `""` begins with the time of the last clear, in microseconds of the server's clock. A `create`
+//! compares it with the age of its request, and is refused if the user was cleared after the request arrived. If the server's
+//! clock was set back, so that the clear lies in the future, the first `create` is refused, and from then on the clear counts
+//! as having just happened. The names and counts of the last eight clears follow, so that a retry is recognised.
 //!
 //! For five seconds after a clear, a `create` has to name it. That costs the first `create` a second round trip, but refuses a
 //! late duplicate from before the clear, whatever the clocks say. If Redis evicts the Redis key, a pending login is not refused.
@@ -57,8 +58,8 @@
 //! # Limits
 //!
 //! The script of a `create` counts the fields of the user's hash. Only if the user may have more records than the
-//! [limit](crate::Terms::limit) allows, the script reads them and ends the least recently used ones. The last use has a resolution
-//! of one second; within the same second, the record that expires first ends.
+//! [limit](crate::Terms::limit) allows, the script reads them and ends the least recently used ones. The last use has a
+//! resolution of one second; within the same second, the record that expires first ends.
 //!
 //! With a limit of 100, the login of a user who has 100 sessions takes Redis about 0.3 ms. Below the limit there is no cost. If
 //! memory is used up, a login is refused before it has ended anything.
@@ -70,14 +71,14 @@
 //! keys and keeps the server busy for well under a millisecond. `count` reads as much as `scan`, except that it reads only the
 //! head of a visitor's record. With a million sessions it takes seconds: use it for a metric, not in each request.
 //!
-//! A Redis key that exists throughout a scan is visited at least once. While Redis shrinks its hash table, a record may be listed or
-//! counted twice. [`Page::moved`](crate::backend::Page::moved) reports that records may be missing:
+//! A Redis key that exists throughout a scan is visited at least once. While Redis shrinks its hash table, a record may be
+//! listed or counted twice. [`Page::moved`](crate::backend::Page::moved) reports that records may be missing:
 //!
 //! * On one server and behind Sentinel, if the server restarted, another one became the master, or another process continues with
 //!   the cursor. The cursor is then no longer valid.
 //! * In a Cluster, whose masters are scanned one after the other, if a slot moved to another server.
-//! * It does not report a slot that is still being moved. It does not report restarts of a Cluster node, or of a server behind the
-//!   application's own [`connection`](crate::Builder::connection), either.
+//! * It does not report a slot that is still being moved. It does not report restarts of a Cluster node, or of a server behind
+//!   the application's own [`connection`](crate::Builder::connection), either.
 //!
 //! # Commands
 //!
@@ -102,7 +103,8 @@
 //!
 //! An ACL user needs, with the [`namespace`](crate::Builder::namespace) in place of `sessions`:
 //!
-//! * always: `~sessions:* +evalsha +eval +get +scan +set +setrange +getrange +strlen +exists +hget +hset +hdel +hlen +hkeys +hmget +hscan +hrandfield +hstrlen +type +pttl +pexpire +unlink +time`
+//! * always: `~sessions:* +evalsha +eval +get +scan +set +setrange +getrange +strlen +exists +hget +hset +hdel +hlen +hkeys
+//!   +hmget +hscan +hrandfield +hstrlen +type +pttl +pexpire +unlink +time`
 //! * for a database other than 0: `+select`
 //! * behind Sentinel: `+role`; and on the sentinels, if these have users: `+sentinel|get-master-addr-by-name +subscribe &+switch-master`
 //! * in a Cluster: `+cluster|slots +cluster|myid +asking`
@@ -115,23 +117,24 @@
 //! Every operation answers within its [`deadline`](crate::Builder::deadline). If it fails, the caller gets
 //! [`Unavailable`](crate::ErrorKind::Unavailable). An error is never reported as "no session".
 //!
-//! * **Lost connection.** It is replaced once for all waiting callers, and the operation is sent again. Scripts are idempotent: they
-//!   recognise a write that was already applied, even if the caller itself retries after an error. If eight or more other writes
-//!   came in between, an `update` cannot tell, and fails. A `create` fails if its record has ended in between.
-//! * **Connections that retry silently**, as those of a Cluster do, are an exception. Such an `update` is reported as a conflict, and
-//!   a caller that then applies its change again may apply it twice.
-//! * **Silent server.** After three operations in a row without an answer, the connection is replaced. With Sentinel, failovers are
-//!   followed. In a Cluster, the topology is read again.
+//! * **Lost connection.** It is replaced once for all waiting callers, and the operation is sent again. Scripts are
+//!   idempotent: they recognise a write that was already applied, even if the caller itself retries after an error. If eight
+//!   or more other writes came in between, an `update` cannot tell, and fails. A `create` fails if its record has ended in
+//!   between.
+//! * **Connections that retry silently**, as those of a Cluster do, are an exception. Such an `update` is reported as a
+//!   conflict, and a caller that then applies its change again may apply it twice.
+//! * **Silent server.** After three operations in a row without an answer, the connection is replaced. With Sentinel,
+//!   failovers are followed. In a Cluster, the topology is read again.
 //! * **Late writes.** Every write carries its deadline by the server's clock, and the server refuses it after that.
 //! * **Error replies.** `READONLY`, `MASTERDOWN` and `NOREPLICAS` are retried once on a new connection. `LOADING`, `CLUSTERDOWN`,
 //!   `OOM` and any other error fail the operation at once. Sessions can still end when memory is used up.
-//! * **Lost writes.** Redis acknowledges a write before its replicas and its disk have it. A failover or a crash may therefore undo
-//!   the last writes, including logouts. The settings below limit how many.
+//! * **Lost writes.** Redis acknowledges a write before its replicas and its disk have it. A failover or a crash may therefore
+//!   undo the last writes, including logouts. The settings below limit how many.
 //!
 //! # Troubleshooting
 //!
-//! If a retry cannot help, [`connect`](crate::Builder::connect) fails with [`Config`](crate::ErrorKind::Config). If it may help, the
-//! error is [`Unavailable`](crate::ErrorKind::Unavailable), and the text below is its source.
+//! If a retry cannot help, [`connect`](crate::Builder::connect) fails with [`Config`](crate::ErrorKind::Config). If it may
+//! help, the error is [`Unavailable`](crate::ErrorKind::Unavailable), and the text below is its source.
 //!
 //! | you see | it means | what to do |
 //! |---|---|---|
@@ -166,9 +169,9 @@
 //! A user's session takes about 350 bytes in addition to its payload, or about 170 if the user has several. A visitor's session
 //! takes about 150. With little data, the payload is 300 to 500 bytes, because it also holds times and hashes.
 //!
-//! **Under memory pressure visitors are evicted first**, with `maxmemory-policy volatile-ttl`. That policy evicts the Redis keys
-//! that expire first. So a user's Redis key is given more time than its longest session needs: as much as a visitor's key can have
-//! (the shorter of [`default_ttl`](crate::Builder::default_ttl) and
+//! **Under memory pressure visitors are evicted first**, with `maxmemory-policy volatile-ttl`. That policy evicts the Redis
+//! keys that expire first. So a user's Redis key is given more time than its longest session needs: as much as a visitor's key
+//! can have (the shorter of [`default_ttl`](crate::Builder::default_ttl) and
 //! [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)), and a little more. A visitor's session with a longer
 //! [`set_ttl`](crate::Session::set_ttl) competes with users. Without a [limit](#limits), one user with very many sessions can
 //! push out others.

@@ -1,4 +1,4 @@
-//! Operations: what is sent to Redis at once, and answered together.
+//! Operations: commands that are sent to Redis together, and answered together.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -19,14 +19,14 @@ pub(super) enum Operation<'a> {
 }
 
 impl Operation<'_> {
-    /// Notes that the operation may have been applied although its answer was lost. A script is told.
+    /// Notes that the answer was lost, so the operation may have been applied. A script is told.
     pub(super) fn was_lost(&self) {
         if let Self::ByHash(_, call) | Self::ByText(_, call) = self {
             call.again.store(true, Relaxed);
         }
     }
 
-    /// Sends it once, and returns the answer, or the list of answers. If one of them is an error, all of it failed.
+    /// Sends the operation once, and returns the answer or the list of answers. If one of them is an error, the operation fails.
     pub(super) async fn send(&self, channel: &mut Channel) -> Result<Value, Failure> {
         let answer = match self {
             Self::One(command) => channel.send(command).await?,

@@ -28,31 +28,31 @@ use crate::{
     record::{Record, id::Owner},
 };
 
-/// Where a scan is: what a [`Cursor`] holds.
+/// The position of a scan, which a [`Cursor`] encodes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Place {
-    /// The server that is scanned. Of a Cluster the servers are scanned one after the other.
+    /// The server that is being scanned. The servers of a Cluster are scanned one after the other.
     server: usize,
     /// Its cursor.
     cursor: u64,
-    /// What the scan began over: the [connection](began_over), or the slots of a Cluster.
+    /// Identifies the [connection](began_over) or the slots of a Cluster that the scan began with.
     over: u64,
 }
 
-/// How much of the records is read.
+/// How much of each record is read.
 #[derive(Clone, Copy, PartialEq)]
 enum Part {
     Whole,
-    /// Of records without an owner the heads alone. Those of one owner cannot be read without the rest.
+    /// Only the heads of records without an owner. In an owner's hash, they cannot be read without the rest.
     Heads,
 }
 
-/// The keys that one step of a scan has found.
+/// The Redis keys that one step of a scan found.
 struct Step {
     /// The next cursor of the server. 0 after the last step.
     cursor: u64,
     keys: Vec<(String, Holds)>,
-    /// Whether another server of the Cluster has answered.
+    /// Whether another server of the Cluster answered.
     is_elsewhere: bool,
 }
 
@@ -94,7 +94,7 @@ impl RedisBackend {
                 // The Cluster had more servers when the cursor was made.
                 Some(_) => Step { cursor: 0, keys: Vec::new(), is_elsewhere: true },
             };
-            // A first step that is repeated over another connection has begun anew.
+            // If the first step is repeated over another connection, the scan has started again.
             let mut next = place.unwrap_or_else(|| Place { server, cursor, over: now_over(&None) });
             if step.is_elsewhere {
                 next.over = !slots.as_ref().map_or(0, Slots::fingerprint);
@@ -111,14 +111,14 @@ impl RedisBackend {
             }
         }
         let is_last = place.is_none_or(|place| place.server >= servers);
-        // What has moved since the last step may be missing as well.
+        // Records that moved since the last step may be missing as well.
         let slots = if is_last && slots.is_some() { self.slots_of_cluster().await? } else { slots };
         page.moved = place.is_some_and(|place| place.over != now_over(&slots));
         page.next = place.filter(|_| !is_last).map(|place| place.cursor());
         Ok(page)
     }
 
-    /// Which servers a scan has to ask, if it is a Cluster.
+    /// Returns the servers that a scan has to ask, in a Cluster.
     async fn slots_of_cluster(&self) -> std::result::Result<Option<Slots>, Failure> {
         if matches!(self.link.source(), Source::Server(_) | Source::Sentinel(_)) {
             return Ok(None);
@@ -137,7 +137,7 @@ impl RedisBackend {
         }
     }
 
-    /// Whether keys of many slots can be asked for at once, which no Cluster answers.
+    /// Checks whether one command may use Redis keys of many slots, which is not the case in a Cluster.
     async fn is_one_server(&self) -> bool {
         let mut look = Pipeline::with_capacity(64);
         for number in 0..64u8 {
@@ -182,7 +182,7 @@ impl RedisBackend {
         self.found(next, found, is_elsewhere)
     }
 
-    /// Scans the server of a Cluster that has the slot of this key. A `SCAN` by itself would go to any of them.
+    /// Scans the server of a Cluster that has the slot of this Redis key. A plain `SCAN` would go to any server.
     async fn scan_node(&self, key: &str, cursor: u64, keys: usize) -> std::result::Result<[Value; 3], Failure> {
         let (cursor, pattern, keys) = (cursor.to_string(), self.keys.pattern(), keys.to_string());
         let args = [cursor.as_bytes().into(), pattern.as_bytes().into(), keys.as_bytes().into()];
@@ -199,7 +199,7 @@ impl RedisBackend {
         }
     }
 
-    /// Keeps of the keys those of this namespace.
+    /// Keeps only the Redis keys of this namespace.
     fn found(&self, next: Value, found: Value, is_elsewhere: bool) -> Result<Step> {
         let (Ok(cursor), Value::Array(found)) = (text(next)?.parse(), found) else {
             return Err(Failure::garbage().into());
@@ -209,7 +209,7 @@ impl RedisBackend {
         Ok(Step { cursor, keys, is_elsewhere })
     }
 
-    /// Reads keys of one server, with one trip for all of them.
+    /// Reads Redis keys of one server in one round trip.
     async fn read_together(&self, keys: &[(String, Holds)], part: Part, records: &mut Vec<Record>) -> Result<()> {
         if keys.is_empty() {
             return Ok(());
@@ -218,11 +218,12 @@ impl RedisBackend {
         for (key, holds) in keys {
             pipeline.add_command(part.command(key, *holds));
         }
-        // It comes last: what it shows to have ended had ended before this was answered, and what it shows to be live was read live.
+        // `TIME` comes last. A record that has ended by that time ended before this answer, and one that is live was live when
+        // it was read.
         pipeline.cmd("TIME");
         let sent = Instant::now();
         let answers = match self.link.send(&Operation::Many(pipeline), 0, sent + self.deadline).await {
-            // One of them is not ours.
+            // One of the Redis keys is not ours.
             Err(failure) if failure.kind == FailureKind::OtherType => {
                 return self.read_each(keys.to_vec(), part, records).await;
             }
@@ -237,7 +238,7 @@ impl RedisBackend {
         Ok(())
     }
 
-    /// Reads keys one by one, several at a time: those of a Cluster are in as many slots.
+    /// Reads Redis keys with one command each, several at a time, because those of a Cluster are in different slots.
     async fn read_each(&self, keys: Vec<(String, Holds)>, part: Part, records: &mut Vec<Record>) -> Result<()> {
         for some in keys.chunks(AT_A_TIME) {
             let reading = some.iter().map(|(key, holds)| self.read_one(key, *holds, part)).collect();
@@ -250,7 +251,7 @@ impl RedisBackend {
         Ok(())
     }
 
-    /// Reads one key together with the server's time. `None` if it has another type.
+    /// Reads one Redis key together with the server's time. Returns `None` if it has another type.
     async fn read_one(
         &self,
         key: &str,
@@ -272,7 +273,7 @@ impl RedisBackend {
         Ok(parts.next().map(|answer| (now, answer)))
     }
 
-    /// Adds the records of a key that are live at `now`, the server's time when it was read.
+    /// Adds the records of a Redis key that are live at `now`, the server's time when it was read.
     async fn records(
         &self,
         key: &str,
@@ -321,7 +322,7 @@ impl Part {
         command
     }
 
-    /// The last byte that is read of a record without an owner.
+    /// The last byte to read of a record without an owner.
     fn bytes(self) -> &'static str {
         match self {
             Self::Whole => "-1",
@@ -349,14 +350,14 @@ impl Place {
     }
 }
 
-/// Stands for a connection of this process. The cursor of a server is worth nothing after it has started again, or for another one:
-/// in any of these cases the connection is another one.
+/// Identifies a connection of this process. A cursor is not valid for a restarted server or for another one. In both cases the
+/// connection is a different one.
 fn began_over(generation: u64) -> u64 {
     static PROCESS: LazyLock<i64> = LazyLock::new(random_version);
     mix(PROCESS.cast_unsigned() ^ generation)
 }
 
-/// The outputs of several futures that run at the same time.
+/// Runs several futures at the same time, and returns their outputs.
 async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     let mut running: Vec<_> = futures.into_iter().map(|future| (Box::pin(future), None)).collect();
     poll_fn(|cx| {
@@ -375,11 +376,11 @@ async fn all<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
     running.into_iter().filter_map(|(_, output)| output).collect()
 }
 
-/// How many keys a `SCAN` looks at, at least and at most. A user may have a hundred sessions in one key.
+/// How many Redis keys a `SCAN` visits, at least and at most. One key may hold a hundred sessions of a user.
 const FEWEST: usize = 10;
 const AT_ONCE: usize = 100;
-/// A page that has found little after so many of them is returned all the same.
+/// After this many steps a page is returned, even if it has few records.
 const STEPS: usize = 32;
-/// How many keys of a Cluster are read at a time.
+/// How many Redis keys of a Cluster are read at a time.
 const AT_A_TIME: usize = 32;
 const COUNTED_AT_ONCE: usize = 1000;

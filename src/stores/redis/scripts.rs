@@ -13,9 +13,9 @@ use redis::Cmd;
 
 /// A Lua script. Redis runs it atomically.
 ///
-/// All scripts use commands of Redis 6.2. In a Cluster each has exactly one key; elsewhere [`CREATE`] may have two, and [`BATCH`]
-/// has several. Each is idempotent: run again with the same version or name, it gives the same answer, or says that it cannot
-/// know.
+/// All scripts use only commands of Redis 6.2. In a Cluster each uses exactly one Redis key. Elsewhere [`CREATE`] may use two,
+/// and [`BATCH`] several. Scripts are idempotent: a second run with the same version or name gives the same answer, or says
+/// that it cannot know.
 pub(super) struct Script {
     pub(super) text: &'static str,
     hash: String,
@@ -26,12 +26,12 @@ impl Script {
         Self { text, hash: redis::Script::new(text).get_hash().to_owned() }
     }
 
-    /// Calls it by its hash, which a server knows once it has seen the text.
+    /// Calls the script by its hash, which a server knows once it has seen the text.
     pub(super) fn by_hash(&self, call: &ScriptCall<'_>) -> Cmd {
         call.command("EVALSHA", &self.hash)
     }
 
-    /// Calls it by its text. `SCRIPT LOAD` would wait for every node of a Cluster.
+    /// Calls the script by its text. `SCRIPT LOAD` would wait for every node of a Cluster.
     pub(super) fn by_text(&self, call: &ScriptCall<'_>) -> Cmd {
         call.command("EVAL", self.text)
     }
@@ -41,9 +41,9 @@ impl Script {
 pub(super) struct ScriptCall<'a> {
     pub(super) keys: &'a [&'a str],
     pub(super) args: &'a [Cow<'a, [u8]>],
-    /// The age of the request, and when that was its age: each time that the script is sent, it is older.
+    /// The age of the request, and when it had that age. It grows until the script is sent.
     pub(super) age: Option<(Duration, Instant)>,
-    /// Whether it was sent before and may have run, because its answer was lost.
+    /// Whether the script was sent before, and may have run because its answer was lost.
     pub(super) again: &'a AtomicBool,
 }
 
@@ -67,7 +67,7 @@ impl ScriptCall<'_> {
     }
 }
 
-/// In microseconds: far too old, and exact as a Lua number.
+/// An age in microseconds that is far too old, and exact as a Lua number.
 const YEAR: u128 = 365 * 86_400_000_000;
 
 macro_rules! script {

@@ -1,4 +1,4 @@
-//! The self-test: every verb once, on Redis keys of its own.
+//! The self-test: runs every backend method once, on separate Redis keys.
 
 use std::time::Duration;
 
@@ -21,13 +21,13 @@ use crate::{
     },
 };
 
-/// An owner on each server that holds sessions: one, or the masters of a Cluster.
+/// Finds an owner for each server that holds sessions: one server, or the masters of a Cluster.
 pub(super) async fn owners(backend: &RedisBackend) -> std::result::Result<Vec<Owner>, Error> {
     let Some(slots) = backend.link().slots().await else {
         return Ok(vec![owner()?]);
     };
     let mut owners = vec![None; slots.servers()];
-    // Slots are about evenly spread, so a server without an owner after this has hardly any.
+    // Slots are spread about evenly, so a server without an owner after this has hardly any slots.
     for _ in 0..64 * slots.servers() {
         let owner = owner()?;
         if let Some(server) = slots.server(slot(&backend.keys().owner(owner))) {
@@ -37,7 +37,7 @@ pub(super) async fn owners(backend: &RedisBackend) -> std::result::Result<Vec<Ow
     Ok(owners.into_iter().flatten().collect())
 }
 
-/// Looks for Redis keys of many owners. On a node of a Cluster, some of them are elsewhere.
+/// Queries Redis keys of many owners. If the server is a node of a Cluster, some of them are on other nodes.
 pub(super) async fn all_slots(backend: &RedisBackend) -> std::result::Result<(), Failure> {
     let mut look = Pipeline::with_capacity(64);
     for _ in 0..64 {
@@ -46,23 +46,23 @@ pub(super) async fn all_slots(backend: &RedisBackend) -> std::result::Result<(),
     }
     match backend.link().send(&Operation::Many(look), 0, backend.link().patience()).await {
         Err(failure) if failure.kind == FailureKind::Moved => Err(OF_CLUSTER),
-        // The self-test says more about it.
+        // The self-test reports other failures in more detail.
         _ => Ok(()),
     }
 }
 
-/// An owner that no session has.
+/// Makes up an owner that no session has.
 pub(super) fn owner() -> std::result::Result<Owner, Error> {
     random().map(Owner::from_bytes)
 }
 
-/// Runs every script and every read once, and returns each failure once. An unreachable server ends it at the first one.
+/// Runs every script and every read once, and returns each failure once. If the server cannot be reached, it stops at once.
 ///
 /// The records belong to an owner that no session has, and are removed at the end.
 pub(super) async fn run(backend: &RedisBackend, owner: Owner) -> std::result::Result<Vec<Failure>, Error> {
     let sid = Sid::from_random(*owner.as_bytes())?;
     let mut failures = Failures(Vec::new());
-    // `None` is an unreachable server, which is among the failures.
+    // `None` means that the server cannot be reached. The failures include that.
     let _ = failures.collect(backend, owner, sid).await;
     if failures.0.contains(&SOME_RIGHT) {
         let _ = failures.name_rights(backend, owner).await;
@@ -80,7 +80,7 @@ impl Failures {
             self.note(backend.create(record(1), terms).await)?;
             self.note(backend.load(id).await)?;
             self.note(backend.update(1, record(2), false).await)?;
-            // A conflict takes another way through the script.
+            // A conflict takes another path through the script.
             self.note(backend.update(1, record(3), false).await)?;
             self.note(backend.touch(id, 2, TTL).await)?;
             self.note(backend.list(owner).await)?;
@@ -89,7 +89,7 @@ impl Failures {
         self.note(backend.mark(owner).await)?;
         self.note(backend.clear(owner, Clear { name: random_version(), by: None }).await)?;
         self.note(backend.run_by_text(owner).await.map_err(Into::into))?;
-        // What a script runs only where there is much.
+        // Commands that a script runs only if there are many records.
         self.commands(backend, owner, &["HRANDFIELD KEY", "HSTRLEN KEY x"]).await?;
         self.note(backend.scan_once(owner).await.map_err(Into::into))?;
         self.note(backend.remove(owner, sid).await.map_err(Into::into))
@@ -132,7 +132,7 @@ impl Failures {
     }
 }
 
-/// All commands of the scripts, in a form that changes nothing, or nothing that does not end with the last of them.
+/// All commands of the scripts. They change nothing, or only what the last of them removes.
 const COMMANDS: [&str; 21] = [
     "EXISTS KEY",
     "GET KEY",
@@ -140,7 +140,7 @@ const COMMANDS: [&str; 21] = [
     "PTTL KEY",
     "SCAN 0 COUNT 1",
     "SET KEY x XX",
-    // Of nothing.
+    // With an empty value.
     "SETRANGE KEY 0 ",
     "STRLEN KEY",
     "TIME",
@@ -157,5 +157,5 @@ const COMMANDS: [&str; 21] = [
     "PEXPIRE KEY 5000",
     "UNLINK KEY",
 ];
-/// Short, for the case that the process dies before it removes the keys.
+/// Short, in case the process dies before it removes the Redis keys.
 const TTL: Duration = Duration::from_secs(5);

@@ -1,11 +1,11 @@
-//! The silences of each server, counted until there are too many.
+//! Counters of unanswered operations, one per server.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::Relaxed};
 
 use super::slots::{SLOTS, Slots};
 
-/// How often in a row each server did not answer. A single server has one count; in a Cluster the answers of other nodes say
-/// nothing about a dead one.
+/// How often in a row each server did not answer. In a Cluster every server has its own count, because the answers of other nodes
+/// say nothing about a dead one.
 pub(super) struct Silences {
     /// The server of each slot of a Cluster. Empty otherwise.
     servers: Box<[AtomicU8]>,
@@ -14,7 +14,7 @@ pub(super) struct Silences {
 
 impl Silences {
     pub(super) fn new(is_cluster: bool) -> Self {
-        // Until the Cluster tells, neighbouring slots count as different servers.
+        // Until the topology is known, neighbouring slots count as different servers.
         let slots = if is_cluster { SLOTS } else { 0 };
         let servers = (0..slots).map(|slot| AtomicU8::new((slot % SERVERS) as u8)).collect();
         Self { servers, counts: [const { AtomicU32::new(0) }; SERVERS] }
@@ -29,17 +29,17 @@ impl Silences {
         }
     }
 
-    /// Counts a silence about a slot, and returns whether there were too many in a row.
+    /// Counts a silence for a slot, and returns whether there were too many in a row.
     pub(super) fn are_too_many(&self, slot: usize) -> bool {
         (self.of(slot).fetch_add(1, Relaxed) + 1).is_multiple_of(TOO_MANY)
     }
 
-    /// The server of a slot has answered.
+    /// Resets the count, because the server of a slot answered.
     pub(super) fn end(&self, slot: usize) {
         self.of(slot).store(0, Relaxed);
     }
 
-    /// The connection is a new one.
+    /// Resets all counts, for a new connection.
     pub(super) fn forget(&self) {
         self.counts.iter().for_each(|count| count.store(0, Relaxed));
     }
@@ -50,7 +50,7 @@ impl Silences {
 }
 
 const TOO_MANY: u32 = 3;
-/// How many servers are told apart. In a larger Cluster, some share their count.
+/// The number of counts. In a larger Cluster, some servers share one.
 const SERVERS: usize = 64;
 
 #[cfg(test)]

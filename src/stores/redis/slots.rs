@@ -4,10 +4,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use redis::{Cmd, Value};
 
-/// How many slots a Cluster has.
+/// The number of slots of a Cluster.
 pub(super) const SLOTS: usize = 16384;
 
-/// The server of each slot, as `CLUSTER SLOTS` tells it. Servers are numbered in the order of their slots.
+/// The server of each slot, as reported by `CLUSTER SLOTS`. Servers are numbered in the order of their slots.
 pub(super) struct Slots {
     /// The first slot, the last one, and the number of the server.
     ranges: Vec<(usize, usize, usize)>,
@@ -22,21 +22,21 @@ impl Slots {
         command
     }
 
-    /// Reads the answer to the [`question`](Self::question). `None` if it is something else.
+    /// Reads the answer to the [`question`](Self::question). Returns `None` if it is something else.
     pub(super) fn read(answer: &Value) -> Option<Self> {
         let Value::Array(answers) = answer else { return None };
         let mut all = Vec::with_capacity(answers.len());
         for answer in answers {
             let Value::Array(parts) = answer else { return None };
             let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = &parts[..] else { return None };
-            // Its address is not the same for all who ask.
+            // Its address may differ from client to client.
             let name = match master.get(2) {
                 Some(Value::BulkString(name)) => name.clone(),
                 _ => format!("{:?}", master.get(..2)?).into_bytes(),
             };
             all.push((usize::try_from(*first).ok()?, usize::try_from(*last).ok()?, name));
         }
-        // Not every server tells them in the same order.
+        // The order differs from server to server.
         all.sort_unstable();
         let mut slots = Self { ranges: Vec::with_capacity(all.len()), servers: Vec::new() };
         for (first, last, name) in all {
@@ -54,18 +54,18 @@ impl Slots {
         self.servers.len()
     }
 
-    /// What a server calls itself.
+    /// Returns the ID of a server.
     pub(super) fn name(&self, server: usize) -> &[u8] {
         self.servers.get(server).map_or(&[], Vec::as_slice)
     }
 
-    /// The server of a slot, if one has it.
+    /// Returns the server of a slot, if there is one.
     pub(super) fn server(&self, slot: usize) -> Option<usize> {
         let range = self.ranges.iter().find(|(first, last, _)| (first..=last).contains(&&slot));
         range.map(|(_, _, server)| *server)
     }
 
-    /// A number that is another one when a slot has moved to another server.
+    /// Returns a number that changes when a slot moves to another server.
     pub(super) fn fingerprint(&self) -> u64 {
         let mut hasher = DefaultHasher::new();
         self.ranges.hash(&mut hasher);

@@ -33,14 +33,14 @@ pub(super) enum Source {
     Server(ConnectionInfo),
     Sentinel(Sentinel),
     Cluster(Box<ClusterClient>),
-    /// The application's own connection, which is not ours to replace.
+    /// The application's own connection, which is never replaced.
     Own(Box<dyn Connection>),
 }
 
 pub(super) struct Sentinel {
     sentinels: Vec<ConnectionInfo>,
     name: String,
-    /// Credentials, database and scheme for the master. The sentinels tell its address.
+    /// Credentials, database and scheme for the master. Its address comes from the sentinels.
     master: ConnectionInfo,
     /// The sentinel that knew the master last.
     first: AtomicUsize,
@@ -58,7 +58,7 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for C {
     }
 }
 
-/// A handle to a connection. Of one to a single server it is made without a heap allocation, for each call.
+/// A handle to a connection, made for each call. For a single server this takes no heap allocation.
 pub(super) enum Channel {
     Node(Node),
     Other(Box<dyn Connection>),
@@ -89,18 +89,18 @@ impl Channel {
     }
 }
 
-/// A connection, and what is known of the tasks behind it.
+/// A connection, and the tasks that drive it.
 pub(super) struct Established {
     pub(super) channel: Channel,
-    /// The task that reads and writes. For a Cluster, which has several that are out of sight, one that ends with their runtime.
-    /// `None` if they are not ours.
+    /// The task that reads and writes. `None` if the tasks are not ours. A Cluster's connection hides its tasks, so this is a
+    /// task that ends with their runtime.
     task: Option<Arc<IoTask>>,
-    /// Where the tasks run, if they are ours.
+    /// The runtime of the tasks, if they are ours.
     pub(super) runtime: Option<Handle>,
 }
 
 impl Established {
-    /// Whether nothing will ever be answered on it.
+    /// Returns whether this connection will never answer again.
     pub(super) fn has_ended(&self) -> bool {
         self.task.as_ref().is_some_and(|task| task.has_ended())
     }
@@ -139,7 +139,7 @@ impl Source {
         Ok(Self::Cluster(Box::new(builder.build()?)))
     }
 
-    /// How long an attempt to connect may take, if a connection to a server may take `limit`.
+    /// Returns how long an attempt to connect may take, if connecting to one server may take `limit`.
     pub(super) fn time(&self, limit: Duration) -> Duration {
         match self {
             Self::Server(_) | Self::Own(_) => limit + Duration::from_millis(1500),
@@ -147,7 +147,7 @@ impl Source {
         }
     }
 
-    /// Whether its connections reconnect and retry by themselves.
+    /// Returns whether the connections reconnect and retry by themselves.
     pub(super) fn heals(&self) -> bool {
         matches!(self, Self::Cluster(_))
     }
@@ -197,7 +197,7 @@ impl Sentinel {
                     self.first.store(at, Relaxed);
                     return Ok(connection);
                 }
-                // What no retry mends is the better answer.
+                // Prefer an error that a retry cannot fix.
                 Err(other) if failure.as_ref().is_none_or(|failure| other.lasts() && !failure.lasts()) => {
                     failure = Some(other);
                 }

@@ -15,14 +15,14 @@ use crate::clock::{Clock, millis};
 /// The difference between each server's clock and our monotonic clock. In a Cluster every node has its own clock, so there is
 /// one difference for each 64 neighbouring slots.
 ///
-/// Every answer of a script tells the server's time. The script ran between sending and receiving, so each answer gives a lower
-/// and an upper bound of the difference. The highest lower bound is kept: the server's clock is never taken to be ahead of
-/// where it is, so a write that its caller has given up is too late on the server as well.
+/// Every answer of a script contains the server's time. The script ran between sending and receiving, so each answer gives a
+/// lower and an upper bound of the difference. The highest lower bound is kept. So the estimate is never ahead of the server's
+/// clock, and when a caller has given up a write, the server refuses it as too late.
 pub(super) struct ServerTime {
     differences: [AtomicI64; PLACES],
     /// Upper bounds of the same differences.
     at_most: [AtomicI64; PLACES],
-    /// When each was heard last, by a clock that goes on while the machine is suspended.
+    /// When each was last reported, by a clock that also counts while the machine is suspended.
     heard: [AtomicU64; PLACES],
     clock: Clock,
     /// The last difference of any server: the first guess for all others.
@@ -44,14 +44,16 @@ impl ServerTime {
         }
     }
 
-    /// Whether the server's time was heard so lately that a session may be read by it. A clock that was set, there or here, or a
-    /// machine that was suspended, then misleads no longer than this.
+    /// Returns whether the server's time was reported recently enough to read a session by it.
+    ///
+    /// This bounds for how long a wrong estimate is used after a clock was set, or after the machine was suspended.
     pub(super) fn is_fresh(&self, slot: usize) -> bool {
         let heard = self.heard[Self::place_of(slot)].load(Relaxed);
         heard > 0 && millis(self.clock.elapsed()).saturating_sub(heard) < FRESH
     }
 
-    /// The server's time at that moment, in milliseconds since 1970. If it is not known, 0, which is always too late.
+    /// Estimates the server's time at that moment, in milliseconds since 1970. If it is not known, this is 0, which makes
+    /// every write too late.
     pub(super) fn at(&self, slot: usize, moment: Instant) -> i64 {
         match (self.place(slot).load(Relaxed), self.last.load(Relaxed)) {
             (UNKNOWN, UNKNOWN) => 0,
@@ -60,9 +62,9 @@ impl ServerTime {
         }
     }
 
-    /// The server's time at that moment, or a little later. If it is not known, it is later than anything.
+    /// Estimates the server's time at that moment, or a little later. If it is not known, this is the maximum.
     ///
-    /// So what was given its end by [`at`](Self::at) is never shown to have more time than it was given.
+    /// So if a record's end was computed by [`at`](Self::at), it never seems to have more time than it was given.
     pub(super) fn at_most(&self, slot: usize, moment: Instant) -> i64 {
         match self.at_most[Self::place_of(slot)].load(Relaxed) {
             UNKNOWN => i64::MAX,
@@ -70,7 +72,7 @@ impl ServerTime {
         }
     }
 
-    /// The server answered `now` to what was sent at `sent`.
+    /// Learns from an answer: the server reported `now` for a request sent at `sent`.
     pub(super) fn learn(&self, slot: usize, now: i64, sent: Instant, received: Instant) {
         // Both clocks are read in whole milliseconds.
         let least = now.saturating_sub(since_start(received) + 1);
@@ -82,7 +84,8 @@ impl ServerTime {
             self.place(slot).store(better, Relaxed);
         }
         self.last.store(better, Relaxed);
-        // A bound that is a little too high is kept: with a lower one, a session that is only looked at would seem to gain time.
+        // A bound that is a little too high is kept. With a lower one, the remaining time of an unchanged session would seem
+        // to grow.
         let at_most = &self.at_most[Self::place_of(slot)];
         if !(least..=most.saturating_add(CLOSE)).contains(&at_most.load(Relaxed)) {
             at_most.store(most, Relaxed);
@@ -118,7 +121,7 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 const PLACES: usize = 16384 / SLOTS_PER_PLACE;
 const SLOTS_PER_PLACE: usize = 64;
 const UNKNOWN: i64 = i64::MIN;
-/// In milliseconds.
+/// The time, in milliseconds.
 const FRESH: u64 = 1_000;
 const CLOSE: i64 = 1_000;
 

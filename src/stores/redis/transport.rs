@@ -36,22 +36,21 @@ use super::failure::{Failure, INSECURE, NO_COMMON_TLS, NO_NAME, NO_ROOTS, NO_TLS
 
 /// A connection to one server. A clone shares it, and the last clone closes it.
 ///
-/// The stream is opened here, because redis-rs would use the TLS provider of the process, and install one there if there is
-/// none. That choice belongs to the application. It also keeps the causes of failures, of which a Cluster's connection keeps
-/// only the text.
+/// The stream is opened here, because redis-rs would use the TLS provider of the process and install one if there is none. That
+/// choice belongs to the application. This also keeps the causes of failures; a Cluster's connection would keep only their text.
 #[derive(Clone)]
 pub(super) struct Node {
     connection: MultiplexedConnection,
-    /// Ends with the last clone.
+    /// The task ends with the last clone.
     task: Arc<IoTask>,
 }
 
-/// A task that ends when this is dropped. By itself, the one of a connection would wait for a missing answer.
+/// A task that is aborted when this is dropped. Otherwise the task of a connection would wait for a missing answer.
 pub(super) struct IoTask(AbortHandle);
 
 impl Node {
-    /// Opens a connection within `limit`. If the server is there, but does not speak as expected, it takes up to a second more to
-    /// find out why.
+    /// Opens a connection within `limit`. If the server answers, but not as expected, this takes up to a second more to find out
+    /// why.
     pub(super) async fn open(
         info: &ConnectionInfo,
         config: AsyncConnectionConfig,
@@ -70,11 +69,11 @@ impl Node {
         let is_suspicious = match info.addr() {
             // A server that expects TLS closes the connection, or answers with a TLS alert.
             ConnectionAddr::Tcp(..) => matches!(error.kind(), Redis::Io | Redis::Parse) && !error.is_timeout(),
-            // One that does not may wait for the end of a line.
+            // A server without TLS may wait for the end of a line.
             ConnectionAddr::TcpTls { .. } => error.kind() == Redis::Io,
             _ => false,
         };
-        // A server that has spoken Redis before is only away, and a reconnect does not wait for a better reason.
+        // If the server spoke Redis before, it is only down, so a reconnect does not spend time on the reason.
         let cause = match is_suspicious && !has_spoken(info.addr()) {
             true => timeout(PROBE, wrong_protocol(info.addr())).await.ok().flatten(),
             false => None,
@@ -109,7 +108,7 @@ impl Node {
         Arc::clone(&self.task)
     }
 
-    /// Like `req_packed_command`, without a box around the future.
+    /// Like `req_packed_command`, but without boxing the future.
     pub(super) async fn send(&mut self, command: &Cmd) -> RedisResult<Value> {
         self.connection.send_packed_command(command).await
     }
@@ -124,7 +123,7 @@ impl IoTask {
         Self(tokio::spawn(task).abort_handle())
     }
 
-    /// Also if its runtime was shut down.
+    /// Returns whether the task has ended, for example because its runtime was shut down.
     pub(super) fn has_ended(&self) -> bool {
         self.0.is_finished()
     }
@@ -155,7 +154,7 @@ impl ConnectionLike for Node {
     }
 }
 
-/// Lets the connection of a Cluster open its connections to the nodes.
+/// Used by a Cluster's connection to open its connections to the nodes.
 impl Connect for Node {
     fn connect_with_config<'a, T>(info: T, config: AsyncConnectionConfig) -> RedisFuture<'a, Self>
     where
@@ -165,7 +164,7 @@ impl Connect for Node {
     }
 }
 
-/// Whether something runs the tasks of a runtime. One that is shut down, or that nothing blocks on any more, does not.
+/// Returns whether a runtime is running its tasks. It is not if it was shut down, or if no thread blocks on it.
 pub(super) async fn is_driven(runtime: &Handle, patience: Duration) -> bool {
     Handle::try_current().is_ok_and(|here| here.id() == runtime.id())
         || matches!(timeout(patience, runtime.spawn(async {})).await, Ok(Ok(())))
@@ -207,7 +206,7 @@ fn connector(roots: RootCertStore) -> Result<TlsConnector, Failure> {
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
-/// The addresses at which a server has spoken Redis as the URI said, to this process.
+/// The addresses at which a server has answered this process in Redis, with or without TLS as the URI says.
 static SPOKEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
 fn has_spoken(address: &ConnectionAddr) -> bool {
@@ -216,7 +215,7 @@ fn has_spoken(address: &ConnectionAddr) -> bool {
 
 fn remember(address: &ConnectionAddr) {
     let mut spoken = SPOKEN.lock().unwrap_or_else(PoisonError::into_inner);
-    // Far more than there are servers. Without it, the worst is a probe.
+    // Far more than there are servers. If an address is forgotten, the only cost is one more probe.
     if spoken.len() < MAX_SPOKEN {
         spoken.insert(spoken_name(address));
     }
@@ -227,14 +226,14 @@ fn spoken_name(address: &ConnectionAddr) -> String {
     format!("{tls} {address}")
 }
 
-/// Finds out whether the server speaks TLS although the URI says that it does not, or the reverse. Sends no credentials.
+/// Probes whether the server speaks TLS although the URI says that it does not, or the reverse. Sends no credentials.
 async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
     match address {
         ConnectionAddr::Tcp(host, port) => {
             let stream = tcp(host, *port, &TcpSettings::default()).await.ok()?;
             let name = ServerName::try_from(host.to_owned()).ok()?;
-            // An untrusted certificate is one, too. The system's authorities are read from files, many times a second while a
-            // server closes every connection.
+            // An untrusted certificate also proves TLS. The system's authorities are not loaded here, because while a server
+            // closes every connection, they would be read from files many times a second.
             let connector = connector(RootCertStore::empty()).ok()?;
             match connector.connect(name, stream).await.map_err(|error| tls_failure(&error)) {
                 Ok(_) => Some(ONLY_TLS),
@@ -252,7 +251,7 @@ async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
     }
 }
 
-/// How long opening a connection may take at least.
+/// The minimum time limit for opening a connection.
 pub(super) const CONNECT: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(1);
 const MAX_SPOKEN: usize = 4096;

@@ -1,4 +1,4 @@
-//! A record as it is stored: the head, the versions before, and the payload. `record.lua` reads the same.
+//! The format of a stored record: the head, the older versions, and the payload. `record.lua` reads the same format.
 
 use bytes::Bytes;
 
@@ -7,30 +7,30 @@ use crate::{
     error::{Error, ErrorKind},
 };
 
-/// A record that was read.
+/// A parsed record.
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) version: i64,
-    /// When it ends, in milliseconds since 1970, by the server's clock.
+    /// When the record ends, in milliseconds since 1970, by the server's clock.
     pub(super) ends: i64,
     pub(super) payload: Bytes,
-    /// The head and the versions before: what an update need not read again.
+    /// The head and the older versions, which an update then need not read again.
     pub(super) hint: Bytes,
 }
 
-/// The head of a record and its versions before, as it was loaded: a [`Hint`](crate::Hint).
+/// The head and the older versions of a loaded record, kept as its [`Hint`](crate::Hint).
 pub(super) struct Known<'a> {
     head: &'a [u8],
     older: &'a [u8],
 }
 
-/// A value to be written.
+/// A value to write.
 pub(super) struct NewValue {
     bytes: Vec<u8>,
 }
 
 impl Stored {
-    /// Reads a value. `payload` is its second field, if there is one. `None` if it has ended, whatever the time.
+    /// Reads a value. `payload` is its second field, if there is one. Returns `None` if the record was ended.
     pub(super) fn read(value: Bytes, payload: Option<Bytes>) -> Result<Option<Self>> {
         let Some(known) = Known::read(&value) else { return Err(unreadable().into()) };
         let (version, ends, len) = (known.version(), known.ends(), HEAD + known.older.len());
@@ -46,7 +46,7 @@ impl Stored {
 }
 
 impl<'a> Known<'a> {
-    /// Reads the beginning of a value. `None` if it is not one, or of another format.
+    /// Reads the beginning of a value. Returns `None` if it has another format.
     pub(super) fn read(value: &'a [u8]) -> Option<Self> {
         let (head, rest) = value.split_at_checked(HEAD)?;
         let (format, count) = (*head.first()?, usize::from(*head.get(COUNT)?));
@@ -62,7 +62,7 @@ impl<'a> Known<'a> {
         std::str::from_utf8(self.head.get(ENDS)?).ok()?.parse().ok()
     }
 
-    /// The versions before the next one: the last seven, and the first.
+    /// Returns the older versions for the next value: the last seven, and the first.
     fn older(&self) -> Vec<u8> {
         let mut all = self.head.get(VERSION).unwrap_or_default().to_vec();
         all.extend_from_slice(self.older);
@@ -74,13 +74,15 @@ impl<'a> Known<'a> {
         all
     }
 
-    /// The head that an update by this version compares, if the new value can simply take the place of this one: it lives until
-    /// the update is too late, neither has its payload elsewhere, and the key need not live longer.
+    /// Returns the head that an update compares, if the new value can simply replace this one.
+    ///
+    /// It can if this record lives until the deadline of the update, if neither value has a separate payload, and if the Redis
+    /// key lives long enough.
     pub(super) fn head_for(&self, expected: i64, new: &NewValue, is_users: bool, not_after: i64) -> Option<&'a [u8]> {
         let is_live = self.ends().is_some_and(|ends| ends > not_after);
         let places = (self.head.get(PLACE), new.bytes.get(PLACE));
         let fits = self.version() == Some(expected) && places == (Some(&INLINE), Some(&INLINE));
-        // The key of a user has a thousand seconds to spare, which is what the digits after these count.
+        // A user's Redis key has a thousand seconds to spare, which the remaining digits count.
         let digits = ENDS.start..ENDS.start + 7;
         let lives = !is_users || new.bytes.get(digits.clone()) <= self.head.get(digits);
         (is_live && fits && lives).then_some(self.head)
@@ -88,12 +90,12 @@ impl<'a> Known<'a> {
 }
 
 impl NewValue {
-    /// A value without times. With `known`, the versions before are carried on.
+    /// Creates a value without times. With `known`, it keeps the older versions.
     pub(super) fn new(version: i64, payload: &[u8], is_beside: bool, known: Option<&Known<'_>>) -> Self {
         let older = known.map(Known::older).unwrap_or_default();
         let payload = if is_beside { &[] } else { payload };
         let mut bytes = Vec::with_capacity(HEAD + older.len() + payload.len());
-        // At most eight.
+        // There are at most eight.
         bytes.extend([FORMAT, if is_beside { BESIDE } else { INLINE }, (older.len() / 8) as u8]);
         bytes.extend([b'0'; ENDS.end - ENDS.start]);
         bytes.extend(version.to_be_bytes());
@@ -103,7 +105,7 @@ impl NewValue {
         Self { bytes }
     }
 
-    /// Sets when it ends, and when it was last used.
+    /// Sets when the record ends, and when it was last used.
     pub(super) fn at(&self, now: i64, ttl: i64) -> Self {
         let mut bytes = self.bytes.clone();
         put_digits(bytes.get_mut(ENDS), now.saturating_add(ttl));
@@ -120,7 +122,7 @@ impl NewValue {
     }
 }
 
-/// The end and the time of use, as `touch.lua` puts them into a head.
+/// The end and the time of the last use, as `touch.lua` writes them into a head.
 pub(super) fn times(now: i64, ttl: i64) -> (Vec<u8>, Vec<u8>) {
     let (mut ends, mut used) = (vec![0; ENDS.end - ENDS.start], vec![0; USED.end - USED.start]);
     put_digits(Some(&mut ends), now.saturating_add(ttl));
@@ -128,11 +130,11 @@ pub(super) fn times(now: i64, ttl: i64) -> (Vec<u8>, Vec<u8>) {
     (ends, used)
 }
 
-/// All digits, with zeros in front. Times are far from having more.
+/// Writes a number with leading zeros. Times are far too small to need more digits.
 fn put_digits(place: Option<&mut [u8]>, number: i64) {
     let mut left = number.max(0);
     for digit in place.into_iter().flatten().rev() {
-        // Less than ten.
+        // The remainder is less than ten.
         *digit = b'0' + (left % 10) as u8;
         left /= 10;
     }
@@ -142,7 +144,7 @@ pub(super) fn unreadable() -> Error {
     Error::new(ErrorKind::Unreadable, "a record in Redis has a format that this version cannot read")
 }
 
-/// A longer payload of a user's record is in a field of its own, so that a touch writes little.
+/// A longer payload of a user's record goes into a separate field, so that a touch writes little.
 pub(super) const MAX_INLINE: usize = 1024;
 const FORMAT: u8 = 2;
 const INLINE: u8 = 0;
