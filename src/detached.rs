@@ -28,7 +28,7 @@ impl<T: Send + 'static> Future for Detached<T> {
     type Output = T;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
-        // After its end it waits for ever, as any future may.
+        // After completion it stays pending forever, as any future may.
         let Some(mut work) = self.work.take() else { return Poll::Pending };
         let output = work.as_mut().poll(cx);
         if output.is_pending() {

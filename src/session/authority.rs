@@ -1,19 +1,19 @@
-//! Who may begin and end a session: which way a commit goes, by what the request came with.
+//! Authority: decides, by what the request came with, whether it may begin or end a session, and how its commit proceeds.
 //!
-//! A request that acts by a session has one moment: a conditional write, or a conditional `clear`, of the record that it came
-//! with. What it did before that moment can be taken back, and what it does after it needs no authority.
+//! A request that acts with a session has one decisive moment: a conditional write, or a conditional `clear`, of the record
+//! that it came with. Everything before that moment can be undone, and everything after it needs no further authority.
 //!
-//! | the request came with | and signs in | by |
+//! | the request came with | and signs in | plan |
 //! |---|---|---|
-//! | a session of this user | with a session key | [`Renew`](Plan::Renew): the same record, if its newest secret came |
-//! | a session of this user | with a [`Login`](crate::Login) | [`RenewOrBegin`](Plan::RenewOrBegin): otherwise a new session |
-//! | another user's session | with a session key | [`Switch`](Plan::Switch): a new session, then the old one ends if its newest secret came |
-//! | another user's session | with a `Login` | [`Begin`](Plan::Begin), and the old one ends |
+//! | a session of this user | with a session key | [`Renew`](Plan::Renew): keeps the record, if the request has its newest secret |
+//! | a session of this user | with a [`Login`](crate::Login) | [`RenewOrBegin`](Plan::RenewOrBegin): the same, or else a new session |
+//! | another user's session | with a session key | [`Switch`](Plan::Switch): a new session, then the old one ends if the request has its newest secret |
+//! | another user's session | with a `Login` | [`Begin`](Plan::Begin), and the old session ends |
 //! | no session, or a visitor's | with either | [`Begin`](Plan::Begin), unless the user was signed out everywhere since |
-//! | a session that is gone by now, or an ID that was superseded | with a session key | [`Refuse`](Plan::Refuse) |
+//! | a session that has ended, or an ID that was superseded | with a session key | [`Refuse`](Plan::Refuse) |
 //!
-//! A `clear` or `clear_others` recorded with a login comes after it and keeps what it made, unless the response failed. If the new
-//! ID is stored and ending the others fails, [`EndOthers`](Plan::EndOthers) is left to do.
+//! A `clear` or `clear_others` in the same request comes after the login and keeps its session, unless the response failed. If
+//! the new ID is stored but ending the other sessions fails, [`EndOthers`](Plan::EndOthers) remains to be done.
 
 use crate::session::{
     change::{Clearing, Identity, Staged},
@@ -28,24 +28,25 @@ pub(crate) enum Trigger {
     Save,
     /// The response is ready.
     Response,
-    /// The response is a failure. Of the changes only the sign-outs count.
+    /// The response failed. Only the sign-outs are committed.
     Failure,
-    /// There is no response, because the request was dropped or its handler panicked. As after a failure, and no new ID is made:
-    /// nobody would get it.
+    /// There is no response, because the request was cancelled or its handler panicked. Only the sign-outs are committed, and
+    /// no new ID is made, because no client would get it.
     Abandoned,
 }
 
 impl Trigger {
-    /// Whether the handler's changes count.
+    /// Returns whether the handler's changes count.
     pub(crate) fn is_kept(self) -> bool {
         matches!(self, Self::Save | Self::Response)
     }
 }
 
-/// What the request came with: by which right it acts. The base may end, this stays. A login of the request itself counts.
+/// What the request came with, which decides what it may do. Unlike the base it does not change when the session ends. A login by
+/// the request itself counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Authority {
-    /// No ID, one that leads nowhere, or a visitor's session.
+    /// No ID, an ID without a session, or a visitor's session.
     Visitor,
     /// A user's session: an ID that opened it, or a login of this request.
     Session,
@@ -53,33 +54,33 @@ pub(crate) enum Authority {
     Superseded,
 }
 
-/// The way that a commit goes.
+/// How a commit proceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Plan {
     /// Plain changes, or a rotation.
     Write,
     /// The session gets a new secret in place: a login of the same user, or `clear_others`.
     Renew { login: bool, then: Then },
-    /// The same if the newest secret came, and otherwise a new session.
+    /// The same if the request has the newest secret, and otherwise a new session.
     RenewOrBegin { then: Then },
     /// A new session.
     Begin { then: Then },
-    /// A new session of another user. The old one's ending is the moment; it may be the `clear` of the old user.
+    /// A new session of another user. The end of the old session, which may be a `clear` of the old user, is the decisive moment.
     Switch { clears: bool, then: Then },
-    /// What is left of a `clear_others`: its new ID is stored, perhaps by a login, and the others end.
+    /// The rest of a `clear_others` whose new ID is stored: the other sessions end.
     EndOthers { login: bool },
     /// A sign-out.
     SignOut(SignOut),
-    /// A login that is refused. A `clear` beside it acts all the same.
+    /// A login that is refused. A `clear` in the same request still takes effect.
     Refuse { clears: bool },
 }
 
-/// What ends after a login, of the same user.
+/// Which sessions of the user end after a login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Then {
     Nothing,
     EndOthers,
-    /// The response is a failure: what the login made ends too.
+    /// The response failed, so the session of the login ends, too.
     EndAll,
 }
 
@@ -92,20 +93,21 @@ pub(crate) enum SignOut {
 }
 
 impl SignOut {
-    /// Whether it ends a session that an ID of the request has opened. `with_users` says whether an ID of a user's session came.
+    /// Returns whether the sign-out ends a session that an ID of the request opened. `with_users` says whether the request had
+    /// an ID of a user's session.
     pub(crate) fn ends(self, is_users: bool, with_users: bool) -> bool {
         match self {
             Self::Delete => true,
-            // A visitor's session beside a user's is left to expire.
+            // If there is also a user's session, the visitor's session is left to expire.
             Self::Clear => is_users || !with_users,
             Self::Others => false,
         }
     }
 
-    /// Whether it ends a session that cannot be read. `is_proven` says whether its ID was encrypted by us.
+    /// Returns whether the sign-out ends a session that cannot be read. `is_proven` says whether its ID was encrypted by us.
     ///
-    /// Whose session it is is not known, so to say that a `clear` is done would be a lie; and without a keyring nothing proves
-    /// the ID.
+    /// A `clear` does not, because the user is not known, so it could not be completed. Without a keyring no sign-out does,
+    /// because nothing proves the ID.
     pub(crate) fn ends_unread(self, is_proven: bool) -> bool {
         self == Self::Delete && is_proven
     }
@@ -121,7 +123,7 @@ impl Plan {
             (Identity::Delete, _) | (_, Clearing::All) => Self::SignOut(SignOut::Clear),
             (Identity::Keep | Identity::Rework, Clearing::Nothing) => Self::Write,
             (identity, clear) => match base.signed_in() {
-                // Nobody would get the new ID.
+                // No client would get the new ID.
                 Some(_) if trigger == Trigger::Abandoned => Self::SignOut(SignOut::Clear),
                 Some(_) => match (identity, clear) {
                     (Identity::Keep, Clearing::Rest { login }) => Self::EndOthers { login },
@@ -142,7 +144,7 @@ impl Plan {
         match (base.signed_in(), user.is_login()) {
             (Some((_, key)), true) if key == user.key() => Self::RenewOrBegin { then },
             (Some((_, key)), false) if key == user.key() => match (trigger, clear) {
-                // The handler's login is discarded, what it ends is not.
+                // The handler's login is discarded, but its sign-outs are not.
                 (Trigger::Failure | Trigger::Abandoned, Clearing::All) => Self::SignOut(SignOut::Clear),
                 (Trigger::Abandoned, _) => Self::SignOut(SignOut::Clear),
                 (Trigger::Failure, _) => Self::Renew { login: false, then: Then::EndOthers },
@@ -156,7 +158,7 @@ impl Plan {
         }
     }
 
-    /// Whether the response has to bring a new ID.
+    /// Returns whether the response has to carry a new ID.
     pub(crate) fn changes_id(&self, base: &Base, staged: &Staged) -> bool {
         match self {
             Self::Renew { .. } | Self::RenewOrBegin { .. } | Self::Begin { .. } | Self::Switch { .. } => true,
@@ -165,7 +167,7 @@ impl Plan {
                 Base::Nothing => !staged.data.is_empty(),
                 Base::Superseded(_) | Base::Gone(_) | Base::Refused | Base::Unreadable(_) => false,
             },
-            // What was written after it belongs to a new visitor's session.
+            // Data that was written after it belongs to a new visitor's session.
             Self::SignOut(_) => staged.is_left_behind(),
             Self::Refuse { .. } => false,
         }

@@ -1,8 +1,8 @@
-//! Changes: what a handler asks for, and what a list of changes makes of a session.
+//! Changes: the operations that a handler records, and their effect on a session.
 //!
-//! A handler never writes to the backend. It records [`Change`]s. Applied one after the other to the [base](super) they give
-//! [`Staged`]: what the handler sees, and what a commit writes. After a conflict the same changes are applied to what
-//! the backend has by then (a rebase).
+//! A handler never writes to the backend. It records [`Change`]s. Applied in order to the [base](super), they result in
+//! [`Staged`]: the state that the handler sees and that a commit writes. After a conflict, the same changes are applied to the
+//! current record (a rebase).
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -16,14 +16,14 @@ use crate::{
     sessions::engine::check_key,
 };
 
-/// One thing that a handler asked for.
+/// One operation that a handler recorded.
 #[derive(Clone)]
 pub(crate) enum Change {
     Set(Arc<str>, Raw),
     Remove(Arc<str>),
-    /// With the value that the closure returned. `None` if it has not run on this base yet.
+    /// The last field is the value that the closure returned. `None` if it has not run on this base yet.
     Modify(Arc<str>, Modify, Option<Raw>),
-    /// The whole data, before it is known what that differs from.
+    /// Replaces all data. Used until the current data is known, and with it the difference.
     Replace(Data),
     Ttl(Duration),
     Bind(SignIn),
@@ -32,7 +32,7 @@ pub(crate) enum Change {
     Delete,
     Clear,
     ClearOthers,
-    /// What is left of a `clear_others` whose new ID is stored: the other sessions end. A login may have made that ID.
+    /// Completes a `clear_others` whose new ID is stored: ends the other sessions. `login` means that a login made that ID.
     EndOthers {
         login: bool,
     },
@@ -43,28 +43,28 @@ pub(crate) enum Change {
 /// Computes a new value from the old one, both as JSON.
 pub(crate) type Modify = Arc<dyn Fn(Option<&[u8]>) -> Result<Raw, Error> + Send + Sync>;
 
-/// The base with changes applied: what the handler sees, and what a commit writes.
+/// The base with the changes applied: the state that the handler sees and that a commit writes.
 #[derive(Clone, Default)]
 pub(crate) struct Staged {
-    /// Runs after a login.
+    /// Which other sessions end. This runs after a login.
     pub(crate) clear: Clearing,
     pub(crate) identity: Identity,
     pub(crate) ttl: Option<Duration>,
     pub(crate) data: Data,
-    /// The data does not depend on what other requests write to the loaded session meanwhile.
+    /// Whether the data is independent of concurrent writes to the loaded session.
     pub(crate) fresh: bool,
-    /// The data began empty, whatever the base is.
+    /// Whether the data began empty, whatever the base is.
     pub(crate) known: bool,
-    /// The loaded session is gone. Its data can only be read.
+    /// Whether the loaded session has ended, so that its data can only be read.
     pub(crate) gone: bool,
 }
 
-/// Which sessions of the loaded session key end. The most that was asked for counts.
+/// Which sessions of the user end. If several were recorded, the widest one counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Clearing {
     #[default]
     Nothing,
-    /// All except the loaded one, which has its new ID already. A login may have made that ID.
+    /// All except the loaded one, which already has its new ID. `login` means that a login made that ID.
     Rest {
         login: bool,
     },
@@ -73,27 +73,27 @@ pub(crate) enum Clearing {
     All,
 }
 
-/// Which session there is afterwards. The last one counts, except that `Rework` only replaces `Keep`.
+/// Which session the request has after the commit. The last one counts, except that `Rework` only replaces `Keep`.
 #[derive(Clone, Default, PartialEq)]
 pub(crate) enum Identity {
     #[default]
     Keep,
     Rework,
-    /// A session of this key. It keeps the data if the session before was a visitor's or the same user's.
+    /// A session of this user. It keeps the data if the previous session was a visitor's or the same user's.
     Bind(SignIn),
-    /// A session of this key that starts with its own data.
+    /// A session of this user that starts with the given data.
     Create(SignIn),
-    /// None, or a new visitor's session if data is written afterwards.
+    /// No session, or a new visitor's session if data is written afterwards.
     Delete,
 }
 
 impl Staged {
-    /// This data, without changes.
+    /// Returns this data without changes.
     pub(crate) fn on(data: Data) -> Self {
         Self { data, ..Self::default() }
     }
 
-    /// What the handler sees of this base without changes.
+    /// Returns this base without changes.
     pub(crate) fn on_base(base: &Base) -> Self {
         match base {
             Base::Live(opened) => Self::on(opened.loaded.contents.data.clone()),
@@ -102,7 +102,7 @@ impl Staged {
         }
     }
 
-    /// The same changes on other data: a rebase. Closures run again, in order, each on the result of the one before.
+    /// Applies the same changes to other data (a rebase). Closures run again in order, each on the result of the one before.
     ///
     /// `key` is the session key of the loaded session.
     pub(crate) fn rebase(changes: &[Change], data: Data, key: Option<&str>) -> Result<Self, Error> {
@@ -119,7 +119,7 @@ impl Staged {
     pub(crate) fn apply(&mut self, change: &Change, key: Option<&str>) -> Result<(), Error> {
         match change {
             Change::Set(name, value) | Change::Modify(name, _, Some(value)) => self.data.set(name, value.clone()),
-            // The session is not loaded, so there is nothing to compute the value from.
+            // The session is not loaded, so the value cannot be computed yet.
             Change::Modify(_, _, None) => {}
             Change::Remove(name) => self.data.remove(name),
             Change::Replace(data) => self.data = data.clone(),
@@ -149,7 +149,7 @@ impl Staged {
             Change::Clear => {
                 self.clear = Clearing::All;
                 match self.identity {
-                    // A login in the same request comes first, and keeps the data that it has by now.
+                    // A login in the same request comes first, and keeps its current data.
                     Identity::Bind(_) | Identity::Create(_) => {}
                     Identity::Keep | Identity::Rework | Identity::Delete => {
                         self.ttl = None;
@@ -164,7 +164,7 @@ impl Staged {
         Ok(())
     }
 
-    /// The session key that there will be.
+    /// Returns the session key after the changes.
     pub(crate) fn key<'a>(&'a self, loaded: Option<&'a str>) -> Option<&'a str> {
         match &self.identity {
             Identity::Bind(user) | Identity::Create(user) => Some(user.key()),
@@ -173,13 +173,13 @@ impl Staged {
         }
     }
 
-    /// Whether data was written that belongs to a new visitor's session, after a sign-out.
+    /// Returns whether data was written after a sign-out, which belongs to a new visitor's session.
     pub(crate) fn is_left_behind(&self) -> bool {
         let signs_in = matches!(self.identity, Identity::Bind(_) | Identity::Create(_));
         self.fresh && !signs_in && !self.data.is_empty()
     }
 
-    /// Whether signing in as `new` leaves another user's session. Nothing goes over from one user to another.
+    /// Returns whether signing in as `new` leaves another user's session. Data never moves from one user to another.
     fn leaves_user(&mut self, key: Option<&str>, new: &str) -> bool {
         let leaves = self.key(key).is_some_and(|key| key != new);
         if leaves {
@@ -196,7 +196,7 @@ impl Staged {
 }
 
 impl Change {
-    /// The same change with its outcome on `staged` worked out: a closure runs here, a whole update becomes its difference.
+    /// Resolves the change against `staged`: runs a closure, and turns a whole update into its difference.
     pub(crate) fn resolve(self, staged: &Staged) -> Vec<Self> {
         match self {
             Self::Modify(name, modify, None) => match modify(staged.data.raw(&name)) {
@@ -215,7 +215,7 @@ impl Change {
         }
     }
 
-    /// The same change for another base: a closure will run again.
+    /// Returns the same change for another base, where a closure runs again.
     pub(crate) fn unresolved(self) -> Self {
         match self {
             Self::Modify(name, modify, _) => Self::Modify(name, modify, None),
@@ -223,27 +223,27 @@ impl Change {
         }
     }
 
-    /// Whether it ends sessions. Nothing else that goes wrong takes that back.
+    /// Returns whether the change ends sessions. It then takes effect even if other changes fail.
     pub(crate) fn is_ending(&self) -> bool {
         matches!(self, Self::Delete) || self.is_clearing()
     }
 
-    /// Whether it is a login with a valid session key.
+    /// Returns whether the change is a login with a valid session key.
     pub(crate) fn is_possible_login(&self) -> bool {
         matches!(self, Self::Bind(user) | Self::Create(user, _) if check_key(user.key()).is_ok())
     }
 
-    /// Whether it ends other sessions too.
+    /// Returns whether the change also ends other sessions.
     pub(crate) fn is_clearing(&self) -> bool {
         matches!(self, Self::Clear | Self::ClearOthers | Self::EndOthers { .. })
     }
 
-    /// Whether it [undoes](Self::is_undone_by) anything.
+    /// Returns whether the change [undoes](Self::is_undone_by) others.
     pub(crate) fn starts_afresh(&self) -> bool {
         matches!(self, Self::Delete | Self::Create(..))
     }
 
-    /// Whether a later `change` leaves nothing of this one.
+    /// Returns whether a later `change` undoes this one completely.
     pub(crate) fn is_undone_by(&self, change: &Change) -> bool {
         match change {
             _ if self.is_clearing() => false,
@@ -253,7 +253,7 @@ impl Change {
         }
     }
 
-    /// A change of one value by a closure.
+    /// Wraps the closure of a `modify` call.
     pub(crate) fn modifier<T, F>(change: F) -> Modify
     where
         T: serde::Serialize + serde::de::DeserializeOwned,

@@ -1,6 +1,6 @@
 //! The commit: turns a request's changes into calls of the session engine.
 //!
-//! Plain changes are here. What signs in is in [`login`](super::login), what signs out in [`sign_out`](super::sign_out).
+//! This module commits plain changes. Logins are in [`login`](super::login), and sign-outs in [`sign_out`](super::sign_out).
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -24,7 +24,7 @@ use crate::{
     },
 };
 
-/// What a request wants to be written.
+/// The changes of a request, with all that is needed to write them.
 pub(crate) struct Commit {
     pub(crate) plan: Plan,
     pub(crate) base: Base,
@@ -33,86 +33,86 @@ pub(crate) struct Commit {
     /// The base with the changes applied.
     pub(crate) staged: Staged,
     pub(crate) write_id: WriteId,
-    /// It was tried before, and the answer was lost.
+    /// Whether this is a retry, because the answer to the first try was lost.
     pub(crate) retry: bool,
     pub(crate) request: RequestFacts,
-    /// The response has left, so no cookie can be set.
+    /// Whether the response was sent, so that no cookie can be set.
     pub(crate) response_sent: bool,
-    /// What is stored already, if the rest fails.
+    /// What is already stored, in case the rest fails.
     pub(crate) progress: Option<Progress>,
 }
 
-/// What a commit has to know of the request that it belongs to.
+/// What a commit needs to know about its request.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RequestFacts {
-    /// When it arrived, by the clock of its sessions.
+    /// When the request arrived, by the sessions' own clock.
     pub(crate) arrived: Duration,
-    /// The request came from another site, and has no session as far as is known. It must not create a visitor's session.
+    /// Whether the request came from another site and has no known session. It must not create a visitor's session.
     pub(crate) cross_site: bool,
-    /// It came with a user's cookie, and with a visitor's.
+    /// Whether the request came with a user's cookie, and with a visitor's cookie.
     pub(crate) user_cookie: bool,
     pub(crate) visitor_cookie: bool,
-    /// It came with an ID of a user's session, also if that leads nowhere.
+    /// Whether the request came with an ID of a user's session, even if no session has that ID any more.
     pub(crate) user_id: bool,
 }
 
-/// What a write is recognised by, if it has to be tried again because the answer was lost.
+/// Identifies a write, so that a retry after a lost answer is recognised.
 #[derive(Clone)]
 pub(crate) struct WriteId {
     pub(crate) version: i64,
-    /// The new secret of the session that there is.
+    /// The new secret of the existing session.
     pub(crate) secret: Option<Secret>,
-    /// With that secret, all before it are superseded: it is not a rotation.
+    /// Whether the new secret supersedes all others, which a rotation does not do.
     pub(crate) renews: bool,
-    /// The secret of an earlier rotation by this request whose answer was lost. It may be the newest.
+    /// The secret of an earlier rotation by this request whose answer was lost. It may be the newest one.
     pub(crate) rotated: Option<SecretHash>,
     /// The name and the secret of a new session.
     pub(crate) new: Option<Box<NewId>>,
 }
 
-/// A session that is stored and that the browser has to hear of, although a part of the commit was not done.
+/// The completed part of a commit. The browser must get its cookie even if the rest of the commit fails.
 pub(crate) struct Progress {
     pub(crate) base: Base,
     pub(crate) cookies: CookieChanges,
-    /// A login has made it.
+    /// Whether a login made the session.
     pub(crate) login: bool,
 }
 
-/// What became of a commit that was carried out.
+/// The result of a commit.
 pub(crate) struct Committed {
     pub(crate) base: Base,
     pub(crate) cookies: CookieChanges,
     /// Why changes were dropped, if some were.
     pub(crate) dropped: Option<Dropped>,
-    /// The changes were applied to other data than the handler saw, because another request had written.
+    /// Whether the changes were applied to other data than the handler saw, because another request had written.
     pub(crate) rebased: bool,
-    /// A login or a sign-out was refused. With it the changes are done with.
+    /// Why a login or a sign-out was refused. All changes are then dropped.
     pub(crate) refused: Option<Refused>,
-    /// The other sessions that cookies of the request lead to have ended.
+    /// Whether the other sessions of the request's cookies have ended.
     pub(crate) ended_others: bool,
 }
 
-/// Why a login or a sign-out does not take place.
+/// Why a login or a sign-out was refused.
 pub(crate) struct Refused {
-    /// `None` if that is not known: an answer was lost.
+    /// `None` if the reason is not known, because an answer was lost.
     pub(crate) why: Option<Refusal>,
     pub(crate) error: Error,
 }
 
-/// Why changes were dropped: there is no session that they belong to.
+/// Why the changes have no session that they could be written to.
 #[derive(Clone, Copy)]
 pub(crate) enum Dropped {
-    /// It is gone, or none of several counts.
+    /// The session has ended, or the cookies lead to several sessions.
     Gone,
-    /// There was none, and the request came from another site.
+    /// The request has no session, and came from another site.
     CrossSite,
 }
 
-/// What the response says about the cookies.
+/// The cookies that the response sets and removes.
 #[derive(Clone, Default)]
 pub(crate) struct CookieChanges {
     pub(crate) set: Option<NewCookie>,
-    /// The user's session, and the visitor's, has ended: its cookie is not set any more.
+    /// Whether the user's session and the visitor's session have ended, so that an earlier cookie for it must not be set.
     pub(crate) ends_user: bool,
     pub(crate) ends_visitor: bool,
     pub(crate) remove_user: bool,
@@ -122,13 +122,13 @@ pub(crate) struct CookieChanges {
 #[derive(Clone)]
 pub(crate) struct NewCookie {
     pub(crate) id: SessionId,
-    /// When its session ends at the latest.
+    /// The deadline of the session.
     pub(crate) deadline: u64,
     pub(crate) is_visitors: bool,
 }
 
 impl WriteId {
-    /// With the names and secrets that a commit of this plan needs.
+    /// Creates the names and secrets that a commit with this plan needs.
     pub(crate) fn new(engine: &Engine, plan: Plan, base: &Base, staged: &Staged) -> Result<Self, Error> {
         let renews = matches!(plan, Plan::Renew { .. } | Plan::RenewOrBegin { .. });
         let rotates = matches!(plan, Plan::Write | Plan::SignOut(SignOut::Others))
@@ -148,7 +148,7 @@ impl WriteId {
 }
 
 impl Committed {
-    /// Nothing was written, and nothing had to be.
+    /// Nothing was written, because nothing had to be.
     pub(super) fn kept(base: Base) -> Self {
         Self {
             base,
@@ -170,7 +170,7 @@ impl Committed {
 }
 
 impl Refused {
-    /// The newest ID of a live session did not come.
+    /// The request does not have the newest ID of a live session.
     pub(super) fn not_newest(message: &'static str) -> Self {
         Self { why: Some(Refusal::NotNewest), error: Error::new(ErrorKind::Unauthorized, message) }
     }
@@ -189,7 +189,7 @@ impl CookieChanges {
         Self { set, ..Self::default() }
     }
 
-    /// Both, the later one last.
+    /// Combines these changes with later ones.
     pub(crate) fn then(self, later: Self) -> Self {
         let (remove_user, remove_visitor) =
             (self.remove_user || later.remove_user, self.remove_visitor || later.remove_visitor);
@@ -201,19 +201,19 @@ impl CookieChanges {
 }
 
 impl Commit {
-    /// Writes the changes. After an error none of them is known to be written, but for the [`progress`](Self::progress).
+    /// Writes the changes. After an error, only the [`progress`](Self::progress) is known to be written.
     pub(crate) async fn run(&mut self, engine: &Arc<Engine>) -> Result<Committed, Error> {
         self.check()?;
         match self.plan {
             Plan::Write => self.write(engine).await,
-            // Boxed: most commits are neither a login nor a sign-out, and need not be as large as one.
+            // Boxed to keep the future small, because most commits are neither a login nor a sign-out.
             Plan::EndOthers { login } => Box::pin(self.end_rest(engine, login)).await,
             Plan::SignOut(what) => Box::pin(self.sign_out(engine, what)).await,
             plan => Box::pin(self.log_in(engine, plan)).await,
         }
     }
 
-    /// Tells the application and the log what was refused.
+    /// Sends an event for a refusal.
     pub(crate) fn tell_refusal(&self, engine: &Engine, committed: &Committed) {
         let why = match (&committed.refused, committed.dropped) {
             (Some(refused), _) => refused.why,
@@ -232,7 +232,7 @@ impl Commit {
         engine.tell(EventKind::Refused(why), opened.map(|opened| opened.loaded.id.sid()), key);
     }
 
-    /// Refuses what could not be carried out, before anything is written.
+    /// Checks the changes before anything is written.
     fn check(&self) -> Result<(), Error> {
         for change in &self.changes {
             if let Change::Failed(error) = change {
@@ -258,7 +258,7 @@ impl Commit {
         Ok(())
     }
 
-    /// Writes to the session that there is, or creates a visitor's session.
+    /// Writes to the existing session, or creates a visitor's session.
     pub(super) async fn write(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
         let base = self.base.clone();
         match &self.base {
@@ -283,7 +283,7 @@ impl Commit {
             if superseded {
                 return Ok(false);
             }
-            // After a conflict the same changes are applied to what is there by now.
+            // After a conflict, the same changes are applied to the current data.
             rebased = !mem::take(&mut first);
             let (ttl, data) = self.on(contents.data.clone(), rebased, contents.key.as_deref())?;
             let idle = ttl.map(millis).or(contents.idle);
@@ -294,7 +294,7 @@ impl Commit {
             Ok(changed)
         });
         let written = match written.await? {
-            // It was written, and its user has signed in again since.
+            // The changes were written, and the user has signed in again since.
             WriteOutcome::Done(written) if !superseded && !opened.loaded.has_same_login(&written.contents) => {
                 return Ok(Committed::kept(self.gone(opened)));
             }
@@ -311,7 +311,7 @@ impl Commit {
         Ok(Committed { cookies, rebased, ..Committed::kept(base) })
     }
 
-    /// The idle timeout and the data that there will be: as the handler saw it, or worked out again on other data.
+    /// Returns the new idle timeout and data: as the handler saw them, or computed again on other data.
     pub(super) fn on(&self, data: Data, again: bool, key: Option<&str>) -> Result<(Option<Duration>, Data), Error> {
         match again {
             true => Staged::rebase(&self.changes, data, key).map(|staged| (staged.ttl, staged.data)),
@@ -319,7 +319,7 @@ impl Commit {
         }
     }
 
-    /// That session is not there any more for this request: what the handler saw last is left.
+    /// Returns the base after the session has ended for this request. It keeps the data that the handler saw last.
     pub(super) fn gone(&self, opened: &Opened) -> Base {
         let mut loaded = Loaded::clone(&opened.loaded);
         loaded.contents.data = self.staged.data.clone();
@@ -337,12 +337,12 @@ impl Commit {
         let contents = engine.contents(None, self.staged.data.clone(), self.staged.ttl.map(millis));
         match engine.create(contents, &new, Conditions::default(), self.retry).await? {
             NewSession::Done { loaded, id, .. } => Ok(begun(loaded, id)),
-            // No user, and nobody who could have been cleared or have too many.
+            // This cannot happen: without a user there is no clear and no limit.
             NewSession::Refused(_) => Ok(Committed::dropped(Base::Nothing)),
         }
     }
 
-    /// The name and secret of a new session, the same for every try.
+    /// Returns the name and secret of a new session, which are the same for every try.
     pub(super) fn new_id(&self, engine: &Engine) -> Result<NewId, Error> {
         match &self.write_id.new {
             Some(new) => Ok(NewId::clone(new)),
@@ -351,7 +351,7 @@ impl Commit {
     }
 }
 
-/// A session that the browser has yet to hear of.
+/// A new session, whose cookie has to be set.
 fn begun(loaded: Arc<Loaded>, id: SessionId) -> Committed {
     let cookies = CookieChanges::set(&loaded, id);
     Committed { cookies, ..Committed::kept(Base::Live(Opened::newest(loaded))) }

@@ -1,6 +1,6 @@
-//! The driver of the core: loads, commits and rebases, with a lock, a budget of time, and a backend.
+//! The async driver of a session: loads, commits and rebases, with a lock, a time budget and a backend.
 //!
-//! [`Pending`] decides what happens next. What is here waits, and decides nothing.
+//! [`Pending`] decides what happens next. The driver only waits, and decides nothing.
 
 use std::{
     mem,
@@ -35,29 +35,29 @@ use crate::{
     timeout::within,
 };
 
-/// The session of one request: where it came from, and what is pending.
+/// The session of one request: its origin and its pending changes.
 pub(crate) struct Driver {
     origin: Arc<Origin>,
     slot: Mutex<Slot>,
     request: RequestFacts,
-    /// The session of a layer around this one's.
+    /// The session of an outer layer.
     outer: Option<Arc<Driver>>,
     first_use: OnceLock<FirstUse>,
 }
 
-/// One or the other: there may be very many idle streams.
+/// Only one of these is needed at a time. Sharing the space matters, because there may be very many idle streams.
 enum Slot {
-    /// Until the session is loaded.
+    /// Before the session is loaded.
     Cookies(Cookies),
     Watching(Watching),
 }
 
-/// What the streams of a session go by.
+/// The state that the streams of a session share.
 #[derive(Default)]
 struct Watching {
-    /// How many endings there were when the session was last loaded or written.
+    /// The number of endings when the session was last loaded or written.
     endings: u64,
-    /// Kept as long as the session is, because a stream may be a new one for each message of a socket.
+    /// Kept as long as the session, because a handler may make a new future for each message of a socket.
     watched: Option<Box<Watched>>,
 }
 
@@ -66,28 +66,28 @@ pub(crate) enum Bound {
     To(Watched),
     /// The session of this request has ended.
     Gone(Ending),
-    /// There is no session.
+    /// The request has no session.
     ToNothing,
 }
 
-/// The values of our cookies as they came.
+/// The values of the session cookies, as received.
 struct Cookies {
-    /// Each with a semicolon after it: the user's, then the visitor's.
+    /// The user's cookies and then the visitor's, each with a semicolon after it.
     text: Box<str>,
     visitors_at: usize,
 }
 
-/// When the session was first looked at or written to. The response depends on the cookie only if that was before it left.
+/// When the session was first used. The response depends on the cookie only if that was before the response was sent.
 enum FirstUse {
     BeforeResponse(Box<InUse>),
-    /// Nobody had used it when the response left. A stream may do so later.
+    /// The session was unused when the response was sent. A stream may still use it.
     AfterResponse(OnceLock<Box<InUse>>),
 }
 
-/// What the clones of a session that is in use share.
+/// The state that the clones of a session share once it is used.
 struct InUse {
-    /// Held while the backend is asked: the loads and commits of one session take turns. Inside is how long this request has
-    /// waited for the backend since that last did something for it.
+    /// Held during backend calls, so that the loads and commits of one session take turns. It contains how much of the time
+    /// budget this request has used.
     turn: tokio::sync::Mutex<Duration>,
     pending: Mutex<Pending>,
 }
@@ -107,7 +107,7 @@ impl Driver {
                 CookieValue::Visitor(value) => (&mut visitors, value),
             };
             if joined.is_empty() {
-                // There is hardly ever more than one.
+                // There is rarely more than one cookie.
                 joined.reserve_exact(value.len() + 1);
             }
             joined.push_str(value);
@@ -139,7 +139,7 @@ impl Driver {
         self.outer.as_ref()
     }
 
-    /// What the response says about the cookies, if it depends on them at all.
+    /// Returns the cookies that the response sets and removes, if the session was used.
     pub(crate) fn outcome(&self) -> Option<CookieChanges> {
         match self.first_use.get()? {
             FirstUse::BeforeResponse(shared) => Some(shared.pending(Pending::cookies)),
@@ -147,7 +147,7 @@ impl Driver {
         }
     }
 
-    /// The commit that goes with the response; `None` if there is nothing to wait for.
+    /// Returns the commit for the response, or `None` if there is nothing to wait for.
     pub(crate) fn respond(self: &Arc<Self>, failed: impl FnOnce() -> bool) -> Option<Detached<Result<(), Error>>> {
         let shared = match self.first_use.get_or_init(|| FirstUse::AfterResponse(OnceLock::new())) {
             FirstUse::BeforeResponse(shared) => shared,
@@ -162,11 +162,10 @@ impl Driver {
         Some(self.begin_commit(if failed() { Trigger::Failure } else { Trigger::Response }))
     }
 
-    /// Signs out if the handler asked for it, although there is no response that could carry a cookie: the request was
-    /// dropped, or the handler has panicked.
+    /// Commits a recorded sign-out although there is no response, because the request was cancelled or the handler panicked.
     pub(crate) fn abandon(self: &Arc<Self>) {
         if let FirstUse::BeforeResponse(_) = self.first_use.get_or_init(|| FirstUse::AfterResponse(OnceLock::new())) {
-            // Dropped, the commit goes on in a task.
+            // A dropped commit continues in a task.
             drop(self.begin_commit(Trigger::Abandoned));
         }
     }
@@ -215,12 +214,12 @@ impl Driver {
         let endings = self.engine().watchers().endings();
         let (base, besides, user_id) = self.within_budget(waited, pin!(self.fetch())).await?;
         self.rebase(self.pending(|pending| pending.load(base, besides, user_id)));
-        // Nothing asks for the cookies again.
+        // The cookies are no longer needed.
         self.slot().set_endings(endings);
         Ok(())
     }
 
-    /// What a stream that begins now waits for. The session is loaded.
+    /// Returns what a stream that begins now waits for. The session must be loaded.
     pub(crate) fn bound(&self) -> Bound {
         let (base, had_session) = self.pending(|pending| (pending.base().cloned(), pending.had_session()));
         let mut slot = self.slot();
@@ -244,7 +243,7 @@ impl Driver {
         bound
     }
 
-    /// Counts as use.
+    /// Counts as use of the session.
     pub(crate) async fn touch(&self) -> Result<(), Error> {
         self.load().await?;
         match self.bound() {
@@ -257,10 +256,10 @@ impl Driver {
         self.slot.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the cookies lead to, and whether an ID of a user's session is among them.
+    /// Looks up the sessions of the cookies. Also returns whether they contain an ID of a user's session.
     async fn fetch(&self) -> Result<(Base, Option<Box<Besides>>, bool), Error> {
         let engine = self.engine();
-        // No iterator over the cookies: it would be a part of the future, which is moved.
+        // No iterator over the cookies, because it would become part of the future, which is moved.
         let (mut presented, mut at, mut loads) = (Presented::default(), 0, 0);
         while let Some(id) = self.next_id(&mut at, &mut presented) {
             if loads == MAX_LOADS {
@@ -274,7 +273,7 @@ impl Driver {
             engine.touch(loaded);
         }
         if presented.malformed > 0 {
-            // One line for all of them: a stranger can send any number.
+            // One message for all of them, because a client can send any number.
             log::debug!(count = presented.malformed, "session cookies do not contain valid IDs");
         }
         let user_id = presented.user_id;
@@ -282,7 +281,8 @@ impl Driver {
         Ok((base, besides, user_id))
     }
 
-    /// The next ID in the cookies, from this place on. Visitors' cookies come last, and count only if no user's did.
+    /// Returns the next ID in the cookies from this position. Visitors' cookies come last, and count only if no user's cookie
+    /// did.
     fn next_id(&self, at: &mut usize, presented: &mut Presented) -> Option<Credentials> {
         let slot = self.slot();
         let Slot::Cookies(Cookies { text, visitors_at }) = &*slot else { return None };
@@ -299,20 +299,20 @@ impl Driver {
                     presented.user_id |= !is_visitors;
                     return Some(id);
                 }
-                // It may be an ID of ours, by a key that this process does not have.
+                // It may be one of our IDs, encrypted with a key that this process does not have.
                 IdText::Foreign if !is_visitors => presented.besides.unproven = true,
                 IdText::Id(_) | IdText::Foreign | IdText::Malformed => presented.malformed += 1,
             }
         }
     }
 
-    /// A commit that, once begun, runs to its end.
+    /// Begins a commit. Once begun, it runs to completion.
     pub(crate) fn begin_commit(self: &Arc<Self>, trigger: Trigger) -> Detached<Result<(), Error>> {
         self.shared();
         let (driver, permit) = (Arc::clone(self), self.engine().permit());
         Detached::new(
             async move {
-                // A closure of the handler may panic in the commit. That does not undo a sign-out.
+                // A closure of the handler may panic during the commit. A sign-out must still take effect.
                 let sign_out = OnDrop::new(|| {
                     if trigger != Trigger::Save {
                         drop(driver.begin_commit(Trigger::Abandoned));
@@ -341,7 +341,7 @@ impl Driver {
         }
         let refused = committed.as_ref().is_err_and(|error| error.kind() != ErrorKind::Unavailable);
         if refused && self.pending(|pending| pending.has_endings()) {
-            // Whatever else is wrong with the changes does not keep anyone signed in.
+            // A failure of other changes must not keep the user signed in.
             if let Err(error) = self.commit(Trigger::Failure, &mut waited).await {
                 committed = Err(error);
             }
@@ -382,7 +382,7 @@ impl Driver {
         self.pending(|pending| pending.outcome(trigger))
     }
 
-    /// Applies the changes to another base, if there are any. Closures of the application run here, and are dropped here.
+    /// Applies the changes to another base, if there are any. The application's closures run and are dropped here.
     fn rebase(&self, mut adopted: Adopted) {
         while let Adopted::After(mut rebase) = adopted {
             rebase.run();
@@ -390,14 +390,14 @@ impl Driver {
         }
     }
 
-    /// Removes a new session that no response will bring.
+    /// Removes a new session whose ID no response will carry.
     fn remove_orphan(&self) {
         if let Some(id) = self.pending(Pending::orphan) {
             self.engine().remove_orphan(id);
         }
     }
 
-    /// The session whose cookie ends before it does, and has lived for half of its time.
+    /// Returns the session if its cookie ends before the session does, and half of the cookie's lifetime has passed.
     fn due(&self, pending: &Pending) -> Option<Opened> {
         let max_age = self.origin.max_age.map(millis)?;
         pending.due(|opened| {
@@ -408,8 +408,8 @@ impl Driver {
         })
     }
 
-    /// Gives a session a new secret, and so sets its cookie again, long before the cookie ends. If it fails, it is due at the
-    /// next request.
+    /// Gives a session a new secret, which sets a new cookie, long before the old cookie ends. If this fails, the next request
+    /// tries again.
     async fn renew_cookie(&self, waited: &mut Duration) {
         let Some(opened) = self.pending(|pending| self.due(pending)) else { return };
         match self.within_budget(waited, pin!(self.engine().renew_secret(&opened))).await {
@@ -422,9 +422,9 @@ impl Driver {
         }
     }
 
-    /// Waits for the backend for as long as this request still may.
+    /// Waits for the backend within the remaining time budget of this request.
     ///
-    /// It takes the work pinned, because a commit is large and would be copied at each call.
+    /// It takes the future pinned, because a commit is large and would be copied at each call.
     async fn within_budget<T>(
         &self,
         waited: &mut Duration,
@@ -433,7 +433,7 @@ impl Driver {
         let mut began = None;
         let limit = || {
             began = Some(Instant::now());
-            // A stream may go on for hours: all that it saves is not one request.
+            // A stream may run for hours, so each of its saves gets a new budget.
             if self.pending(|pending| pending.response_sent()) {
                 *waited = Duration::ZERO;
             }
@@ -447,7 +447,7 @@ impl Driver {
     }
 }
 
-/// The last clone of a session is gone.
+/// Runs when the last clone of a session is dropped.
 impl Drop for Driver {
     fn drop(&mut self) {
         let shared = match self.first_use.get() {
@@ -462,7 +462,7 @@ impl Drop for Driver {
 }
 
 impl Slot {
-    /// Takes out what streams go by. It is put back.
+    /// Takes out the state of the streams. The caller puts it back.
     fn take_watching(&mut self) -> Watching {
         match mem::replace(self, Self::Watching(Watching::default())) {
             Self::Watching(watching) => watching,
@@ -478,12 +478,12 @@ impl Slot {
 impl InUse {
     #[inline]
     fn pending<T>(&self, run: impl FnOnce(&mut Pending) -> T) -> T {
-        // No code of the application runs under the lock, so nothing can have stopped halfway.
+        // No application code runs under the lock, so a poisoned state cannot be half-changed.
         run(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Why a session has ended, as far as it was watched.
+/// Why a session has ended, if a stream watched it.
 fn gone(watched: Option<&Watched>) -> Ending {
     watched.and_then(Watched::ending).unwrap_or(Ending::SignedOut)
 }

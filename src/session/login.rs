@@ -1,4 +1,4 @@
-//! Logins: a new secret for the session that there is, or a new session, and the end of the one before.
+//! Logins: a new secret for the existing session or a new session, and the end of the previous one.
 
 use std::{mem, sync::Arc};
 
@@ -27,18 +27,18 @@ use crate::{
     },
 };
 
-/// What became of a new secret for the session that there is.
+/// The result of giving the existing session a new secret.
 enum Renewed {
     Done {
         opened: Opened,
         id: SessionId,
         rebased: bool,
     },
-    /// The newest secret did not come, or the session has ended. It is this by now.
+    /// The request did not have the newest secret, or the session has ended. This is the current base.
     Refused(Base),
 }
 
-/// What became of a new session.
+/// The result of creating a new session.
 enum Begun {
     Done { opened: Opened, id: SessionId, rebased: bool },
     Refused(Refusal),
@@ -59,7 +59,7 @@ impl Commit {
             (Plan::RenewOrBegin { then }, Some(user), Some(opened)) => match self.renew(engine, &opened, true).await? {
                 Renewed::Done { opened, id, rebased } => self.finish(engine, opened, id, rebased, true, then).await,
                 Renewed::Refused(base) => {
-                    // Its secret may have been the newest when it was loaded, and be a previous one by now.
+                    // The secret may have been the newest one at the load, and be a previous one now.
                     if let Base::Live(_) = base {
                         self.base = base;
                     }
@@ -72,12 +72,13 @@ impl Commit {
             }
             _ => {
                 let base = self.base.clone();
-                self.refuse(engine, base, Refused::not_newest("the session that signs in has ended")).await
+                self.refuse(engine, base, Refused::not_newest("the session has ended: sign in again")).await
             }
         }
     }
 
-    /// Gives the session a new secret, if its newest one came. For a login it also begins anew: deadline and time of sign-in.
+    /// Gives the session a new secret, if the request had its newest one. A login also restarts the deadline and sets the time of
+    /// the sign-in.
     async fn renew(&self, engine: &Arc<Engine>, opened: &Opened, login: bool) -> Result<Renewed, Error> {
         let WriteId { version, secret, rotated, .. } = &self.write_id;
         let new = secret.clone().map_or_else(Secret::random, Ok)?;
@@ -85,14 +86,14 @@ impl Commit {
         let (mut first, mut rebased, mut refused) = (true, false, false);
         let renewed = engine.rewrite(Arc::clone(&opened.loaded), *version, self.retry, |contents| {
             if contents.hash.matches(&hash) {
-                // A repeat: it is stored.
+                // This is a retry, and the first try was stored.
                 return Ok(false);
             }
             let again = !mem::take(&mut first) && !self.staged.fresh;
             rebased |= again;
             let (ttl, data) = self.on(contents.data.clone(), again, contents.key.as_deref())?;
             let now = engine.now();
-            // The newest secret has to be the one that came, or one that this request made.
+            // The newest secret must be the one that the request came with, or one that this request made.
             let newest = rotated.filter(|rotated| contents.hash.matches(rotated)).unwrap_or(opened.secret);
             refused = !contents.supersede(&newest, hash, now);
             if refused {
@@ -102,7 +103,7 @@ impl Commit {
                 contents.signed_in = Some(now);
                 contents.deadline = engine.deadline(true, now);
             }
-            // What starts afresh does so with the default idle timeout.
+            // If the data starts empty, the idle timeout starts with its default.
             let kept = contents.idle.filter(|_| !self.staged.known);
             contents.idle = ttl.map(millis).or(kept);
             contents.data = data;
@@ -115,17 +116,17 @@ impl Commit {
                 }
                 Renewed::Done { opened: Opened { loaded, secret: hash }, id, rebased }
             }
-            // A rotation has replaced its secret, and it may still read and write.
+            // A rotation replaced the secret. The request can still read and write.
             WriteOutcome::Done(loaded) if opened.loaded.has_same_login(&loaded.contents) => {
                 Renewed::Refused(Base::Live(opened.at(loaded)))
             }
-            // Nothing says that the newest secret came.
+            // It is not known that the request had the newest secret.
             _ => Renewed::Refused(self.gone(opened)),
         })
     }
 
     async fn begin_and_finish(&mut self, engine: &Arc<Engine>, user: &SignIn, then: Then) -> Result<Committed, Error> {
-        // Where the others end, they take nobody's place.
+        // If the other sessions end anyway, the limit does not apply.
         let (opened, id, rebased) = match self.begin(engine, user, then == Then::Nothing).await? {
             Begun::Done { opened, id, rebased } => (opened, id, rebased),
             Begun::Refused(why) if user.is_login() => return Ok(Committed::refused(self.base.clone(), why.into())),
@@ -136,7 +137,7 @@ impl Commit {
         };
         match &self.base {
             Base::Live(old) if old.key() == Some(user.key()) => self.end_grace(engine, old).await?,
-            // A `Login` needs no right to the session of another user that it leaves.
+            // With a `Login`, the request can leave another user's session whatever secret it has.
             Base::Live(old) if old.key().is_some() => {
                 let ended = engine.end(&old.loaded, Ending::Replaced).await?;
                 if ended == EndOutcome::Now {
@@ -148,7 +149,8 @@ impl Commit {
         self.finish(engine, opened, id, rebased, true, then).await
     }
 
-    /// Creates a session of this user. A visitor's session goes over into it, with what others write to it meanwhile.
+    /// Creates a session of this user. It takes over the data of the visitor's session, including concurrent writes to that
+    /// session.
     async fn begin(&self, engine: &Arc<Engine>, user: &SignIn, limited: bool) -> Result<Begun, Error> {
         let visitor = self.base.visitor().map(|opened| &opened.loaded);
         let (mut new, id, left) = match self.create(engine, user, visitor, limited).await? {
@@ -176,7 +178,7 @@ impl Commit {
                 });
                 match rewritten.await? {
                     WriteOutcome::Done(rewritten) => new = rewritten,
-                    // The user was signed out everywhere since it was created.
+                    // The user was signed out everywhere after the session was created.
                     _ => return Ok(Begun::Refused(Refusal::Cleared)),
                 }
             }
@@ -186,7 +188,7 @@ impl Commit {
         Ok(Begun::Done { opened: Opened::newest(new), id, rebased })
     }
 
-    /// Stores a new session of this user, which may end the visitor's in the same step.
+    /// Stores a new session of this user, and may end the visitor's session in the same call.
     async fn create(
         &self,
         engine: &Arc<Engine>,
@@ -207,8 +209,10 @@ impl Commit {
         engine.create(contents, &self.new_id(engine)?, conditions, self.retry).await
     }
 
-    /// Signs in as another user by a session key: the new session first, which no client has the ID of yet; then the old one
-    /// ends, if its newest secret came.
+    /// Signs in as another user by a session key.
+    ///
+    /// The new session is stored first, while no client has its ID. Then the old session ends, if the request had its newest
+    /// secret. If not, the new session is removed again.
     async fn switch(
         &mut self,
         engine: &Arc<Engine>,
@@ -218,8 +222,9 @@ impl Commit {
         then: Then,
     ) -> Result<Committed, Error> {
         if self.retry {
-            // Whether the first try has ended the old session was not known. The new one was removed.
-            let error = Error::new(ErrorKind::Unavailable, "the answer to a switch of user was lost");
+            // It is not known whether the first try ended the old session. The new session is removed.
+            let error =
+                Error::new(ErrorKind::Unavailable, "the store's answer was lost while switching users: sign in again");
             if let Some(new) = self.write_id.new.as_deref().and_then(NewId::sent) {
                 engine.remove_orphan(new);
             }
@@ -236,7 +241,7 @@ impl Commit {
             let base = self.base.clone();
             return self.refuse(engine, base, Refused::not_newest(NOT_NEWEST)).await;
         }
-        // No session of the user may end for one that is removed if this fails: the user's next login applies the limit.
+        // The limit is not applied here, because the new session is removed if this fails. The user's next login applies it.
         let (new, id) = match self.create(engine, user, None, false).await? {
             NewSession::Done { loaded, id, .. } => (loaded, id),
             NewSession::Refused(why) => {
@@ -269,7 +274,7 @@ impl Commit {
         self.finish(engine, opened, id, false, true, then).await
     }
 
-    /// What comes after a login, or after a new secret for `clear_others`.
+    /// Finishes a login, or a `clear_others` whose new secret is stored.
     async fn finish(
         &mut self,
         engine: &Arc<Engine>,
@@ -280,7 +285,7 @@ impl Commit {
         then: Then,
     ) -> Result<Committed, Error> {
         let cookies = CookieChanges {
-            // From now on the visitor's session that it came with is the user's.
+            // The visitor's session has become the user's.
             ends_visitor: login,
             remove_visitor: login && self.request.visitor_cookie,
             ..CookieChanges::set(&opened.loaded, id)
@@ -300,14 +305,14 @@ impl Commit {
                 let cookies = CookieChanges {
                     ends_user: true,
                     ends_visitor: login,
-                    // The session that the cookie led to has ended, and not only the one that this login made.
+                    // The session of the request's cookie has ended, and not only the one that this login made.
                     remove_user: ended && was_in && self.request.user_cookie,
                     remove_visitor: ended && was_in && self.request.visitor_cookie,
                     ..CookieChanges::default()
                 };
                 let committed = match ended {
                     true => Committed::kept(Base::Nothing),
-                    // What it made has ended before, and nothing more does.
+                    // The session of this login had already ended, so no other session ends.
                     false => Committed::refused(self.gone(&opened), Refusal::Cleared.into()),
                 };
                 return Ok(Committed { cookies, ended_others: login, ..committed });
@@ -320,13 +325,14 @@ impl Commit {
         Ok(Committed { cookies, rebased, refused, ended_others: login, ..Committed::kept(Base::Live(opened)) })
     }
 
-    /// Ends the other sessions that cookies of this request have opened. The login does not fail for it.
+    /// Ends the other sessions that the request's cookies opened. A failure does not fail the login.
     async fn end_others(&self, engine: &Arc<Engine>, made: &Opened) {
         let Some(besides) = &self.besides else { return };
         let end = async {
             let mut ended = Ok(());
             for other in besides.others.iter().filter(|other| other.loaded.id != made.loaded.id) {
-                // As a sign-out: what this request holds may have been replaced since. If one fails, the others end all the same.
+                // Sign out instead of deleting, because the secret may have been replaced since. After a failure, continue
+                // with the others.
                 ended = ended.and(engine.sign_out(other, Ending::Replaced).await.map(drop));
             }
             ended
@@ -337,7 +343,7 @@ impl Commit {
         }
     }
 
-    /// Ends what is left of the grace of the ID that came, because its holder has signed in to another session.
+    /// Ends the grace of the request's ID early, because its holder signed in on another session.
     async fn end_grace(&self, engine: &Arc<Engine>, old: &Opened) -> Result<(), Error> {
         let ended = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
             Ok(contents.end_grace(&old.secret, engine.now()))
@@ -345,7 +351,7 @@ impl Commit {
         ended.await.map(drop)
     }
 
-    /// Does what is left of a `clear_others`.
+    /// Completes a `clear_others` whose new ID is stored.
     pub(super) async fn end_rest(&mut self, engine: &Arc<Engine>, login: bool) -> Result<Committed, Error> {
         let written = self.write(engine).await?;
         let Base::Live(opened) = &written.base else {
@@ -358,13 +364,14 @@ impl Commit {
         Ok(Committed { refused: self.unproven_beside(login), ..written })
     }
 
-    /// What a cookie of this request leads to by a secret that is not accepted may live on after a `clear_others`.
+    /// Reports that a session may live on after a `clear_others`: one of the request's cookies leads to it by a secret that is
+    /// not accepted.
     fn unproven_beside(&self, login: bool) -> Option<Refused> {
         let unproven = !login && self.besides.as_ref().is_some_and(|besides| besides.unproven);
         unproven.then(|| Refused::not_newest(NOT_OPENED))
     }
 
-    /// Refuses a login. A `clear` beside it acts all the same: the session that it is for is the one that came.
+    /// Refuses a login. A `clear` in the same request still takes effect, for the session that the request came with.
     async fn refuse(&mut self, engine: &Arc<Engine>, base: Base, why: Refused) -> Result<Committed, Error> {
         if self.staged.clear == Clearing::All {
             let ended = self.sign_out_all(engine, SignOut::Clear).await?;
@@ -375,8 +382,8 @@ impl Commit {
     }
 }
 
-/// What is said where a session that a sign-out was for may live on.
-pub(super) const NOT_OPENED: &str = "a session that this sign-out was for has another ID by now, or has ended";
-const NOT_NEWEST: &str = "the session has a newer ID, or has ended: a login or a new ID needs the newest one";
-/// How often what others write to a visitor's session is taken along.
+/// The message if a session that should be signed out may live on.
+pub(super) const NOT_OPENED: &str = "the session to sign out has a newer ID, or has ended: sign in again";
+const NOT_NEWEST: &str = "the session has a newer ID, or has ended: sign in again";
+/// How often concurrent writes to a visitor's session are taken over.
 const MERGES: u32 = 3;

@@ -8,19 +8,19 @@ use crate::sessions::{Sessions, engine::Engine};
 #[derive(Clone)]
 pub(crate) struct Origin {
     pub(crate) sessions: Sessions,
-    /// The name of the user's cookie. The visitor's has [`VISITOR`] behind it.
+    /// The name of the user's cookie. The visitor's cookie has the suffix [`VISITOR`].
     pub(crate) cookie_name: String,
-    /// How long a browser keeps a cookie at most; `None` if it forgets it when it is closed.
+    /// How long a browser keeps a cookie at most. `None` means until the browser is closed.
     pub(crate) max_age: Option<Duration>,
 }
 
-/// The value of a cookie of ours.
+/// The value of a session cookie.
 pub(crate) enum CookieValue<'a> {
     User(&'a str),
     Visitor(&'a str),
 }
 
-/// What the name of a visitor's cookie has behind the user's, so that it can never take that one's place.
+/// The suffix of the visitor's cookie name, so that this cookie never replaces the user's.
 pub(crate) const VISITOR: &str = "-visitor";
 
 impl Origin {
@@ -28,7 +28,7 @@ impl Origin {
         self.sessions.engine()
     }
 
-    /// Whether a cookie of one layer has the name of one of the other.
+    /// Returns whether the two layers share a cookie name.
     pub(crate) fn shares_a_name_with(&self, other: &Self) -> bool {
         let (a, b) = (&self.cookie_name, &other.cookie_name);
         a == b || a.strip_suffix(VISITOR) == Some(b) || b.strip_suffix(VISITOR) == Some(a)

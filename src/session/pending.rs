@@ -1,7 +1,7 @@
-//! The core of a session: what was loaded, what is staged on it, and how much of that is being written.
+//! The state machine of a session: the loaded base, the staged changes, and how many of them are being written.
 //!
 //! [`Pending`] has no lock, no await, no clock, no randomness and no backend. It is told what happened and asked what to do
-//! next; [`Session`](super::Session) waits in between. See the [picture](super) for base, change, staged, commit, conflict and
+//! next; [`Session`](super::Session) waits in between. The [diagram](super) shows base, changes, staged, commit, conflict and
 //! rebase.
 
 use std::{mem, sync::Arc};
@@ -19,26 +19,26 @@ use crate::{
     sessions::{engine::NewId, loaded::Opened},
 };
 
-/// What a request has recorded, and what became of it.
+/// The recorded changes of a request, and their state.
 pub(crate) struct Pending {
     request: RequestFacts,
-    /// What the request came with. The base changes with every commit, this does not.
+    /// What the request came with. Unlike the base, it does not change with each commit.
     authority: Authority,
-    /// What was loaded, or written last. `None` until the session is loaded.
+    /// The session as last loaded or written. `None` until the session is loaded.
     base: Option<Base>,
-    /// There was a session: if there is none any more, it has ended.
+    /// Whether the request has had a session. If it has none now, that session has ended.
     had_session: bool,
-    /// What the cookies lead to besides.
+    /// Other sessions that the cookies lead to.
     besides: Option<Arc<Besides>>,
-    /// What is recorded and not known to be written.
+    /// The changes that are not known to be written.
     changes: Vec<Change>,
     staged: Staged,
     writing: Writing,
-    /// A commit whose answer was lost, and that is not asked for again. Its secret may be the session's newest.
+    /// A commit whose answer was lost, and that is not retried. Its secret may be the session's newest one.
     lost: Option<WriteId>,
-    /// A new session whose answer was lost, and that is not asked for again.
+    /// A new session whose answer was lost, and that is not retried.
     orphan: Option<RecordId>,
-    /// Counts how often changes were taken out of the list: a rebase that began before starts again.
+    /// Counts how often changes were removed from the list. A rebase that began before that starts again.
     revision: u64,
     /// Why changes were dropped since the last [`outcome`](Self::outcome), if some were.
     dropped: Option<Dropped>,
@@ -50,34 +50,34 @@ pub(crate) struct Pending {
 /// How many of the changes, counted from the first, are being written.
 enum Writing {
     Nothing,
-    /// And whether they were written before, and the answer was lost.
+    /// They are being written. The flag says whether this is a retry.
     InFlight(usize, WriteId, bool),
-    /// They may be written already: the answer was lost. They are written again alone and under the same ID, so that
+    /// They may have been written, because the answer was lost. They are written again alone and with the same ID, so that
     /// nothing is applied twice.
     Unknown(usize, WriteId),
 }
 
-/// Changes that are no longer needed. They hold closures of the application, which must be dropped outside every lock.
+/// Changes that are no longer needed. They hold the application's closures, which must be dropped outside every lock.
 pub(crate) type Discarded = Vec<Change>;
 
-/// The recorded changes on their way to another base. It owns a copy of what it works on, because it runs closures.
+/// A rebase: applies the recorded changes to another base. It owns a copy of the data, because it runs closures outside the lock.
 pub(crate) struct Rebase {
     base: Base,
     staged: Staged,
-    /// The changes that were worked out so far, and how many recorded ones they stand for.
+    /// The changes that were resolved so far, and how many recorded ones they stand for.
     resolved: Vec<Change>,
     seen: usize,
     todo: Vec<Change>,
-    /// The base is not what the changes were recorded on: closures run again.
+    /// Whether the changes were recorded on another base, so that closures run again.
     again: bool,
     revision: u64,
     discarded: Discarded,
 }
 
-/// Whether the base has become another one.
+/// The result of replacing the base.
 pub(crate) enum Adopted {
     Done(#[allow(dead_code, reason = "it is there to be dropped outside the lock")] Discarded),
-    /// Not before this has run, because there are changes to apply to it.
+    /// The base is replaced after this rebase has run, because there are changes to apply to it.
     After(Box<Rebase>),
 }
 
@@ -107,7 +107,7 @@ impl Pending {
         self.base.as_ref()
     }
 
-    /// Whether this request has had a session.
+    /// Returns whether this request has had a session.
     pub(crate) fn had_session(&self) -> bool {
         self.had_session
     }
@@ -116,17 +116,17 @@ impl Pending {
         self.base.is_some()
     }
 
-    /// Whether it is known what a change is applied to.
+    /// Returns whether it is known what a change will be applied to.
     pub(crate) fn is_known(&self) -> bool {
         self.base.is_some() || self.staged.known
     }
 
-    /// What the handler sees.
+    /// Returns the state that the handler sees.
     pub(crate) fn staged(&self) -> &Staged {
         &self.staged
     }
 
-    /// The data that the handler sees.
+    /// Returns the data that the handler sees.
     pub(crate) fn data(&self) -> Result<&Data, Error> {
         match &self.base {
             None => Err(Error::new(
@@ -140,7 +140,7 @@ impl Pending {
         }
     }
 
-    /// The session key that there will be.
+    /// Returns the session key after the changes.
     pub(crate) fn key(&self) -> Option<&str> {
         self.staged.key(self.base.as_ref().and_then(Base::key))
     }
@@ -154,14 +154,14 @@ impl Pending {
         Ok(undone)
     }
 
-    /// Records the whole data: as its difference from the data that there is, once that is known.
+    /// Records a replacement of all data. Once the current data is known, only the difference is recorded.
     pub(crate) fn replace(&mut self, data: Data) -> Result<Discarded, Error> {
         let change = Change::Replace(data);
         match &self.base {
             Some(Base::Unreadable(unreadable)) if !self.staged.known => return Err(unreadable.error.clone()),
             _ if self.is_known() => {
                 for change in change.resolve(&self.staged) {
-                    // A value that is set or removed undoes nothing.
+                    // Setting or removing a value does not undo other changes.
                     self.stage(change)?;
                 }
             }
@@ -170,12 +170,12 @@ impl Pending {
         Ok(Vec::new())
     }
 
-    /// Whether a sign-out is recorded and not written yet.
+    /// Returns whether a recorded sign-out is not written yet.
     pub(crate) fn has_endings(&self) -> bool {
         self.changes.iter().any(Change::is_ending)
     }
 
-    /// Takes what the cookies of the request lead to. What was recorded before is applied to it.
+    /// Takes the result of the load. Changes that were recorded before are applied to it.
     pub(crate) fn load(&mut self, base: Base, besides: Option<Box<Besides>>, user_id: bool) -> Adopted {
         self.authority = match &base {
             Base::Live(opened) if opened.key().is_some() => Authority::Session,
@@ -184,12 +184,12 @@ impl Pending {
         };
         self.besides = besides.map(Arc::from);
         self.request.user_id = user_id;
-        // A request that has a session came with its cookie: there is no other one that it could replace.
+        // A request with a session came with its cookie, so a new cookie would not replace an unknown one.
         self.request.cross_site &= matches!(base, Base::Nothing);
         self.take_base(base, false, Vec::new())
     }
 
-    /// Begins a commit: after a failure only the sign-outs are left. Returns whether there is anything to write.
+    /// Begins a commit. If the response failed, only the sign-outs are kept. Returns whether there is anything to write.
     pub(crate) fn begin(&mut self, trigger: Trigger) -> (bool, Discarded) {
         self.trigger = trigger;
         // A commit that was interrupted by a panic may have written.
@@ -199,7 +199,7 @@ impl Pending {
         let discarded = match trigger.is_kept() {
             true => Vec::new(),
             false => {
-                // That a login was recorded says that the credential was right: a `clear` beside it is for its user.
+                // A recorded login means that the credential was correct, so a `clear` in the same request is for its user.
                 let clears = self.changes.iter().any(Change::is_clearing);
                 self.discard_all_but(|change| change.is_ending() || clears && change.is_possible_login())
             }
@@ -207,7 +207,7 @@ impl Pending {
         (!self.changes.is_empty(), discarded)
     }
 
-    /// What is to be written now. It asks for an ID of the write only if there is something.
+    /// Returns the next commit. It asks for a write ID only if there is something to write.
     pub(crate) fn next(
         &mut self,
         new_id: &mut dyn FnMut(Plan, &Base, &Staged) -> Result<WriteId, Error>,
@@ -253,7 +253,7 @@ impl Pending {
         }))
     }
 
-    /// Takes what became of the commit: written, perhaps written, or refused.
+    /// Takes the result of the commit: written, perhaps written, or refused.
     pub(crate) fn finish(
         &mut self,
         result: Result<Committed, Error>,
@@ -270,19 +270,19 @@ impl Pending {
                     Arc::make_mut(besides).others.clear();
                 }
                 let written = self.forget(count);
-                // What the first try has stored may be based on data that the handler never saw.
+                // The first try may have been applied to data that the handler never saw.
                 let rebased = committed.rebased || is_retry || committed.refused.is_some();
                 (
                     committed.refused.map_or(Ok(()), |refused| Err(refused.error)),
                     self.take_base(committed.base, rebased, written),
                 )
             }
-            // The login is made, and the browser will hear of it. What is left to do is to end the other sessions.
+            // The login is complete, and its cookie will be set. Only the other sessions have yet to end.
             (Err(error), Some(progress)) => {
                 self.take_cookies(&progress.base, progress.cookies);
                 let written = self.forget(count);
                 if written.iter().any(Change::is_clearing) {
-                    // Without another new ID: if its answer were lost, the one that the browser gets would not count.
+                    // Do not make another new ID: if its answer were lost, the browser would get an ID that is not valid.
                     self.changes.insert(0, Change::EndOthers { login: progress.login });
                 }
                 (Err(error), self.take_base(progress.base, true, written))
@@ -304,7 +304,7 @@ impl Pending {
         }
     }
 
-    /// Takes the result of a rebase, or gives it back if more was recorded while it ran, perhaps by a closure.
+    /// Takes the result of a rebase, or returns it if more changes were recorded while it ran, for example by a closure.
     pub(crate) fn adopt(&mut self, mut rebase: Box<Rebase>) -> Adopted {
         if rebase.revision != self.revision {
             let mut discarded = rebase.discarded;
@@ -320,60 +320,62 @@ impl Pending {
         Adopted::Done(rebase.discarded)
     }
 
-    /// What the commits since the last call came to.
+    /// Returns the outcome of the commits since the last call.
     pub(crate) fn outcome(&mut self, trigger: Trigger) -> Result<(), Error> {
         match (mem::take(&mut self.dropped), trigger) {
             (None, _) => Ok(()),
             (Some(Dropped::Gone), Trigger::Save) => Err(Error::not_found()),
             (Some(Dropped::CrossSite), Trigger::Save) => Err(Error::cross_site()),
             (Some(Dropped::Gone), _) => {
-                // Who sends many cookies can cause it.
+                // Logged at debug, because a client can cause it by sending many cookies.
                 log::debug!(came_with = ?self.authority, "changes to a session that has ended were dropped");
                 Ok(())
             }
             (Some(Dropped::CrossSite), _) => {
-                // Any site can cause it.
+                // Logged at debug, because any site can cause it.
                 log::debug!("a cross-site request has no session, so its changes were dropped");
                 Ok(())
             }
         }
     }
 
-    /// The response leaves. What it does not bring, nothing brings any more.
+    /// Records that the response is sent. A cookie that it does not carry can no longer be set.
     pub(crate) fn leave(&mut self, committed: bool) -> Discarded {
         self.response_sent = true;
         if committed { Vec::new() } else { self.discard_all_but(|_| false) }
     }
 
-    /// The same if there is nothing to write and nothing to wait for; `false` if there is.
+    /// Does the same if there is nothing to write or wait for. Otherwise returns `false`.
     pub(crate) fn leave_if_idle(&mut self) -> bool {
         let idle = self.changes.is_empty();
         self.response_sent |= idle;
         idle
     }
 
-    /// Whether changes are left that no response writes any more.
+    /// Returns whether there are changes that no response will write.
     pub(crate) fn is_left_unsaved(&self) -> bool {
         self.response_sent && !self.changes.is_empty()
     }
 
-    /// Whether the response has left.
+    /// Returns whether the response was sent.
     pub(crate) fn response_sent(&self) -> bool {
         self.response_sent
     }
 
-    /// What the response says about the cookies.
+    /// Returns the cookies that the response sets and removes.
     pub(crate) fn cookies(&mut self) -> CookieChanges {
         mem::take(&mut self.cookies)
     }
 
-    /// A new session that may be stored and that no response will bring. It is told once.
+    /// Returns a new session that may be stored, but whose ID no response will carry. It is returned only once.
     pub(crate) fn orphan(&mut self) -> Option<RecordId> {
         self.orphan.take()
     }
 
-    /// The session whose cookie ends before it does, if `is_due` says so: it needs a new secret. Not while anything else is
-    /// to be written, and not by a previous secret: the newest one is on its way then.
+    /// Returns the session if `is_due` says that its cookie ends soon, so that it needs a new secret.
+    ///
+    /// Not while there is anything else to write, and not with a previous secret, because the newest one is then already on
+    /// its way to the browser.
     pub(crate) fn due(&self, is_due: impl FnOnce(&Opened) -> bool) -> Option<Opened> {
         match &self.base {
             Some(Base::Live(opened)) if self.cookies.set.is_none() && opened.is_newest() && is_due(opened) => {
@@ -383,7 +385,7 @@ impl Pending {
         }
     }
 
-    /// That session has a new secret, which no change asked for.
+    /// Takes a new secret that no change asked for.
     pub(crate) fn rotated(&mut self, opened: Opened, cookies: CookieChanges) {
         self.base = Some(Base::Live(opened));
         self.cookies = mem::take(&mut self.cookies).then(cookies);
@@ -392,14 +394,14 @@ impl Pending {
     fn take_cookies(&mut self, base: &Base, cookies: CookieChanges) {
         self.cookies = mem::take(&mut self.cookies).then(cookies);
         match base {
-            // An ID that leads nowhere any more is not brought.
+            // Do not send an ID that is no longer valid.
             Base::Gone(_) => self.cookies.set = None,
             Base::Live(opened) if opened.key().is_some() => self.authority = Authority::Session,
             _ => {}
         }
     }
 
-    /// A commit that is not asked for again.
+    /// Gives up a commit that is not retried.
     fn abandon(&mut self, writing: &Writing) {
         if let Writing::InFlight(_, id, _) | Writing::Unknown(_, id) = writing {
             self.lost = Some(id.clone());
@@ -407,7 +409,7 @@ impl Pending {
         }
     }
 
-    /// Another base: at once if there is nothing to apply to it.
+    /// Replaces the base, at once if there are no changes to apply to it.
     fn take_base(&mut self, base: Base, again: bool, discarded: Discarded) -> Adopted {
         let staged = Staged::on_base(&base);
         if self.changes.is_empty() {
@@ -424,8 +426,8 @@ impl Pending {
         (self.base, self.staged) = (Some(base), staged);
     }
 
-    /// Takes out what the change will leave nothing of, so that a closure that fails is not in the way of a sign-out. What
-    /// is being written, or may be written, stays.
+    /// Removes changes that this change undoes, so that a failing closure does not block a sign-out. Changes that are being
+    /// written, or may have been written, stay.
     fn undo_before(&mut self, change: &Change) -> Discarded {
         if !change.starts_afresh() {
             return Vec::new();
@@ -450,13 +452,13 @@ impl Pending {
         self.staged = self.base.as_ref().map(Staged::on_base).unwrap_or_default();
         let key = self.base.as_ref().and_then(Base::key);
         for change in &self.changes {
-            // What fails does so when it is committed.
+            // A failing change fails at the commit.
             let _ = self.staged.apply(change, key);
         }
         discarded
     }
 
-    /// Takes out the first changes: nothing more will be done with them.
+    /// Removes the first changes, which are done.
     fn forget(&mut self, count: usize) -> Discarded {
         self.revision += 1;
         self.writing = Writing::Nothing;
@@ -477,14 +479,14 @@ impl Writing {
 }
 
 impl Rebase {
-    /// Applies the changes to the base, in order, each on the result of the one before. Closures of the application run
-    /// here: outside every lock.
+    /// Applies the changes to the base in order, each to the result of the one before. The application's closures run here,
+    /// outside every lock.
     pub(crate) fn run(&mut self) {
         self.seen += self.todo.len();
         for change in mem::take(&mut self.todo) {
             let change = if self.again { change.unresolved() } else { change };
             for change in change.resolve(&self.staged) {
-                // What fails does so when it is committed.
+                // A failing change fails at the commit.
                 let _ = self.staged.apply(&change, self.base.key());
                 self.resolved.push(change);
             }

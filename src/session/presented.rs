@@ -1,4 +1,4 @@
-//! Where the cookies of a request lead.
+//! The lookup of a request's cookies: which session they lead to.
 
 use std::sync::Arc;
 
@@ -7,53 +7,53 @@ use crate::{
     sessions::loaded::{Found, Loaded, Opened, Unreadable},
 };
 
-/// What a request's changes apply to.
+/// The session that a request's changes apply to.
 #[derive(Clone)]
 pub(crate) enum Base {
     /// No session.
     Nothing,
     /// A live session, by its newest secret or a previous one.
     Live(Opened),
-    /// A session whose ID was superseded before the request loaded it. Only the request's sign-outs count.
+    /// A session whose ID was superseded before the request loaded it. The request can only sign it out.
     Superseded(Opened),
-    /// A session that has ended, or was signed in to again, since the request loaded it: as it was last seen.
+    /// A session that has ended, or had another login, since the request loaded it. It has the contents that were last seen.
     Gone(Opened),
-    /// Cookies that lead to more than one session: none counts, and nothing tells which was planted.
+    /// The cookies lead to more than one session. None of them counts, because any of them may have been planted.
     Refused,
-    /// A record that cannot be read. It is left alone.
+    /// A record that cannot be read. It is left unchanged.
     Unreadable(Box<Unreadable>),
 }
 
-/// What the cookies of a request say besides its [`Base`]: what its sign-outs have to end as well.
+/// What the cookies lead to in addition to the [`Base`]. Sign-outs have to end these as well.
 #[derive(Clone, Default)]
 pub(crate) struct Besides {
     /// Other sessions that a cookie opens.
     pub(crate) others: Vec<Opened>,
-    /// There may be sessions that no cookie opens: one leads to a live record by a secret that is not accepted, is encrypted
-    /// with another key, or was one too many to be tried.
+    /// Whether there may be sessions that no cookie opens. This is so if a cookie leads to a live record by a secret that is not
+    /// accepted, is encrypted with another key, or exceeds the number of cookies that are tried.
     pub(crate) unproven: bool,
-    /// Records beside the base that cannot be read.
+    /// Records other than the base that cannot be read.
     pub(crate) unreadable: Vec<Unreadable>,
 }
 
-/// Collects where one cookie after the other leads.
+/// Collects the lookups of one cookie after another.
 #[derive(Default)]
 pub(crate) struct Presented {
     live: Option<Opened>,
     superseded: Option<Opened>,
     unreadable: Vec<Unreadable>,
     refused: bool,
-    /// An ID of a user's session came.
+    /// Whether there was an ID of a user's session.
     pub(crate) user_id: bool,
-    /// How many cookies were looked at.
+    /// How many cookies were tried.
     looked_at: usize,
-    /// How many of them are not valid IDs of their kind.
+    /// How many of them were not valid IDs of their kind.
     pub(crate) malformed: usize,
     pub(crate) besides: Besides,
 }
 
 impl Presented {
-    /// Takes in where one more ID leads.
+    /// Adds the lookup of one more ID.
     pub(crate) fn take(&mut self, found: Found) {
         match found {
             Found::Nothing => {}
@@ -72,7 +72,7 @@ impl Presented {
                     }
                 }
                 Some(first) => {
-                    // Of several sessions of one user the first counts. Two visitors' sessions have nothing in common.
+                    // Of several sessions of one user, the first one counts. Two visitors' sessions are unrelated.
                     self.refused |= first.loaded.owner().is_none() || first.loaded.owner() != opened.loaded.owner();
                     self.besides.others.push(opened);
                 }
@@ -80,7 +80,7 @@ impl Presented {
         }
     }
 
-    /// Whether one more cookie may be looked at. If not, there are too many.
+    /// Returns whether one more cookie may be tried. If not, there are too many.
     pub(crate) fn may_look_at_one_more(&mut self) -> bool {
         self.looked_at += 1;
         if self.looked_at > MAX_COOKIES {
@@ -89,13 +89,13 @@ impl Presented {
         self.looked_at <= MAX_COOKIES
     }
 
-    /// There are more cookies than are looked at: which of them counts is not known.
+    /// Records that there are more cookies than are tried, so it is not known which one counts.
     pub(crate) fn take_too_many(&mut self) {
         self.refused = true;
         self.besides.unproven = true;
     }
 
-    /// Whether the visitor's cookies count: no user's cookie leads to a session.
+    /// Returns whether the visitor's cookies count, because no user's cookie leads to a session.
     pub(crate) fn wants_visitors(&self) -> bool {
         let is_visitors = |live: &Opened| live.loaded.owner().is_none();
         self.live.as_ref().is_none_or(is_visitors)
@@ -104,12 +104,12 @@ impl Presented {
             && !self.refused
     }
 
-    /// Whether there is a session, and it counts.
+    /// Returns whether there is a session that counts.
     pub(crate) fn live(&self) -> Option<&Arc<Loaded>> {
         self.live.as_ref().filter(|_| !self.refused).map(|opened| &opened.loaded)
     }
 
-    /// What counts, and what else there is.
+    /// Returns the base, and what else the cookies lead to.
     pub(crate) fn finish(self) -> (Base, Option<Box<Besides>>) {
         let Self { live, superseded, mut unreadable, refused, mut besides, .. } = self;
         let counts = live.is_none() && superseded.is_none() && !refused;
@@ -128,14 +128,14 @@ impl Presented {
             (None, None, Some(unreadable)) => Base::Unreadable(Box::new(unreadable)),
             (None, None, None) => Base::Nothing,
         };
-        // For most requests the base says it all.
+        // For most requests there is only the base.
         let is_empty = besides.others.is_empty() && besides.unreadable.is_empty() && !besides.unproven;
         (base, (!is_empty).then(|| Box::new(besides)))
     }
 }
 
 impl Base {
-    /// The session key of the session that was loaded.
+    /// Returns the session key of the loaded session.
     pub(crate) fn key(&self) -> Option<&str> {
         match self {
             Self::Live(opened) | Self::Gone(opened) => opened.key(),
@@ -143,7 +143,7 @@ impl Base {
         }
     }
 
-    /// The live session of a user.
+    /// Returns the live session of a user.
     pub(crate) fn signed_in(&self) -> Option<(&Opened, &str)> {
         match self {
             Self::Live(opened) => opened.key().map(|key| (opened, key)),
@@ -151,7 +151,7 @@ impl Base {
         }
     }
 
-    /// The live session of a visitor.
+    /// Returns the live session of a visitor.
     pub(crate) fn visitor(&self) -> Option<&Opened> {
         match self {
             Self::Live(opened) if opened.loaded.owner().is_none() => Some(opened),
@@ -160,7 +160,7 @@ impl Base {
     }
 }
 
-/// How many cookies of our names are looked at, and decrypted.
+/// How many session cookies are tried and decrypted.
 pub(crate) const MAX_COOKIES: usize = 16;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Sign-outs: every session that a cookie of the request opens ends, or the answer says that one did not.
+//! Sign-outs: end every session that the request's cookies open, or report that one may live on.
 
 use std::sync::Arc;
 
@@ -18,13 +18,13 @@ use crate::{
     },
 };
 
-/// What a sign-out has ended.
+/// The result of a sign-out.
 #[derive(Default)]
 pub(super) struct SignedOut {
     pub(super) anything: bool,
     user: bool,
     visitor: bool,
-    /// A session that it was for lives on, or may.
+    /// Whether a session that should end may live on.
     refused: bool,
 }
 
@@ -38,14 +38,14 @@ impl Commit {
             return Ok(Committed { cookies: ended, ..Committed::refused(base, Refused::not_newest(NOT_OPENED)) });
         }
         let mut committed = match &self.base {
-            // There was nothing to do for `clear_others`.
+            // A visitor has no other sessions, so `clear_others` does nothing.
             _ if what == SignOut::Others => return self.write(engine).await,
             _ if !self.staged.is_left_behind() => Committed::kept(self.ended()),
             Base::Refused => Committed::dropped(Base::Refused),
             _ => self.create_for_visitor(engine).await?,
         };
-        // A cookie goes only if this sign-out has ended its session: the removal of a dead one could overtake the cookie of a
-        // new login.
+        // A cookie is removed only if this sign-out ended its session. Otherwise the removal of an old cookie could overtake the
+        // cookie of a new login.
         let removed = CookieChanges {
             remove_user: ends_user && self.request.user_cookie,
             remove_visitor: ends_visitor && self.request.visitor_cookie,
@@ -55,7 +55,7 @@ impl Commit {
         Ok(committed)
     }
 
-    /// What there is after a sign-out. Cookies that lead to more than one session still count for none.
+    /// Returns the base after a sign-out. Cookies that lead to more than one session still count as no session.
     fn ended(&self) -> Base {
         match &self.base {
             Base::Refused => Base::Refused,
@@ -105,7 +105,7 @@ impl Commit {
         Ok(signed_out)
     }
 
-    /// The sessions that cookies of this request have opened, the one that counts first.
+    /// Returns the sessions that the request's cookies opened. The one that counts comes first.
     fn opened(&self) -> impl Iterator<Item = &Opened> {
         let own = match &self.base {
             Base::Live(opened) | Base::Superseded(opened) | Base::Gone(opened) => Some(opened),
@@ -114,7 +114,7 @@ impl Commit {
         own.into_iter().chain(self.besides.iter().flat_map(|besides| &besides.others))
     }
 
-    /// Whether an ID of a user's session came, also one that leads nowhere.
+    /// Returns whether the request had an ID of a user's session, even if no session has that ID any more.
     fn came_with_users(&self) -> bool {
         self.request.user_id || self.opened().any(|opened| opened.loaded.owner().is_some())
     }

@@ -1,6 +1,6 @@
 -- KEYS: the keys of several updates   ARGV: not-after, window, and of each update: sid, head, value, life
--- -> time | time, the numbers of those that are to be sent alone
--- The common path of `update.lua`, for updates that were ready at the same moment.
+-- -> time | time, the numbers of the updates that have to be sent alone
+-- The fast path of `update.lua`, for updates that are ready at the same time.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local is_late = now > tonumber(ARGV[1]) or tonumber(ARGV[1]) > now + ARGV[2]

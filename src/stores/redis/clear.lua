@@ -1,8 +1,8 @@
 -- ARGV: …, by version, keep, extra   -> 1 done, count | 6 the same, in place of a key of another type | 0 gone
 --  | 2 conflict, value [, payload] | 3 conflict, to be read | -1 late | -2 unreadable
--- The sid is that of the record that it is made by, '' without one. It must have that version, and is spared if keep is '1'.
--- The name of the clear is in the place of the version. The field '' holds the time of the last clear in microseconds, in
--- sixteen digits, and the last eight clears: the name, and the count in eight digits.
+-- The sid is that of the record that the clear is made by, '' without one. That record must have this version, and stays if
+-- keep is '1'. The name of the clear takes the place of the version. The field '' holds the time of the last clear (sixteen
+-- digits, in microseconds) and the last eight clears: the name, and the count in eight digits.
 local is_replaced = redis.call('TYPE', KEYS[1]).ok
 is_replaced = is_replaced ~= 'none' and is_replaced ~= 'hash'
 local last = not is_replaced and redis.call('HGET', KEYS[1], '') or ''
@@ -18,7 +18,7 @@ if sid ~= '' then
 end
 if is_late then return {-1, now} end
 
--- The count is exact up to a thousand fields. Of more, expired ones count too.
+-- The count is exact up to a thousand fields. Above that, it includes expired records.
 local ended = is_replaced and 0 or redis.call('HLEN', KEYS[1])
 local fields = not is_replaced and ended <= 1000 and redis.call('HKEYS', KEYS[1])
 local gone = {}
@@ -38,12 +38,12 @@ end
 
 local all = string.sub(ARGV[3] .. string.format('%08d', ended) .. string.sub(last, 17), 1, 128)
 all = string.format('%016.0f', time[1] * 1000000 + time[2]) .. all
--- For longer than any mark that names it is good, which is thirty minutes, since extra is more than a thousand seconds; and than
--- any visitor's record lives.
+-- Longer than a mark that names this clear can matter (thirty minutes), because extra is more than a thousand seconds, and longer
+-- than any visitor's record lives.
 local life = 960000 + extra
 if keeps then life = math.max(life, by.ends - now + extra) end
 if fields then
-  -- As in `finish`. The key is there all the time: in a slot that is being migrated, a script must not use one that is not.
+  -- As in `finish`. The key exists all the time, because in a slot that is being migrated a script must not use a missing key.
   redis.call('PEXPIRE', KEYS[1], life)
   redis.call('HSET', KEYS[1], '', all)
   if #gone > 0 then redis.call('HDEL', KEYS[1], unpack(gone)) end

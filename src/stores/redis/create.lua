@@ -1,10 +1,11 @@
--- KEYS: …, the key of the anonymous record that this one leaves, if any
+-- KEYS: …, the key of the visitor's record that this one leaves, if any
 -- ARGV: …, value, payload, life, named, taken, limit, left [, age] [, again]
--- -> 1 created [, what became of the one that it leaves, its value, the sids that ended] | 0 the name is taken | 4 cleared since
---  | 5 there was a clear just now, its name | 6 like 1, in place of a key of another type | 7 full | -1 late | -3 unknown
--- named: the owner's last clear. taken: when the mark was that names it, in milliseconds, '' without a mark. limit: how many
--- records the owner may have, '' for any number; -1 - limit if more are to be refused. left: the version of the record that
--- this one leaves. age: that of the request, in microseconds.
+-- -> 1 created [, what happened to the record that this one leaves, its value, the sids that ended] | 0 the name is taken
+--  | 4 cleared since | 5 there was a clear just now, its name | 6 like 1, in place of a key of another type | 7 full | -1 late
+--  | -3 unknown
+-- named: the owner's last clear. taken: when the mark that names it was taken, in milliseconds, '' without a mark. limit: how
+-- many records the owner may have, '' for any number; -1 - limit to refuse more. left: the version of the record that this one
+-- leaves. age: the age of the request, in microseconds.
 local taken, limit, age = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[12])
 local again = ARGV[12] == 'again' or ARGV[13] == 'again'
 local REMEMBERED = 900000000
@@ -12,7 +13,7 @@ local REMEMBERED = 900000000
 -- Ends the record that this one leaves. 0: not tried | 1: ended | 2: not there | 3: it has another version, its value
 local function leave()
   if not KEYS[2] then return 0 end
-  -- Of another type, it is an error as a value.
+  -- If the key has another type, this is an error as a value.
   local head = redis.pcall('GETRANGE', KEYS[2], 0, 97)
   if type(head) ~= 'string' or head == '' then return 2 end
   local record = parse(head)
@@ -40,14 +41,14 @@ local is_replaced = redis.call('TYPE', KEYS[1]).ok
 is_replaced = is_replaced ~= 'none' and is_replaced ~= (sid == '' and 'string' or 'hash')
 local record = is_replaced and {} or read(sid)
 local known = knows(record, ARGV[3])
--- A duplicate is told that it was created, even if it has ended since. A caller that asks again must not take it for live.
+-- A duplicate gets the answer that the record was created, even if it has ended since. A retry must not take the record for live.
 if known and (record.is_live or not again) then
   if is_late and KEYS[2] then return {-1, now} end
   return done(1, {})
 end
 if is_late then return {-1, now} end
 if age and age > REMEMBERED then return {4, now} end
--- A mark is not from the future, but for a clock that took over from another one.
+-- A mark can only be from the future if another clock has taken over.
 if taken and (now - taken > REMEMBERED / 1000 or taken - now > 60000) then return {4, now} end
 local clears = sid ~= '' and not is_replaced and redis.call('HGET', KEYS[1], '')
 if clears then
@@ -55,27 +56,27 @@ if clears then
   local at, name = tonumber(string.sub(clears, 1, 16)) or micros, string.sub(clears, 17, 24)
   if age then
     if at > micros then
-      -- The clock was set back, so the time of the clear is unknown. What came before is late, and what comes from now on is not.
+      -- The clock was set back, so the time of the clear is unknown. This request is late, and later ones are not.
       at = micros
       redis.call('HSET', KEYS[1], '', string.format('%016.0f', at) .. string.sub(clears, 17))
     end
     if micros - at < age then return {4, now} end
   end
-  -- Whatever the clocks say, it is the name that counts. A mark without one is from before any clear that is not long ago.
+  -- The name counts, whatever the clocks say. A mark without a name was taken before any recent clear.
   if taken and ARGV[8] ~= name and (ARGV[8] ~= '' or micros - at < REMEMBERED) then return {4, now} end
-  -- A duplicate of a create from before the clear does not name it. No clock decides that.
+  -- A duplicate of a create from before the clear does not name it. This does not depend on clocks.
   if (at > micros or micros - at < 5000000) and ARGV[8] ~= name then
     if again then return {-3, now} end
     return {5, now, name}
   end
 elseif taken and ARGV[8] ~= '' then
-  -- The memory of the clear is lost, and so may be that of another one since.
+  -- The clear was forgotten, so a later one may have been forgotten as well.
   return {4, now}
 end
 if known then return {-3, now} end
 if record.is_live or record.is_foreign then return {0, now} end
 
--- The fields are at least as many as the records. All are looked at only if these can be too many.
+-- There are at least as many fields as records. They are read only if there may be too many records.
 local fields = sid ~= '' and not is_replaced and redis.call('HLEN', KEYS[1]) or 0
 local most = limit and (limit < 0 and -1 - limit or limit)
 local is_full = most and sid ~= '' and fields - (clears and 1 or 0) >= most
@@ -90,7 +91,7 @@ if is_full and fields > 0 then
       local format, place = string.byte(value, 1, 2)
       local ends = format == 2 and #value >= 34 and tonumber(string.sub(value, 4, 16))
       if ends and place < 2 and ends > now then
-        -- In this order they end: by last use, then by their end, then by name.
+        -- The order in which they end: by last use, then by expiry, then by name.
         others[#others + 1] = string.sub(value, 25, 34) .. string.sub(value, 4, 16) .. sids[from + at - 1]
       elseif ends and ends + KEEP <= now then
         dead[#dead + 1] = sids[from + at - 1]
@@ -104,7 +105,7 @@ if is_full then
 end
 
 if is_replaced then redis.call('UNLINK', KEYS[1]) end
--- This comes first: when memory is used up, it is refused, and nothing has ended.
+-- This write comes first. If memory is used up, it is refused before any record has ended.
 put(sid, with_older(ARGV[5], older(record)), ARGV[6], ARGV[7], record)
 local ended = {}
 if above > 0 then table.sort(others) end
@@ -115,7 +116,7 @@ for at = 1, math.min(above, #others) do
   redis.call('HDEL', KEYS[1], least .. ':')
   ended[at] = least
 end
--- The dead make room.
+-- Remove the ended records.
 if not is_full and fields >= 8 then
   local some = redis.call('HRANDFIELD', KEYS[1], 4, 'WITHVALUES')
   for at = 1, #some, 2 do

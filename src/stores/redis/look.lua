@@ -1,5 +1,5 @@
--- KEYS: as everywhere   ARGV: the sid, '' for an anonymous record, ':' for the clears   -> time, value [, payload]
--- One command, and so also in a slot that is being migrated: each command of a pipeline would need an ASKING of its own.
+-- KEYS: as everywhere   ARGV: the sid, '' for a visitor's record, ':' for the clears   -> time, value [, payload]
+-- This is one command, so it also works in a slot that is being migrated. In a pipeline each command would need its own ASKING.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if ARGV[1] == '' then return {now, redis.call('GET', KEYS[1])} end

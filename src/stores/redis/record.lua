@@ -5,7 +5,7 @@
 -- How long an ended record is remembered, so that a duplicate of the request that created it is recognised.
 local KEEP = 10000
 
--- The record of that value: empty if it is not remembered any more. is_foreign: it is not in this format.
+-- Parses a record. It is empty if it is no longer remembered. is_foreign: it has another format.
 local function parse(value)
   local place, count, ends = string.byte(value, 2), string.byte(value, 3), tonumber(string.sub(value, 4, 16))
   if #value < 34 or string.byte(value) ~= 2 or place > 2 or count > 8 or #value < 34 + 8 * count or not ends then
@@ -19,7 +19,7 @@ local function parse(value)
   }
 end
 
--- The record of that name: empty if there is none.
+-- Reads a record by its name. It is empty if there is none.
 local function read(sid)
   local value
   if sid == '' then
@@ -40,15 +40,15 @@ local function knows(record, version)
   return false
 end
 
--- The versions before the next one: the last seven, and the first. Without that, a duplicate of the create would find the name
--- free.
+-- The older versions for the next value: the last seven, and the first. Without the first one, a duplicate of the create would
+-- find the name free.
 local function older(record)
   local all = record.versions or ''
   if #all > 64 then all = string.sub(all, 1, 56) .. string.sub(all, -8) end
   return all
 end
 
--- The same value with these versions before its own.
+-- The same value with these older versions.
 local function with_older(value, versions)
   local payload = string.sub(value, 35 + 8 * string.byte(value, 3))
   return string.sub(value, 1, 2) .. string.char(#versions / 8) .. string.sub(value, 4, 34) .. versions .. payload
@@ -72,7 +72,7 @@ local function put(sid, value, payload, life, record)
   expire_at_least(tonumber(life))
 end
 
--- The life of a hash with few fields, by what is left in it. extra: how much longer than its longest session it lives.
+-- How long a hash with few fields lives, by its remaining records. extra: how much longer than its longest session it lives.
 local function settle(extra)
   local fields, last = redis.call('HKEYS', KEYS[1]), now + KEEP
   for _, field in ipairs(fields) do
@@ -82,7 +82,7 @@ local function settle(extra)
     elseif string.sub(field, -1) ~= ':' then
       local value = redis.call('HGET', KEYS[1], field)
       local ends = tonumber(string.sub(value, 4, 16))
-      -- How long a record of another format lives is not known.
+      -- It is not known how long a record of another format lives.
       if string.byte(value) ~= 2 or not ends then return end
       last = math.max(last, ends + (string.byte(value, 2) == 2 and KEEP or extra))
     end
@@ -90,14 +90,14 @@ local function settle(extra)
   redis.call('PEXPIRE', KEYS[1], last - now)
 end
 
--- What is left of a record that has ended: its versions.
+-- The remains of an ended record: its versions.
 local function trace(version, versions)
   return '\2\2' .. string.char(#versions / 8) .. string.format('%013.0f', now) .. version ..
     string.format('%010.0f', math.floor(now / 1000)) .. versions
 end
 
--- Ends a record; it stays without its payload for a while. PEXPIRE comes first: after a command that takes no memory, a script
--- may write even when memory is used up.
+-- Ends a record. It stays without its payload for a while. PEXPIRE comes first: after a command that needs no memory, a script
+-- may write even if memory is used up.
 local function finish(sid, version, record, extra)
   local left, value = redis.call('PTTL', KEYS[1]), trace(version, older(record))
   redis.call('PEXPIRE', KEYS[1], math.max(left, KEEP))
@@ -110,8 +110,7 @@ local function finish(sid, version, record, extra)
   if redis.call('HLEN', KEYS[1]) <= 16 or left < 0 then settle(extra) end
 end
 
--- What a conflict answers. What passes through Lua is copied and hashed: a large record costs half as much when it is read
--- without.
+-- The answer to a conflict. Lua copies and hashes all strings, so a large record costs half as much when it is read without Lua.
 local function conflict(sid, record)
   if sid == '' then
     if redis.call('STRLEN', KEYS[1]) > 32768 then return {3, now} end

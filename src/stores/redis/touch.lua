@@ -1,4 +1,4 @@
--- ARGV: …, end, used, ttl, life, extra   -> 1 | -1 late. The version is the one that was read.
+-- ARGV: …, end, used, ttl, life, extra   -> 1 | -1 late. The version must be the one that was read.
 local record = read(sid)
 if not record.is_live or record.version ~= ARGV[3] then return {1, now} end
 if is_late then return {-1, now} end
@@ -7,7 +7,7 @@ if tonumber(ARGV[7]) <= 0 then
   return {1, now}
 end
 local head = string.sub(record.value, 1, 3) .. ARGV[5] .. ARGV[3] .. ARGV[6]
--- This comes first, so that who is active stays signed in when memory is used up.
+-- This comes first, so that active users stay signed in even if memory is used up.
 if sid == '' then
   redis.call('PEXPIRE', KEYS[1], ARGV[8])
   redis.call('SETRANGE', KEYS[1], 0, head)

@@ -1,4 +1,4 @@
--- The common path of an update: the caller knows the head, which ends after not-after, and the key lives long enough.
+-- The fast path of an update: the caller knows the head, whose record ends after not-after, and the key lives long enough.
 -- ARGV: …, head, value, life.
 if ARGV[5] ~= '' and not is_late then
   if sid ~= '' then
