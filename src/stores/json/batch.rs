@@ -18,25 +18,25 @@ use crate::{
     stores::recent::{RecentEndings, TermsAt, above, unknown},
 };
 
-/// Decides each change as if those before it had happened already. Readers see none of them yet.
+/// Decides each change as if the changes before it had already happened. Readers do not see any of them yet.
 pub(super) struct Batch<'a> {
     table: &'a Table,
     recent: &'a RecentVersions,
     bounds: FileBounds,
     now: Duration,
-    /// What the file is told of the time, if a record has expired of which it does not know.
+    /// The time to write to the file, if a record has expired and the file does not record it yet.
     moment: Option<Moment>,
-    /// What is in the table after the batch, as far as it differs.
+    /// The records that the batch changes in the table.
     changes: HashMap<RecordId, Option<Kept>>,
-    /// The room that is taken after the batch, with expired records until they are needed to make room.
+    /// The space that is used after the batch. Expired records count until they have to make room.
     usage: FileUsage,
     counts_expired: bool,
-    /// Up to where visitors' records in the table have given way, and those of this batch that can.
+    /// How far visitors' records in the table were evicted, and which records of this batch can be.
     given_way: u64,
     new_visitors: VecDeque<RecordId>,
-    /// The records among the changes that were in the table and get a new expiry.
+    /// The changed records that were in the table and get a new expiry.
     extended: HashSet<RecordId>,
-    /// The records that are not in the table, so that what concerns all of an owner need not look through all changes.
+    /// The changed records that are not in the table. So a change to all records of an owner need not search all changes.
     new_of: HashMap<Owner, HashSet<RecordId>>,
     replaced: Vec<Version>,
     /// The last clear of each owner who had one in this batch: its name, and how many records it ended.
@@ -44,14 +44,14 @@ pub(super) struct Batch<'a> {
     lines: LineBuffer,
 }
 
-/// The most that there may be.
+/// The limits of the store.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FileBounds {
     pub(super) max_sessions: usize,
     pub(super) max_bytes: u64,
 }
 
-/// What a batch comes to: lines for the file, and what the table has once they are written.
+/// A decided batch: the lines for the file, and the table's new records once they are written.
 pub(super) struct Changes {
     pub(super) records: HashMap<RecordId, Option<Kept>>,
     pub(super) extended: HashSet<RecordId>,
@@ -61,11 +61,11 @@ pub(super) struct Changes {
     pub(super) lines: LineBuffer,
 }
 
-/// The versions that were replaced last. An update that is repeated, because its caller did not wait for the answer, is
-/// recognised by the version that it wrote, and is not done twice. Repeats come soon, and from this process.
+/// The versions that were replaced most recently. They identify a retried update whose caller did not wait for the answer, so
+/// that it is not applied twice. Retries come soon, and from this process.
 ///
-/// They are forgotten in the order in which they were replaced. So if the version that an update expected is known and the
-/// update's own version is not, the update was not written.
+/// Versions are forgotten in the order in which they were replaced. So if the version that an update expected is known, and the
+/// update's own version is not, then the update was not written.
 #[derive(Default)]
 pub(super) struct RecentVersions {
     last: VecDeque<Version>,
@@ -89,7 +89,7 @@ impl FileBounds {
 impl<'a> Batch<'a> {
     pub(super) fn new(table: &'a Table, recent: &'a RecentVersions, bounds: FileBounds, mut lines: LineBuffer) -> Self {
         let now = table.now();
-        // What has been seen as expired must not come back with a clock that is set back: the file says so first.
+        // A record that was seen as expired must not come back if the clock is set back, so the file records it first.
         let moment = table.has_unmarked(now).then(|| table.moment());
         if moment.is_some() {
             lines.push(&Line::Synced { moment });
@@ -119,7 +119,7 @@ impl<'a> Batch<'a> {
     }
 
     /// # Errors
-    /// A bound is reached, and nothing can give way; or it is a retry that cannot be answered. Nothing is applied then.
+    /// A limit is reached and nothing can be evicted, or it is a retry that cannot be answered. Nothing is applied then.
     pub(super) fn apply(&mut self, op: Op) -> Result<OpReply, Error> {
         Ok(match op {
             Op::Create { new, terms } => OpReply::Created(self.create(new, &terms)?),
@@ -133,7 +133,7 @@ impl<'a> Batch<'a> {
                 OpReply::Found(was_live)
             }
             Op::Clear { owner, clear } => OpReply::Cleared(self.clear(owner, clear)),
-            // The batch says so already, if it is news.
+            // The batch already records this, if the file did not.
             Op::Expire => OpReply::Expired,
         })
     }
@@ -142,7 +142,7 @@ impl<'a> Batch<'a> {
         let Put { id, version, .. } = new;
         let there = self.live(&id).map(|kept| kept.version);
         Ok(match there {
-            // Since it was created it may have been written to.
+            // The record may have been written to since it was created.
             Some(there) if there == version || self.was_written(&(id, version)) => {
                 let left = self.left(terms.leaves);
                 if let (Left::Done, Some((visitor, _))) = (&left, terms.leaves) {
@@ -163,19 +163,19 @@ impl<'a> Batch<'a> {
         })
     }
 
-    /// The records that end for a new one because of the limit, or `None` if that is refused.
+    /// Returns the records that end for a new one because of the limit, or `None` if the limit refuses it.
     fn above_limit(&self, id: RecordId, terms: &TermsAt) -> Option<Vec<RecordId>> {
         let Some((owner, limit)) = terms.limit_of(id.owner()) else { return Some(Vec::new()) };
         let live = self.of(owner).filter_map(|id| Some((self.live(&id)?.heard, id)));
         let mut live: Vec<(u64, RecordId)> = live.collect();
         let ends = above(limit, live.len())?;
-        // The one that was heard of longest ago first.
+        // The least recently used one first.
         live.sort_unstable();
         live.truncate(ends);
         Some(live.into_iter().map(|(_, id)| id).collect())
     }
 
-    /// What becomes of a record that is to be left.
+    /// Decides what happens to the record that a new one leaves.
     fn left(&self, leaves: Option<(RecordId, i64)>) -> Left {
         let Some((id, version)) = leaves else { return Left::NotTried };
         match self.live(&id) {
@@ -251,10 +251,10 @@ impl<'a> Batch<'a> {
         self.remove(id);
     }
 
-    /// Stores a record in whose place `ends` end.
+    /// Stores a record, and ends `ends` in its favour.
     fn put(&mut self, new: Put, ends: Vec<RecordId>) -> Result<(), Error> {
         let Put { id, version, ttl, payload } = new;
-        // With no time to live it has expired before anyone can see it.
+        // Without time to live, it has expired before any reader can see it.
         if ttl.is_zero() {
             ends.into_iter().for_each(|id| self.end(id));
             return Ok(());
@@ -275,7 +275,7 @@ impl<'a> Batch<'a> {
         if self.live(&id).is_some() {
             self.extend(id);
         }
-        // In one line: whatever is torn off the end of the file, they end exactly when the new one is there.
+        // All of this is one line, so that after a torn write they have ended exactly if the new record is there.
         let line = Line::Put { id, version, time, payload, ends };
         self.lines.push(&line);
         if let Line::Put { payload, .. } = line {
@@ -285,8 +285,8 @@ impl<'a> Batch<'a> {
         Ok(())
     }
 
-    /// Lets others give way until a record of that size fits, but none of them if that would not be enough. It takes the
-    /// place of what it had, and of `ends`.
+    /// Evicts records until one of this size fits, or none at all if that would not be enough. The space of the record's old
+    /// value and of `ends` is available to it.
     fn make_room(&mut self, id: RecordId, cost: u64, ends: &[RecordId]) -> bool {
         loop {
             let own = self.cost(&id);
@@ -304,7 +304,7 @@ impl<'a> Batch<'a> {
                 self.drop_expired();
                 continue;
             }
-            // Without visitors, except the one that this is for.
+            // The space without visitors, except the one that this is for.
             let mut least = FileUsage { anonymous: Space::default(), ..self.usage };
             if let (None, Some(own)) = (id.owner(), own) {
                 least.anonymous.add(own);
@@ -319,17 +319,17 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// Leaves out what has expired. No line is needed for that: the batch, or one before it, says what had expired by then.
+    /// Drops expired records. This needs no line of its own, because this batch or an earlier one recorded what had expired.
     fn drop_expired(&mut self) {
         let expired = self.table.expired(self.now).filter(|id| !self.changes.contains_key(id));
         expired.collect::<Vec<_>>().into_iter().for_each(|id| self.remove(id));
     }
 
-    /// The visitor's record that was not used for longest, but not `except`, and none of those that end anyway.
+    /// Returns the least recently used visitor's record, except `except` and those that end anyway.
     fn next_to_give_way(&mut self, except: RecordId, ends: &[RecordId]) -> Option<RecordId> {
         while let Some((order, id)) = self.table.least_used(self.given_way) {
             self.given_way = order + 1;
-            // One that was written in this batch was used just now.
+            // A record that was written in this batch was used just now.
             match self.changes.get(&id) {
                 None if id != except && !ends.contains(&id) => return Some(id),
                 Some(Some(_)) => self.new_visitors.push_back(id),
@@ -341,7 +341,7 @@ impl<'a> Batch<'a> {
         self.new_visitors.remove(at)
     }
 
-    /// Notes that a live record gets a new expiry. Only one that readers see already can turn out to be too late.
+    /// Notes that a live record gets a new expiry. This can only be too late for a record that readers already see.
     fn extend(&mut self, id: RecordId) {
         if !self.changes.contains_key(&id) {
             self.extended.insert(id);
@@ -366,12 +366,12 @@ impl<'a> Batch<'a> {
         self.changes.insert(id, kept);
     }
 
-    /// The records of an owner, in the table or in this batch, also those that have ended in it.
+    /// Returns the records of an owner in the table or in this batch, including those that ended in it.
     fn of(&self, owner: Owner) -> impl Iterator<Item = RecordId> {
         self.table.of(owner).chain(self.new_of.get(&owner).into_iter().flatten().copied())
     }
 
-    /// How many bytes of the usage are of that record.
+    /// Returns how many bytes that record takes.
     fn cost(&self, id: &RecordId) -> Option<u64> {
         self.there(id).map(|kept| Line::cost(&kept.payload))
     }
@@ -387,18 +387,18 @@ impl<'a> Batch<'a> {
         self.there(id).filter(|kept| kept.expires > self.now)
     }
 
-    /// Whether the record is in the table or in this batch, even if it has expired.
+    /// Returns whether the record is in the table or in this batch, even if it has expired.
     fn is_there(&self, id: &RecordId) -> bool {
         self.there(id).is_some()
     }
 
-    /// Whether a new record of this owner is too late. What was cleared in this batch is cleared right now.
+    /// Returns whether a new record of this owner is too late. A clear in this batch counts as happening right now.
     fn is_late(&self, owner: Option<Owner>, terms: &TermsAt) -> bool {
         terms.are_late(&self.table.clears, owner, self.now)
             || terms.has_since() && owner.is_some_and(|owner| self.cleared.contains_key(&owner))
     }
 
-    /// Whether a user's record of that name ended lately, or may have.
+    /// Returns whether a user's record with that name ended recently, or may have.
     fn may_have_ended(&self, id: &RecordId) -> bool {
         let has_ended = match self.changes.get(id) {
             Some(change) => change.is_none(),
@@ -410,7 +410,7 @@ impl<'a> Batch<'a> {
         id.owner().is_some() && (has_ended || self.table.endings.may_have(*id, self.now))
     }
 
-    /// Whether that version was written and then replaced by another one.
+    /// Returns whether that version was written and then replaced by another one.
     fn was_written(&self, version: &Version) -> bool {
         self.replaced.contains(version) || self.recent.contains(version)
     }
@@ -435,5 +435,5 @@ impl RecentVersions {
     }
 }
 
-/// What a disk takes in some seconds. In memory that is less than a megabyte.
+/// What a disk can write in a few seconds. In memory this takes less than a megabyte.
 const REMEMBERED: usize = 4096;

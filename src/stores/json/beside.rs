@@ -1,4 +1,4 @@
-//! A new file beside the one in use, with all live records, before it takes the other one's place.
+//! Writing all live records to a new file beside the current one, which it will replace.
 
 use std::{
     collections::HashSet,
@@ -16,17 +16,17 @@ use super::{
 };
 use crate::record::id::RecordId;
 
-/// A new file that is not in place yet. Everything in it was synced.
+/// A new file that has not replaced the current one yet. Everything in it was synced.
 pub(super) struct Beside {
     pub(super) file: Arc<dyn Handle>,
     pub(super) len: u64,
-    /// What had expired by then is not in it.
+    /// Records that had expired by this time are not in the file.
     pub(super) moment: Moment,
 }
 
 /// Writes all live records into a new file, as the state after change `n`.
 ///
-/// A change that is made meanwhile may be in it or not, so every change after `n` has to be replayed on it.
+/// A concurrent change may or may not be included, so every change after `n` has to be replayed on it.
 pub(super) fn write_beside(disk: &dyn Disk, table: &RwLock<Table>, n: u64, stop: &AtomicBool) -> io::Result<Beside> {
     write_to(new_file(disk)?, table, n, stop, &HashSet::new())
 }
@@ -36,7 +36,7 @@ pub(super) fn new_file(disk: &dyn Disk) -> io::Result<Arc<dyn Handle>> {
     disk.beside()
 }
 
-/// As [`write_beside`], into a file that was allocated before, and without some of the records.
+/// Like [`write_beside`], but into a file that was already allocated, and without some of the records.
 pub(super) fn write_to(
     file: Arc<dyn Handle>,
     table: &RwLock<Table>,
@@ -44,14 +44,15 @@ pub(super) fn write_to(
     stop: &AtomicBool,
     without: &HashSet<RecordId>,
 ) -> io::Result<Beside> {
-    // Before it looks at the records: what expires meanwhile is not in the file, and has not ended by then.
+    // Read the time before the records. A record that expires in between is not in the file, although it had not ended by this
+    // time.
     let moment = read(table).moment();
     let mut records = Vec::new();
     let mut next = Some(0);
     while let Some(from) = next {
         next = read(table).some(from, usize::MAX, &mut records);
     }
-    // Replayed in this order, each is heard of in the order in which it was.
+    // Replaying the records in this order restores the order of their last use.
     records.sort_unstable_by_key(|(_, kept)| kept.heard);
     if !without.is_empty() {
         records.retain(|(id, _)| !without.contains(id));

@@ -1,4 +1,4 @@
-//! Compaction: writes the live records to a new file beside the one in use, while changes go on.
+//! Compaction: writes the live records to a new file beside the current one, while changes continue.
 
 use std::{
     collections::HashSet,
@@ -19,27 +19,27 @@ use super::{
     table::Table,
 };
 
-/// A compaction under way, in a thread of its own.
+/// A running compaction, in a separate thread.
 pub(super) struct Compaction {
-    /// Where the old file ended when the compaction began. What was appended since is copied as it is.
+    /// Where the old file ended when the compaction began. Lines that were appended since are copied unchanged.
     pub(super) from: At,
     /// Where the old file ends now.
     good: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     done: Receiver<io::Result<Copied>>,
     thread: Option<JoinHandle<()>>,
-    /// How much of the new file was allocated ahead.
+    /// How much of the new file was allocated in advance.
     pub(super) allocated: u64,
 }
 
-/// The new file, and up to where the old one was copied.
+/// The new file, and how far the old one was copied.
 pub(super) struct Copied {
     pub(super) beside: Beside,
     pub(super) until: u64,
 }
 
 impl Compaction {
-    /// Begins in the background, and wakes the writer when it is done.
+    /// Starts a compaction in the background. It wakes the writer when it is done.
     pub(super) fn start(
         disk: Arc<dyn Disk>,
         table: Arc<RwLock<Table>>,
@@ -54,7 +54,7 @@ impl Compaction {
         let work = {
             let (good, stop) = (Arc::clone(&good), Arc::clone(&stop));
             move || {
-                // If it was stopped, the receiver is gone.
+                // An error means that the compaction was stopped.
                 let _ = send.send(copy_all(&*disk, &table, &*old, from, new, &good, &stop));
                 drop((disk, old));
                 queue.wake();
@@ -64,19 +64,19 @@ impl Compaction {
         Ok(Self { from, good, stop, done, thread: Some(thread), allocated: allocated.unwrap_or_default() })
     }
 
-    /// Tells it where the old file ends now. What is before that is never cut off.
+    /// Tells the compaction where the old file ends now. The file is never truncated below that.
     pub(super) fn goes_on(&self, good: At) {
         self.good.store(good.offset, SeqCst);
     }
 
-    /// Waits until it is done.
+    /// Waits until the compaction is done.
     pub(super) fn wait(&mut self) {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
     }
 
-    /// Returns its result, once it is done.
+    /// Returns the result, once the compaction is done.
     pub(super) fn result(&self) -> Option<io::Result<Copied>> {
         match self.done.try_recv() {
             Ok(result) => Some(result),
@@ -87,7 +87,7 @@ impl Compaction {
 }
 
 impl Drop for Compaction {
-    /// Stops it, and waits for its thread, which writes to files that the lock protects.
+    /// Stops the compaction, and waits for its thread, which writes to files that the lock protects.
     fn drop(&mut self) {
         self.stop.store(true, SeqCst);
         if let Some(thread) = self.thread.take() {
@@ -96,7 +96,7 @@ impl Drop for Compaction {
     }
 }
 
-/// Writes the new file, and follows the old one until there is little left to copy.
+/// Writes the new file, and catches up with the old one until there is little left to copy.
 fn copy_all(
     disk: &dyn Disk,
     table: &RwLock<Table>,

@@ -19,7 +19,7 @@ pub(super) trait Disk: Send + Sync {
     fn rename(&self) -> io::Result<()>;
     /// Syncs the folder, so that renames in it survive a power cut.
     fn sync_folder(&self) -> io::Result<()>;
-    /// Whether that file is the one that the path leads to.
+    /// Returns whether that file is the one that the path leads to.
     fn leads_to(&self, file: &dyn Handle) -> io::Result<bool>;
     /// The path, for messages.
     fn path(&self) -> &Path;
@@ -31,12 +31,12 @@ pub(super) trait Handle: Send + Sync {
     /// May write less than it was given.
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize>;
     fn set_len(&self, len: u64) -> io::Result<()>;
-    /// Allocates space for the file, behind its end too, without changing its length.
+    /// Allocates space for the file, even after its end, without changing its length.
     fn allocate(&self, from: u64, len: u64) -> io::Result<()>;
     fn sync(&self) -> io::Result<()>;
     /// Takes away access that a copy or an editor may have given to other users.
     fn keep_private(&self) -> io::Result<()>;
-    /// What identifies the file.
+    /// The identity of the file.
     fn identity(&self) -> io::Result<FileIdentity>;
     /// Its length, including bytes that other programs wrote.
     fn size(&self) -> io::Result<u64>;
@@ -45,7 +45,7 @@ pub(super) trait Handle: Send + Sync {
 /// Device and inode, where there are such.
 pub(super) type FileIdentity = (u64, u64);
 
-/// A locked file. Dropping it unlocks it, which closing alone does not: a process that is being started at that moment has a
+/// A locked file. Dropping it unlocks it. Closing alone would not: a child process that is being started at that moment has a
 /// copy of every open file, and holds the lock until it executes its own program.
 pub(super) struct LockedFile(pub(super) File);
 
@@ -154,7 +154,7 @@ pub(super) fn identity(metadata: &fs::Metadata) -> FileIdentity {
     (metadata.dev(), metadata.ino())
 }
 
-/// Nothing identifies files here: it has to do that there is one.
+/// This system has no file identity, so any existing file counts as the same one.
 #[cfg(not(unix))]
 pub(super) fn identity(_: &fs::Metadata) -> FileIdentity {
     (0, 0)

@@ -20,7 +20,7 @@ pub(super) struct Folder {
     /// The folder that the path led to when it was opened, without symbolic links.
     folder: PathBuf,
     file: PathBuf,
-    /// Where the file beside it may be: the first of these places that is not taken by something that cannot be removed.
+    /// The places for the file beside it. The first one that is not taken by something that cannot be removed is used.
     places: Vec<PathBuf>,
     beside: Mutex<Option<PathBuf>>,
     /// The lock is released when this is dropped, and when the process ends. The lock file stays: if it were removed while
@@ -75,7 +75,7 @@ impl Folder {
         let places: Vec<PathBuf> = std::iter::once(with(".compacting".to_owned()))
             .chain((1..PLACES).map(|place| with(format!(".compacting.{place}"))))
             .collect();
-        // Before anything is created: the name of the file, and the longest name that is needed beside it.
+        // Check before anything is created: the name of the file, and the longest name that is needed beside it.
         check_place(&file)?;
         if let Some(longest) = places.last()
             && let Err(error) = fs::symlink_metadata(longest)
@@ -116,7 +116,7 @@ impl Folder {
         }
     }
 
-    /// Warns once if the path as it was given leads to another folder by now: that is where the next process will look.
+    /// Warns once if the given path now leads to another folder, because the next process will look there.
     fn check_switched(&self) {
         let mut switched = self.switched.lock().unwrap_or_else(PoisonError::into_inner);
         if switched.said || Instant::now() < switched.look_again {
@@ -156,7 +156,7 @@ impl Disk for Folder {
     fn beside(&self) -> io::Result<Arc<dyn Handle>> {
         let mut first_error = None;
         for place in &self.places {
-            // What cannot be removed leaves the other places.
+            // If something cannot be removed, the other places are left.
             match remove(place).and_then(|()| options().create_new(true).open(place)) {
                 Ok(file) => {
                     let file = lock_too(file)?;
@@ -176,7 +176,7 @@ impl Disk for Folder {
     fn remove_beside(&self) -> io::Result<()> {
         *self.beside.lock().unwrap_or_else(PoisonError::into_inner) = None;
         let removed: Vec<io::Result<()>> = self.places.iter().map(|place| remove(place)).collect();
-        // A folder, a mount or a file of another user cannot be removed, and is no harm as long as one place is left.
+        // A folder, a mount or another user's file cannot be removed. It does no harm as long as one place is left.
         if removed.iter().any(Result::is_ok) { Ok(()) } else { removed.into_iter().collect() }
     }
 
@@ -193,7 +193,7 @@ impl Disk for Folder {
         File::open(&self.folder)?.sync_all()
     }
 
-    /// Other systems have no such call: a rename is as durable as the system makes it.
+    /// Other systems have no such call, so a rename is only as durable as the system makes it.
     #[cfg(not(unix))]
     fn sync_folder(&self) -> io::Result<()> {
         fs::metadata(&self.folder).map(drop)
@@ -232,11 +232,11 @@ pub(super) fn failed(message: String, error: io::Error) -> Error {
 fn check_place(file: &Path) -> Result<(), Error> {
     let what = match fs::symlink_metadata(file) {
         Ok(metadata) if metadata.is_file() => {
-            // Before there is a lock file, which would belong to us, and keep the owner of the file from it.
+            // Check this before creating a lock file. The lock file would belong to us, and lock out the owner of the file.
             return check_owner(&metadata)
                 .map_err(|error| failed(format!("{} could not be opened", file.display()), error));
         }
-        // Elsewhere links are followed.
+        // On other systems links are followed.
         Ok(metadata) if metadata.is_symlink() && !cfg!(unix) => return Ok(()),
         Ok(metadata) if metadata.is_symlink() => LINK,
         Ok(metadata) if metadata.is_dir() => "it is a folder",
@@ -248,7 +248,7 @@ fn check_place(file: &Path) -> Result<(), Error> {
     Err(failed(format!("{} could not be opened", file.display()), error))
 }
 
-/// Removes a file of ours, if it is there. An empty folder goes too.
+/// Removes a file of ours, if it exists. Also removes an empty folder.
 fn remove(place: &Path) -> io::Result<()> {
     match fs::remove_file(place) {
         Err(error) if error.kind() == NotFound => Ok(()),
@@ -260,7 +260,7 @@ fn remove(place: &Path) -> io::Result<()> {
     }
 }
 
-/// For reading and writing, never through a symbolic link. A new file is for its owner alone.
+/// Opens for reading and writing, but never through a symbolic link. A new file is accessible only to its owner.
 fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.read(true).write(true);
@@ -276,7 +276,7 @@ fn options() -> OpenOptions {
 
 /// Locks the file itself too, and the one that will replace it, in case the lock file is removed.
 fn lock_too(file: File) -> io::Result<LockedFile> {
-    // Elsewhere a lock keeps other programs from reading, and no copy could be made.
+    // On other systems a lock keeps other programs from reading, so no copy could be made.
     if cfg!(unix) {
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => io::Error::new(io::ErrorKind::ResourceBusy, "it is in use"),
@@ -340,7 +340,7 @@ fn is_mounted(_: &File) -> bool {
     false
 }
 
-/// Whether a path has too many symbolic links to be followed.
+/// Returns whether a path has too many symbolic links to follow.
 fn is_loop(error: &io::Error) -> bool {
     #[cfg(unix)]
     return rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP);
@@ -351,7 +351,7 @@ fn is_loop(error: &io::Error) -> bool {
     }
 }
 
-/// Explains an error that the system describes in a way that few understand.
+/// Explains an error whose description by the system is hard to understand.
 fn refine(error: io::Error) -> io::Error {
     #[cfg(unix)]
     {
@@ -373,7 +373,7 @@ fn refine(error: io::Error) -> io::Error {
 const LINK: &str = "it is a symbolic link, which is not followed";
 const MOUNTED: &str =
     "it is mounted as a single file, so it can never be replaced by a compacted one: mount its folder";
-/// How many places there are for the file beside it.
+/// The number of places for the file beside it.
 const PLACES: usize = 4;
-/// How often it looks whether the folder was switched.
+/// How often to check whether the folder was switched.
 const LOOK: Duration = Duration::from_secs(1);

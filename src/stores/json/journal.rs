@@ -26,7 +26,7 @@ pub(super) struct Journal {
     end: At,
     /// Where the last write began, or was cut back to.
     last_write: u64,
-    /// The end of what was acknowledged: the file is cut here when a write fails.
+    /// The end of the acknowledged changes. The file is truncated to here when a write fails.
     good: At,
     /// The end of what the last successful sync covered.
     synced: At,
@@ -46,9 +46,9 @@ pub(super) struct At {
 /// Why changes were not acknowledged.
 #[derive(Debug)]
 pub(super) enum WriteError {
-    /// They are not in the file.
+    /// The changes are not in the file.
     NotApplied(io::Error),
-    /// They may be in the file, which cannot be trusted until it is rewritten.
+    /// The changes may be in the file, which cannot be trusted until it is rewritten.
     Unknown(io::Error),
 }
 
@@ -139,8 +139,8 @@ impl Journal {
         }
     }
 
-    /// Makes the file empty but for its first line, in place: for a disk that has no room for another file. What was in it
-    /// is lost if the machine stops meanwhile, so it is for a file without live records.
+    /// Truncates the file to its first line in place, for a disk that has no room for another file. If the machine stops while it
+    /// does so, the contents are lost, so this is only for a file without live records.
     pub(super) fn start_over(&mut self, moment: Moment) -> io::Result<()> {
         let mut bytes = Vec::new();
         Line::Head { records: 0, n: self.end.n, moment: Some(moment) }.write(None, &mut bytes);
@@ -153,8 +153,7 @@ impl Journal {
         Ok(())
     }
 
-    /// Syncs the file. After an error, what was not synced before may be lost, and a later sync that succeeds does not mean
-    /// that it is there.
+    /// Syncs the file. After an error, unsynced changes may be lost, even if a later sync succeeds.
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.end == self.synced {
             return Ok(());
@@ -165,13 +164,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Puts a new file, which has everything up to change `n`, in place of the one in use. Some line in it says that `said`
-    /// was synced.
+    /// Replaces the current file with a new one, which contains everything up to change `n`. Some line in it says that `said` was
+    /// synced.
     pub(super) fn replace(&mut self, disk: &dyn Disk, beside: Beside, n: u64, said: u64) -> Result<(), WriteError> {
         let old = self.in_place(disk).map_err(WriteError::NotApplied)?;
         let renamed = disk.rename();
         if let Err(error) = &renamed {
-            // Where files cannot be told apart, both seem to be there. On such systems a rename that fails has not happened.
+            // If files cannot be told apart, both seem to be there. On such systems a failed rename has not happened.
             let is_new = match disk.leads_to(&*old) {
                 Ok(true) => Ok(false),
                 Ok(false) => disk.leads_to(&*beside.file),
@@ -182,14 +181,14 @@ impl Journal {
                 Ok(true) => {}
                 Ok(false) => return Err(WriteError::NotApplied(error)),
                 Err(_) => {
-                    // Whichever of the two is there later may be replaced by a third one.
+                    // Either of the two may be in place later, and may then be replaced by a third file.
                     self.perhaps = vec![old, beside.file];
                     return Err(WriteError::Unknown(error));
                 }
             }
         }
         *self = Self::new(beside.file, At { offset: beside.len, n }, said);
-        // Without it, it is unknown which of the two is there after a power cut. A third one will be.
+        // Without this sync, either of the two may be in place after a power cut. So a third file will replace it.
         renamed.and_then(|()| disk.sync_folder()).map_err(WriteError::Unknown)
     }
 
@@ -203,29 +202,28 @@ impl Journal {
         Err(io::Error::other("the file was deleted or replaced while it was in use"))
     }
 
-    /// What another program did to the file, if it wrote to it in place. Whatever length it cut the file to, and when, is
-    /// seen here.
+    /// Returns what another program did to the file, if it wrote to it in place. This detects any truncation, at any time.
     pub(super) fn damage(&self) -> io::Result<Option<String>> {
         let (end, size) = (self.end.offset, self.file.size()?);
         if size != end {
             return Ok(Some(format!("it had {end} bytes, and now {size}")));
         }
-        // If it was cut just before the last write, it has the right length again, and zeros in front of that write instead of
-        // the end of a line.
+        // If the file was truncated just before the last write, it has the right length again, but zeros before that write
+        // instead of the end of a line.
         let Some(before) = self.last_write.checked_sub(1) else { return Ok(None) };
         let mut byte = [0];
         read_full(&*self.file, &mut byte, before)?;
         Ok((byte != *b"\n").then(|| format!("there is a hole before byte {}", self.last_write)))
     }
 
-    /// Cuts off what was not acknowledged.
+    /// Truncates the file to the acknowledged changes.
     fn cut_back(&mut self, error: io::Error) -> WriteError {
         match self.file.set_len(self.good.offset).and_then(|()| self.file.sync()) {
             Ok(()) => {
                 self.end = self.good;
                 self.last_write = self.good.offset;
                 self.synced = self.good;
-                // The line that said so may just have been cut off.
+                // The line that said so may just have been removed.
                 self.said = self.said.min(self.good.n.saturating_sub(1));
                 WriteError::NotApplied(error)
             }

@@ -1,7 +1,7 @@
 //! The format of a line, written and read.
 //!
-//! A line begins with the CRC-32 of everything after it, so that damage anywhere is detected. A payload that is a JSON
-//! object in one line is written as it is, any other as base64.
+//! A line begins with the CRC-32 of everything after it, so that any damage is detected. A payload that is a JSON object in one
+//! line is written unchanged, and any other payload as base64.
 
 use std::{io::Write, ops::Range};
 
@@ -13,12 +13,12 @@ use serde_json::value::RawValue;
 
 use crate::record::id::{Owner, RecordId};
 
-/// What a line says.
+/// The content of a line.
 #[derive(Debug)]
 pub(super) enum Line {
     /// The first line: `records` lines follow that were written with it, and then the changes after change `n`.
     Head { records: u64, n: u64, moment: Option<Moment> },
-    /// A record was created or replaced, and others ended for it in the same step.
+    /// A record was created or replaced, and others ended together with it.
     Put { id: RecordId, version: i64, time: Expiry, payload: Payload, ends: Vec<RecordId> },
     /// A record, if it still has that version, got a new expiry.
     Touch { id: RecordId, version: i64, time: Expiry },
@@ -37,24 +37,24 @@ pub(super) struct Place {
     pub(super) synced: u64,
 }
 
-/// What the file's clock said, and the wall clock at the same time. In milliseconds since 1970.
+/// The time of the file's clock, and of the wall clock at the same moment, in milliseconds since 1970.
 ///
-/// The file's clock begins as the wall clock does, and never goes back, because everything that expired by then has ended
-/// for good. While no process uses the file it goes on by as much as the wall clock does.
+/// The file's clock begins with the time of the wall clock. It never goes back, because everything that has expired by it has
+/// ended for good. While no process uses the file, it advances by as much as the wall clock does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Moment {
     pub(super) at: u64,
     pub(super) wall: u64,
 }
 
-/// When a record expires, by the file's clock, and how long that was when it was written. In milliseconds.
+/// When a record expires by the file's clock, and its time to live when it was written, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Expiry {
     pub(super) until: u64,
     pub(super) ttl: u64,
 }
 
-/// A record's payload, and whether it can stand in a line as it is.
+/// A record's payload, and whether a line can contain it unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Payload {
     bytes: Bytes,
@@ -64,15 +64,15 @@ pub(super) struct Payload {
 /// Why a line cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineError {
-    /// The checksum is wrong: it is not what was written.
+    /// The checksum is wrong, so the line is damaged.
     Sum,
-    /// It was written like this, by another version of this crate.
+    /// The line was written like this, by another version of this crate.
     Unknown,
 }
 
 impl Moment {
-    /// The later time of each clock. A wall clock that was wrong for a while, as without a battery, then does not count as
-    /// time in which nothing ran.
+    /// Returns the later time of each clock. So a wall clock that was wrong for a while, as without a battery, does not count
+    /// as time in which no process ran.
     pub(super) fn later(self, other: Option<Self>) -> Self {
         let other = other.unwrap_or(self);
         Self { at: self.at.max(other.at), wall: self.wall.max(other.wall) }
@@ -88,7 +88,7 @@ impl Moment {
 
 impl Payload {
     pub(super) fn new(bytes: Bytes) -> Self {
-        // What is read back must be the same to the byte, so there is no form in between.
+        // The payload must be read back byte for byte, so there is no intermediate form.
         let plain = bytes.first() == Some(&b'{')
             && !bytes.contains(&b'\n')
             && serde_json::from_slice::<&RawValue>(&bytes).is_ok_and(|raw| raw.get().len() == bytes.len());
@@ -99,14 +99,14 @@ impl Payload {
         &self.bytes
     }
 
-    /// About how many bytes the payload takes in the file.
+    /// Returns about how many bytes the payload takes in the file.
     fn len(&self) -> usize {
         if self.plain { self.bytes.len() } else { self.bytes.len().div_ceil(3) * 4 }
     }
 }
 
 impl Line {
-    /// How many bytes a line without a payload takes, at most.
+    /// Returns how many bytes a line without a payload takes, at most.
     pub(super) const SHORT: u64 = PUT_WITHOUT_PAYLOAD as u64;
 
     /// Appends the line and its newline.
@@ -115,7 +115,7 @@ impl Line {
         out.extend_from_slice(SUM_BEFORE);
         out.extend_from_slice(b"00000000");
         out.extend_from_slice(SUM_AFTER);
-        // Writing to a vector does not fail.
+        // Writing to a vector cannot fail.
         let _ = self.write_rest(place, out);
         let sum = format!("{:08x}", crc32fast::hash(out.get(start + REST..).unwrap_or_default()));
         if let Some(digits) = out.get_mut(start + SUM.start..start + SUM.end) {
@@ -168,27 +168,27 @@ impl Line {
     /// Reads what [`write`](Self::write) wrote, without the newline.
     pub(super) fn read(line: &[u8]) -> Result<(Option<Place>, Self), LineError> {
         check_sum(line).ok_or(LineError::Sum)?;
-        // The checksum is right, so anything unknown from here on was written like this.
+        // The checksum is correct, so anything unknown from here on was written like this.
         let text = std::str::from_utf8(line).map_err(|_| LineError::Unknown)?;
         let fields: Fields<'_> = serde_json::from_str(text).map_err(|_| LineError::Unknown)?;
         fields.line().ok_or(LineError::Unknown)
     }
 
-    /// How many bytes a record takes in the file, at most.
+    /// Returns how many bytes a record takes in the file, at most.
     pub(super) fn cost(payload: &Payload) -> u64 {
         (payload.len() + PUT_WITHOUT_PAYLOAD) as u64
     }
 }
 
-/// Whether bytes are a line that says that change `n` was on the disk.
+/// Returns whether the bytes are a line that says that change `n` was on the disk.
 ///
-/// If they end with a newline, any suffix of them counts, because the newline before may be what is damaged. Without one
-/// only the whole does: a line that is torn within a user's data ends with whatever that user likes.
+/// If they end with a newline, any suffix of them counts, because the newline before it may be damaged. Without a newline,
+/// only the whole counts, because a line that is torn within a user's data may end with anything that this user wrote.
 pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
     if !is_whole {
         return says_so(bytes, n, true);
     }
-    // From the back, so that each byte is summed once, however many beginnings there seem to be.
+    // Scan backwards, so that each byte is checksummed once, however many possible beginnings there are.
     let (mut sum, mut end, mut starts) = (Hasher::new(), bytes.len(), Vec::new());
     let windows = bytes.windows(SUM_BEFORE.len()).enumerate().rev();
     for (start, _) in windows.filter(|(_, window)| *window == SUM_BEFORE) {
@@ -202,7 +202,7 @@ pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
             starts.push(start);
         }
     }
-    // A false beginning in front of the true one cannot know what follows: its sum is right only by chance.
+    // A false beginning before the true one has a correct checksum only by chance.
     let starts = starts.into_iter().rev().take(MAX_STARTS);
     starts.filter_map(|start| Some((start, bytes.get(start..)?))).any(|(start, line)| says_so(line, n, start == 0))
 }
@@ -210,27 +210,27 @@ pub(super) fn says_synced(bytes: &[u8], is_whole: bool, n: u64) -> bool {
 fn says_so(line: &[u8], n: u64, is_at_start: bool) -> bool {
     match Line::read(line) {
         Ok((Some(place), _)) => place.synced >= n,
-        // A whole line of a later version. To be safe, what is before it counts as synced.
+        // A complete line of a later version. To be safe, everything before it counts as synced.
         Err(LineError::Unknown) => is_at_start,
         Ok((None, _)) | Err(LineError::Sum) => false,
     }
 }
 
-/// Whether this may be the beginning of a file of ours, damaged or not.
+/// Returns whether this may be the beginning of a file of ours, damaged or not.
 pub(super) fn is_ours(start: &[u8]) -> bool {
     let found = |name: &[u8]| start.windows(name.len()).any(|window| window == name);
     start.starts_with(SUM_BEFORE) || found(br#""op":"file""#) || found(br#""synced":"#)
 }
 
-/// Returns what the checksum covers, if it is right.
+/// Returns the part that the checksum covers, if it is correct.
 fn check_sum(line: &[u8]) -> Option<&[u8]> {
     let (sum, rest) = sum_and_rest(line)?;
-    // Compared as text: `from_str_radix` also accepts capitals and a plus sign.
+    // Compared as text, because `from_str_radix` also accepts capitals and a plus sign.
     let same = format!("{:08x}", crc32fast::hash(rest)).as_bytes() == sum;
     same.then_some(rest)
 }
 
-/// Splits a line into the digits of the checksum and what they cover.
+/// Splits a line into the digits of the checksum and the part that it covers.
 fn sum_and_rest(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let (sum, rest) = line.strip_prefix(SUM_BEFORE)?.split_at_checked(SUM.len())?;
     Some((sum, rest.strip_prefix(SUM_AFTER)?))
@@ -266,7 +266,7 @@ impl Fields<'_> {
             (None, None) => None,
             _ => return None,
         };
-        // No file of ours counts that far, and counting on from there would overflow.
+        // None of our files counts that far, and the next number would overflow.
         if [self.n, self.synced, self.after].into_iter().flatten().any(|n| n > MAX_CHANGES) {
             return None;
         }

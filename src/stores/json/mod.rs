@@ -32,7 +32,7 @@
 //!
 //! A change that fails is [`Unavailable`](ErrorKind::Unavailable). The error says whether nothing was applied or whether that
 //! is unknown. In the second case, the change will turn out to have happened completely or not at all. After a failed write,
-//! changes stay `Unavailable` until the file could be rewritten. Reads go on meanwhile.
+//! changes fail with `Unavailable` until the file could be rewritten. Reads keep working.
 //!
 //! Opening fails, and leaves the file unchanged, if the file was not written by this crate, or if it is damaged in a part that
 //! had been synced. Damage after that part is a torn write: the machine stopped while it was being written, and it was never
@@ -64,24 +64,27 @@
 //!
 //! # A limit of sessions per user
 //!
-//! A login above the [limit](crate::Builder::sessions_per_key) ends the user's least recently used sessions in the same change,
-//! which a crash leaves whole or not at all, and what they took is room for the new one. A session counts as used when it was
-//! created, written, or touched, which a request that reads it does once per
-//! [`touch_interval`](crate::Builder::touch_interval). That order survives a restart: it is the order of the lines in the file.
-//! A login that ends others is not a sign-out: on a full disk it is refused, and they live on.
+//! A login above the [limit](crate::Builder::sessions_per_key) ends the user's least recently used sessions. This is one change,
+//! which a crash keeps completely or not at all, and the space of the ended sessions is available for the new one.
 //!
-//! # What the administrator's view costs
+//! A session is used when it is created, written or touched; a request that reads it touches it once per
+//! [`touch_interval`](crate::Builder::touch_interval). This order survives a restart, because it is the order of the lines in the
+//! file.
 //!
-//! Neither touches the disk, unless a session has expired and the file does not say so yet, which takes one line.
-//! [`all`](Sessions::all) looks through 1,024 places in memory at a time, and changes wait for no more than that.
-//! [`count`](Sessions::count) reads two counters, and looks at what has expired since the last change.
+//! A login is not a sign-out, even if it ends other sessions: on a full disk it is refused, and they stay.
+//!
+//! # Cost of listing and counting all sessions
+//!
+//! [`all`](Sessions::all) reads 1,024 slots in memory at a time, and blocks changes only for that long.
+//! [`count`](Sessions::count) reads two counters, and looks at the sessions that expired since the last change. Neither
+//! touches the disk, unless a session has expired and the file does not record it yet, which takes one line.
 //!
 //! # Time
 //!
-//! The file has its own clock, which starts as the wall clock and never goes back. While no process uses the file, idle
-//! timeouts go on, by as much as the wall clock moves forward. If the wall clock is set back:
+//! The file has its own clock, which starts with the time of the wall clock and never goes back. While no process uses the file,
+//! idle timeouts continue, by as much as the wall clock moves forward. If the wall clock is set back:
 //!
-//! * No session that was seen to have expired comes back, and no ID that was replaced.
+//! * No expired session comes back once a reader has seen it as expired, and no replaced ID becomes valid again.
 //! * While the file is in use, no session lives longer. While no process uses it, a session may live longer, but by no more than
 //!   that time.
 //!
@@ -103,43 +106,43 @@
 //! * `sum` is the CRC-32 of everything after its comma.
 //! * `n` counts the changes. `synced` is the last change that was on the disk before this line was written: damage after it
 //!   is a torn write, damage before it is an error.
-//! * `until` is when the session expires, in milliseconds since 1970 by the file's clock. `ttl` is the time to live when the line
+//! * `until` is when the session expires, in milliseconds since 1970 by the file's clock. `ttl` is its time to live when the line
 //!   was written.
 //! * `at` is the time by the file's clock, and `wall` the wall clock at the same moment. A session that had expired by `at` has
 //!   ended.
 //! * A payload that is not JSON is written as `base64`.
-//! * A `put` may name others that ended in the same step, as `ends`: those that a [limit](#a-limit-of-sessions-per-user) ended,
-//!   and the visitor's session of a login.
+//! * `ends` in a `put` names other sessions that ended together with it: those that a [limit](#a-limit-of-sessions-per-user)
+//!   ended, and the visitor's session of a login.
 //!
-//! One thing is not in the file: each user's last clear, against which logins that are under way are checked. Clears are
-//! remembered in memory for half an hour, at most 65,536 of them (7 MB). If there are more, the oldest are forgotten, and logins
-//! that have been under way for longer than that are refused. A [`Login`](crate::Login) therefore ends with the process: after
-//! the file was opened again it is refused, also if it was kept in a visitor's session.
+//! The file does not contain each user's last clear, which pending logins are checked against. Clears are remembered in memory
+//! for half an hour, at most 65,536 of them (7 MB). If there are more, the oldest are forgotten, and logins that began before
+//! those are refused. So a [`Login`](crate::Login) is valid only until the process ends: once the file is opened again, it is
+//! refused, even if it was kept in a visitor's session.
 //!
 //! ## Compaction
 //!
 //! When more than half of the file, and more than 1 MiB, consists of dead lines, the file is compacted. The live sessions are
-//! written to `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests go on meanwhile. If that name is
-//! taken by something that cannot be removed, such as a folder, the store tries `sessions.json.compacting.1` to `.3`.
+//! written to `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests are served all the time. If
+//! something that cannot be removed has that name, such as a folder, the store tries `sessions.json.compacting.1` to `.3`.
 //!
 //! ## Where the file may be
 //!
-//! * **One process at a time** may use the file. While it does, it holds a lock on `sessions.json.lock`, an empty file that may
-//!   stay behind.
+//! * **One process at a time** can use the file. While it does, it holds a lock on `sessions.json.lock`, an empty file that is
+//!   not removed afterwards.
 //! * **It must be a plain file in a folder where it can be replaced.** A file that is itself mounted (`docker run -v file:file`)
 //!   cannot be replaced, so it is refused: mount its folder.
 //! * **It must belong to the user of the process.** A file of another user is refused, even if root opens it.
-//! * **Keep it outside of folders that a deployment switches.** If its folder is reached through a symbolic link such as
-//!   `current`, and the link is switched, the process goes on with the file that it opened, and logs a warning. The next
-//!   process finds the file in the new folder, or none.
+//! * **Keep it outside folders that a deployment replaces.** If its folder is reached through a symbolic link such as
+//!   `current`, and the link is switched, the process keeps using the file that it opened, and logs a warning. The next
+//!   process uses the file in the new folder, or finds none.
 //! * **The folder should belong to the application.** A user who can write to the folder can replace the file before it is
 //!   opened.
 //!
 //! On Unix all three files can be read and written by their owner only (mode 0600), and a symbolic link in place of one is
 //! refused. On other systems the folder decides who may read them, and links are followed.
 //!
-//! If the file is removed or replaced while it is in use, changes are refused. If another program writes to it in place, so
-//! that its length changes, it is rewritten from memory.
+//! If the file is removed or replaced while it is in use, changes are refused. If another program writes to it so that its length
+//! changes, it is rewritten from memory.
 //!
 //! ## Reading and copying it
 //!
@@ -150,9 +153,9 @@
 //! rm sessions.json                                                # while nothing runs: signs everybody out
 //! ```
 //!
-//! A copy that is made while the file is in use is usually good, too: a last line that is cut off does no harm. But if it is
-//! made at the moment when a failed change is being cut off, it may contain both that change and what was written instead. Open
-//! the copy before you rely on it, and copy again if that fails. To restore a backup, stop the application first.
+//! A copy that is made while the file is in use is usually good, too: an incomplete last line does no harm. But if it is made
+//! just when a failed change is being undone, it may contain both that change and what was written instead. Open the copy with
+//! this crate before you rely on it, and copy again if that fails. To restore a backup, stop the application first.
 //!
 //! Do not edit the file, because a line with a wrong checksum is not accepted. The file contains users' names and data, and
 //! hashes instead of session IDs.

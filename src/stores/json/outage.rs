@@ -1,4 +1,4 @@
-//! An outage: a time without a file that can be trusted. Changes are refused until a new one was written.
+//! An outage: the time in which the file cannot be trusted. Changes are refused until a new file is written.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,8 @@ pub(super) struct Outage {
 }
 
 impl Outage {
-    /// Begins, and may be over at once. After a try that fails, the next one waits that long, and then twice as long each time.
+    /// Begins an outage, with a first try to end it at once. After a failed try, the next one waits this long, and then twice as
+    /// long each time.
     pub(super) fn new(cause: String, wait: Duration) -> Self {
         Self { cause, retry_at: Instant::now(), wait }
     }
@@ -18,7 +19,7 @@ impl Outage {
         &self.cause
     }
 
-    /// How long until the next try to end it.
+    /// Returns how long to wait until the next try to end it.
     pub(super) fn patience(&self) -> Duration {
         self.retry_at.saturating_duration_since(Instant::now())
     }
@@ -27,7 +28,7 @@ impl Outage {
         self.retry_at = Instant::now();
     }
 
-    /// A try to end it has failed.
+    /// Records that a try to end it failed.
     pub(super) fn go_on(&mut self, cause: String) {
         (self.cause, self.retry_at) = (cause, Instant::now() + self.wait);
         self.wait = (2 * self.wait).min(MAX_WAIT);

@@ -1,4 +1,4 @@
-//! The queue of changes from the tasks that ask for them to the writer thread.
+//! The queue of changes, from the tasks to the writer thread.
 
 use std::{
     sync::{
@@ -25,21 +25,21 @@ use crate::{
     stores::recent::{TermsAt, above},
 };
 
-/// The side that sends: a channel, a count of the bytes in it, and what became of closing it.
+/// The sending side: a channel, a count of the bytes in it, and the result of closing it.
 pub(super) struct Queue {
     sender: Sender<Message>,
-    /// How many bytes wait in the channel.
+    /// How many bytes are waiting in the channel.
     size: AtomicUsize,
     closing: AtomicBool,
-    /// Reads are over too: the file may belong to another process now.
+    /// Whether reads are refused, too, because the file may now belong to another process.
     over: AtomicBool,
     /// How the writer ended.
     ended: OnceLock<Result<(), Error>>,
-    /// What [`Queue::closed`] waits for: it is dropped when the writer has ended.
+    /// Dropped when the writer has ended, which [`Queue::closed`] waits for.
     end: Mutex<Vec<oneshot::Sender<()>>>,
 }
 
-/// The side that receives. It takes everything that waits, which becomes one batch and one sync.
+/// The receiving side. It takes all waiting changes, which become one batch and one sync.
 pub(super) struct Incoming(Receiver<Message>);
 
 enum Message {
@@ -48,13 +48,13 @@ enum Message {
     Wake,
 }
 
-/// A change, and who waits for its answer.
+/// A change, and where to send its answer.
 pub(super) struct QueuedOp {
     pub(super) op: Op,
     pub(super) answer: oneshot::Sender<Result<OpReply, Error>>,
 }
 
-/// What a [`Backend`](crate::Backend) is asked to change.
+/// A change that a [`Backend`](crate::Backend) method asks for.
 pub(super) enum Op {
     Create {
         new: Put,
@@ -77,7 +77,7 @@ pub(super) enum Op {
         owner: Owner,
         clear: Clear,
     },
-    /// Have the file say that what has expired has ended: a reader has found it so.
+    /// Records in the file what has expired, because a reader has seen it as expired.
     Expire,
 }
 
@@ -89,7 +89,7 @@ pub(super) struct Put {
     pub(super) payload: Payload,
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Debug)]
 pub(super) enum OpReply {
     Created(Created),
@@ -97,7 +97,7 @@ pub(super) enum OpReply {
     /// Whether there was a record to touch or to delete.
     Found(bool),
     Cleared(Cleared),
-    /// There was nothing to do for it.
+    /// There was nothing to do.
     Expired,
 }
 
@@ -116,7 +116,7 @@ impl Queue {
     }
 
     /// # Errors
-    /// `Unavailable` if the queue is closed, or holds more than the disk can take in a while. Nothing is applied then.
+    /// `Unavailable` if the queue is closed, or holds more than the disk can write for a while. Nothing is applied then.
     pub(super) fn push(&self, request: QueuedOp) -> Result<(), Error> {
         if self.closing.load(SeqCst) {
             return Err(closed());
@@ -133,25 +133,25 @@ impl Queue {
         self.sender.send(Message::Change(request)).map_err(|_| closed())
     }
 
-    /// Wakes the writer, though there may be nothing to take.
+    /// Wakes the writer, even if there is no change to take.
     pub(super) fn wake(&self) {
-        // Without a writer there is no one to wake.
+        // An error means that the writer has ended.
         let _ = self.sender.send(Message::Wake);
     }
 
-    /// Accepts no more changes, and lets the writer end when it has done those that wait.
+    /// Refuses further changes, and lets the writer end after the waiting ones.
     pub(super) fn close(&self) {
         self.closing.store(true, SeqCst);
         self.wake();
     }
 
-    /// Waits until the writer has ended and let go of the file, and returns how.
+    /// Waits until the writer has ended and released the file, and returns its result.
     pub(super) async fn closed(&self) -> Result<(), Error> {
         let (end, ended) = oneshot::channel();
         {
             let mut waiting = self.end.lock().unwrap_or_else(PoisonError::into_inner);
             waiting.push(end);
-            // It may have ended before, and then nothing else drops what is pushed.
+            // The writer may already have ended. Then nothing else drops the pushed sender.
             if self.ended.get().is_some() {
                 waiting.clear();
             }
@@ -160,7 +160,7 @@ impl Queue {
         self.ended.get().cloned().unwrap_or_else(|| Err(closed()))
     }
 
-    /// The writer has ended.
+    /// Records that the writer has ended.
     pub(super) fn ended(&self, result: Result<(), Error>) {
         self.closing.store(true, SeqCst);
         let mut waiting = self.end.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,7 +172,7 @@ impl Queue {
         self.closing.load(SeqCst)
     }
 
-    /// From now on reads are refused.
+    /// Refuses reads from now on.
     pub(super) fn end_reads(&self) {
         self.over.store(true, SeqCst);
     }
@@ -185,7 +185,7 @@ impl Queue {
         self.size.load(SeqCst) == 0
     }
 
-    /// Waits for a change or a wake-up, at most for that long, and takes all changes that wait.
+    /// Waits for a change or a wake-up, at most for that long, and takes all waiting changes.
     pub(super) fn take(&self, incoming: &Incoming, at_most: Option<Duration>) -> Vec<QueuedOp> {
         let Incoming(receiver) = incoming;
         let first = match at_most {
@@ -206,7 +206,8 @@ impl Queue {
 }
 
 impl Op {
-    /// Whether it is done even if its caller no longer waits: a sign-out must not be lost because a client hung up.
+    /// Returns whether the change is applied even if its caller has given up: a sign-out must not be lost because a client
+    /// disconnected.
     pub(super) fn ends(&self) -> bool {
         match self {
             Self::Delete { .. } | Self::Clear { .. } => true,
@@ -215,17 +216,17 @@ impl Op {
         }
     }
 
-    /// Whether it needs room in the file, because it does not only end something.
+    /// Returns whether the change needs space in the file, because it does more than end records.
     pub(super) fn grows(&self) -> bool {
         !self.ends() && !matches!(self, Self::Expire)
     }
 
-    /// How many bytes it may add to the file, if it grows.
+    /// Returns how many bytes the change may add to the file.
     pub(super) fn growth(&self, table: &Table) -> u64 {
         match self {
             _ if !self.grows() => 0,
             Self::Create { new, terms } => {
-                // Its line names those that it ends: what is above the limit already, and one that is created before it.
+                // Its line names the records that it ends: those already above the limit, and one that is created before it.
                 let above = |(owner, limit)| above(limit, table.count_of(owner)).map_or(0, |above| above + 1);
                 let ends = terms.limit_of(new.id.owner()).map_or(0, above) + usize::from(terms.leaves.is_some());
                 Line::cost(&new.payload) + Line::SHORT * ends as u64
@@ -235,7 +236,7 @@ impl Op {
         }
     }
 
-    /// The record whose life it extends.
+    /// Returns the record whose life the change extends.
     pub(super) fn extends(&self) -> Option<RecordId> {
         match self {
             Self::Update { new, .. } => Some(new.id),

@@ -23,7 +23,7 @@ pub(super) struct Recovered {
     pub(super) cut: Option<Cut>,
 }
 
-/// A torn write: the end of the file, which was being written when the machine or the process stopped.
+/// A torn write at the end of the file: it was being written when the machine or the process stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     pub(super) line: u64,
@@ -33,7 +33,7 @@ pub(super) struct Cut {
 /// Fills the table from the file, which is created if it does not exist.
 ///
 /// # Errors
-/// The file stays as it was, unless only its torn end could not be cut off.
+/// The file is left unchanged, unless only cutting off its torn end failed.
 pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Recovered, Error> {
     let path = disk.path().display();
     let file = disk.open().map_err(|error| failed(format!("{path} could not be opened"), error))?;
@@ -45,7 +45,7 @@ pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Recovered, 
         let journal = create(disk, table).map_err(|error| failed(format!("{path} could not be created"), error))?;
         return Ok(Recovered { journal, cut: None });
     };
-    // Not before: it is ours only if the file is, and no other process is writing it.
+    // Only now: the file beside it is ours only if the file itself is, and no other process may be writing it.
     disk.remove_beside()
         .map_err(|error| failed(format!("what a crash left beside {path} could not be removed"), error))?;
     // The process that renamed the file may have been killed before it synced the folder. A power cut would then bring back
@@ -65,8 +65,8 @@ pub(super) fn open(disk: &dyn Disk, table: &RwLock<Table>) -> Result<Recovered, 
     Ok(Recovered { journal, cut })
 }
 
-/// Starts a file over that has no live records, or else has it say that what has expired has ended. On a full disk neither may
-/// be possible, and then the file stays as it is.
+/// Starts the file over if it has no live records, or else records what has expired. On a full disk neither may be possible, and
+/// then the file is left unchanged.
 fn tidy(disk: &dyn Disk, table: &RwLock<Table>, journal: &mut Journal, is_news: bool) -> io::Result<()> {
     let (moment, is_empty) = {
         let table = read(table);
@@ -101,28 +101,28 @@ fn create(disk: &dyn Disk, table: &RwLock<Table>) -> io::Result<Journal> {
     Ok(Journal::new(file, At { offset: len, n: 0 }, 0))
 }
 
-/// What replaying a file found.
+/// The result of replaying a file.
 struct Replayed {
     /// The end of the last whole line.
     end: At,
-    /// The end of what some line says was on the disk.
+    /// The end of the part that was synced, according to the lines.
     vouched: At,
-    /// The last change that is not merely such a line.
+    /// The last change that is more than a line about syncing.
     changed: u64,
     cut: Option<Cut>,
-    /// The latest time by either clock that some line tells.
+    /// The latest times of both clocks in any line.
     moment: Option<Moment>,
 }
 
 impl Replayed {
-    /// Cuts off what is torn, and writes what no line says was on the disk.
+    /// Cuts off the torn end, and writes the lines again that are not known to be on the disk.
     fn settle(self, file: Arc<dyn Handle>) -> io::Result<Journal> {
         let Self { end, vouched, changed, cut, .. } = self;
         if cut.is_some() {
             file.set_len(end.offset)?;
         }
-        // Written again, not only synced: after a sync that failed, the system may show pages that the disk does not have,
-        // and think them clean.
+        // They are written again, and not only synced. After a failed sync, the system may show pages that the disk does not
+        // have, and consider them clean.
         let mut at = vouched.offset;
         let mut bytes = vec![0; 1 << 16];
         while at < end.offset {
@@ -143,10 +143,10 @@ impl Replayed {
     }
 }
 
-/// Replays a file into the table. `None` if it is empty.
+/// Replays a file into the table. Returns `None` if it is empty.
 fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Replayed>, Error> {
     let mut lines = LineReader::new(file, path);
-    // Before a line is looked for: another program's file may be one endless line.
+    // Check this before looking for a line, because another program's file may be one endless line.
     let mut start = [0; 256];
     let read = read_full(file, &mut start, 0);
     let read = read.map_err(|error| failed(format!("{} could not be read", path.display()), error))?;
@@ -181,7 +181,7 @@ fn replay(file: &dyn Handle, path: &Path, table: &mut Table) -> Result<Option<Re
             _ => {
                 let (offset, number) = (found.end.offset, lines.number);
                 let error = lines.broken();
-                // If this was on the disk, a later line may say so.
+                // A later line may say that this one was on the disk.
                 loop {
                     if says_synced(lines.line(), lines.whole, found.end.n + 1) {
                         return Err(error);
@@ -227,7 +227,7 @@ impl<'a> LineReader<'a> {
         Self { reader, path, bytes: Vec::new(), number: 0, end: 0, whole: true }
     }
 
-    /// Goes to the next line, if there is one.
+    /// Advances to the next line, if there is one.
     fn next(&mut self) -> Result<bool, Error> {
         self.bytes.clear();
         self.number += 1;
@@ -237,7 +237,7 @@ impl<'a> LineReader<'a> {
         Ok(!self.bytes.is_empty())
     }
 
-    /// The line without its newline.
+    /// Returns the line without its newline.
     fn line(&self) -> &[u8] {
         self.bytes.strip_suffix(b"\n").unwrap_or(&self.bytes)
     }
@@ -290,5 +290,5 @@ impl Read for From<'_> {
     }
 }
 
-/// A file of this size is not worth the trouble.
+/// A file of this size is not worth compacting.
 const START_OVER: u64 = 4096;

@@ -9,22 +9,22 @@ use std::{
 use super::disk::{Disk, Handle, is_full};
 use crate::log;
 
-/// Space behind the end of the file in use, and a file beside it for the next compaction.
+/// Space after the end of the current file, and a file beside it for the next compaction.
 #[derive(Default)]
 pub(super) struct Reserve {
-    /// Up to where the file in use is allocated.
+    /// How far the current file is allocated.
     tail: u64,
     /// The file that the next compaction is written to, and how much of it is allocated.
     next: Option<(Arc<dyn Handle>, u64)>,
-    /// There is no reserve: the file system cannot allocate space in advance.
+    /// There is no reserve, because the file system cannot allocate space in advance.
     unsupported: bool,
-    /// When the disk was found full, if it was so in the last minute.
+    /// When the disk was found full, if that was within the last minute.
     full: Option<Instant>,
 }
 
 impl Reserve {
-    /// Sees to it that `growth` bytes of changes fit behind `end`, and then still sign-outs, and a compaction of `live` bytes
-    /// (`None` while one is under way, which has its space).
+    /// Allocates space for `growth` bytes of changes after `end`, and in addition for sign-outs and for a compaction of `live`
+    /// bytes (`None` while one is running, which already has its space).
     ///
     /// # Errors
     /// The disk is full.
@@ -42,8 +42,8 @@ impl Reserve {
         ensured
     }
 
-    /// Logs that the disk is full, and that it has room again. While visitors' sessions give way it is both in turns, which is
-    /// said once.
+    /// Logs when the disk is full and when it has room again. While visitors' sessions are evicted, both alternate, so they are
+    /// logged only once.
     fn say(&mut self, disk: &dyn Disk, ensured: &io::Result<()>) {
         let path = disk.path().display();
         match (ensured, self.full) {
@@ -68,7 +68,7 @@ impl Reserve {
             return Ok(());
         }
         let from = self.tail.max(end);
-        // More than is needed, so that not every batch asks for some.
+        // Allocate more than needed, so that not every batch has to allocate.
         let wanted = needed.saturating_add((end / 8).clamp(AHEAD, MAX_AHEAD));
         let allocated = match file.allocate(from, wanted - from) {
             Err(error) if is_full(&error) => file.allocate(from, needed.saturating_sub(from)).map(|()| needed),
@@ -105,7 +105,7 @@ impl Reserve {
                 disk.remove_beside()?;
             }
             Err(error) => {
-                // What there was stays. A file of which nothing could be allocated is of no use.
+                // Keep the previous allocation. A file without any allocated space is useless.
                 if self.next.is_none() {
                     let _ = disk.remove_beside();
                 }
@@ -115,7 +115,7 @@ impl Reserve {
         Ok(())
     }
 
-    /// Takes any error but a full disk for a file system that does not allocate ahead.
+    /// Treats any error other than a full disk as a file system that cannot allocate in advance.
     fn supported(&mut self, allocated: io::Result<u64>) -> io::Result<Option<u64>> {
         match allocated {
             Err(error) if is_full(&error) => Err(error),
@@ -127,34 +127,35 @@ impl Reserve {
         }
     }
 
-    /// How many bytes of records can be compacted for sure.
+    /// Returns how many bytes of records can certainly be compacted.
     pub(super) fn capacity(&self) -> Option<u64> {
         let (_, has) = self.next.as_ref()?;
         Some(has.saturating_sub(HEAD + 2 * SIGN_OUTS))
     }
 
-    /// Whether that many bytes fit behind the end of the file in use.
+    /// Returns whether that many bytes fit after the end of the current file.
     pub(super) fn holds(&self, end: u64, growth: u64) -> bool {
         self.unsupported || self.tail >= end.saturating_add(growth)
     }
 
-    /// Gives the file for a compaction. With it in place of the file in use, the rest of it is the space behind the end.
+    /// Takes the reserved file for a compaction. When it has replaced the current file, its remaining space is the space after
+    /// the end.
     pub(super) fn take(&mut self) -> Option<(Arc<dyn Handle>, u64)> {
         self.next.take()
     }
 
-    /// A file is in use of which so much is allocated.
+    /// Records that another file is now the current one, with this much space allocated.
     pub(super) fn set_tail(&mut self, allocated: u64) {
         self.tail = allocated;
     }
 
-    /// Lets go of the file beside the one in use, which is about to be removed.
+    /// Forgets the reserved file, which is about to be removed.
     pub(super) fn forget_next(&mut self) {
         self.next = None;
     }
 }
 
-/// Enough for the lines of some hundred sign-outs. Then a compaction makes room again.
+/// Enough for the lines of some hundred sign-outs. After that, a compaction makes room again.
 const SIGN_OUTS: u64 = 64 << 10;
 const AHEAD: u64 = 64 << 10;
 const MAX_AHEAD: u64 = 1 << 20;

@@ -1,4 +1,4 @@
-//! The storage: the file in use, with its reserve, its compactions, and its recovery from disk errors.
+//! The storage: the current file, with its reserve, its compactions, and its recovery from disk errors.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ use crate::{
     record::id::RecordId,
 };
 
-/// The file in use. The records that it has are in the table, and the table has nothing else.
+/// The current file. The table contains exactly the records of the file.
 pub(super) struct Storage {
     disk: Arc<dyn Disk>,
     pub(super) table: Arc<RwLock<Table>>,
@@ -35,7 +35,7 @@ pub(super) struct Storage {
     reserve: Reserve,
     pub(super) outage: Option<Outage>,
     pub(super) compaction: Option<Compaction>,
-    /// After a compaction that failed: the next one begins above this many dead bytes.
+    /// After a failed compaction, the next one begins above this many dead bytes.
     put_off: u64,
     pub(super) last_sync: Instant,
 }
@@ -45,7 +45,7 @@ pub(super) struct Storage {
 pub(super) struct Thresholds {
     /// The file is compacted when it has more dead bytes than this, and more than live ones.
     pub(super) dead: u64,
-    /// With [`Durability::Flush`]: how long a change may stay in the page cache alone.
+    /// With [`Durability::Flush`], how long a change may stay unsynced in the page cache.
     pub(super) sync: Duration,
     /// How long to wait after the file could not be rewritten. It doubles each time, up to a limit.
     pub(super) retry: Duration,
@@ -80,7 +80,7 @@ impl Storage {
         }
     }
 
-    /// Checks that changes can be written, and to the right file.
+    /// Checks that changes can be written, and that they go to the right file.
     pub(super) fn check(&mut self) -> Result<(), Error> {
         let path = self.disk.path().display().to_string();
         self.check_content();
@@ -102,8 +102,9 @@ impl Storage {
         }
     }
 
-    /// Detects another program that wrote to the file in place, as `cp` does: lines appended to that would be lost. What was
-    /// acknowledged is in memory, so the file is rewritten. A file that cannot be reached at all is detected elsewhere.
+    /// Detects that another program wrote to the file in place, as `cp` does, so that appended lines would be lost. All
+    /// acknowledged changes are in memory, so the file is rewritten. A file that cannot be reached at all is detected
+    /// elsewhere.
     fn check_content(&mut self) {
         if self.outage.is_some() {
             return;
@@ -131,17 +132,17 @@ impl Storage {
                 Ok(())
             }
             Err(error) => {
-                // Cutting the file back gave away what was allocated behind its end.
+                // Truncating the file released the space that was allocated after its end.
                 self.reserve.set_tail(0);
                 Err(self.failed(error))
             }
         }
     }
 
-    /// Sees to it that the disk has room for a batch, and still for sign-outs and a compaction.
+    /// Reserves disk space for a batch, and in addition for sign-outs and a compaction.
     ///
     /// # Errors
-    /// The disk is full. Changes that end something fit nevertheless.
+    /// The disk is full. Changes that only end records still fit.
     pub(super) fn make_room(&mut self, requests: &[QueuedOp]) -> Result<(), Error> {
         let growth = {
             let table = read(&self.table);
@@ -154,10 +155,10 @@ impl Storage {
             self.tidy_up(growth);
         }
         let ensured = self.ensure(growth);
-        // Besides the changes, a line that says what has expired, and one that says what was synced.
+        // In addition to the changes: a line that says what has expired, and one that says what was synced.
         let lines = Line::SHORT * (requests.len() as u64 + 2);
         if ensured.is_err() && !self.reserve.holds(self.journal.end().offset, lines) {
-            // What ends something must fit, also if the rest of the batch is refused.
+            // Changes that end records must fit, even if the rest of the batch is refused.
             self.tidy_up(0);
         }
         match ensured {
@@ -172,8 +173,8 @@ impl Storage {
         self.reserve.ensure(&*self.disk, &**file, end, growth, live)
     }
 
-    /// On a full disk: lets visitors' sessions give way for new ones, and rewrites the file if that makes enough room. For
-    /// sign-outs (a growth of 0) it is rewritten whenever the reserve has a file for that.
+    /// On a full disk, evicts visitors' sessions for new ones, and rewrites the file if that makes enough room. For sign-outs (a
+    /// growth of 0), the file is rewritten whenever the reserve has space for that.
     fn tidy_up(&mut self, growth: u64) {
         if let Some(compaction) = &mut self.compaction {
             compaction.wait();
@@ -185,26 +186,26 @@ impl Storage {
         let (give_way, live, gained) = {
             let table = read(&self.table);
             let all = table.live_cost();
-            // A part is left for changes, or each of them would need a compaction.
+            // Keep a part for further changes, or each of them would need a compaction.
             let allowed = self.reserve.capacity().unwrap_or(all) / 4 * 3;
             let wanted = if growth > 0 { (all + growth).saturating_sub(allowed) } else { 0 };
             let (mut give_way, mut given) = table.least_used_of(wanted);
-            // If that is not enough for what is new, none of them gives way.
+            // If that is not enough for the new records, evict none.
             if given < growth {
                 (give_way, given) = (HashSet::new(), 0);
             }
             let dead = self.journal.end().offset.saturating_sub(all);
             (give_way, all - given, dead + given)
         };
-        // For sign-outs it is worth it whatever it gains: there is more space behind the end of the new file than a rewrite per
-        // sign-out would need.
+        // For sign-outs a rewrite is always worth it, because the new file has so much space after its end that not every
+        // sign-out needs a rewrite.
         let is_reserved = growth == 0 && self.reserve.capacity().is_some_and(|capacity| capacity >= live);
         if is_reserved || gained >= (live / 4).max(MIN_GAIN) {
             self.rewrite(&give_way);
         }
     }
 
-    /// Puts a file without anything dead, and without some of the records, in place of the one in use.
+    /// Replaces the current file with one without dead lines, and without some of the records.
     fn rewrite(&mut self, give_way: &HashSet<RecordId>) {
         let n = self.journal.end().n;
         let new = self.reserve.take().map_or_else(|| new_file(&*self.disk).map(|file| (file, 0)), Ok);
@@ -225,7 +226,7 @@ impl Storage {
         }
     }
 
-    /// Takes note of how a compaction went.
+    /// Records the result of a compaction.
     fn compacted<T>(&mut self, replaced: Result<T, WriteError>) -> Option<T> {
         match replaced {
             Ok(done) => {
@@ -249,7 +250,7 @@ impl Storage {
     fn failed(&mut self, error: WriteError) -> Error {
         let path = self.disk.path().display();
         let (message, error) = match error {
-            // No event: a full disk would cause one per batch, and the caller is told.
+            // Not logged, because a full disk would cause one message per batch, and the caller gets the error.
             WriteError::NotApplied(error) => {
                 (format!("{path} could not be written, and nothing was applied: {error}"), error)
             }
@@ -290,12 +291,12 @@ impl Storage {
         }
         let live = read(&self.table).cost();
         let dead = self.journal.good().offset.saturating_sub(live);
-        // A file with no live records starts over.
+        // A file without live records is started over.
         let too_much = if live == 0 { MIN_GAIN } else { self.thresholds.dead.max(live) };
         if dead > too_much.max(self.put_off) {
             self.start_compaction();
         } else {
-            // Without a reserve it goes on as well, as long as there is room.
+            // Without a reserve the store also keeps working, as long as the disk has space.
             let _ = self.ensure(0);
         }
     }
@@ -306,7 +307,7 @@ impl Storage {
         }
     }
 
-    /// How long to wait for changes before background work is due.
+    /// Returns how long to wait for changes until background work is due.
     pub(super) fn patience(&self) -> Option<Duration> {
         let until = |then: Instant| then.saturating_duration_since(Instant::now());
         match &self.outage {
@@ -323,7 +324,7 @@ impl Storage {
         match self.journal.sync() {
             Ok(()) => self.mark(),
             Err(error) => {
-                // What was acknowledged is in memory. The file may have lost it; only a new one surely has it.
+                // The acknowledged changes are in memory. The file may have lost them, so only a new file certainly has them.
                 log::warn!(%error, path = %self.disk.path().display(), "could not sync the sessions file");
                 self.break_off(&error);
             }
@@ -334,7 +335,7 @@ impl Storage {
         if self.journal.is_marked() {
             return;
         }
-        // If the file was cut, a line would stand behind a hole, and the file would seem to have the right size again.
+        // If the file was truncated, this line would come after a hole, and the file would seem to have the right size again.
         self.check_content();
         if self.outage.is_none()
             && let Err(error) = self.mark_journal()
@@ -358,7 +359,7 @@ impl Storage {
         }
     }
 
-    /// Copies what is still missing to the compacted file, and puts it in place of the old one.
+    /// Copies the remaining lines to the compacted file, and replaces the old file with it.
     fn take_over(&mut self, result: io::Result<Copied>) {
         let Some((from, allocated)) = self.compaction.take().map(|done| (done.from, done.allocated)) else { return };
         let good = self.journal.good();
@@ -369,7 +370,7 @@ impl Storage {
             }
             Ok(beside)
         });
-        // What was copied is worth nothing if another program wrote to the file.
+        // If another program wrote to the file, the copy is worthless.
         self.check_content();
         if self.outage.is_some() {
             return;
@@ -388,17 +389,17 @@ impl Storage {
         let dead = self.journal.good().offset.saturating_sub(read(&self.table).cost());
         self.put_off = dead.saturating_mul(2);
         log::warn!(%error, path = %self.disk.path().display(), "could not compact the sessions file");
-        // The half-written file is of no use. If it cannot be removed now, the next one to need the place removes it.
+        // The half-written file is useless. If it cannot be removed now, the next compaction removes it.
         self.reserve.forget_next();
         let _ = self.disk.remove_beside();
     }
 
-    /// Writes everything that was acknowledged into a new file, and ends the outage.
+    /// Writes all acknowledged changes to a new file, and ends the outage.
     fn recover(&mut self) -> io::Result<()> {
         let n = self.journal.end().n;
-        // It needs the place of the reserve.
+        // The new file needs the reserve's place.
         self.reserve = Reserve::default();
-        // A file that is not ours is not replaced, so a new one would be of no use.
+        // A foreign file is never replaced, so a new file would be useless.
         let checked = self.journal.in_place(&*self.disk);
         let written = checked.and_then(|_| write_beside(&*self.disk, &self.table, n, &AtomicBool::new(false)));
         let done = written.and_then(|beside| Ok(self.journal.replace(&*self.disk, beside, n, n)?));
@@ -418,7 +419,7 @@ impl Storage {
         done
     }
 
-    /// Ends what goes on in the background, and checks that what is left can be written.
+    /// Stops the background work, and checks that the rest can be written.
     pub(super) fn stop(&mut self) -> Result<(), Error> {
         if self.compaction.take().is_some() || self.reserve.take().is_some() {
             let _ = self.disk.remove_beside();
@@ -429,7 +430,7 @@ impl Storage {
         self.check()
     }
 
-    /// Brings everything to the disk, and has the file say so.
+    /// Syncs everything to the disk, and records that in the file.
     pub(super) fn finish(&mut self) -> Result<(), Error> {
         let marked = self.journal.sync().and_then(|()| {
             self.mark_journal()?;
@@ -449,5 +450,5 @@ impl Storage {
     }
 }
 
-/// A compaction that makes less room is not worth it.
+/// A compaction that frees less space is not worth it.
 const MIN_GAIN: u64 = 64 << 10;

@@ -24,24 +24,24 @@ use crate::{
     stores::recent::{RecentClears, RecentEndings},
 };
 
-/// All records that were acknowledged, including expired ones that were not removed yet.
+/// All acknowledged records, including expired ones that were not removed yet.
 pub(super) struct Table {
     clock: Clock,
-    /// What the file's clock said when `clock` said `since`.
+    /// The time of the file's clock when the time of `clock` was `since`.
     start: Duration,
     since: Duration,
-    /// How much later it starts if the wall clock was set back while nothing ran. For how long that was is then unknown, and
-    /// IDs that were replaced just before must not lead anywhere again.
+    /// How much later the file's clock starts if the wall clock was set back while no process ran. It is then unknown how long
+    /// that was, and IDs that were replaced just before it must not become valid again.
     pub(super) slack: Duration,
-    /// When what was replayed since the last moment was written, by the file's clock.
+    /// When the lines since the last recorded time were written, by the file's clock.
     written: u64,
-    /// Up to here, by the file's clock, the file says that what expired has ended.
+    /// Up to this time of its clock, the file records what has expired.
     marked: u64,
     entries: Slab<Row>,
     by_id: HashMap<RecordId, usize>,
     by_owner: HashMap<Owner, Vec<usize>>,
     by_expiry: BTreeSet<(Duration, usize)>,
-    /// Visitors' records by the last use that is known here. A read counts as a use without changing this order.
+    /// Visitors' records by their last recorded use. A read counts as use, but does not change this order.
     by_use: Mutex<BTreeMap<u64, usize>>,
     uses: AtomicU64,
     room: FileUsage,
@@ -59,34 +59,34 @@ struct Row {
     order: AtomicU64,
 }
 
-/// A record as it is kept, without its ID.
+/// A stored record, without its ID.
 #[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub(super) version: i64,
     pub(super) time: Expiry,
-    /// When it expires by the file's clock, to the nanosecond.
+    /// When the record expires by the file's clock, to the nanosecond.
     pub(super) expires: Duration,
-    /// When it was written or touched, in the order of all uses.
+    /// When the record was written or touched, in the order of all uses.
     pub(super) heard: u64,
     pub(super) payload: Payload,
 }
 
-/// What a reader finds under an ID.
+/// The result of reading an ID.
 pub(super) enum Lookup {
     Live(Record),
     Nothing,
-    /// It has expired, and the file does not say so yet.
+    /// The record has expired, but the file does not record it yet.
     Expired,
 }
 
-/// The room taken by signed-in sessions and by visitors' sessions.
+/// The space used by signed-in sessions and by visitors' sessions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct FileUsage {
     pub(super) keyed: Space,
     pub(super) anonymous: Space,
 }
 
-/// A number of records, and the bytes that they take in a file without anything dead.
+/// A number of records, and the bytes that they take in a file without dead lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Space {
     pub(super) records: usize,
@@ -115,7 +115,7 @@ impl Table {
         }
     }
 
-    /// The file's clock, since 1970. It begins as the wall clock, and never goes back.
+    /// Returns the time of the file's clock since 1970. It begins with the wall clock, and never goes back.
     pub(super) fn now(&self) -> Duration {
         self.start.saturating_add(self.clock.elapsed().saturating_sub(self.since))
     }
@@ -124,23 +124,23 @@ impl Table {
         Moment { at: millis(self.now()), wall: self.clock.wall_ms() }
     }
 
-    /// How many bytes the records take in a file, at most.
+    /// Returns how many bytes the records take in a file, at most.
     pub(super) fn cost(&self) -> u64 {
         self.room.keyed.bytes + self.room.anonymous.bytes
     }
 
-    /// The same without expired records.
+    /// Returns the same without expired records.
     pub(super) fn live_cost(&self) -> u64 {
         let expired = self.expired(self.now()).filter_map(|id| Some(Line::cost(&self.get(&id)?.payload)));
         self.cost().saturating_sub(expired.sum())
     }
 
-    /// What the records take, expired ones included that are still there.
+    /// Returns the space that the records use, including expired ones that are still stored.
     pub(super) fn usage(&self) -> FileUsage {
         self.room
     }
 
-    /// Returns when a record expires that is to live for `ttl` from now on.
+    /// Returns when a record with this time to live expires, counted from now.
     pub(super) fn time(&self, ttl: Duration) -> (Expiry, Duration) {
         let expires = self.now().saturating_add(ttl);
         (Expiry { until: millis(expires), ttl: millis(ttl) }, expires)
@@ -150,7 +150,7 @@ impl Table {
         Some(&self.entries.get(*self.by_id.get(id)?)?.kept)
     }
 
-    /// Reads a record, which counts as a use.
+    /// Reads a record, which counts as use.
     pub(super) fn load(&self, id: RecordId) -> Lookup {
         let Some(row) = self.by_id.get(&id).and_then(|&at| self.entries.get(at)) else { return Lookup::Nothing };
         let now = self.now();
@@ -163,8 +163,7 @@ impl Table {
         Lookup::Live(row.kept.record(id, now))
     }
 
-    /// Reads the live records of an owner, and says whether there are others that have expired, and the file does not say so
-    /// yet.
+    /// Returns the live records of an owner, and whether others have expired that the file does not record yet.
     pub(super) fn list(&self, owner: Owner) -> (Vec<Record>, bool) {
         let (now, mut live, mut has_expired) = (self.now(), Vec::new(), false);
         for id in self.of(owner) {
@@ -177,24 +176,24 @@ impl Table {
         (live, has_expired)
     }
 
-    /// The IDs of all records of an owner, expired ones included.
+    /// Returns the IDs of all records of an owner, including expired ones.
     pub(super) fn of(&self, owner: Owner) -> impl Iterator<Item = RecordId> {
         let all = self.by_owner.get(&owner).into_iter().flatten();
         all.filter_map(|&at| Some(self.entries.get(at)?.id))
     }
 
-    /// How many records an owner has, expired ones included.
+    /// Returns how many records an owner has, including expired ones.
     pub(super) fn count_of(&self, owner: Owner) -> usize {
         self.by_owner.get(&owner).map_or(0, Vec::len)
     }
 
-    /// The IDs of the expired records, the one that expired first in front.
+    /// Returns the IDs of the expired records, in the order in which they expired.
     pub(super) fn expired(&self, now: Duration) -> impl Iterator<Item = RecordId> {
         let all = self.by_expiry.iter().take_while(move |(expires, _)| *expires <= now);
         all.filter_map(|&(_, at)| Some(self.entries.get(at)?.id))
     }
 
-    /// Whether a record has expired, and the file does not say so yet.
+    /// Returns whether a record has expired that the file does not record yet.
     pub(super) fn has_unmarked(&self, now: Duration) -> bool {
         let last = self.by_expiry.range(..=(now, usize::MAX)).next_back();
         last.is_some_and(|(expires, _)| millis(*expires) > self.marked)
@@ -204,12 +203,12 @@ impl Table {
         millis(kept.expires) <= self.marked
     }
 
-    /// Notes that the file says that what had expired by then has ended.
+    /// Notes that the file now records everything that had expired by that time.
     pub(super) fn set_marked(&mut self, at: u64) {
         self.marked = self.marked.max(at);
     }
 
-    /// Removes some of the expired records of which the file says so. Returns whether there are more.
+    /// Removes some of the expired records that the file records. Returns whether there are more.
     pub(super) fn purge(&mut self) -> bool {
         let marked = self.marked;
         let expired = self.by_expiry.iter().take_while(|(expires, _)| millis(*expires) <= marked).take(SOME);
@@ -220,8 +219,7 @@ impl Table {
         expired.len() == SOME
     }
 
-    /// The visitor's record that was not used for longest, of those whose place in the order is `from` or later, and its
-    /// place.
+    /// Returns the least recently used visitor's record at position `from` or later, and its position.
     pub(super) fn least_used(&self, from: u64) -> Option<(u64, RecordId)> {
         let mut by_use = self.by_use.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
@@ -231,15 +229,15 @@ impl Table {
             if used == order {
                 return Some((order, row.id));
             }
-            // It was read since.
+            // The record was read in the meantime.
             by_use.remove(&order);
             by_use.insert(used, at);
             row.order.store(used, Relaxed);
         }
     }
 
-    /// The live visitors' records that were not used for longest, so many that they take `wanted` bytes or there are no more,
-    /// and how many bytes they take.
+    /// Returns the least recently used live visitors' records that take `wanted` bytes together, or all of them, and how many
+    /// bytes they take.
     pub(super) fn least_used_of(&self, wanted: u64) -> (HashSet<RecordId>, u64) {
         let (now, mut ids, mut bytes, mut from) = (self.now(), HashSet::new(), 0, 0);
         while bytes < wanted
@@ -254,8 +252,8 @@ impl Table {
         (ids, bytes)
     }
 
-    /// Collects some of the live records, `most` of them, and returns where to go on, or `None` at the end. A record that is
-    /// there the whole time is included, whatever changes between the calls: it stays in its place.
+    /// Collects up to `most` live records, and returns where to continue, or `None` at the end. A record that exists all the
+    /// time is included, whatever changes between the calls, because it keeps its slot.
     pub(super) fn some(&self, from: usize, most: usize, into: &mut Vec<(RecordId, Kept)>) -> Option<usize> {
         let (now, end, full) = (self.now(), from.saturating_add(SOME), into.len().saturating_add(most));
         for at in from..end.min(self.entries.capacity()) {
@@ -269,7 +267,7 @@ impl Table {
         (end < self.entries.capacity()).then_some(end)
     }
 
-    /// How many live records there are, and whether others have expired, and the file does not say so yet.
+    /// Returns how many live records there are, and whether others have expired that the file does not record yet.
     pub(super) fn count(&self) -> (Count, bool) {
         let (now, mut live) = (self.now(), self.room);
         for id in self.expired(now) {
@@ -314,7 +312,7 @@ impl Table {
 
     /// Removes a record that has ended, and remembers that for a while.
     pub(super) fn end(&mut self, id: &RecordId, now: Duration) {
-        // One that was created in the same batch was never here.
+        // A record that was created in the same batch was never in the table.
         let ended = self.get(id).map_or(now, |kept| kept.expires.min(now));
         self.endings.remember(*id, ended, now);
         self.remove(id);
@@ -333,7 +331,7 @@ impl Table {
         if row.place < all.len() {
             all.swap_remove(row.place);
         }
-        // The last one has moved to its place.
+        // The last one has moved to the free position.
         if let Some(moved) = all.get(row.place).and_then(|&moved| self.entries.get_mut(moved)) {
             moved.place = row.place;
         }
@@ -342,7 +340,7 @@ impl Table {
         }
     }
 
-    /// Repeats what a line says was done.
+    /// Replays a line.
     pub(super) fn replay(&mut self, line: Line) {
         if let Line::Put { time, .. } | Line::Touch { time, .. } = &line {
             self.written = self.written.max(time.until.saturating_sub(time.ttl));
@@ -363,14 +361,14 @@ impl Table {
                 let ended: Vec<RecordId> = self.of(owner).filter(|id| Some(*id) != keep).collect();
                 ended.iter().for_each(|id| self.remove(id));
             }
-            // What was written before is earlier.
+            // Earlier lines have earlier times.
             Line::Head { moment: Some(_), .. } | Line::Synced { moment: Some(_) } => self.written = 0,
             Line::Head { .. } | Line::Synced { .. } => {}
         }
     }
 
-    /// Starts the file's clock after everything was replayed: at the latest moment in the file, and as much later as the wall
-    /// clock has gone on since. Removes what has expired by then, and returns whether the file does not say so yet.
+    /// Starts the file's clock after the replay: at the latest time in the file, plus what the wall clock has advanced since.
+    /// Removes the records that have expired by then, and returns whether the file does not record that yet.
     pub(super) fn begin(&mut self, latest: Option<Moment>) -> bool {
         let wall = self.clock.wall_ms();
         let at = match latest {
@@ -379,11 +377,11 @@ impl Table {
             // A file of an earlier version.
             None => wall,
         };
-        // However far that is, there is time behind it.
+        // Keep some room to the maximum, however large the time is.
         let at = at.min(u64::MAX / 2);
         let marked = latest.map_or(0, |latest| latest.at);
         (self.start, self.since) = (Duration::from_millis(at), self.clock.elapsed());
-        // A clock that was ahead when a record was written gives it no more time than it had then.
+        // If the clock was ahead when a record was written, the record gets no more time than it had then.
         let longest = |kept: &Kept| at.saturating_add(kept.time.ttl);
         let too_long = self.entries.iter().filter(|(_, row)| row.kept.time.until > longest(&row.kept));
         for at in too_long.map(|(at, _)| at).collect::<Vec<_>>() {
@@ -400,7 +398,7 @@ impl Table {
         is_news
     }
 
-    /// A number that is higher than all before it.
+    /// Returns a number that is higher than all before it.
     pub(super) fn next_use(&self) -> u64 {
         self.uses.fetch_add(1, Relaxed)
     }
@@ -409,7 +407,7 @@ impl Table {
 impl Kept {
     pub(super) fn record(&self, id: RecordId, now: Duration) -> Record {
         let payload = self.payload.bytes();
-        // It is read next anyway, and a reference count would be one more cache line to wait for.
+        // The payload is read next anyway, while a reference count would be one more cache miss.
         let payload = if payload.len() <= COPIED { Bytes::copy_from_slice(payload) } else { payload.clone() };
         Record::new(id, self.version, self.expires.saturating_sub(now), payload)
     }
@@ -442,7 +440,7 @@ impl Space {
 }
 
 pub(super) fn read(table: &RwLock<Table>) -> RwLockReadGuard<'_, Table> {
-    // No user code runs under the lock, so nothing can have stopped halfway.
+    // No application code runs under the lock, so a poisoned state cannot be half-changed.
     table.read().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -451,7 +449,7 @@ pub(super) fn write(table: &RwLock<Table>) -> RwLockWriteGuard<'_, Table> {
 }
 
 const COPIED: usize = 4096;
-/// How many places are looked through at a time, so that a change never waits for long.
+/// How many slots are visited at a time, so that a change never waits for long.
 pub(super) const SOME: usize = 1024;
 const MOST_CLEARS: usize = 1 << 16;
 const MOST_ENDINGS: usize = 1 << 13;

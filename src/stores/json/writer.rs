@@ -1,4 +1,4 @@
-//! The writer thread: group commit. It takes the changes that wait, decides them, appends, and answers.
+//! The writer thread: group commit. It takes the waiting changes, decides them, appends them to the file, and answers.
 
 use std::{
     collections::HashSet,
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{backend::Outcome, error::Error, record::id::RecordId};
 
-/// Owns the file. Nothing else changes the file or the table, so what holds when a batch begins holds until it ends.
+/// Owns the file. Nothing else changes the file or the table, so their state is stable while a batch is decided.
 pub(super) struct Writer {
     pub(super) storage: Storage,
     pub(super) queue: Arc<Queue>,
@@ -47,7 +47,7 @@ impl Writer {
         Self { storage, queue, bounds: FileBounds::default(), recent: RecentVersions::default() }
     }
 
-    /// Works until the queue is closed. Then it leaves the file in order.
+    /// Runs until the queue is closed, and then finishes the file.
     pub(super) fn run(mut self, incoming: &Incoming) -> Result<(), Error> {
         let _reads_end = ReadsEnd(Arc::clone(&self.queue));
         loop {
@@ -55,7 +55,7 @@ impl Writer {
             let requests = self.queue.take(incoming, self.storage.patience());
             self.commit(requests);
             if self.queue.is_closing() {
-                // Those that were sent before it was closed.
+                // Changes that were sent before the queue was closed.
                 let rest = self.queue.take(incoming, Some(Duration::ZERO));
                 self.commit(rest);
                 return self.finish();
@@ -97,7 +97,7 @@ impl Writer {
                 self.end_late(&late);
                 for (tell, extends, answer) in answers {
                     let is_late = extends.is_some_and(|id| late.contains(&id));
-                    // A caller that no longer waits does not want to know.
+                    // An error means that the caller has given up.
                     let _ = tell.send(if is_late { Ok(OpReply::Updated(Outcome::Gone)) } else { answer });
                 }
             }
@@ -105,8 +105,8 @@ impl Writer {
         }
     }
 
-    /// Ends records in the file that expired while their new expiry was being written. If that fails, a later batch does it,
-    /// as for all expired records.
+    /// Ends records that expired while their new expiry was being written. If that fails, a later batch does it, as for all
+    /// expired records.
     fn end_late(&mut self, late: &HashSet<RecordId>) {
         if late.is_empty() {
             return;
@@ -117,7 +117,7 @@ impl Writer {
         }
     }
 
-    /// Decides what a batch changes. Readers go on meanwhile.
+    /// Decides what a batch changes. Readers are not blocked.
     fn batch(&self, fill: impl FnOnce(&mut Batch<'_>)) -> Changes {
         let table = read(&self.storage.table);
         let mut batch = Batch::new(&table, &self.recent, self.bounds, self.storage.journal.lines());
@@ -125,8 +125,8 @@ impl Writer {
         batch.finish()
     }
 
-    /// Shows readers what is on the disk now. Returns the records that had expired by then: a reader may have seen that, and
-    /// must not see them again.
+    /// Makes the written changes visible to readers. Returns the records that had expired before that: a reader may have seen
+    /// them as expired, and must not see them live again.
     fn show(&mut self, changes: Changes) -> HashSet<RecordId> {
         self.recent.extend(changes.replaced);
         let mut late = HashSet::new();
@@ -142,13 +142,14 @@ impl Writer {
             }
         }
         for (owner, (name, ended)) in changes.cleared {
-            // From now on, and not since it was decided: until now, readers saw the records.
+            // The clear counts from now, and not from when it was decided, because until now readers saw the records.
             table.clears.remember(owner, name, ended, now);
         }
         if let Some(moment) = changes.moment {
             table.set_marked(moment.at);
         }
-        // What has expired, and the file says so. The lock is released in between, so that readers never wait for long.
+        // Remove expired records that the file has recorded. The lock is released in between, so that readers never wait for
+        // long.
         let mut has_more = table.purge();
         drop(table);
         while has_more {
@@ -157,7 +158,7 @@ impl Writer {
         late
     }
 
-    /// Leaves a file that says that all of it is on the disk.
+    /// Finishes the file with a line that says that all of it was synced.
     pub(super) fn finish(mut self) -> Result<(), Error> {
         self.storage.stop()?;
         // An expired record must not come back if the clock is set back.
