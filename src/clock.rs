@@ -1,4 +1,4 @@
-//! The clock that times sessions, and a manual one for tests.
+//! The clock for all times of sessions, and a manual clock for tests.
 
 use std::{
     pin::Pin,
@@ -35,9 +35,9 @@ use tokio::{
 /// # }
 /// ```
 ///
-/// # Which clock counts what
+/// # Which clock is used for what
 ///
-/// * **Idle timeouts in memory and in the JSON file** use a monotonic clock that goes on while the machine is suspended
+/// * **Idle timeouts in memory and in the JSON file** use a monotonic clock that also counts while the machine is suspended
 ///   (`CLOCK_BOOTTIME` on Linux). After a laptop has slept for eight hours, a session with an idle timeout of one hour has ended.
 ///   Some systems have no such clock. There, the difference to the wall clock counts as time asleep once the wall clock has been
 ///   ahead for ten seconds. So a wall clock that is wrong for a moment ends no session.
@@ -48,13 +48,13 @@ use tokio::{
 ///
 /// # A wall clock that is set back
 ///
-/// The time of day of a clock and its clones never goes back. If the wall clock is set back, the clock goes on from where it
-/// was. So a session or an ID that has ended stays ended, and no absolute timeout moves. This has a price: if the wall clock
-/// was ahead, even for a moment, the clock stays ahead until the application restarts.
+/// The time of day of a clock and its clones never goes back. If the wall clock is set back, this clock continues from where it
+/// was. So a session or an ID that has ended stays ended, and absolute timeouts do not move. The price: if the wall clock was
+/// ahead, even for a moment, this clock stays ahead until the application restarts.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     source: ClockSource,
-    /// The time of day at which the steady time was zero, in nanoseconds: the latest one that any clone has seen.
+    /// The latest time of day that any clone has seen, minus the steady time, in nanoseconds.
     start: Arc<AtomicU64>,
 }
 
@@ -62,7 +62,7 @@ pub struct Clock {
 enum ClockSource {
     #[default]
     System,
-    /// The time, and who waits for it to be moved.
+    /// The time, and the tasks that wait for it to move.
     Manual(Arc<AtomicU64>, Arc<Notify>),
     /// A wall clock that tests can set back, and the time elapsed.
     #[cfg(test)]
@@ -93,7 +93,7 @@ impl Clock {
     /// A future that waits for this clock, such as [`Session::ended`](crate::Session::ended), is woken.
     pub fn advance(&self, by: Duration) {
         if let ClockSource::Manual(now, moved) = &self.source {
-            // It never goes back, however far it is moved.
+            // It saturates, so it never goes back however far it is moved.
             let _ = now.fetch_update(SeqCst, SeqCst, |now| Some(now.saturating_add(millis(by))));
             moved.notify_waiters();
         }
@@ -137,7 +137,7 @@ impl Clock {
         }
     }
 
-    /// The time that [alarms](Self::alarm) go by. With the machine's clock it is tokio's, which a test can pause.
+    /// Returns the time that [alarms](Self::alarm) use. With the machine's clock, this is tokio's time, which a test can pause.
     pub(crate) fn moment(&self) -> Duration {
         match &self.source {
             ClockSource::System => Instant::now().saturating_duration_since(*START),
@@ -149,7 +149,7 @@ impl Clock {
     pub(crate) fn alarm(&self, at: Duration) -> Alarm {
         match &self.source {
             ClockSource::Manual(now, moved) => Alarm::Moved {
-                // Rounded up: an alarm never rings too early.
+                // Rounded up, so that an alarm never rings too early.
                 at: millis(at.saturating_add(Duration::from_nanos(999_999))),
                 now: Arc::clone(now),
                 moved: Arc::clone(moved),
@@ -160,12 +160,12 @@ impl Clock {
     }
 
     pub(crate) fn now_ms(&self) -> u64 {
-        // In this order: time that passes in between makes the start too early, and never too late.
+        // Read in this order, so that time that passes in between makes the start too early, but never too late.
         let wall = self.wall();
         let steady = self.steady();
         let start = nanos(wall.saturating_sub(steady));
         let latest = self.start.load(Relaxed);
-        // It is written only if the wall clock was moved forward, so that clones on other cores need not wait for it.
+        // Written only if the wall clock was moved forward, to avoid contention with clones on other cores.
         if start > latest {
             self.start.fetch_max(start, Relaxed);
         }
@@ -194,7 +194,7 @@ impl Clock {
         }
     }
 
-    /// Returns the same clock, with a time of day of its own that is `now` at least and goes on from there.
+    /// Returns the same clock with a separate time of day, which starts at `now` or later.
     pub(crate) fn not_before(&self, now: u64) -> Self {
         let start = nanos(Duration::from_millis(now).saturating_sub(self.steady()));
         Self { source: self.source.clone(), start: Arc::new(self.start.load(Relaxed).max(start).into()) }
@@ -214,7 +214,7 @@ impl Future for Alarm {
         match &mut *self {
             Self::Timer(sleep) => sleep.as_mut().poll(cx),
             Self::Moved { at, now, moved, wait } => {
-                // What has waited since before the look at the time misses no move.
+                // Register before reading the time, so that no move is missed.
                 while now.load(SeqCst) < *at {
                     ready!(wait.as_mut().poll(cx));
                     *wait = Box::pin(Arc::clone(moved).notified_owned());
@@ -246,7 +246,7 @@ fn nanos(duration: Duration) -> u64 {
 
 /// The time of day that is this many milliseconds after 1970.
 pub(crate) fn time(millis: u64) -> SystemTime {
-    // Saturates: a manual clock may have been moved past what the platform can tell.
+    // Saturates, because a manual clock may have been moved past what the platform can represent.
     UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(UNIX_EPOCH)
 }
 
@@ -254,7 +254,7 @@ fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// The machine has a clock that goes on while it is suspended.
+/// For machines with a clock that also counts while they are suspended.
 #[cfg(any(target_os = "linux", target_os = "android", target_vendor = "apple"))]
 mod machine {
     use std::time::Duration;
@@ -266,15 +266,15 @@ mod machine {
     pub(super) fn elapsed() -> Duration {
         #[cfg(not(target_vendor = "apple"))]
         let clock = ClockId::Boottime;
-        // Here it goes on while the machine is asleep; `Instant` reads another one.
+        // On this system it counts while the machine is asleep. `Instant` reads another clock.
         #[cfg(target_vendor = "apple")]
         let clock = ClockId::Monotonic;
-        // Since the machine was started, so it is not negative.
+        // It counts from the start of the machine, so it is not negative.
         clock_gettime(clock).try_into().unwrap_or_default()
     }
 }
 
-/// The machine's clock stands still while it is suspended, and the wall clock tells how long that was.
+/// For machines whose clock stops while they are suspended. The wall clock tells how long that was.
 #[cfg(not(any(target_os = "linux", target_os = "android", target_vendor = "apple")))]
 mod machine {
     use std::{
@@ -292,7 +292,7 @@ mod machine {
         asleep.lock().unwrap_or_else(PoisonError::into_inner).elapsed(start.elapsed(), since_epoch())
     }
 
-    /// Time asleep is not added later: the wall clock has it already.
+    /// Time asleep is not added, because the wall clock already includes it.
     pub(super) fn steady() -> Duration {
         START.0.elapsed()
     }
@@ -302,13 +302,13 @@ mod machine {
 mod asleep {
     use std::time::Duration;
 
-    /// Counts the time asleep, by how much the wall clock is ahead of a clock that stands still meanwhile.
+    /// Measures the time asleep, by how much the wall clock is ahead of a clock that stops during sleep.
     pub(super) struct Asleep {
-        /// The wall clock when the other one was at zero.
+        /// The time of the wall clock when the other clock was at zero.
         start: Duration,
-        /// How long it slept so far.
+        /// How long the machine has slept so far.
         slept: Duration,
-        /// Since when the wall clock has been ahead, and by how much at least.
+        /// Since when the wall clock has been ahead, and by how much at the least.
         ahead: Option<(Duration, Duration)>,
     }
 
@@ -317,7 +317,7 @@ mod asleep {
             Self { start: wall, slept: Duration::ZERO, ahead: None }
         }
 
-        /// The time since the start, given the time awake since then and the wall clock.
+        /// Returns the time since the start, from the time awake and the wall clock.
         pub(super) fn elapsed(&mut self, awake: Duration, wall: Duration) -> Duration {
             let ahead = wall.saturating_sub(self.start).saturating_sub(awake).saturating_sub(self.slept);
             self.ahead = match self.ahead {
@@ -335,7 +335,7 @@ mod asleep {
 
     /// Clocks that are adjusted in small steps drift by less.
     const TOLERATED: Duration = Duration::from_secs(1);
-    /// A wall clock that is wrong for a moment is not believed.
+    /// How long the wall clock has to be ahead, so that a brief error is ignored.
     const BELIEVED_AFTER: Duration = Duration::from_secs(10);
 }
 

@@ -1,4 +1,4 @@
-//! A future that, once it is made, runs to its end.
+//! A future that runs to completion even if it is dropped.
 
 use std::{
     pin::Pin,
@@ -9,12 +9,12 @@ use tokio::runtime::Handle;
 
 use crate::log;
 
-/// A future that is finished in a task of its own when it is dropped before its end.
+/// A future that continues in a new task if it is dropped before completion.
 ///
-/// One that panics is not polled again. Without a runtime there is no task: it is dropped then, and an event says so.
+/// If it panics, it is not polled again. If there is no runtime, it is dropped, and a warning is logged.
 pub(crate) struct Detached<T: Send + 'static> {
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
-    /// What is done with the output if nobody waits for it any more.
+    /// Takes the output if the future was dropped.
     report: fn(T),
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use crate::error::{Error, ErrorKind};
 
-/// Bytes from the operating system, for secrets and names.
+/// Returns random bytes from the operating system, for secrets and names.
 ///
 /// # Errors
 /// `Unavailable` if the system has none.
@@ -18,22 +18,22 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], Error> {
     Ok(bytes)
 }
 
-/// The same in place: a secret that is moved leaves copies behind.
+/// The same in place, because moving a secret would leave copies behind.
 pub(crate) fn fill(bytes: &mut [u8]) -> Result<(), Error> {
     getrandom::fill(bytes).map_err(|_| Error::new(ErrorKind::Unavailable, "the system gave no random bytes"))
 }
 
-/// A version for a write, different each time, also in copies of this process.
+/// Returns a version for a write. It differs each time, even in copies of this process.
 ///
-/// A forked process, or a virtual machine that is started twice from one snapshot, has the same memory. Two versions made from
-/// that alone would be equal, and an update that meets its own version in the store takes itself for done: it would be lost. So
-/// each version has new bytes from the operating system in it (after a fork they differ, and after a snapshot wherever
-/// the kernel learns of it), the time, and the process ID where the system has no random bytes. It is not a secret.
+/// A forked process, or a virtual machine that is started twice from one snapshot, has the same memory. Two versions derived from
+/// memory alone would be equal, and an update that finds its own version in the store counts as done, so it would be lost.
+/// Therefore each version contains new bytes from the operating system (which differ after a fork, and after a snapshot if the
+/// kernel is told of it), the time, and the process ID if the system has no random bytes. It is not a secret.
 pub(crate) fn random_version() -> i64 {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(STEP, Relaxed);
     let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
-    // No process ID where there are random bytes: a copy asks the system again, which gives it others.
+    // The process ID is not needed with random bytes, because a copy of the process gets other bytes.
     let random = random().map_or_else(|_| mix(process::id().into()), u64::from_ne_bytes);
     (mix(count ^ mix(time) ^ random) & i64::MAX as u64).cast_signed()
 }

@@ -1,4 +1,4 @@
-//! Timeouts: waiting for a future, but not for ever.
+//! Timeouts: waiting for a future, with a limit.
 
 use std::{
     pin::{Pin, pin},
@@ -37,7 +37,7 @@ impl<F: Future, L: FnOnce() -> Duration + Unpin> Future for Within<'_, F, L> {
             self.alarm = Some(Box::pin(sleep(limit())));
         }
         match &mut self.alarm {
-            // Also when the work has used up what tokio gives a task at a time.
+            // The timer is polled even if the work has used up the task's cooperative budget.
             Some(alarm) => pin!(unconstrained(alarm.as_mut())).poll(cx).map(|()| None),
             None => Poll::Pending,
         }

@@ -17,7 +17,7 @@ use crate::{
 /// The name and attributes of the cookie. Each setter checks its option against all earlier ones.
 #[derive(Clone, Debug)]
 pub(crate) struct CookieConfig {
-    /// The name that was set, or the strictest one that the other options allow.
+    /// The configured name, or the strictest default that the other options allow.
     name: String,
     chosen_name: Option<String>,
     path: String,
@@ -27,14 +27,14 @@ pub(crate) struct CookieConfig {
     http_only: bool,
     partitioned: bool,
     persistent: bool,
-    /// All attributes but `Max-Age`, as they follow the value.
+    /// All attributes except `Max-Age`, in the form that follows the value.
     attributes: String,
-    /// Everything after the name, for a cookie that is removed.
+    /// Everything after the name, for removing a cookie.
     removal: String,
 }
 
 impl CookieConfig {
-    /// The values of cookies with exactly this name that are as long as an ID can be, in the order in which they came.
+    /// Returns the values of cookies with exactly this name that could be IDs by their length, in the order received.
     ///
     /// Nothing is decoded or trimmed, because a sibling domain could use leniency with names to get around `__Host-`. At most
     /// [`MAX_COOKIES`] and one more of each name are taken, because they are kept until the load. No browser has that many unless
@@ -75,7 +75,7 @@ impl CookieConfig {
             })
     }
 
-    /// The line that sets the cookie. If it is persistent, the browser keeps it for this long.
+    /// Returns the header value that sets the cookie. If it is persistent, the browser keeps it for this long.
     pub(crate) fn set(&self, cookie: &NewCookie, left: Duration) -> Option<HeaderValue> {
         let suffix = if cookie.is_visitors { VISITOR } else { "" };
         let parts = [self.name(), suffix, "=", cookie.id.as_str(), &self.attributes];
@@ -92,7 +92,8 @@ impl CookieConfig {
         sensitive(line)
     }
 
-    /// The line that removes the cookie. It has the attributes that the cookie was set with; otherwise browsers keep it.
+    /// Returns the header value that removes the cookie. It has the attributes that the cookie was set with; otherwise
+    /// browsers keep it.
     pub(crate) fn remove(&self, is_visitors: bool) -> Option<HeaderValue> {
         let suffix = if is_visitors { VISITOR } else { "" };
         sensitive([self.name(), suffix, &self.removal].concat())
@@ -173,7 +174,7 @@ impl CookieConfig {
         self.persistent = persistent;
     }
 
-    /// How long a browser keeps the cookie at most; `None` if it forgets it when it is closed.
+    /// Returns how long a browser keeps the cookie at most. `None` means until the browser is closed.
     pub(crate) fn max_age(&self) -> Option<Duration> {
         self.persistent.then_some(MAX_AGE_LIMIT)
     }
@@ -182,7 +183,7 @@ impl CookieConfig {
         self.secure.unwrap_or(true)
     }
 
-    /// Panics for combinations that browsers reject: no client would ever get the session.
+    /// Panics for combinations that browsers reject, because no client would ever get the session.
     #[track_caller]
     fn check(&mut self) {
         self.name = match &self.chosen_name {
@@ -204,7 +205,7 @@ impl CookieConfig {
             );
             assert!(!self.partitioned, "a partitioned cookie needs secure(true): browsers reject the cookie otherwise");
         }
-        // The longer of both names: `__Host` has no prefix, and `__Host-visitor` has one.
+        // Check the longer of both names: `__Host` has no prefix, but `__Host-visitor` has one.
         let name = [self.chosen_name.as_deref().unwrap_or_default(), VISITOR].concat();
         // Browsers compare these prefixes without regard to case.
         let has_prefix =
@@ -257,7 +258,7 @@ impl Default for CookieConfig {
     }
 }
 
-/// Whether this can stand between two dots of a host name.
+/// Returns whether this is a valid label of a host name.
 fn is_label(label: &str) -> bool {
     let is_plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
     (1..=63).contains(&label.len()) && label.bytes().all(is_plain) && !label.starts_with('-') && !label.ends_with('-')
@@ -271,7 +272,7 @@ fn assert_attribute(value: &str) {
 }
 
 fn sensitive(cookie: String) -> Option<HeaderValue> {
-    // Name and attributes were checked when they were set, and an ID is ASCII: it always is a header value.
+    // The name and the attributes were checked when they were set, and an ID is ASCII, so this is always a valid header value.
     let mut value = HeaderValue::try_from(cookie).ok()?;
     value.set_sensitive(true);
     Some(value)

@@ -12,18 +12,18 @@ use http::{
 
 use crate::http::cookie::CookieConfig;
 
-/// Whether this request must not create a visitor's session, in case it has no session.
+/// Returns whether this request must not create a visitor's session, if it has no session.
 ///
-/// This is decided for every request, because the headers are gone when it is needed. Few have to be looked up for it: with
-/// `Lax`, those of requests with an unsafe method.
+/// This is decided for every request, because the headers are no longer available later. With `Lax`, headers are looked up
+/// only for unsafe methods.
 #[inline]
 pub(crate) fn is_barred<B>(request: &Request<B>, cookie: &CookieConfig) -> bool {
-    // Nearly all requests are of this kind. What the others need stays out of their way.
+    // The fast path of nearly all requests. The rest is not inlined.
     let is_common = request.method() == Method::GET && cookie.same_site() == SameSite::Lax;
     !is_common && decide(request.method(), request.uri(), request.headers(), cookie)
 }
 
-/// The same, for all others.
+/// The same, for all other requests.
 #[inline(never)]
 fn decide(method: &Method, uri: &Uri, headers: &HeaderMap, cookie: &CookieConfig) -> bool {
     let may_lack_its_cookie = match cookie.same_site() {
@@ -34,7 +34,7 @@ fn decide(method: &Method, uri: &Uri, headers: &HeaderMap, cookie: &CookieConfig
     may_lack_its_cookie && is_cross_site(uri, headers, cookie.domain())
 }
 
-/// Whether another site made the browser send this request.
+/// Returns whether another site made the browser send this request.
 fn is_cross_site(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> bool {
     // Browsers send it over HTTPS and to `localhost`. No page can set it.
     if let Some(site) = headers.get(&SEC_FETCH_SITE) {
@@ -49,12 +49,12 @@ fn is_cross_site(uri: &Uri, headers: &HeaderMap, domain: Option<&str>) -> bool {
     !is_own
 }
 
-/// The hosts that the request was sent to: the one that it names, and those that proxies say it named before.
+/// Returns the hosts that the request was sent to: the one that it names, and the original ones that proxies report.
 ///
 /// A page of another site cannot add a proxy's headers to a form, and a script that adds one is stopped by CORS.
 fn own_hosts<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> impl Iterator<Item = &'a [u8]> {
     let named = match uri.authority() {
-        // HTTP/2 has no `Host`. Where there are both, this one counts: RFC 9112, section 3.2.2.
+        // HTTP/2 has no `Host`. If there are both, the authority counts: RFC 9112, section 3.2.2.
         Some(authority) => Some(authority.host().as_bytes()),
         None => headers.get(HOST).map(HeaderValue::as_bytes),
     };
@@ -80,7 +80,7 @@ fn forwarded_hosts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     pairs.filter_map(|pair| {
         let (name, value) = pair.split_at(memchr::memchr(b'=', pair)?);
         let value = value[1..].trim_ascii();
-        // A host has nothing to escape: one with an escape in it stays as it is, and equals none.
+        // A host needs no escapes. One with an escape is left as it is, and matches nothing.
         let unquoted = value.strip_prefix(b"\"").map_or(Some(value), |rest| rest.strip_suffix(b"\""))?;
         name.trim_ascii().eq_ignore_ascii_case(b"host").then_some(unquoted)
     })
@@ -103,7 +103,7 @@ fn without_port(authority: &[u8]) -> Option<&[u8]> {
     Some(&authority[..end])
 }
 
-/// Whether a host is this domain, or below it.
+/// Returns whether a host is this domain or a subdomain of it.
 fn is_within(host: &[u8], domain: &str) -> bool {
     let domain = domain.strip_prefix('.').unwrap_or(domain).as_bytes();
     let Some(at) = host.len().checked_sub(domain.len()) else { return false };

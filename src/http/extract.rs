@@ -34,7 +34,7 @@ impl std::fmt::Debug for SessionKey {
 /// Extracts the session, loaded.
 ///
 /// # Errors
-/// 500 if no [`SessionLayer`](crate::SessionLayer) is around the route, 503 while the store cannot be reached.
+/// 500 if the route has no [`SessionLayer`](crate::SessionLayer), and 503 while the store cannot be reached.
 impl<S: Send + Sync> FromRequestParts<S> for Session {
     type Rejection = Error;
 
@@ -45,10 +45,10 @@ impl<S: Send + Sync> FromRequestParts<S> for Session {
     }
 }
 
-/// Extracts `None` only if no [`SessionLayer`](crate::SessionLayer) is around the route.
+/// Extracts `None` only if the route has no [`SessionLayer`](crate::SessionLayer).
 ///
 /// # Errors
-/// 503 while the store cannot be reached: that is not the same as having no session.
+/// 503 while the store cannot be reached, because that is not the same as having no session.
 impl<S: Send + Sync> OptionalFromRequestParts<S> for Session {
     type Rejection = Error;
 
@@ -78,16 +78,16 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
         let session = <Session as FromRequestParts<S>>::from_request_parts(parts, state).await?;
         match session.key() {
             Some(key) => Ok(Some(Self(key))),
-            // If the record cannot be read, it is unknown whether a user is signed in.
+            // If the record cannot be read, it is not known whether a user is signed in.
             None => session.data().map(|_| None),
         }
     }
 }
 
-/// A response with the status of the error's [kind](ErrorKind) and a text for the client, and with `Retry-After` if the status
-/// is 503. The error itself is among the response's extensions.
+/// Returns a response with the status of the error's [kind](ErrorKind) and a text for the client, and with `Retry-After` if the
+/// status is 503. The error itself is in the response's extensions.
 ///
-/// The text depends on the kind only. The details are in the log, because they may name paths, servers and types of the
+/// The text depends only on the kind. The details go to the log, because they may name paths, servers and types of the
 /// application.
 impl IntoResponse for Error {
     fn into_response(self) -> Response {

@@ -49,7 +49,7 @@ impl<F, B: Default> ResponseFuture<F, B> {
         Self { state: State::Handling { inner, session: Some((Guard::new(session), config)) } }
     }
 
-    /// A future without a session of its own, because the same layer is already around it.
+    /// Creates a future without a session, because the same layer was already applied outside.
     pub(crate) fn passing(inner: F) -> Self {
         Self { state: State::Handling { inner, session: None } }
     }

@@ -24,8 +24,8 @@ use crate::{
 ///     .layer(SessionLayer::new(sessions).same_site(SameSite::Strict));
 /// ```
 ///
-/// By default the cookie is `__Host-id`, with `HttpOnly`, `SameSite=Lax`, `Secure` and `Path=/`, and lives as long as the session
-/// may.
+/// By default the cookie is `__Host-id`, with `HttpOnly`, `SameSite=Lax`, `Secure` and `Path=/`. It lasts until the session's
+/// absolute timeout.
 ///
 /// # Several layers
 ///
@@ -93,7 +93,7 @@ impl SessionLayer {
         self.renewed()
     }
 
-    /// Sets which requests from other sites bring the cookie. Default: [`SameSite::Lax`].
+    /// Sets which requests from other sites carry the cookie. Default: [`SameSite::Lax`].
     ///
     /// | | browsers send the cookie with | a request from another site without a session may begin a visitor's session |
     /// |---|---|---|
@@ -169,7 +169,7 @@ impl SessionLayer {
     ///
     /// ```
     /// # use jam_session::{MemorySessions, SessionLayer};
-    /// // Discard the changes also when a form is shown again with its mistakes.
+    /// // Also discard the changes when a form is shown again because of invalid input.
     /// let layer = SessionLayer::new(MemorySessions::new())
     ///     .failed_if(|response| response.status.is_server_error() || response.status == 422);
     /// ```

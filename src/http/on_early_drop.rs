@@ -1,9 +1,9 @@
-//! The drop guard of a request: a request that is dropped in its handler still signs out.
+//! The drop guard of a request: commits recorded sign-outs even if the request is cancelled.
 
 use crate::session::Session;
 
-/// Commits the sign-outs that the handler recorded, in a task, if it is dropped before [`disarm`](Self::disarm): because the
-/// handler panicked, or because the client closed the connection.
+/// If this is dropped before [`disarm`](Self::disarm), a task commits the sign-outs that the handler recorded. That happens if
+/// the handler panicked, or if the client closed the connection.
 pub(crate) struct Guard {
     session: Session,
     armed: bool,
@@ -18,7 +18,7 @@ impl Guard {
         &self.session
     }
 
-    /// Turns the guard off, because the response is ready and its commit has begun.
+    /// Disarms the guard, because the response is ready and its commit has begun.
     pub(crate) fn disarm(&mut self) {
         self.armed = false;
     }

@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl HttpConfig {
-    /// Whether the handler's changes are discarded, except sign-outs.
+    /// Returns whether the handler's changes are discarded, except sign-outs.
     #[inline]
     pub(crate) fn is_failure<B: Default>(&self, response: &mut Response<B>) -> bool {
         let Some(failed_if) = &self.failed_if else { return is_failure(response) };
@@ -33,14 +33,14 @@ fn is_failure<B>(response: &Response<B>) -> bool {
         || response.headers().get("grpc-status").is_some_and(|status| status != "0")
 }
 
-/// The response that is sent: the handler's with the cookie, or an error if the commit failed.
+/// Builds the final response: the handler's response with the cookie, or an error if the commit failed.
 pub(crate) fn respond<B: Default>(
     config: &HttpConfig,
     session: &Session,
     committed: Result<(), Error>,
     response: Response<B>,
 ) -> Response<B> {
-    // An error response of ours never removes a cookie.
+    // Our own error responses never remove a cookie.
     let (mut response, may_remove) = match committed {
         Ok(()) => (response, true),
         Err(error) => (refuse(&error), false),
@@ -89,13 +89,13 @@ fn vary_by_cookie(headers: &mut HeaderMap) {
     }
 }
 
-/// A shared cache that stored a response with a cookie would hand one visitor's session to the next.
+/// Forbids caching. A shared cache that stored a response with a cookie would give one visitor's session to the next visitor.
 fn forbid_storing(headers: &mut HeaderMap) {
     if !has_item(headers.get_all(CACHE_CONTROL), |directive| directive.eq_ignore_ascii_case("no-store")) {
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
-    // Each of these wins over `Cache-Control` at the caches that it is for: RFC 9213, with a name of each cache's own in front,
-    // and what came before it.
+    // Each of these takes precedence over `Cache-Control` in some caches: the targeted headers of RFC 9213, and their
+    // predecessors.
     let targeted = |name: &HeaderName| {
         name != CACHE_CONTROL && name.as_str().ends_with("cache-control")
             || ["surrogate-control", "edge-control", "x-accel-expires"].contains(&name.as_str())
@@ -107,12 +107,12 @@ fn forbid_storing(headers: &mut HeaderMap) {
     }
 }
 
-/// Whether one of the items of a comma-separated header is what is looked for.
+/// Returns whether a comma-separated header contains the item.
 fn has_item(values: http::header::GetAll<'_, HeaderValue>, is_it: impl Fn(&str) -> bool) -> bool {
     values.iter().any(|value| items(value.to_str().unwrap_or_default()).any(|item| is_it(item.trim())))
 }
 
-/// What is between the commas, but for those in a quoted string: RFC 9110, section 5.6.4.
+/// Splits at commas, except those in quoted strings: RFC 9110, section 5.6.4.
 fn items(value: &str) -> impl Iterator<Item = &str> {
     let (mut quoted, mut escaped) = (false, false);
     value.split(move |c| {

@@ -35,7 +35,7 @@ pub struct SessionService<S> {
 /// The session of a request that enters a layer.
 enum Opened {
     New(Session),
-    /// This layer was applied twice. Handlers get the session that it made before.
+    /// The layer was applied twice. Handlers get the session of the outer one.
     Known(Session),
 }
 
@@ -74,7 +74,7 @@ impl<S> SessionService<S> {
 }
 
 impl HttpConfig {
-    /// The session of a request. Nothing is parsed, and the backend is not asked.
+    /// Creates the session of a request. Nothing is parsed, and the backend is not called.
     #[inline]
     fn open<B>(&self, request: &Request<B>) -> Result<Opened, Error> {
         let outer = request.extensions().get::<Session>().map(Session::driver);

@@ -10,14 +10,14 @@
 //! | text | the session key, if there is one |
 //! | 32 | the hash of the secret |
 //! | 1 | how many previous secrets follow, 40 bytes each: a hash, and the time until which it is accepted |
-//! | 1 | the same of superseded secrets |
+//! | 1 | how many superseded secrets follow, in the same format |
 //! | 8 each | created, signed in, written, deadline, idle timeout, when the newest secret was made |
 //! | 4 | how many logins there were after the first |
 //! | 4 | the number of bytes that follow |
 //! | the rest | the [fields](crate::Data), or what the serializer wrote |
 //!
-//! A text has its length in front. Numbers are big-endian, and times are milliseconds since 1970. A record with a flag that
-//! this version does not know is unreadable.
+//! Each text is preceded by its length. Numbers are big-endian, and times are in milliseconds since 1970. A record with a flag
+//! that this version does not know is unreadable.
 
 use bytes::Bytes;
 
@@ -40,7 +40,7 @@ const OWN: u8 = 16;
 const LOGINS: u8 = 32;
 const ALL: u8 = OWNED | SIGNED_IN | IDLE | ISSUED | OWN | LOGINS;
 
-/// The length of what comes with new IDs: old secrets, when the newest was made, and how many logins there were.
+/// The length of the parts that depend on new IDs: old secrets, when the newest one was made, and the number of logins.
 pub(super) fn uncounted_len(contents: &Contents) -> usize {
     (contents.previous.len() + contents.superseded.len()) * OLD_SECRET_LEN
         + if contents.issued.is_some() { 8 } else { 0 }
@@ -51,7 +51,7 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
     let times =
         [Some(contents.created), contents.signed_in, Some(contents.written), Some(contents.deadline), contents.idle];
     let body_len = own.map_or_else(|| contents.data.len(), <[u8]>::len);
-    // Exact: one allocation, and no unused capacity.
+    // The exact size: one allocation, and no unused capacity.
     let len = 2
         + text_len(namespace)
         + id.owner().map_or(0, |owner| owner.as_bytes().len())
@@ -84,7 +84,7 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
     }
     out.extend_from_slice(contents.hash.as_bytes());
     for secrets in [&contents.previous, &contents.superseded] {
-        // There never are more than sixteen.
+        // There are never more than sixteen.
         out.push(secrets.len() as u8);
         for (hash, until) in secrets {
             out.extend_from_slice(hash.as_bytes());

@@ -1,4 +1,4 @@
-//! The codec: contents to payload and back, checked, in both forms, encrypted or plain.
+//! The codec: converts contents to payloads and back, in both forms, encrypted or plain, with all checks.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ pub(crate) struct Codec {
     pub(crate) owners: Owners,
     pub(crate) serializer: Option<Arc<dyn Serializer>>,
     pub(crate) keys: Option<Arc<Keys>>,
-    /// Without what encryption adds.
+    /// The maximum size, without the bytes that encryption adds.
     pub(crate) max_size: usize,
 }
 
@@ -37,10 +37,10 @@ pub(crate) enum Form {
 }
 
 impl Codec {
-    /// Checks that the serializer of the application, if there is one, writes a value, and reads what it wrote.
+    /// Checks that the application's serializer, if there is one, can write a value and read it back.
     ///
     /// # Errors
-    /// `Data` if it does not.
+    /// `Data` if it cannot.
     pub(crate) fn check_value(&self, name: &Arc<str>, value: &Raw) -> Result<(), Error> {
         if self.serializer.is_none() {
             return Ok(());
@@ -50,15 +50,15 @@ impl Codec {
         self.check_data(&data)
     }
 
-    /// The same for all of the data.
+    /// The same for all data.
     pub(crate) fn check_data(&self, data: &Data) -> Result<(), Error> {
         self.serialize(data).map(drop)
     }
 
-    /// What the serializer of the application writes, if there is one.
+    /// Returns the output of the application's serializer, if there is one.
     ///
-    /// It is read back at once: a format may write what it does not read. Formats that do not describe themselves read nothing,
-    /// and others nest no deeper than they like. Otherwise every later request of that session would fail.
+    /// It is read back at once, because a format may write what it cannot read: formats that are not self-describing cannot be
+    /// read back, and others limit the nesting. Without this check, every later request of that session would fail.
     fn serialize(&self, data: &Data) -> Result<Option<Vec<u8>>, Error> {
         let Some(serializer) = &self.serializer else { return Ok(None) };
         let refuse = |message: &'static str| Error::new(ErrorKind::Data, message);
@@ -70,7 +70,7 @@ impl Codec {
     /// Writes contents as a payload.
     ///
     /// # Errors
-    /// `Data` if the serializer fails, `TooLarge` if the payload is too large, `Unavailable` if it is to be encrypted and the
+    /// `Data` if the serializer fails. `TooLarge` if the payload is too large. `Unavailable` if it has to be encrypted and the
     /// system has no random bytes.
     pub(crate) fn write(&self, id: RecordId, contents: &Contents) -> Result<Bytes, Error> {
         let own = self.serialize(&contents.data)?;
@@ -79,29 +79,29 @@ impl Codec {
             Form::Binary => (binary::write(namespace, id, contents, own.as_deref()), binary::uncounted_len(contents)),
             Form::Text => (text::write(namespace, id, contents, own.as_deref())?, text::uncounted_len(contents)),
         };
-        // What comes with new IDs does not count, so that a session of the largest size can be rotated.
+        // The parts that depend on new IDs do not count, so that a session of the maximum size can still be rotated.
         let lasting = out.len().saturating_sub(passing);
         if lasting > self.max_size.min(u32::MAX as usize) {
             let message = format!("a session of {} bytes is larger than max_size, {} bytes", out.len(), self.max_size);
             return Err(Error::new(ErrorKind::TooLarge, message));
         }
         match self.keys.as_ref().filter(|keys| keys.encrypts()) {
-            // Without unused capacity: a backend may keep it for as long as the session lives.
+            // Without unused capacity, because a backend may keep it as long as the session lives.
             None => Ok(out.into_boxed_slice().into()),
             Some(keys) => Ok(keys.records.seal(id.to_string().as_bytes(), &out)?.into()),
         }
     }
 
-    /// Reads a payload: its contents, and whether it is stale, which is not encrypted as it would be today.
+    /// Reads a payload. Returns its contents, and whether it is stale: not encrypted with the current keyring.
     ///
     /// # Errors
-    /// `Corrupt` or `WrongKey` if it fails to decrypt, `Unreadable` for anything else that is wrong with it. The message says
-    /// what is wrong and shows nothing of the payload.
+    /// `Corrupt` or `WrongKey` if it fails to decrypt. `Unreadable` for any other problem. The message says what is wrong,
+    /// without any part of the payload.
     pub(crate) fn read(&self, id: RecordId, payload: &Bytes, now: u64) -> Result<(Contents, bool), Error> {
         self.read_if(id, payload, now, |_| true)?.ok_or_else(|| unreadable("a record was not asked for"))
     }
 
-    /// The same, if `is_right` says so of the secrets in it. Otherwise the data is not looked at.
+    /// The same, if `is_right` accepts the secrets in it. Otherwise the data is not read.
     pub(crate) fn read_if(
         &self,
         id: RecordId,
@@ -122,7 +122,7 @@ impl Codec {
             Some(keys) if keys.takes_plain(now) => (payload, keys.encrypts()),
             Some(_) => return Err(unreadable("a record is plain, and there is a keyring")),
         };
-        // Each form is decoded where it was parsed: what they have in common is large to move.
+        // Each form is decoded where it was parsed, because the parsed value is large to move.
         match plain.first() {
             Some(&binary::FORMAT) => match binary::read(id, plain) {
                 Some(mut parsed) => self.decode(id, plain, &mut parsed, stale, is_right),
@@ -148,7 +148,7 @@ impl Codec {
         if parsed.namespace != self.owners.namespace() {
             return Err(unreadable("a record was written under another namespace or pepper"));
         }
-        // A record that was moved: to another session, or to another user.
+        // The record was moved to another session, or to another user.
         if !parsed.is_of_id || contents.key.is_some() != id.owner().is_some() {
             return Err(unreadable("a record belongs to another session"));
         }

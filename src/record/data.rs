@@ -1,7 +1,7 @@
 //! The data of a session: a JSON object, parsed one level deep.
 //!
-//! A record keeps each value as JSON, behind its name and the lengths of both. So loading a session parses nothing, reading a
-//! value deserializes that value alone, and writing a value copies the others as they are.
+//! A record keeps each value as JSON, after its name and the lengths of both. So loading a session parses nothing, reading a
+//! value deserializes only that value, and writing a value copies the others unchanged.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -39,20 +39,20 @@ use crate::{
 /// ```
 #[derive(Clone, Default)]
 pub struct Data {
-    /// As it was read: one [field](push_field) after the other.
+    /// The data as read: one [field](push_field) after another.
     stored: Bytes,
-    /// What was written since, if anything was.
+    /// The changes since then, if there are any.
     changed: Option<Arc<Edits>>,
 }
 
-/// What was written, in that order: each name once, without a value where that was removed.
+/// The changes in their order: each name once, and without a value if it was removed.
 ///
 /// An ordered map, for the usual case of very few names. `indexmap` is shorter to use, and makes the first write of a visitor
 /// 2.0 % more expensive and other writes 1.7 % (by callgrind): it allocates and hashes for a single name too.
 #[derive(Clone, Default)]
 struct Edits {
     list: Vec<Changed>,
-    /// Where in the list a name is, once there are more than [`FEW`].
+    /// The position of each name in the list, once there are more than [`FEW`].
     places: HashMap<Arc<str>, usize>,
 }
 
@@ -77,7 +77,7 @@ impl Data {
         Stored(&self.stored).all(|(name, _)| self.change(name) == Some(&None)) && self.added().next().is_none()
     }
 
-    /// From anything that serializes to a JSON object.
+    /// Creates data from anything that serializes to a JSON object.
     pub(crate) fn from_serialize(value: impl Serialize) -> Result<Self, Error> {
         let mut json = Vec::new();
         strict::write(&mut json, value)?;
@@ -86,7 +86,7 @@ impl Data {
             .map_err(|_| Error::new(ErrorKind::Data, "the data of a session must serialize to a JSON object"))
     }
 
-    /// Reads what [`write`](Self::write) wrote. `None` for anything else.
+    /// Reads the output of [`write`](Self::write). Returns `None` for anything else.
     pub(crate) fn read(stored: Bytes) -> Option<Self> {
         let mut rest = &stored[..];
         while !rest.is_empty() {
@@ -122,7 +122,7 @@ impl Data {
         }
     }
 
-    /// How many bytes [`write`](Self::write) appends.
+    /// Returns how many bytes [`write`](Self::write) appends.
     pub(crate) fn len(&self) -> usize {
         let mut len = self.stored.len();
         if self.changed().is_empty() {
@@ -137,7 +137,7 @@ impl Data {
         len + self.added().map(|(name, value)| field_len(name.len(), value.len())).sum::<usize>()
     }
 
-    /// Names and values as they are now, in the order in which they were first written.
+    /// Returns the current names and values, in the order in which they were first written.
     pub(crate) fn fields(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let stored = self.last_stored().filter_map(|(name, stored)| {
             let value = match self.change(name) {
@@ -153,13 +153,13 @@ impl Data {
         self.changed.as_ref().map_or(&[], |changes| &changes.list)
     }
 
-    /// What was written to that name since it was read, if anything was.
+    /// Returns the change to that name since the data was read, if there was one.
     fn change(&self, name: &[u8]) -> Option<&Option<Raw>> {
         let changes = self.changed.as_ref()?;
         changes.place(name).map(|at| &changes.list[at].1)
     }
 
-    /// What was written under new names since it was read.
+    /// Returns the values of new names since the data was read.
     fn added(&self) -> impl Iterator<Item = (&str, &Raw)> {
         let many = self.changed().len() > FEW;
         let stored: HashSet<_> = Stored(&self.stored).take_while(|_| many).map(|(name, _)| name).collect();
@@ -173,7 +173,7 @@ impl Data {
             .filter(move |(name, _)| !is_stored(name))
     }
 
-    /// The fields that were read, each name once. Of a name that is there twice, the last counts, as for JSON readers.
+    /// Returns the fields that were read, each name once. If a name is there twice, the last one counts, as for JSON readers.
     fn last_stored(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let many = Stored(&self.stored).nth(FEW).is_some();
         let last: HashMap<_, _> =
@@ -193,9 +193,9 @@ impl Data {
         })
     }
 
-    /// The value that was read.
+    /// Returns the value that was read.
     fn stored(&self, name: &str) -> Option<&[u8]> {
-        // Of a name that is there twice, the last counts, as for JSON readers.
+        // If a name is there twice, the last one counts, as for JSON readers.
         let named = |(stored, value): (_, _)| (stored == name.as_bytes()).then_some(value);
         Stored(&self.stored).filter_map(named).last()
     }
@@ -207,7 +207,7 @@ impl Data {
         }
     }
 
-    /// The value of that name, which stays as it is when the name is written to.
+    /// Returns the value of that name. It does not change when the name is written to.
     pub(crate) fn value(&self, name: &str) -> Option<Value> {
         match self.change(name.as_bytes()) {
             Some(value) => value.clone().map(Value::Changed),
@@ -227,7 +227,7 @@ impl Data {
         Arc::make_mut(self.changed.get_or_insert_default()).put(name, value);
     }
 
-    /// Whether both hold the same names with the same values, in any order.
+    /// Returns whether both have the same names with the same values, in any order.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         if self.changed().len().max(other.changed().len()) <= FEW && self.stored == other.stored {
             // The usual case: one was made from the other.
@@ -237,7 +237,7 @@ impl Data {
         self.by_name() == other.by_name()
     }
 
-    /// The changes that turn `other` into this: names with their new values, and `None` for those that are removed.
+    /// Returns the changes that turn `other` into this: names with their new values, or `None` if they are removed.
     pub(crate) fn difference_from(&self, other: &Self) -> Vec<(Arc<str>, Option<Raw>)> {
         let (mine, theirs) = (self.by_name(), other.by_name());
         let set = self.names().filter(|name| mine.get(name) != theirs.get(name));
@@ -259,7 +259,7 @@ impl Edits {
         }
         self.list.push((Arc::clone(name), value));
         if self.list.len() > FEW {
-            // All of them the first time, and one each time after.
+            // Index all of them the first time, and one each time after that.
             let from = self.places.len();
             let new = self.list.iter().enumerate().skip(from).map(|(at, (name, _))| (Arc::clone(name), at));
             self.places.extend(new);

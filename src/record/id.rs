@@ -1,7 +1,7 @@
 //! The names of records and users: [`RecordId`], [`Owner`] and `Sid`.
 //!
-//! A backend finds a record by its [`RecordId`]: the owner, if the session has a session key, and the public name. Neither
-//! lets anybody sign in; the secret that does is in [`token`](super::token).
+//! A backend finds a record by its [`RecordId`]: the owner, if the session has a session key, and the public name. Neither can be
+//! used to sign in; that takes the secret in [`token`](super::token).
 
 use std::{
     fmt,
@@ -30,7 +30,7 @@ pub struct RecordId {
     sid: Sid,
 }
 
-/// A hash of a session key: all sessions of a user have the same owner, and it does not show who the user is.
+/// A hash of a session key. All sessions of a user have the same owner, which does not reveal the user.
 ///
 /// As text it is 22 characters of `[A-Za-z0-9_-]`. It is 128 bits of HMAC-SHA-256, so equal owners mean equal session keys.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,7 +51,7 @@ impl RecordId {
         Self { owner, sid }
     }
 
-    /// A name that comes before those of all records of this owner. No record has it.
+    /// Returns a name that sorts before all records of this owner. No record has it.
     pub(crate) fn first_of(owner: Owner) -> Self {
         Self::new(Some(owner), Sid { len: 0, bytes: [0; Sid::MAX] })
     }
@@ -82,7 +82,7 @@ impl RecordId {
     }
 }
 
-/// Hashes the `sid` alone: two owners hardly ever have the same.
+/// Hashes only the `sid`, because two owners hardly ever have the same one.
 impl Hash for RecordId {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write(self.sid.as_bytes());
@@ -163,7 +163,7 @@ impl Sid {
         })
     }
 
-    /// A version 4 UUID, in its short form of 22 characters.
+    /// Creates a version 4 UUID, in base64 with 22 characters.
     pub(crate) fn random() -> Result<Self, Error> {
         Self::from_random(random()?)
     }
@@ -187,8 +187,8 @@ impl Sid {
     }
 }
 
-/// Computes owners from session keys: a hash of the namespace, so that two applications in one store share no owner, keyed
-/// with the pepper, so that a user's name cannot be guessed from a copy of the store.
+/// Computes owners from session keys. The hash includes the namespace, so that two applications in one store share no owner.
+/// It is keyed with the pepper, so that session keys cannot be guessed from a copy of the store.
 #[derive(Clone)]
 pub(crate) struct Owners(Arc<OwnersInner>);
 
@@ -197,8 +197,9 @@ struct OwnersInner {
     tag: String,
     /// The session keys of recent requests, each at an index that its own hash gives.
     ///
-    /// Every read of a record checks its owner. The cache makes that 0.14 to 0.18 µs faster where the processor has SHA
-    /// instructions. Where it has none, which is how instructions are counted, it saves half of a read: 7,500 of 21,000.
+    /// Every read of a record checks its owner. The cache makes this 0.14 to 0.18 µs faster on a processor with SHA
+    /// instructions. On one without them, as when instructions are counted, it saves half of a read: 7,500 of 21,000
+    /// instructions.
     recent: [Mutex<Option<Recent>>; RECENT],
     hasher: DefaultHashBuilder,
 }
@@ -234,8 +235,8 @@ impl Owners {
         }
     }
 
-    /// Eight characters that stand for namespace and pepper, stored in every record. A record with others is not ours to read,
-    /// because `clear` would not find it.
+    /// Eight characters that identify the namespace and the pepper, and are stored in every record. A record with other ones is
+    /// refused, because `clear` would not find it.
     pub(crate) fn namespace(&self) -> &str {
         &self.0.tag
     }
@@ -248,7 +249,7 @@ fn tag<const N: usize>(mac: &Hmac<Sha256>, purpose: &[u8], text: &[u8]) -> [u8; 
     tag
 }
 
-/// Base64url without padding, in the one form that encodes to the same text again.
+/// Decodes base64url without padding. Accepts only the canonical form, which encodes to the same text again.
 pub(super) fn decode<const N: usize>(text: &str) -> Option<[u8; N]> {
     let mut bytes = [0; N];
     let decoded = BASE64.decode_slice(text, &mut bytes).ok()?;

@@ -46,19 +46,19 @@ use crate::{
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct Record {
-    /// The name. A backend finds records by it and by nothing else.
+    /// The name. A backend finds records only by their name.
     pub id: RecordId,
-    /// A random number, different after each write. Never negative, so that it fits a signed column.
+    /// A random number, different after each write. It is never negative, so it fits a signed column.
     pub version: i64,
-    /// The time to live from now on, by the backend's own clock. In a record that was loaded, the time that is left.
+    /// The time to live from now on, by the backend's own clock. In a loaded record, this is the remaining time.
     pub ttl: Duration,
     /// Bytes that the backend stores unchanged.
     pub payload: Bytes,
-    /// What the backend put into the record when it was loaded, for the update that follows.
+    /// The backend's hint for the next update, which it may set when the record is loaded.
     pub hint: Hint,
 }
 
-/// Bytes for a backend's own use: what it need not look up again.
+/// Bytes for a backend's own use, to save a lookup.
 ///
 /// A backend may put a hint into a record that it returns. It gets the hint back with the [`update`](crate::Backend::update) of
 /// that record. The hint may be missing, so a backend must work without it.
@@ -125,12 +125,12 @@ pub trait Serializer: Send + Sync + 'static {
     /// Returns the data of those bytes.
     ///
     /// # Errors
-    /// Any error makes the record [`ErrorKind::Unreadable`](crate::ErrorKind::Unreadable), or fails the call that writes, if what
-    /// was written is not read back. Its text is not shown, because it may quote the data.
+    /// Any error makes the record [`ErrorKind::Unreadable`](crate::ErrorKind::Unreadable). If it happens when a write is
+    /// checked, it fails that write. Its text is not shown, because it may quote the data.
     fn read(&self, bytes: &[u8]) -> Result<Data, BoxError>;
 }
 
-/// All that is known of a session. Times are milliseconds since 1970, by the application's clock.
+/// The decoded contents of a session. Times are in milliseconds since 1970, by the application's clock.
 ///
 /// Once decoded, the session key is an `Arc<str>` and the data is [`Data`]. Before that, both borrow from the payload.
 #[derive(Clone, Deserialize)]
@@ -138,15 +138,15 @@ pub(crate) struct Contents<K = Arc<str>, D = Data> {
     pub(crate) key: Option<K>,
     /// The hash of the newest secret.
     pub(crate) hash: SecretHash,
-    /// The hashes of previous and of superseded secrets, the latest last, each with the time until which it is accepted.
+    /// The hashes of previous and of superseded secrets, each with the time until which it is accepted. The latest one is last.
     #[serde(default)]
     pub(crate) previous: Vec<(SecretHash, u64)>,
     #[serde(default)]
     pub(crate) superseded: Vec<(SecretHash, u64)>,
-    /// How often a login or `clear_others` has given this session a new ID. A rotation does not count.
+    /// How often a login or `clear_others` gave this session a new ID. Rotations do not count.
     #[serde(default)]
     pub(crate) logins: u32,
-    /// When the newest secret was made, if the session is older than that.
+    /// When the newest secret was made, if that was after the session began.
     #[serde(default)]
     pub(crate) issued: Option<u64>,
     pub(crate) created: u64,
@@ -155,14 +155,14 @@ pub(crate) struct Contents<K = Arc<str>, D = Data> {
     #[serde(rename = "seen")]
     pub(crate) written: u64,
     pub(crate) deadline: u64,
-    /// The idle timeout of this session, if it has one of its own.
+    /// The idle timeout of this session, if it differs from the default.
     pub(crate) idle: Option<u64>,
     #[serde(default)]
     pub(crate) data: D,
 }
 
 impl<K, D> Contents<K, D> {
-    /// The same with another session key and other data. The old secrets are moved there.
+    /// Replaces the session key and the data. The old secrets are moved.
     fn take_with<L, E>(&mut self, key: Option<L>, data: E) -> Contents<L, E> {
         Contents {
             key,

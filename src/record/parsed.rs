@@ -17,11 +17,11 @@ pub(super) struct Parsed<'a> {
 /// Contents that borrow from the payload.
 pub(crate) type Undecoded<'a> = Contents<Text<'a>, Body<'a>>;
 
-/// The data, as it stands in the payload.
+/// The data, as it is in the payload.
 pub(crate) enum Body<'a> {
     Text(RawObject<'a>),
     Binary(&'a [u8]),
-    /// A serializer of the application wrote it.
+    /// The application's serializer wrote it.
     Own(&'a [u8]),
 }
 

@@ -22,9 +22,9 @@ pub(crate) enum Opening {
 type Replaced = Vec<(SecretHash, u64)>;
 
 impl<K, D> Contents<K, D> {
-    /// Which secret of this session this is at that time; `None` if it does not open it.
+    /// Returns what kind of secret of this session this is at that time, or `None` if it does not open it.
     pub(crate) fn opening(&self, secret: &SecretHash, now: u64) -> Option<Opening> {
-        // All are compared, so that the time it takes tells nothing.
+        // All are compared, so that the time taken reveals nothing.
         let is_in = |replaced: &Replaced| {
             let is_it = |(hash, until): &(SecretHash, u64)| hash.matches(secret) & (*until > now);
             replaced.iter().fold(false, |found, replaced| found | is_it(replaced))
@@ -39,7 +39,7 @@ impl<K, D> Contents<K, D> {
 
     /// Rotates: gives the session a new secret if this is the newest one. That one stays valid for `grace` milliseconds.
     ///
-    /// While as many previous secrets as are kept are in their grace, it keeps the secret: none is forgotten early.
+    /// If the maximum number of previous secrets is still within the grace, the secret stays, so that none is forgotten early.
     pub(crate) fn rotate(&mut self, presented: &SecretHash, new: SecretHash, grace: u64, now: u64) -> bool {
         self.forget_expired(now);
         if !self.hash.matches(presented) || self.previous.len() >= MAX_PREVIOUS {
@@ -69,7 +69,7 @@ impl<K, D> Contents<K, D> {
         true
     }
 
-    /// Ends the grace of a previous secret: from now on it is superseded. `false` if it is none.
+    /// Ends the grace of a previous secret, which is superseded from now on. Returns `false` if it is not a previous secret.
     pub(crate) fn end_grace(&mut self, presented: &SecretHash, now: u64) -> bool {
         self.forget_expired(now);
         let Some(at) = self.previous.iter().position(|(hash, _)| hash.matches(presented)) else { return false };
@@ -91,7 +91,7 @@ impl<K, D> Contents<K, D> {
 }
 
 const MAX_PREVIOUS: usize = 4;
-/// With the newest and the previous ones these are sixteen.
+/// Together with the newest and the previous ones, these are sixteen.
 const MAX_SUPERSEDED: usize = 11;
 const SUPERSEDED_FOR: u64 = 10_000;
 

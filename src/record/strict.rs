@@ -1,7 +1,7 @@
-//! The serializer of values: serde_json's, which also refuses what would not be read back equal.
+//! The serializer of values: serde_json's, with checks that refuse values that would not be read back equal.
 //!
-//! serde_json writes `NaN` and infinities as `null`, and nests as deep as it is told to, but reads no more than 127 levels. A
-//! map with a name that it keeps for itself is read back as something else.
+//! serde_json writes `NaN` and infinities as `null`. It writes any depth of nesting, but reads only 127 levels. A map with a name
+//! that serde_json reserves is read back as something else.
 
 use std::{
     cell::Cell,
@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 /// Writes a value as JSON.
 ///
 /// # Errors
-/// `Data`, with an explanation that shows nothing of the value.
+/// `Data`, with an explanation that does not contain any part of the value.
 pub(super) fn write(out: impl Write, value: impl Serialize) -> Result<(), Error> {
     let refused = Cell::new("a value for the session does not serialize to JSON");
     let mut json = serde_json::Serializer::new(out);
@@ -33,20 +33,20 @@ pub(super) fn write(out: impl Write, value: impl Serialize) -> Result<(), Error>
         .map_err(|_| Error::new(ErrorKind::Data, refused.get()))
 }
 
-/// A serializer, or one of its compounds, with the rules in front.
+/// A serializer, or one of its compounds, wrapped with the checks.
 struct Strict<'r, S> {
     inner: S,
-    /// How many arrays and objects are around.
+    /// The nesting level: how many arrays and objects enclose this.
     depth: u8,
     /// Whether this is a name in a map.
     is_name: bool,
-    /// Whether this is the struct that serde_json makes of a `RawValue`, whose field is JSON already.
+    /// Whether this is the struct that serde_json uses for a `RawValue`, whose field is already JSON.
     is_raw: bool,
-    /// Why, if a rule is broken.
+    /// The reason, if a check failed.
     refused: &'r Cell<&'static str>,
 }
 
-/// A value inside a compound, which is serialized under the same rules.
+/// A value inside a compound, which is serialized with the same checks.
 struct Element<'r, 'v, T: ?Sized> {
     value: &'v T,
     depth: u8,
@@ -80,7 +80,7 @@ impl<'r, S: Serializer> Strict<'r, S> {
         self.refuse("a value for the session has a number that is NaN or infinite, which JSON cannot hold")
     }
 
-    /// Goes in by this many levels.
+    /// Enters this many levels.
     fn deeper(mut self, levels: u8) -> Result<Self, S::Error> {
         self.depth += levels;
         if self.depth > MAX_DEPTH {
@@ -89,14 +89,14 @@ impl<'r, S: Serializer> Strict<'r, S> {
         Ok(self)
     }
 
-    /// A compound of the inner serializer.
+    /// Wraps a compound of the inner serializer.
     fn compound<C>(self, begin: impl FnOnce(S) -> Result<C, S::Error>) -> Result<Strict<'r, C>, S::Error> {
         let Self { inner, depth, is_name, is_raw, refused } = self;
         Ok(Strict { inner: begin(inner)?, depth, is_name, is_raw, refused })
     }
 }
 
-/// Passes calls on as they are.
+/// Passes calls on unchanged.
 macro_rules! pass {
     ($($name:ident($($argument:ident: $type:ty),*))*) => {$(
         fn $name(self, $($argument: $type),*) -> Result<S::Ok, S::Error> {
@@ -206,7 +206,7 @@ impl<'r, S: Serializer> Serializer for Strict<'r, S> {
 
     fn serialize_struct(self, name: &'static str, len: usize) -> Result<Self::SerializeStruct, S::Error> {
         let is_raw = name == RAW;
-        // A `RawValue` has the levels of its text, and none of its own.
+        // A `RawValue` counts as many levels as its text has.
         Strict { is_raw, ..self.deeper(u8::from(!is_raw))? }.compound(|inner| inner.serialize_struct(name, len))
     }
 
@@ -290,7 +290,7 @@ impl<S: SerializeMap> SerializeMap for Strict<'_, S> {
     type Ok = S::Ok;
     type Error = S::Error;
 
-    /// serde_json refuses what cannot be a name by itself.
+    /// serde_json itself refuses anything that cannot be a name.
     fn serialize_key<T: Serialize + ?Sized>(&mut self, name: &T) -> Result<(), S::Error> {
         let name = Element { is_name: true, ..self.element(name) };
         self.inner.serialize_key(&name)
@@ -306,24 +306,24 @@ impl<S: SerializeMap> SerializeMap for Strict<'_, S> {
     }
 }
 
-/// How deep the text of a `RawValue` is nested.
+/// Returns how deep the text of a `RawValue` is nested.
 fn deepest<T: Serialize + ?Sized>(raw: &T) -> u8 {
     struct Shown<'v, T: ?Sized>(&'v T);
 
     impl<T: Serialize + ?Sized> fmt::Display for Shown<'_, T> {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            // To serde, a formatter is a serializer of single values.
+            // For serde, a formatter is a serializer of single values.
             self.0.serialize(f)
         }
     }
 
     let mut levels = Levels::default();
-    // What is no text is refused by serde_json.
+    // If it is not a string, serde_json refuses it.
     let _ = write!(levels, "{}", Shown(raw));
     levels.deepest
 }
 
-/// Counts the levels of the JSON that is written to it. Nothing is kept, and nothing recurses.
+/// Counts the levels of the JSON that is written to it. It stores nothing and does not recurse.
 #[derive(Default)]
 struct Levels {
     now: u8,
@@ -353,9 +353,9 @@ impl fmt::Write for Levels {
 }
 
 const TOO_DEEP: &str = "a value for the session is nested deeper than 127 levels, which is too deep to be read";
-/// serde_json reads no deeper.
+/// The maximum depth that serde_json reads.
 pub(super) const MAX_DEPTH: u8 = 127;
-/// With its feature `arbitrary_precision`, serde_json gives numbers to others as a map of this name and their text.
+/// With its feature `arbitrary_precision`, serde_json passes numbers to other formats as a map of this name and their text.
 pub(super) const NUMBER: &str = "$serde_json::private::Number";
-/// The same of a `RawValue`, which also is a struct of this name when it is written.
+/// The same for a `RawValue`, which is also a struct with this name when it is written.
 const RAW: &str = "$serde_json::private::RawValue";

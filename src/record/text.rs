@@ -4,8 +4,8 @@
 //! {"v":1,"realm":"…","id":"…","key":"ada","hash":"…","created":…,"signed_in":…,"seen":…,"deadline":…,"data":{…}}
 //! ```
 //!
-//! Times are milliseconds since 1970; `seen` is when the record was written. What a serializer of the application wrote comes
-//! after the last brace, and then there is no `data`.
+//! Times are in milliseconds since 1970; `seen` is when the record was written. The output of an application's serializer
+//! comes after the last brace, and then there is no `data`.
 
 use std::{fmt, io::Write};
 
@@ -28,12 +28,12 @@ use crate::{
 
 pub(super) const FORMAT: u8 = b'{';
 
-/// The length of what comes with new IDs: old secrets, when the newest was made, and how many logins there were.
+/// The length of the parts that depend on new IDs: old secrets, when the newest one was made, and the number of logins.
 pub(super) fn uncounted_len(contents: &Contents) -> usize {
     let digits = |until: u64| until.checked_ilog10().map_or(1, |log| log as usize + 1);
     let len = |name: &str, secrets: &[(SecretHash, u64)]| {
         let all: usize = secrets.iter().map(|(_, until)| r#"["",],"#.len() + HASH_LEN + digits(*until)).sum();
-        // The last one has no comma.
+        // No comma after the last one.
         if secrets.is_empty() { 0 } else { r#","":[]"#.len() + name.len() + all - 1 }
     };
     let issued = contents.issued.map_or(0, |issued| r#","issued":"#.len() + digits(issued));
@@ -118,7 +118,7 @@ pub(super) fn read(id: RecordId, payload: &Bytes) -> Option<Parsed<'_>> {
     Some(Parsed { namespace: envelope.namespace.unwrap_or_default(), is_of_id, contents })
 }
 
-/// A record as one JSON object: the contents, and what this form puts around them.
+/// A record as one JSON object: the contents and an envelope.
 struct Object<'a> {
     envelope: Envelope<'a>,
     contents: Undecoded<'a>,
@@ -154,7 +154,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     }
 }
 
-/// The object without its envelope, which is put aside on the way. (serde's `flatten` would copy all values first.)
+/// The object without its envelope, which is stored separately while parsing. (serde's `flatten` would copy all values first.)
 struct Unwrapped<'e, 'de, A> {
     map: A,
     envelope: &'e mut Envelope<'de>,

@@ -1,8 +1,8 @@
 //! The text in the cookie: [`SessionId`], and the secret inside it.
 //!
-//! The text is `<owner>.<sid>.<secret>` for a session with a session key and `<sid>.<secret>` for an anonymous one. The
+//! The text is `<owner>.<sid>.<secret>` for a session with a session key, and `<sid>.<secret>` for a visitor's session. The
 //! backend sees only the part before the secret, the [`RecordId`]. The browser keeps the secret, and the record keeps its
-//! SHA-256, so that a stolen copy of the store signs nobody in. With a [`Keyring`](crate::Keyring) the whole text is
+//! SHA-256, so a stolen copy of the store cannot be used to sign in. With a [`Keyring`](crate::Keyring), the whole text is
 //! encrypted, and has no dots.
 
 use std::fmt;
@@ -22,22 +22,22 @@ use crate::{
 
 /// A session ID: the text in the cookie. It is a secret, and [`as_str`](Self::as_str) returns it.
 ///
-/// It has no `Display`, and its `Debug` output is empty, because anybody who reads a session ID in a log can use the session.
+/// It has no `Display`, and its `Debug` output is empty, because anyone who reads a session ID in a log can use the session.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SessionId(String);
 
-/// What the text of an ID says: which record, and the secret that leads to it.
+/// The parsed text of an ID: the record, and the secret that opens it.
 pub(crate) struct Credentials {
     pub(crate) record: RecordId,
     pub(crate) secret: Secret,
-    /// One of our keys encrypted the text: we have issued it, whatever is in the store.
+    /// Whether one of our keys encrypted the text, which proves that we issued it.
     pub(crate) is_proven: bool,
 }
 
-/// What a text is that may be an ID.
+/// The result of parsing a text that may be an ID.
 pub(crate) enum IdText {
     Id(Credentials),
-    /// It has the form of an encrypted ID, and none of our keys decrypts it.
+    /// It looks like an encrypted ID, but none of our keys decrypts it.
     Foreign,
     Malformed,
 }
@@ -46,7 +46,7 @@ pub(crate) enum IdText {
 #[derive(Clone)]
 pub(crate) struct Secret([u8; 32]);
 
-/// What a record keeps of a [`Secret`].
+/// The SHA-256 of a [`Secret`], which the record keeps.
 #[derive(Clone, Copy)]
 pub(crate) struct SecretHash([u8; 32]);
 
@@ -57,7 +57,7 @@ impl SessionId {
     }
 
     /// # Errors
-    /// `Unavailable` if it is to be encrypted and the system has no random bytes.
+    /// `Unavailable` if it has to be encrypted and the system has no random bytes.
     pub(crate) fn new(keys: Option<&Keys>, record: RecordId, secret: &Secret) -> Result<Self, Error> {
         let mut plain = String::with_capacity(Self::MAX_PLAIN);
         record.write_text(&mut plain);
@@ -69,12 +69,12 @@ impl SessionId {
         }
     }
 
-    /// A text that [`read`](Self::read) has read.
+    /// Wraps a text that [`read`](Self::read) has accepted.
     pub(crate) fn known(text: &str) -> Self {
         Self(text.to_owned())
     }
 
-    /// Reads exactly what [`new`](Self::new) can have written, and nothing else.
+    /// Reads only texts that [`new`](Self::new) can have written.
     pub(crate) fn read(keys: Option<&Keys>, text: &str, now: impl FnOnce() -> u64) -> IdText {
         if text.len() > Self::MAX_LEN {
             return IdText::Malformed;
@@ -85,7 +85,7 @@ impl SessionId {
         }
         match (Self::parse(text, false), keys) {
             (None, _) => IdText::Malformed,
-            // It may lead to a session at a process without these keys.
+            // It may be valid in a process without these keys.
             (Some(_), Some(keys)) if !keys.takes_plain(now()) => IdText::Foreign,
             (Some(id), _) => IdText::Id(id),
         }
@@ -95,7 +95,7 @@ impl SessionId {
         let Some(sealed) = BASE64.decode(text).ok().filter(|sealed| keyring::is_sealed(sealed)) else {
             return IdText::Malformed;
         };
-        // A stranger can send any number of them. Whether one did is logged once a request.
+        // A client can send any number of these. They are logged once per request.
         let Some(opened) = keys.and_then(|keys| keys.ids.open(b"", &sealed).ok()) else { return IdText::Foreign };
         let id = std::str::from_utf8(&opened.text).ok().and_then(|plain| Self::parse(plain, true));
         id.map_or(IdText::Malformed, IdText::Id)
@@ -132,7 +132,7 @@ impl Secret {
         random().map(Self)
     }
 
-    /// A secret and a public name, with one call to the operating system.
+    /// Makes a secret and a public name with one call to the operating system.
     pub(crate) fn random_with_sid() -> Result<(Self, Sid), Error> {
         let bytes: [u8; 48] = random()?;
         let (mut secret, mut sid) = ([0; 32], [0; 16]);
@@ -147,7 +147,7 @@ impl Secret {
 }
 
 impl SecretHash {
-    /// In constant time: how long it takes does not tell where two hashes differ.
+    /// Compares in constant time, so that the time taken does not reveal where two hashes differ.
     pub(crate) fn matches(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).to_bool()
     }
@@ -160,7 +160,7 @@ impl SecretHash {
         Self(bytes)
     }
 
-    /// Stands for no secret, until there is one.
+    /// A placeholder until there is a secret.
     pub(crate) fn none() -> Self {
         Self([0; 32])
     }

@@ -1,7 +1,7 @@
-//! JSON text in other formats and back, for a [`Serializer`](crate::Serializer) of the application.
+//! Conversion of JSON text to other formats and back, for the application's [`Serializer`](crate::Serializer).
 //!
-//! Not by way of `serde_json::Value`: it rounds large numbers, and with the feature `arbitrary_precision`, which any dependency
-//! can turn on, it makes every number a struct that only serde_json understands.
+//! It does not use `serde_json::Value`, which rounds large numbers. With the feature `arbitrary_precision`, which any
+//! dependency can turn on, `Value` also turns every number into a struct that only serde_json understands.
 
 use std::{fmt, str::from_utf8};
 
@@ -19,11 +19,11 @@ use crate::record::{
 
 /// A value's JSON, which serializes as the value.
 ///
-/// Integers are `i64` or `u64`, and other numbers `f64`: what does not fit is an error. So is what is nested too deep to be
-/// read, as a record that others wrote can be: each level is one more call on the stack.
+/// Integers are `i64` or `u64`, and other numbers `f64`. A number that does not fit is an error. Nesting that is too deep is
+/// also an error, because each level is one more call on the stack, and a record may be planted.
 pub(super) struct Json<'a> {
     json: &'a [u8],
-    /// How many levels are around.
+    /// The current nesting level.
     depth: u8,
 }
 
@@ -76,10 +76,10 @@ impl Serialize for Json<'_> {
     }
 }
 
-/// Writes the value that is deserialized behind what is there, as JSON. What is nested too deep to be read is an error.
+/// Appends a deserialized value as JSON. Nesting that is too deep to be read is an error.
 pub(super) struct ToJson<'a> {
     out: &'a mut Vec<u8>,
-    /// How many levels are around.
+    /// The current nesting level.
     depth: u8,
 }
 
@@ -170,7 +170,7 @@ impl<'de> Visitor<'de> for ToJson<'_> {
                 out.push(b',');
             }
             if items.next_element_seed(ToJson { out, depth })?.is_none() {
-                // There was no other one after the comma.
+                // There was no further item after the comma.
                 out.truncate(end);
                 out.push(b']');
                 return Ok(());
@@ -182,7 +182,7 @@ impl<'de> Visitor<'de> for ToJson<'_> {
         let start = self.out.len();
         let first = map.next_key::<String>()?;
         if first.as_deref() == Some(NUMBER) {
-            // It is no level: a number may be inside of as many as there may be.
+            // This is not a level, so a number may be at the deepest level.
             let number: String = map.next_value()?;
             let number: &RawValue = serde_json::from_str(&number).map_err(de::Error::custom)?;
             self.out.extend_from_slice(number.get().as_bytes());
@@ -212,18 +212,19 @@ enum Number {
 
 impl Number {
     fn parse(text: &str) -> Option<Self> {
-        // serde_json takes a negative zero for a float, too.
+        // serde_json also reads a negative zero as a float.
         if !text.contains(['.', 'e', 'E']) && text != "-0" {
             return text.parse().map(Self::U64).or_else(|_| text.parse().map(Self::I64)).ok();
         }
         let number: f64 = text.parse().ok()?;
-        // As it would be written again: of two texts that are as short and as near, std takes another one.
+        // Compared in the form in which it would be written again, because of two equally short and near texts, std chooses
+        // another one.
         let again = serde_json::to_string(&number).ok().filter(|_| number.is_finite())?;
         (Decimal::parse(text)? == Decimal::parse(&again)?).then_some(Self::F64(number))
     }
 }
 
-/// A number as its digits say it, without zeros in front and behind, and the power of ten of the last one.
+/// A number as its digits, without leading and trailing zeros, and the power of ten of the last digit.
 #[derive(PartialEq)]
 struct Decimal {
     digits: String,
@@ -243,7 +244,7 @@ impl Decimal {
     }
 }
 
-/// One more level, if that can be read.
+/// Returns the next nesting level, if that can still be read.
 fn deeper(depth: u8) -> Option<u8> {
     (depth < MAX_DEPTH).then_some(depth + 1)
 }

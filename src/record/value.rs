@@ -22,7 +22,7 @@ use crate::{
 /// One value, as JSON.
 pub(crate) type Raw = Arc<str>;
 
-/// One value, taken out of the data of its session.
+/// One value, extracted from the data of its session.
 pub(crate) enum Value {
     Stored(Bytes),
     Changed(Raw),

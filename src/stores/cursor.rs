@@ -1,19 +1,19 @@
-//! Cursors of the stores of this process: a place in the table, where a record stays for as long as it lives.
+//! Cursors of the in-process stores: a slot in the table, which a record keeps as long as it lives.
 
 use crate::{
     backend::Cursor,
     error::{Error, ErrorKind},
 };
 
-/// A cursor for that place, in that opening of a store.
+/// Creates a cursor for that slot, in that opening of a store.
 pub(super) fn cursor(opening: i64, place: u64) -> Cursor {
     Cursor::new([opening.to_be_bytes(), place.to_be_bytes()].concat())
 }
 
-/// The place that a cursor is for. Without one a scan begins.
+/// Returns the slot of a cursor. Without a cursor, a scan begins at the first slot.
 ///
 /// # Errors
-/// It is of another store, or of another opening of this one, where the records have other places.
+/// The cursor is from another store, or from another opening of this store, where the records have other slots.
 pub(super) fn place(opening: i64, cursor: Option<Cursor>) -> Result<u64, Error> {
     let Some(cursor) = cursor else { return Ok(0) };
     let (of, place) = cursor.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));

@@ -7,10 +7,10 @@
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # let folder = std::env::temp_dir().join(format!("jam-session-stores-{}", std::process::id()));
 //! # std::fs::create_dir_all(&folder)?;
-//! // Until the process ends, in this process.
+//! // In this process only, until it ends.
 //! let sessions = MemorySessions::new();
 //! # drop(sessions);
-//! // Until the file is removed, in one process at a time.
+//! // In one file, for one process at a time.
 //! let sessions = JsonSessions::open(folder.join("sessions.json")).await?;
 //! # sessions.close().await?;
 //! # std::fs::remove_dir_all(folder)?;

@@ -1,7 +1,7 @@
-//! What the stores of this process remember for a while: each owner's last clear, and which records ended.
+//! The recent past of an in-process store: each owner's last clear, and which records ended.
 //!
-//! Both are bounded, so neither counts towards the bounds of a store. What is forgotten early because of its bound counts
-//! against the caller: a login is late, and a retry is not answered. So nothing gets in that should not.
+//! Both lists are bounded, so neither counts towards the limits of a store. If an entry is forgotten early because of its
+//! bound, the answer is on the safe side: a login is too late, and a retry fails.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -15,16 +15,17 @@ use crate::{
     record::id::{Owner, RecordId},
 };
 
-/// Each owner's last clear, for twice [`GOOD_FOR`]: a mark that names it can be good for that long. Times are by the store's clock.
+/// Each owner's last clear, remembered for twice [`GOOD_FOR`], because a mark that names it can be valid for that long. Times
+/// are by the store's clock.
 #[derive(Debug)]
 pub(super) struct RecentClears {
-    /// Which opening of the store it is that remembers them: a random number.
+    /// A random number that identifies this opening of the store.
     opening: i64,
     last: HashMap<Owner, LastClear>,
-    /// All clears, in the order in which they are forgotten. Those that are not their owner's last one are void.
+    /// All clears, in the order in which they are forgotten. A clear that is no longer its owner's last one is void.
     order: VecDeque<(Owner, Duration)>,
     most: usize,
-    /// Clears up to then were forgotten before their time.
+    /// Clears up to this time were forgotten early.
     floor: Option<Duration>,
 }
 
@@ -41,11 +42,11 @@ pub(super) struct RecentEndings {
     /// Each with the time at which it is forgotten.
     ended: VecDeque<(RecordId, Duration)>,
     most: usize,
-    /// Until then, some may be missing.
+    /// Until this time, some endings may be missing.
     incomplete: Duration,
 }
 
-/// The [`Terms`] of a `create` that may have to wait until it is decided, while the request grows older.
+/// The [`Terms`] of a `create` that may wait until it is decided. The age of the request grows in the meantime.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct TermsAt {
     since: Option<SinceAt>,
@@ -72,7 +73,7 @@ impl RecentClears {
         self.opening
     }
 
-    /// How many records the owner's last clear ended, if it had that name.
+    /// Returns how many records the owner's last clear ended, if it had that name.
     pub(super) fn repeat(&self, owner: Owner, name: i64) -> Option<u64> {
         self.last.get(&owner).filter(|last| last.name == name).map(|last| last.ended)
     }
@@ -83,7 +84,7 @@ impl RecentClears {
         self.forget(now);
     }
 
-    /// Forgets some of those whose time is over, and of those that are too many.
+    /// Forgets some clears whose time is over, and some of those above the bound.
     pub(super) fn forget(&mut self, now: Duration) {
         for _ in 0..FORGOTTEN_AT_ONCE {
             let Some(&(owner, at)) = self.order.front() else { return };
@@ -99,13 +100,13 @@ impl RecentClears {
         }
     }
 
-    /// Names the owner's last clear, if there was one lately.
+    /// Returns a mark of the owner's last clear, if there was one recently.
     pub(super) fn mark(&self, owner: Owner, now: Duration) -> Mark {
         let last = self.last.get(&owner).filter(|last| now.saturating_sub(last.at) <= GOOD_FOR);
         Mark::new(last.map(|last| last.name), millis(now)).with_opening(self.opening)
     }
 
-    /// Whether the owner's last clear may be another one than the mark names, or the mark is too old to tell.
+    /// Returns whether the owner may have been cleared since the mark was taken, or the mark is too old to tell.
     fn is_outdated(&self, mark: Mark, owner: Option<Owner>, now: Duration) -> bool {
         let Mark { clear, taken, opening } = mark;
         let taken = Duration::from_millis(taken);
@@ -117,7 +118,7 @@ impl RecentClears {
             Some(name) => last.is_none_or(|last| last.name != name),
             None => {
                 let is_lately = |last: &LastClear| now.saturating_sub(last.at) <= GOOD_FOR;
-                // A clear after the mark may be among those that were forgotten early.
+                // A clear after the mark may have been forgotten early.
                 last.is_some_and(is_lately) || self.floor.is_some_and(|floor| floor >= taken)
             }
         }
@@ -135,7 +136,7 @@ impl RecentEndings {
         Self { ended: VecDeque::new(), most, incomplete: Duration::ZERO }
     }
 
-    /// Remembers that a record ended at that time. A visitor's need not be remembered.
+    /// Remembers that a record ended at that time. Visitors' records need not be remembered.
     pub(super) fn remember(&mut self, id: RecordId, at: Duration, now: Duration) {
         if id.owner().is_none() || !Self::is_recent(at, now) {
             return;
@@ -152,12 +153,12 @@ impl RecentEndings {
         }
     }
 
-    /// Whether what ended at that time is still to be remembered.
+    /// Returns whether an ending at that time still has to be remembered.
     pub(super) fn is_recent(at: Duration, now: Duration) -> bool {
         now < at.saturating_add(ENDINGS)
     }
 
-    /// Whether the record ended lately, or may have.
+    /// Returns whether the record ended recently, or may have.
     pub(super) fn may_have(&self, id: RecordId, now: Duration) -> bool {
         id.owner().is_some()
             && (now < self.incomplete || self.ended.iter().any(|(ended, until)| *ended == id && now < *until))
@@ -171,12 +172,12 @@ impl TermsAt {
             Since::Mark(mark) => SinceAt::Mark(mark),
             Since::Age(age) => SinceAt::Age(age, now()),
         });
-        // A limit may end what has an owner, and so it cannot be told in one step what became of it.
+        // A record with an owner may be ended by the limit, so its outcome cannot be decided in the same step.
         let leaves = leaves.filter(|(id, _)| id.owner().is_none());
         Self { since, limit, leaves, retry }
     }
 
-    /// Whether a new record of this owner is too late.
+    /// Returns whether a new record of this owner is too late.
     pub(super) fn are_late(&self, clears: &RecentClears, owner: Option<Owner>, now: Duration) -> bool {
         match self.since {
             None => false,
@@ -188,18 +189,18 @@ impl TermsAt {
         }
     }
 
-    /// Whether a clear that happens right now makes it late.
+    /// Returns whether a clear that happens right now makes it too late.
     pub(super) fn has_since(&self) -> bool {
         self.since.is_some()
     }
 
-    /// The limit, if there is one for records of this owner.
+    /// Returns the limit, if it applies to this owner.
     pub(super) fn limit_of(&self, owner: Option<Owner>) -> Option<(Owner, Limit)> {
         owner.zip((self.limit != Limit::None).then_some(self.limit))
     }
 }
 
-/// What a store answers to a retry when it cannot tell what became of the first try.
+/// The error for a retry if the store cannot tell whether the first try was applied.
 pub(super) fn unknown() -> Error {
     Error::new(
         ErrorKind::Unavailable,
@@ -207,7 +208,7 @@ pub(super) fn unknown() -> Error {
     )
 }
 
-/// How many of an owner's live records end for a new one, or `None` if that is refused.
+/// Returns how many of an owner's live records end for a new one, or `None` if the limit refuses it.
 pub(super) fn above(limit: Limit, live: usize) -> Option<usize> {
     match limit {
         Limit::None => Some(0),
@@ -216,10 +217,10 @@ pub(super) fn above(limit: Limit, live: usize) -> Option<usize> {
     }
 }
 
-/// For how long a mark is good, and up to which age a request.
+/// How long a mark is valid, and the maximum age of a request.
 const GOOD_FOR: Duration = Duration::from_secs(15 * 60);
 const ENDINGS: Duration = Duration::from_secs(10);
-/// More than one, so that there are ever fewer.
+/// How many entries each call may forget. More than one, so that their number shrinks.
 const FORGOTTEN_AT_ONCE: usize = 4;
 
 #[cfg(test)]

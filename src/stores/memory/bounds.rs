@@ -1,10 +1,10 @@
-//! The bounds of the memory store: how much room is taken, and whether more fits.
+//! The limits of the memory store: how much space is used, and whether more fits.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::record::id::RecordId;
 
-/// The most that there may be, and what there is. Room is taken before a record is stored, and given back after it is gone.
+/// The limits and the current usage. Space is reserved before a record is stored, and released after it is removed.
 #[derive(Debug)]
 pub(super) struct Bounds {
     pub(super) max_sessions: usize,
@@ -12,7 +12,7 @@ pub(super) struct Bounds {
     usage: Mutex<Usage>,
 }
 
-/// The room taken by signed-in sessions and by visitors' sessions.
+/// The space used by signed-in sessions and by visitors' sessions.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Usage {
     pub(super) keyed: Room,
@@ -37,7 +37,7 @@ impl Bounds {
         *self.lock()
     }
 
-    /// Takes room for a record, if there is any.
+    /// Reserves space for a record, if there is any.
     pub(super) fn take(&self, id: RecordId, more: Room) -> bool {
         let mut usage = self.lock();
         let fits = self.fits(usage.keyed.and(usage.anonymous).and(more));
@@ -48,7 +48,7 @@ impl Bounds {
         fits
     }
 
-    /// Gives room back.
+    /// Releases space.
     pub(super) fn release(&self, id: RecordId, room: Room) {
         if room == Room::default() {
             return;
@@ -58,7 +58,7 @@ impl Bounds {
         *used = used.beyond(room);
     }
 
-    /// Gives a record what it needs of the room that was taken for it and that ends for it, and gives the rest back.
+    /// Assigns to a record the space that it needs, from its reservation and from the records that end for it. Releases the rest.
     pub(super) fn exchange(&self, id: RecordId, has: Room, needs: Room, left: Option<(RecordId, Room)>) {
         let mut usage = self.lock();
         let used = usage.of(id);
@@ -69,7 +69,7 @@ impl Bounds {
         }
     }
 
-    /// Whether `more` would fit if every visitor gave way, except one, which has `stays`.
+    /// Returns whether `more` would fit if all visitors were evicted, except those that use `stays`.
     pub(super) fn could_fit(&self, more: Room, stays: Room) -> bool {
         self.fits(self.usage().keyed.and(stays).and(more))
     }
@@ -79,7 +79,7 @@ impl Bounds {
     }
 
     fn lock(&self) -> MutexGuard<'_, Usage> {
-        // No user code runs under the lock, so nothing can have stopped halfway.
+        // No application code runs under the lock, so a poisoned state cannot be half-changed.
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,7 +96,7 @@ impl Room {
         Self { sessions: self.sessions.saturating_add(other.sessions), bytes: self.bytes.saturating_add(other.bytes) }
     }
 
-    /// What `self` has more than `other`, of each.
+    /// Returns by how much `self` exceeds `other`, in each field.
     pub(super) fn beyond(self, other: Self) -> Self {
         Self { sessions: self.sessions.saturating_sub(other.sessions), bytes: self.bytes.saturating_sub(other.bytes) }
     }

@@ -1,4 +1,4 @@
-//! Creating a record: whether it may be, what ends for it, and the room that it takes.
+//! Creating a record: whether it is allowed, which records end for it, and the space that it takes.
 
 use std::{sync::MutexGuard, time::Duration};
 
@@ -9,13 +9,13 @@ use crate::{
     stores::recent::{TermsAt, unknown},
 };
 
-/// What becomes of a record that is to be created.
+/// The decision about a record to create.
 enum Admission {
-    /// It is stored, and these end because of the limit.
+    /// The record is stored, and these end because of the limit.
     New {
         ends: Vec<u32>,
     },
-    /// This very record is there already.
+    /// This very record is already there.
     Repeated,
     Refused(Created),
 }
@@ -46,7 +46,7 @@ impl MemoryBackend {
             if let Some(dead) = there {
                 self.remove(&mut pair.shard, dead, now);
             }
-            // What ends for it makes room for it.
+            // The records that end make room for it.
             let freed = ends.iter().fold(Room::default(), |sum, &at| sum.and(pair.shard.entry(at).room()));
             let gone = leaving.map_or(Room::default(), |leaving| leaving.room);
             let more = needs.beyond(freed.and(gone)).beyond(reserved);
@@ -60,7 +60,7 @@ impl MemoryBackend {
                 pair.shard.insert(record, now);
                 return Ok(Created::Done { ended, left });
             }
-            // Others have to give way, and they may be in any shard.
+            // Others have to be evicted, and they may be in any shard.
             drop(pair);
             let of_visitors = if id.owner().is_none() { reserved } else { Room::default() };
             let except = leaving.map(|leaving| leaving.id);
@@ -72,11 +72,11 @@ impl MemoryBackend {
         }
     }
 
-    /// Locks the shard of a record, and that of another one, removes a few expired records, and tells the time.
+    /// Locks the shards of a record and of another one, removes a few expired records, and returns the time.
     fn pair(&self, id: RecordId, other: Option<RecordId>, purge: usize) -> (Pair<'_>, u64) {
         let at = self.place_of(id);
         let other = other.map(|id| self.place_of(id)).filter(|other| *other != at);
-        // Always the lower one first. Nothing else locks two.
+        // The lower one is always locked first. Nothing else locks two shards.
         let before = other.filter(|other| *other < at).map(|other| lock(&self.shards[other]));
         let (shard, _) = self.shard_at(at, purge);
         let other = before.or_else(|| other.map(|other| lock(&self.shards[other])));
@@ -85,12 +85,12 @@ impl MemoryBackend {
 
     /// Decides whether a record is stored.
     ///
-    /// `there` is what has its name, dead or alive.
+    /// `there` is the record that has its name, live or expired.
     fn admit(shard: &Shard, there: Option<u32>, record: &Record, terms: &TermsAt, now: u64) -> Result<Admission> {
         let Record { id, version, .. } = *record;
         let there = there.map(|at| shard.entry(at)).filter(|there| there.expires > now);
         Ok(match there {
-            // Since this one was created it may have been written to.
+            // The record may have been written to since it was created.
             Some(there) if there.version == version || there.first == version => Admission::Repeated,
             _ if terms.are_late(&shard.clears, id.owner(), Duration::from_nanos(now)) => {
                 Admission::Refused(Created::Late)
@@ -106,11 +106,11 @@ impl MemoryBackend {
     }
 }
 
-/// The shard of the new record, and that of the visitor's record that it leaves. Both are locked, so that one is there exactly
-/// when the other one is gone.
+/// The shards of the new record and of the visitor's record that it leaves. Both are locked, so that one exists exactly when the
+/// other one is gone.
 struct Pair<'a> {
     shard: MutexGuard<'a, Shard>,
-    /// `None` if it is the same one, or no record is left.
+    /// `None` if it is the same shard, or if no record is left.
     other: Option<MutexGuard<'a, Shard>>,
 }
 
@@ -123,7 +123,7 @@ struct Leaving {
 }
 
 impl Pair<'_> {
-    /// Says what becomes of the record that is to be left, and finds it if it is to end.
+    /// Decides what happens to the record that is left, and finds it if it has to end.
     fn leaving(&self, leaves: Option<(RecordId, i64)>, now: u64) -> (Left, Option<Leaving>) {
         let Some((id, version)) = leaves else { return (Left::NotTried, None) };
         let shard = self.other.as_deref().unwrap_or(&self.shard);
@@ -134,7 +134,7 @@ impl Pair<'_> {
         }
     }
 
-    /// Ends that record. Its room is still to be given back.
+    /// Ends that record. The caller releases its space.
     fn leave(&mut self, leaving: Leaving, now: u64) {
         self.other.as_deref_mut().unwrap_or(&mut self.shard).remove(leaving.at, now);
     }

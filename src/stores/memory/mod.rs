@@ -19,22 +19,21 @@
 //! first. Signed-in sessions are never evicted: if no visitors' sessions are left, creating a session fails with
 //! [`ErrorKind::Unavailable`]. Signing out always works.
 //!
-//! The store also remembers each user's last clear for half an hour, so that logins that were under way are refused. It
-//! remembers at most 65,536 clears (7 MB). If there are more, the oldest are forgotten, and logins that have been under way for
-//! longer than that are refused. A [`Login`](crate::Login) is good only for the store that it was begun on: one that another
-//! process began, or this process before it was started again, is refused.
+//! The store also remembers each user's last clear for half an hour, so that pending logins can be refused. It remembers at
+//! most 65,536 clears (7 MB). If there are more, the oldest are forgotten, and logins that began before those are refused. A
+//! [`Login`](crate::Login) is valid only for the store that it was begun on. If another process began it, or this process
+//! before a restart, it is refused.
 //!
 //! # A limit of sessions per user
 //!
-//! A login above the [limit](crate::Builder::sessions_per_key) ends the user's least recently used sessions in the same step,
-//! and what they took is room for the new one. A session counts as used when it was created, written, or touched, which a
-//! request that reads it does once per [`touch_interval`](crate::Builder::touch_interval).
+//! A login above the [limit](crate::Builder::sessions_per_key) atomically ends the user's least recently used sessions, and
+//! their space is available for the new one. A session is used when it is created, written or touched; a request that reads it
+//! touches it once per [`touch_interval`](crate::Builder::touch_interval).
 //!
-//! # What the administrator's view costs
+//! # Cost of listing and counting all sessions
 //!
-//! [`all`](Sessions::all) locks one part of the sessions at a time, and for no more than 1,024 of them.
-//! [`count`](Sessions::count) reads a counter of each part. It first removes what has expired, as
-//! each write does with a few, and so takes longer if many sessions have expired since.
+//! [`all`](Sessions::all) locks one shard at a time, and for at most 1,024 sessions. [`count`](Sessions::count) reads a
+//! counter per shard. It first removes expired sessions, so it takes longer if many have expired.
 
 mod bounds;
 mod create;
@@ -81,7 +80,7 @@ pub type MemorySessions = Sessions<MemoryBackend>;
 #[derive(Debug)]
 pub struct MemoryBackend {
     shards: Box<[Mutex<Shard>]>,
-    /// A random number, so that its marks and cursors are told from those of another one.
+    /// A random number that distinguishes its marks and cursors from those of another store.
     opening: i64,
     hasher: DefaultHashBuilder,
     clock: OnceLock<Clock>,
@@ -122,7 +121,8 @@ impl Builder<MemoryBackend> {
 
     /// Limits the memory that sessions take, approximately and including bookkeeping. Default: 1 GiB.
     ///
-    /// See [`max_sessions`](Self::max_sessions) for what happens at the limit. A limit in which no session fits is refused.
+    /// See [`max_sessions`](Self::max_sessions) for what happens at the limit. A limit that is too small for any session is
+    /// refused.
     pub fn max_bytes(mut self, bytes: usize) -> Self {
         self.from.bounds.max_bytes = bytes;
         self.fits = a_session_fits;
@@ -143,7 +143,7 @@ impl MemoryBackend {
         usage.keyed.and(usage.anonymous).bytes
     }
 
-    /// Locks the shard of a record, removes a few expired records from it, and tells the time.
+    /// Locks the shard of a record, removes a few expired records from it, and returns the time.
     fn shard(&self, id: RecordId, purge: usize) -> (MutexGuard<'_, Shard>, u64) {
         self.shard_at(self.place_of(id), purge)
     }
@@ -164,7 +164,7 @@ impl MemoryBackend {
         (shard, now)
     }
 
-    /// Which shard a record is in.
+    /// Returns the index of a record's shard.
     fn place_of(&self, id: RecordId) -> usize {
         id.owner().map_or_else(|| self.place_of_hash(id), |owner| self.place_of_hash(owner))
     }
@@ -195,10 +195,10 @@ impl MemoryBackend {
         nanos(self.clock.get_or_init(Clock::system).elapsed())
     }
 
-    /// Takes room for a record. Others give way for it if need be, but none of them if that would not be enough. Never
-    /// `except`, a visitor's record: what visitors' records have that do not give way is `stays`.
+    /// Reserves space for a record. Evicts others if necessary, or none at all if that would not be enough. The visitor's record
+    /// `except` is never evicted; `stays` is the space of visitors' records that are not evicted.
     ///
-    /// No shard may be locked: making room may need any of them.
+    /// The caller must not hold a shard's lock, because making room may need any shard.
     fn reserve(&self, id: RecordId, more: Room, except: Option<RecordId>, stays: Room) -> Result<()> {
         while !self.bounds.take(id, more) {
             let could_fit = self.bounds.could_fit(more, stays);
@@ -210,7 +210,7 @@ impl MemoryBackend {
                                left to evict";
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
             }
-            // The records that could give way are being stored or removed by other threads.
+            // Other threads are storing or removing the records that could be evicted.
             std::thread::yield_now();
         }
         Ok(())
@@ -221,13 +221,13 @@ impl MemoryBackend {
         self.shards.iter().any(|shard| self.look_at_due(&mut lock(shard), now))
     }
 
-    /// Drops the anonymous record that was not used for longest, but not `except`.
+    /// Evicts the least recently used visitor's record, except `except`.
     fn drop_least_recently_used(&self, except: Option<RecordId>) -> bool {
         let used = |shard: &Shard| Some(shard.entry(shard.least_recently_used(except)?).used);
         let candidates = self.shards.iter().filter_map(|shard| Some((used(&lock(shard))?, shard)));
         let Some((_, shard)) = candidates.min_by_key(|(used, _)| *used) else { return false };
         let mut shard = lock(shard);
-        // Another thread may have removed that one meanwhile. Then its neighbour goes, or the caller looks again.
+        // Another thread may have removed that record in the meantime. Then its neighbour is evicted, or the caller tries again.
         if let Some(at) = shard.least_recently_used(except) {
             self.remove(&mut shard, at, self.now());
         }
@@ -282,7 +282,8 @@ impl Backend for MemoryBackend {
                 self.bounds.release(record.id, reserved);
                 return match retry {
                     true if there == record.version => Ok(Outcome::Done),
-                    // It may have been written and replaced. No answer of the memory is lost, so no versions are remembered.
+                    // The first try may have been applied and replaced. Memory never loses an answer, so it remembers no
+                    // versions.
                     true => Err(unknown().into()),
                     false => Ok(Outcome::Conflict(shard.record(at, now))),
                 };
@@ -290,7 +291,7 @@ impl Backend for MemoryBackend {
             let old = shard.entry(at).room();
             let more = new.beyond(old).beyond(reserved);
             if more.bytes > 0 {
-                // Others may have to give way for it, and they may be in this shard.
+                // Others may have to be evicted for it, and they may be in this shard.
                 drop(shard);
                 let stays = if record.id.owner().is_none() { old.and(reserved) } else { Room::default() };
                 if let Err(full) = self.reserve(record.id, more, Some(record.id), stays) {
@@ -365,7 +366,7 @@ impl Backend for MemoryBackend {
         let place = place(self.opening, after)?;
         let (mut at, mut from) = ((place >> 32) as usize, place as u32 as usize);
         let (mut records, most) = (Vec::new(), most.max(1));
-        // A page is less than full at the end, and where nearly all places are empty.
+        // A page is not full at the end of a shard, or where nearly all slots are empty.
         for _ in 0..MOST_LOOKS.max(most / SOME) {
             let Some(shard) = self.shards.get(at) else { return Ok(Page { records, ..Page::default() }) };
             let shard = lock(shard);
@@ -395,7 +396,7 @@ impl Backend for MemoryBackend {
     }
 
     fn set_clock(&self, clock: Clock) {
-        // A backend that is shared keeps the clock that it was given first.
+        // A shared backend keeps the first clock.
         let _ = self.clock.set(clock);
     }
 }
@@ -412,16 +413,17 @@ fn a_session_fits(backend: &MemoryBackend, smallest: &Bytes) -> std::result::Res
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    // No user code runs under the lock, so nothing can have stopped halfway.
+    // No application code runs under the lock, so a poisoned state cannot be half-changed.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A load must hardly take longer while many records expire. Writes remove more than they can add.
+/// How many expired records each call removes. Few, so that loads stay fast while many records expire; enough, so that writes
+/// remove more than they add.
 const PURGE_PER_LOAD: usize = 1;
 const PURGE_PER_WRITE: usize = 4;
 const SHARDS_PER_THREAD: usize = 4;
-/// How often a page of a scan looks for records, [`SOME`] places each time.
+/// How many times a page of a scan looks for records, at [`SOME`] slots each time.
 const MOST_LOOKS: usize = 256;
-/// In all shards together.
+/// The total of all shards.
 const MOST_CLEARS: usize = 1 << 16;
 const MOST_ENDINGS: usize = 1 << 13;

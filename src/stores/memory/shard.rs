@@ -27,7 +27,7 @@ use crate::{
     stores::recent::{RecentClears, RecentEndings, above},
 };
 
-/// A part of the records. All records of an owner are in the same shard, so that `list` and `clear` see one moment.
+/// A part of the records. All records of an owner are in the same shard, so that `list` and `clear` are atomic.
 pub(super) struct Shard {
     hasher: DefaultHashBuilder,
     /// Counts uses across all shards, so that the least recent one can be found.
@@ -36,15 +36,15 @@ pub(super) struct Shard {
     pub(super) by_id: HashTable<u32>,
     /// The newest record of each owner.
     pub(super) by_owner: HashTable<u32>,
-    /// When to look at a record, at the latest when it expires. A place does not move when its record is used, only when
-    /// its time has come. It is void if the record is gone, or has another place since.
+    /// When to check each record, at the latest when it expires. An entry does not move when its record is used, only when it
+    /// is due. It is void if the record is gone, or has another entry by then.
     pub(super) due: BinaryHeap<Reverse<(u64, u32)>>,
     /// Anonymous records, linked from the least to the most recently used.
     pub(super) oldest: Option<u32>,
     pub(super) newest: Option<u32>,
     /// How many anonymous records there are.
     pub(super) visitors: usize,
-    /// How often it has heard of records with an owner.
+    /// Counts the uses of records with an owner.
     heard: u64,
     pub(super) clears: RecentClears,
     pub(super) endings: RecentEndings,
@@ -54,7 +54,7 @@ pub(super) struct Shard {
 pub(super) struct Entry {
     pub(super) id: RecordId,
     pub(super) version: i64,
-    /// The version that it was created with, by which a repeated `create` is recognised.
+    /// The version that it was created with, which identifies a retried `create`.
     pub(super) first: i64,
     pub(super) expires: u64,
     /// Its place in `due`.
@@ -63,15 +63,15 @@ pub(super) struct Entry {
     /// Its neighbours: among the records of its owner, or among the anonymous ones.
     pub(super) older: Option<u32>,
     pub(super) newer: Option<u32>,
-    /// When it was last used, if it is anonymous. Otherwise when it was last heard of, which a read does not count for.
+    /// When the record was last used. For a record with an owner, reads do not count.
     pub(super) used: u64,
 }
 
-/// What was found at the head of `due`.
+/// The result of checking the first entry of `due`.
 pub(super) enum Due {
     /// Nothing is due yet.
     Nothing,
-    /// A void place, or a record that was used since: it is due later now.
+    /// A void entry, or a record that was used since and is now due later.
     Later,
     /// An expired record, which was removed.
     Expired(Entry),
@@ -116,7 +116,7 @@ impl Shard {
         self.find(id).filter(|&at| self.entry(at).expires > now)
     }
 
-    /// Whether a user's record of that name ended lately, or may have.
+    /// Returns whether a user's record with that name ended recently, or may have.
     pub(super) fn may_have_ended(&self, id: RecordId, now: u64) -> bool {
         let time = Duration::from_nanos(now);
         let dead = self.find(id).map(|at| self.entry(at).expires).filter(|expires| *expires <= now);
@@ -124,14 +124,13 @@ impl Shard {
         id.owner().is_some() && (is_dead || self.endings.may_have(id, time))
     }
 
-    /// The records of an owner, the newest first, expired ones included.
+    /// Returns the records of an owner, the newest first, including expired ones.
     pub(super) fn of(&self, owner: Owner) -> impl Iterator<Item = u32> + Clone {
         let newest = self.by_owner.find(self.hasher.hash_one(owner), |&at| self.entry(at).id.owner() == Some(owner));
         successors(newest.copied(), |&at| self.entry(at).older)
     }
 
-    /// The live records of an owner that end for a new one, those that were heard of longest ago, or `None` if the limit
-    /// refuses more.
+    /// Returns the least recently used live records of an owner, which end for a new one, or `None` if the limit refuses it.
     pub(super) fn above(&self, owner: Owner, limit: Limit, now: u64) -> Option<Vec<u32>> {
         let live = self.of(owner).filter(|&at| self.entry(at).expires > now);
         let ends = above(limit, live.clone().count())?;
@@ -139,14 +138,14 @@ impl Shard {
             return Some(Vec::new());
         }
         let mut live: Vec<_> = live.map(|at| (self.entry(at).used, at)).collect();
-        // There are no fewer of them than end.
+        // There are at least as many records as have to end.
         live.select_nth_unstable(ends - 1);
         live.truncate(ends);
         Some(live.into_iter().map(|(_, at)| at).collect())
     }
 
-    /// Collects live records, `most` of them, from that place on, and returns where to go on, or `None` at the end. A record
-    /// has the same place for as long as it lives.
+    /// Collects up to `most` live records from that slot on, and returns where to continue, or `None` at the end. A record
+    /// keeps its slot as long as it lives.
     pub(super) fn some(&self, from: usize, most: usize, now: u64, into: &mut Vec<Record>) -> Option<usize> {
         let (end, full) = (from.saturating_add(SOME), into.len().saturating_add(most));
         for at in from..end.min(self.entries.capacity()) {
@@ -186,7 +185,7 @@ impl Shard {
         self.mark_heard(at);
     }
 
-    /// Replaces the contents of a record, and gives the payload that it had.
+    /// Replaces the contents of a record, and returns its old payload.
     pub(super) fn replace(&mut self, at: u32, record: Record, now: u64) -> Bytes {
         let entry = self.entry_mut(at);
         entry.version = record.version;
@@ -215,12 +214,12 @@ impl Shard {
         entry
     }
 
-    /// Whether a record may have expired that was not removed yet.
+    /// Returns whether an expired record may not have been removed yet.
     pub(super) fn is_due(&self, now: u64) -> bool {
         self.due.peek().is_some_and(|Reverse((due, _))| *due <= now)
     }
 
-    /// Looks at the record that is due first, and removes it if it has expired.
+    /// Checks the record that is due first, and removes it if it has expired.
     pub(super) fn look_at_due(&mut self, now: u64) -> Due {
         let Some(&Reverse((_, at))) = self.due.peek().filter(|Reverse((due, _))| *due <= now) else {
             return Due::Nothing;
@@ -247,7 +246,7 @@ impl Shard {
         }
     }
 
-    /// Drops void places once they are the majority.
+    /// Drops void entries once they are the majority.
     fn tidy_due(&mut self) {
         if self.due.len() > 2 * self.entries.len() + MIN_DUE {
             let due = self.entries.iter().map(|(at, entry)| Reverse((entry.due, at as u32)));
@@ -288,7 +287,7 @@ impl Shard {
         }
     }
 
-    /// The anonymous record that was not used for longest, but not `except`.
+    /// Returns the least recently used visitor's record, except `except`.
     pub(super) fn least_recently_used(&self, except: Option<RecordId>) -> Option<u32> {
         let oldest = self.oldest?;
         if Some(self.entry(oldest).id) == except { self.entry(oldest).newer } else { Some(oldest) }
@@ -309,7 +308,7 @@ impl Shard {
         }
     }
 
-    /// Puts an anonymous record at the newest end of the list.
+    /// Moves a visitor's record to the newest end of the list.
     fn link(&mut self, at: u32) {
         let older = self.newest.replace(at);
         let used = self.uses.fetch_add(1, Relaxed);
@@ -333,7 +332,7 @@ impl Shard {
         }
     }
 
-    /// Links the neighbours of a record to each other, and says which they are.
+    /// Links the neighbours of a record to each other, and returns them.
     fn neighbours_without(&mut self, at: u32) -> (Option<u32>, Option<u32>) {
         let (older, newer) = (self.entry(at).older, self.entry(at).newer);
         if let Some(older) = older {
@@ -364,17 +363,17 @@ pub(super) fn nanos(duration: Duration) -> u64 {
 }
 
 impl Room {
-    /// What a record takes, with its places in the indexes.
+    /// Returns the space that a record takes, including its index entries.
     pub(super) fn of(payload: &Bytes) -> Self {
         Self { sessions: 1, bytes: payload.len() + OVERHEAD }
     }
 }
 
-/// What a record takes beside its payload: an entry, its two places in `due`, and two in each of the tables, which are
-/// half empty.
+/// The space that a record takes in addition to its payload: an entry, two entries in `due`, and two in each of the tables, which
+/// are half empty.
 pub(super) const OVERHEAD: usize = size_of::<Entry>() + 2 * size_of::<(u64, u32)>() + 4 * (size_of::<u32>() + 1);
 pub(super) const MIN_DUE: usize = 64;
-/// How many places are looked through at a time, so that others never wait for long.
+/// How many slots are visited at a time, so that other calls never wait for long.
 pub(super) const SOME: usize = 1024;
 
 #[cfg(test)]
