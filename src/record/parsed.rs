@@ -25,7 +25,7 @@ pub(crate) enum Body<'a> {
     Own(&'a [u8]),
 }
 
-/// In text, a record without data has what a serializer wrote behind it.
+/// In the text form, the output of an application's serializer follows a record without data.
 impl Default for Body<'_> {
     fn default() -> Self {
         Self::Own(&[])

@@ -164,7 +164,7 @@ async fn p02_a_cross_site_post_makes_no_anonymous_session(store: Store) {
     };
     assert!(!unsaved.ok().sets_no_cookie().headers.contains_key("cache-control"));
     let said = events.text();
-    let told: Vec<_> = said.lines().filter(|line| line.contains("another site")).collect();
+    let told: Vec<_> = said.lines().filter(|line| line.contains("cross-site request")).collect();
     assert!(matches!(told[..], [line] if line.starts_with("DEBUG")), "{said}");
 
     let saved = client.request(post(), async |session: Session| {

@@ -622,7 +622,7 @@ async fn a_torn_end_is_cut_off_and_said() {
     let _guard = tracing::subscriber::set_default(events.clone());
     let sessions = open(&folder.file()).await;
     let said = events.text();
-    assert!(said.contains("WARN") && said.contains("torn end"), "{said}");
+    assert!(said.contains("WARN") && said.contains("torn write"), "{said}");
     assert!(said.contains(&format!("bytes={}", torn.len())) && said.contains("sessions.json"), "{said}");
     assert!(sessions.get(&id).await.unwrap().is_some());
     sessions.close().await.unwrap();
