@@ -158,7 +158,10 @@ async fn p13_a_keyring_adds_nothing_to_logs_and_errors() {
     printed += &format!("{error} {error:?}");
 
     let log = LOG.take();
-    assert!(log.contains("not valid IDs") && log.contains("left out of a list") && log.contains("not on the keyring"), "{log}");
+    assert!(
+        log.contains("not valid IDs") && log.contains("left out of a list") && log.contains("not on the keyring"),
+        "{log}"
+    );
     for text in [&log, &printed] {
         for secret in ["4111-1111", "4222-2222", "lovelace", "card-number", &key[..20], &key[20..]] {
             assert!(!text.contains(secret), "{secret} in {text}");
