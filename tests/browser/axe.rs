@@ -1,4 +1,4 @@
-//! What axe-core has to say of a page. `tests/run` fetches it.
+//! Accessibility checks of a page by axe-core, which `tests/run` downloads.
 
 use std::{env, fs};
 

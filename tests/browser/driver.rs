@@ -1,4 +1,4 @@
-//! Chromium's WebDriver server, and the sessions that tests open on it.
+//! Chromium's WebDriver server, and the WebDriver sessions that tests open on it.
 
 use std::{
     sync::{LazyLock, Mutex, PoisonError},

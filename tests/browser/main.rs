@@ -1,4 +1,4 @@
-//! The login example in a real browser: what people see and do, on each store. And requests from other sites.
+//! The login example in a real browser, on each store, and requests from other sites.
 
 #![cfg(unix)]
 

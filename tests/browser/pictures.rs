@@ -1,7 +1,7 @@
-//! The pages as people see them: nothing is cut off, however long it is; and the pictures in the README.
+//! Screenshots: checks that nothing is cut off, however long it is, and takes the pictures for the README.
 //!
-//! `SESSION_TEST_PICTURES=examples/pictures tests/run --test browser pictures` takes the pictures of the README again. With
-//! `SESSION_TEST_ALL_PICTURES=1` it takes all pictures, to be looked at.
+//! `SESSION_TEST_PICTURES=examples/pictures tests/run --test browser pictures` takes the README's pictures again. With
+//! `SESSION_TEST_ALL_PICTURES=1` it takes all pictures, for review.
 
 use std::{env, fs, path::Path};
 

@@ -1,4 +1,4 @@
-//! Between a browser and the server: it holds one request back until it is told to let it go.
+//! A proxy between the browser and the server that holds back one request until it is told to release it.
 
 use std::{
     io::{self, Read, Write},

@@ -1,4 +1,4 @@
-//! Where a test takes place: the example on a store, and browsers that visit it.
+//! The setup of a test: the login example on a store, and browsers that visit it.
 
 use std::{cell::RefCell, rc::Rc};
 

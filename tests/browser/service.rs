@@ -1,4 +1,4 @@
-//! Processes that tests need, and that do not outlive them, not even if they are killed.
+//! Helper processes that end with the tests, even if the tests are killed.
 
 use std::{
     io::{BufRead, BufReader, Read},

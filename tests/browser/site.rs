@@ -1,4 +1,4 @@
-//! A site that counts visits, with any `SameSite`; and pages of another site that lead to it.
+//! A site that counts visits, with any `SameSite`, and pages of another site that link to it.
 
 use std::{convert::Infallible, net, thread};
 

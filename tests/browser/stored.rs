@@ -1,4 +1,4 @@
-//! Sessions that were there before: made by the library, by a clock of the test's, on the example's store.
+//! Existing sessions: made through the library with the test's clock, in the example's store.
 
 use std::{
     convert::Infallible,

@@ -1,4 +1,4 @@
-//! Promise 5, and a process that is copied: updates of both copies are all applied.
+//! Promise 5 for a process that is copied: the updates of both copies are all applied.
 
 use std::{
     convert::Infallible,

@@ -1,4 +1,4 @@
-//! All sessions, for an administrator: pages, numbers, and what is known of one.
+//! `all`, `count` and `info`, for administrators.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,4 @@
-//! What an application and its operator are told: events, and the lines of the log about the store.
+//! Events for the application, and log messages about the store for the operator.
 
 use std::{
     sync::{

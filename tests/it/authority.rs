@@ -1,4 +1,4 @@
-//! Whose session it is: logins and sign-outs of requests that were held back, of copied cookies, and of several cookies.
+//! Authority: logins and sign-outs of delayed requests, with stolen cookies, and with several cookies.
 
 use std::{
     sync::{

@@ -1,7 +1,7 @@
-//! Clients that go away: a request, or a call of the module, is dropped at each point where it waits.
+//! Cancellation: a request, or a call on `Sessions`, is dropped at each of its await points.
 //!
-//! Afterwards the store is as before or as after it, and never between. Once a sign-out was recorded it is as after that.
-//! Nothing is left behind: no lock, no task, no file, and no session that nobody asked for.
+//! Afterwards, the store is either in the state before the call or in the state after it, never in between. If a sign-out was
+//! recorded, it takes effect. No lock, task, file or unwanted session is left behind.
 
 use std::{
     pin::Pin,

@@ -1,4 +1,4 @@
-//! A browser, as far as sessions care: it keeps cookies. What its requests do is written at each request, as a closure.
+//! A minimal browser: it keeps cookies, and sends requests whose handler is a closure.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Parallel requests, in one process and in two: nothing is lost, and nothing is applied twice.
+//! Parallel requests, in one process and in two: no change is lost or applied twice.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! What a request costs that has no use for its session: backend calls and allocations, counted.
+//! The cost of a request that does not use its session: counts backend calls and allocations.
 
 use std::{
     convert::Infallible,

@@ -1,4 +1,4 @@
-//! What a keyring is for: nothing of ours is read, forged, altered or moved; and keys change without signing anyone out.
+//! Encryption: IDs and records cannot be read, forged, altered or moved, and key changes sign nobody out.
 
 use std::time::{Duration, SystemTime};
 

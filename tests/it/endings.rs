@@ -1,4 +1,4 @@
-//! What was ended stays ended, and everything that was to end has.
+//! Endings: ended sessions stay ended, and every session that should end does.
 
 use std::{
     future::{pending, poll_fn},

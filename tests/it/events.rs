@@ -1,4 +1,4 @@
-//! What is logged, for tests that read it.
+//! A log collector, for tests that read the log.
 
 use std::{
     fmt::Write,

@@ -1,4 +1,4 @@
-//! The login example, as a process of its own.
+//! The login example as a child process.
 
 use std::{
     env, fs,

@@ -1,4 +1,4 @@
-//! A backend that is away, slow, or has lost its mind.
+//! Backends that are down, slow, or answer nonsense.
 
 use std::{
     sync::{Arc, Mutex},

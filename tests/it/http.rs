@@ -1,4 +1,4 @@
-//! The layer among others: headers, extractors, rejections, nesting, plain tower.
+//! The layer in a stack: headers, extractors, rejections, nesting, plain tower.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Who gets a session: visitors, first writes, and IDs that are not ours.
+//! Which requests get a session: visitors, first writes, and foreign IDs.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! Sessions in a file: what outlives what, and what is refused.
+//! The JSON file: durability, recovery, and files that are refused.
 
 use std::{
     collections::{BTreeMap, HashMap},

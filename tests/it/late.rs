@@ -1,4 +1,4 @@
-//! Logins that learn that they come too late: their user was signed out everywhere while the password was checked.
+//! Late logins: the user was signed out everywhere while the password was checked.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The login example as a browser sees it: its binary, over a socket, with cookies kept.
+//! The login example: its binary over a socket, with a client that keeps cookies.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! Logins: a new ID, what is kept and what is dropped, and requests beside them.
+//! Logins: the new ID, which data is kept or dropped, and concurrent requests.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The table of the log's lines in the docs, and the lines in the source.
+//! The table of log messages in the docs, compared with the messages in the source.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

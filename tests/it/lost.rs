@@ -1,4 +1,4 @@
-//! Commits whose answer was lost, and what comes after them in the same request.
+//! Commits whose answer was lost, and later changes in the same request.
 
 use http::StatusCode;
 use jam_session::{

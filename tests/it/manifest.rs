@@ -1,4 +1,4 @@
-//! What `Cargo.toml` promises: which Rust is enough, and what is in the package.
+//! The claims of `Cargo.toml`: the minimum Rust version, and the contents of the package.
 
 use std::{
     collections::{BTreeSet, HashMap},

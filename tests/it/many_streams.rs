@@ -1,4 +1,4 @@
-//! Many streams that wait for their sessions to end: what they hold, how often they ask the store, and when they give it up.
+//! Many streams that wait for their sessions to end: their memory, how often they poll the store, and when they give up.
 
 use std::{
     task::{Context, Poll, Waker},

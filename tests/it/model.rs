@@ -1,4 +1,4 @@
-//! A value of any kind that serde's data model has, which knows how it is read back.
+//! A model of serde values of every kind, which predicts how each is read back.
 
 use std::{cell::RefCell, fmt};
 

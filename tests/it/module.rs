@@ -1,4 +1,4 @@
-//! The module without HTTP: its verbs, options, serializers and limits.
+//! `Sessions` without HTTP: its methods, options, serializers and limits.
 
 use std::{
     sync::{

@@ -1,6 +1,6 @@
-//! What a stranger can reach: bytes for the cookie header, the text of an ID, a record. Nothing makes them panic.
+//! The parsers of untrusted input: the cookie header, the text of an ID, a record. No input makes them panic.
 //!
-//! The fuzz targets call the same functions; what they found worth keeping is in `tests/corpus`, and is tried here.
+//! The fuzz targets call the same functions. Their interesting inputs are in `tests/corpus`, and are run here.
 
 use std::{
     convert::Infallible,

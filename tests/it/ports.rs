@@ -1,4 +1,4 @@
-//! Ports of loopback, for servers that have to be told one.
+//! Free loopback ports, for servers that need a port number.
 
 use std::{
     net::{Ipv4Addr, TcpListener},

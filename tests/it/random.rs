@@ -1,4 +1,4 @@
-//! The same numbers for the same seed.
+//! A seeded random number generator.
 
 /// SplitMix64.
 #[derive(Clone)]

@@ -1,4 +1,4 @@
-//! Rotation: what `rework` does to the ID, and for how long the previous one works.
+//! Rotation: what `rework` does to the ID, and how long the previous ID works.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! Nothing secret in `Debug`, errors, logs or the store.
+//! Secrets: none of them appears in `Debug`, errors, logs or the store.
 
 use std::{cell::RefCell, fmt::Write};
 

@@ -1,4 +1,4 @@
-//! Responses that go on after they have left: streams, server-sent events, WebSockets.
+//! Responses that continue after their head was sent: streams, server-sent events, WebSockets.
 
 use std::{convert::Infallible, time::Duration};
 

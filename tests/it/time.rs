@@ -1,4 +1,4 @@
-//! Idle time, deadline, and how often the backend hears of use.
+//! Idle timeout, absolute timeout, and how often the backend is touched.
 
 use std::{future::ready, time::Duration};
 

@@ -1,6 +1,6 @@
-//! Promise 5, for values: what is accepted is read back equal, and what cannot be is refused by the call that writes it.
+//! Promise 5 for values: an accepted value is read back equal, and any other value is refused by the call that writes it.
 //!
-//! tests/values runs these once more, with the unusual features of serde_json.
+//! tests/values runs these tests again, with the unusual features of serde_json.
 
 use std::{cell::Cell, collections::BTreeMap, convert::Infallible, sync::Mutex};
 

@@ -1,4 +1,4 @@
-//! Backends that are wrong, each in one way: that one is found, by the promise that it breaks and in words that fit.
+//! Backends with one bug each. The test of the broken promise finds it, with a fitting message.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

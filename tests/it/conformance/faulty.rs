@@ -1,4 +1,4 @@
-//! The backend that fails when it is told to: that it does as it says, and what sessions and the layer make of it.
+//! `Faulty`: that it fails as told, and how sessions and the layer react.
 
 use std::{
     future::ready,

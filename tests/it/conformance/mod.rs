@@ -1,4 +1,4 @@
-//! The exam that every backend takes: ours, and those that must fail it.
+//! The conformance tests, for our backends and for backends that must fail them.
 
 mod broken;
 mod faulty;

@@ -1,4 +1,4 @@
-//! The application that the walk visits. A handler does what it is asked to.
+//! The application that the fleet visits. Its handler does what the request asks for.
 
 use std::{
     collections::{BTreeMap, HashMap},

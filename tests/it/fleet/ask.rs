@@ -1,4 +1,4 @@
-//! What a request asks for, and what comes back. Both travel as JSON, so that the same walk goes through a socket.
+//! The commands of a request and its answers. Both are JSON, so that the same walk also works over a socket.
 
 use std::collections::BTreeMap;
 

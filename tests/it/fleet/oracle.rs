@@ -1,12 +1,12 @@
-//! What is known of every session, from what was asked and answered alone; and what therefore may not be answered.
+//! The oracle: tracks what is known about every session from requests and responses alone, and rejects impossible responses.
 //!
-//! Each request has a moment at which it was sent and one at which it was answered. Of two requests the one is *before* the
-//! other if it was answered before the other was sent; else they overlap, and both orders are possible. What a request does
-//! is *sure* from its answer on, *not* done if the answer says so, and *maybe* done, at any moment after it was sent, if its
-//! answer was lost or is a 503. A response is wrong if it fits none of the possible orders.
+//! Each request is sent at one moment and answered at another. One request is *before* another if it was answered before the
+//! other was sent. Otherwise they overlap, and both orders are possible. The effect of a request is *sure* once it is
+//! answered, *not* done if the answer says so, and *maybe* done, at any moment after it was sent, if its answer was lost or is
+//! a 503. A response is wrong if it fits none of the possible orders.
 //!
-//! A login of the same user, and `clear_others`, leave the record and its handle, and nothing can be read by an ID from before:
-//! here that is another session, the *next* of the one before. What ends the record ends both.
+//! A login of the same user, and `clear_others`, keep the record and its handle, but no earlier ID can read them. The oracle
+//! treats the result as another session, the *next* one. If the record ends, both end.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -264,8 +264,8 @@ impl Oracle {
         Cookies { users, visitors, forged: None }
     }
 
-    /// Whether an answer tells which of several cookies of one name has counted: at most one of them leads to a session whose name
-    /// nobody knows.
+    /// Whether an answer tells which of several cookies of one name has counted: at most one of them leads to a session whose
+    /// name nobody knows.
     pub fn tells_apart(&self, cookies: &Cookies) -> bool {
         let is_unknown = |value: &&usize| self.sessions[self.values[**value].session].handle.is_none();
         [&cookies.users, &cookies.visitors].iter().all(|values| values.iter().filter(is_unknown).count() < 2)
@@ -2188,8 +2188,8 @@ impl Oracle {
         Ok(())
     }
 
-    /// What was seen of a session, at some moment since the request was sent. `own` is whether what the request has written itself is
-    /// to be in it.
+    /// What was seen of a session, at some moment since the request was sent. `own` is whether what the request has written
+    /// itself is to be in it.
     fn observe(&mut self, id: usize, session: usize, seen: &Seen, own: bool) -> Checked {
         let (sent, now) = (self.asked[id].sent.at, self.now);
         self.looked_at = Some(session);

@@ -1,4 +1,4 @@
-//! The application as two processes on one Redis, over sockets. All of them are killed, frozen and cut off at random.
+//! The application as two processes on one Redis, over sockets. All of them are killed, frozen and disconnected at random.
 
 use std::{
     cell::{Cell, RefCell},

@@ -1,4 +1,4 @@
-//! Stores and servers that break a promise on purpose, to see that the oracle notices.
+//! Stores and servers that break a promise on purpose, to check that the oracle notices.
 
 use std::{
     collections::{HashMap, HashSet},

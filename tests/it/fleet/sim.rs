@@ -1,5 +1,5 @@
-//! The application within the test: two of it on one store, without sockets. Every call of the store takes a while at random, and
-//! may fail; time passes when the walk says so. All in one thread, so that a seed gives the same walk each time.
+//! The application inside the test: two instances on one store, without sockets. Each store call takes a random time and may
+//! fail. Time passes only when the walk says so. Everything runs in one thread, so a seed always gives the same walk.
 
 use std::{
     cell::RefCell,

@@ -1,6 +1,6 @@
 //! The architecture: which part of the crate may use which other part.
 //!
-//! A request comes in at the top, and arrows go down:
+//! A request enters at the top, and dependencies point down:
 //!
 //! ```text
 //! http  →  session  →  sessions  →  backend  →  record  →  error, clock, random, timeout, …
@@ -8,9 +8,9 @@
 //!                      stores       conformance
 //! ```
 //!
-//! The test reads the sources, and follows every path that begins with `crate`, `self`, `super` or the name of a child
-//! module. It fails on an arrow that is not listed here, on a circle between files, and on a path to an item by way of another
-//! module than the one that defines it, because such a path hides where its arrow leads.
+//! The test reads the sources, and follows every path that begins with `crate`, `self`, `super` or the name of a child module.
+//! It fails on a dependency that is not listed here, on a cycle between files, and on a path that reaches an item through
+//! another module than the one that defines it, because such a path hides the dependency.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},

@@ -1,7 +1,7 @@
-//! Whether a history can be explained: a search after Wing and Gong, with Lowe's memory of what was tried.
+//! The linearizability checker: the search of Wing and Gong, with Lowe's memoization.
 //!
-//! Calls that overlap may have happened in either order, calls that do not may not. A history is linearizable if there is an
-//! order in which the model, doing one call at a time, gives every answer that was given. A call that got no answer may have
+//! Overlapping calls may have happened in either order; other calls happened in the order in which they were made. A history is
+//! linearizable if there is an order in which the sequential model gives all the same answers. A call without an answer may have
 //! happened at any time after it was made, or never.
 
 use std::{

@@ -1,9 +1,8 @@
-//! Histories: what many clients see who call at random and all at once, checked against a model that does one thing after
-//! the other.
+//! Linearizability tests: many clients make random concurrent calls, and their history is checked against a sequential model.
 //!
-//! A history that no order of its calls explains is a broken promise. It is shrunk, and printed with the seed it came from.
-//! Seeds are fixed, so that a run is like the one before; with `SESSION_TEST_LONG=<seconds>` they are new ones for so long, and
-//! `SESSION_TEST_SEED=<seed>` runs one. On one thread (`…_in_any_order`) the seed says all; elsewhere, what clients try.
+//! A history that no order of its calls explains is a broken promise. It is shrunk, and printed with its seed. Seeds are
+//! fixed, so runs are repeatable. `SESSION_TEST_LONG=<seconds>` tries new seeds for that long, and `SESSION_TEST_SEED=<seed>`
+//! runs one. In single-threaded tests (`…_in_any_order`) the seed determines everything; in the others, only the calls.
 
 mod check;
 mod module;

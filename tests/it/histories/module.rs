@@ -1,4 +1,4 @@
-//! Histories of the module, [`Sessions`], and of increments through the layer; and what they have to look like.
+//! Histories of [`Sessions`] and of increments through the layer, and the models that they are checked against.
 
 use std::{
     collections::{BTreeMap, HashMap},

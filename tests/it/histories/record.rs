@@ -1,4 +1,4 @@
-//! Making histories: clients that call at random, all from one seed, and what they saw.
+//! Recording histories: clients make random calls from one seed, and record the answers.
 
 use std::{
     collections::VecDeque,

@@ -1,5 +1,5 @@
-//! A store with rough edges: it waits where others may come in between, fails without saying whether it did what it was
-//! asked, and, where a test has to fail, is wrong.
+//! A difficult store: it yields wherever other calls may interleave, fails without saying whether a change was applied, and
+//! has bugs in tests that have to fail.
 
 use std::{
     collections::HashMap,

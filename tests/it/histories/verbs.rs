@@ -1,4 +1,4 @@
-//! Histories of the verbs of a backend, and what they have to look like.
+//! Histories of backend methods, and the model that they are checked against.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

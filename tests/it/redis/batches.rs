@@ -1,4 +1,4 @@
-//! Updates that are ready at the same moment: they go in one script call, and each has its own answer.
+//! Updates that are ready at the same time: they share one script call, and each gets its own answer.
 
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 

@@ -1,4 +1,4 @@
-//! The layout in Redis: what holds beyond the contract of every backend, on every topology and every server at hand.
+//! The layout in Redis: guarantees beyond the backend contract, on every topology and every installed server.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! Outages, slow and full servers, dead connections: each is an error at most, and never "no session".
+//! Outages, slow and full servers, and dead connections: each may cause an error, but never "no session".
 
 use std::time::{Duration, Instant};
 

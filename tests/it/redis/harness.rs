@@ -1,5 +1,5 @@
-//! Redis in its three topologies, each started once and shared by the tests that break nothing, and used with exactly the rights
-//! that the docs ask for.
+//! Redis in its three topologies. Each is started once, shared by the tests that do not break it, and used with exactly the
+//! rights that the docs list.
 
 use std::{
     path::{Path, PathBuf},

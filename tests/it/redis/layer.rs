@@ -1,4 +1,4 @@
-//! Redis behind the layer: two processes, lost answers and outages, as a browser sees them.
+//! The layer on Redis, as a browser sees it: two processes, lost answers and outages.
 
 use std::{sync::Arc, time::Duration};
 

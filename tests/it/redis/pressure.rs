@@ -1,4 +1,4 @@
-//! Memory that runs out, and slots that are on their way to another node.
+//! Used-up memory, and slots that are being migrated to another node.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! A server process that does not outlive the tests, not even if they are killed.
+//! A server process that ends with the tests, even if the tests are killed.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! A proxy that a test can make lose answers, freeze, and tell what was said.
+//! A proxy that can lose answers, freeze, and report the traffic.
 
 use std::sync::{
     Arc, Mutex,

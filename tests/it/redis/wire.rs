@@ -1,4 +1,4 @@
-//! A minimal client, for looking at a server behind the back of what is tested.
+//! A minimal Redis client, for inspecting a server independently of the tested code.
 
 use std::{
     io::{self, BufRead, BufReader, Read, Write},

@@ -1,4 +1,4 @@
-//! What the requests do.
+//! The actions of the requests.
 
 use std::sync::Arc;
 

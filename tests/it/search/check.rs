@@ -1,4 +1,4 @@
-//! What promises 4 to 8 say of what the requests saw, and of what is left in the store.
+//! The checks: promises 4 to 8, applied to what the requests saw and to what is left in the store.
 
 use http::StatusCode;
 use jam_session::{Backend, Owner, RecordId};

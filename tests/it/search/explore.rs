@@ -1,4 +1,4 @@
-//! The search: every order of the moves, by running again from the start; or some of them, by a seed.
+//! The search through all orders of the moves, each run from the start, or through some random orders from a seed.
 
 use super::{
     store::Touches,

@@ -1,4 +1,4 @@
-//! Who may send what.
+//! The requests that each browser can send.
 
 use super::{
     acts::{Act, Who},

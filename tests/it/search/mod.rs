@@ -1,16 +1,18 @@
-//! A search of the real code, for an order of requests that breaks promises 4 to 8.
+//! A model checker on the real code: searches for an order of requests that breaks promises 4 to 8.
 //!
-//! Each request is a real one, through a layer and `Sessions` of its own, over one memory that lets one call pass at a time. A
-//! move sends a request, or lets the call that it waits for happen; its response leaves with its last call. "The ten seconds
-//! are over" is a move like any other. Every pair of requests is run in every order of the moves, by running again from the
-//! start with another choice at the last place that has one, but for orders that only swap steps which nobody can tell apart.
-//! What is checked is in `check.rs`, what requests do in `acts.rs`.
+//! Each request goes through its own layer and its own `Sessions`, over one memory store that lets one call pass at a time. A
+//! move either sends a request or lets its waiting call happen. The response is sent with the last call. "The ten seconds are
+//! over" is also a move.
 //!
-//! Answers that are lost, stores that fail, processes that die, clients that go away and three requests at once are tried by
-//! chance, from seeds: so many fixed ones, and with `SESSION_TEST_LONG` new ones, as for the histories.
+//! Every pair of requests is run in every order of the moves. Each run starts from the beginning and makes another choice at
+//! the last position that has one. Orders that only swap indistinguishable steps are skipped. `check.rs` has the checks, and
+//! `acts.rs` what the requests do.
 //!
-//! Not searched: a clear that happens while a login's age is on its way to the store, several clocks, sessions that cannot be read,
-//! the limits on cookies and secrets, and two windows of ten seconds.
+//! Lost answers, failing stores, dying processes, disconnecting clients and three requests at once are tried at random: from
+//! fixed seeds, or with `SESSION_TEST_LONG` from new ones, as for the histories.
+//!
+//! The search does not cover a clear while a login's age is on its way to the store, several clocks, sessions that cannot be
+//! read, the limits on cookies and secrets, and two windows of ten seconds.
 
 mod acts;
 mod check;

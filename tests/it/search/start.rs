@@ -1,4 +1,4 @@
-//! What there is before the first request: sessions, and who has their IDs.
+//! The initial state of the search: the sessions, and who has their IDs.
 
 use std::{
     convert::Infallible,

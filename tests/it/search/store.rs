@@ -1,4 +1,4 @@
-//! The store that the requests share: it lets one call pass at a time, and notes what each of them did.
+//! The store that the requests share. It lets one call pass at a time, and records the effect of each call.
 
 use std::{
     collections::HashSet,

@@ -1,4 +1,4 @@
-//! Requests, browsers and a thief, over one store: all that a search moves.
+//! The world of the search: requests, browsers and a thief, over one store.
 
 use std::{
     convert::Infallible,
