@@ -54,7 +54,7 @@ impl<T> Builder<T> {
     ///
     /// After a change, existing sessions are not found.
     ///
-    /// On Redis, the namespace is part of each Redis key. Memory, the JSON file and a custom [`Backend`](crate::Backend) do
+    /// On Redis, the namespace is part of each Redis key. Memory, the JSON file and a custom [`Backend`] do
     /// not see it, so give each application a separate store there. Two namespaces in one such store cannot read each other's
     /// sessions, but [`Sessions::count`](crate::Sessions::count) counts both, and [`Sessions::all`](crate::Sessions::all) logs
     /// a warning for each session that it cannot read.
