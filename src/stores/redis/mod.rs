@@ -77,8 +77,9 @@
 //! * On one server and behind Sentinel, if the server restarted, another one became the master, or another process continues with
 //!   the cursor. The cursor is then no longer valid.
 //! * In a Cluster, whose masters are scanned one after the other, if a slot moved to another server.
-//! * It does not report a slot that is still being moved. It does not report restarts of a Cluster node, or of a server behind
-//!   the application's own [`connection`](crate::Builder::connection), either.
+//!
+//! It does not report a slot that is still being moved. It does not report restarts of a Cluster node, or of a server behind the
+//! application's own [`connection`](crate::Builder::connection), either.
 //!
 //! # Commands
 //!
@@ -103,8 +104,7 @@
 //!
 //! An ACL user needs, with the [`namespace`](crate::Builder::namespace) in place of `sessions`:
 //!
-//! * always: `~sessions:* +evalsha +eval +get +scan +set +setrange +getrange +strlen +exists +hget +hset +hdel +hlen +hkeys
-//!   +hmget +hscan +hrandfield +hstrlen +type +pttl +pexpire +unlink +time`
+//! * always: `~sessions:* +evalsha +eval +get +scan +set +setrange +getrange +strlen +exists +hget +hset +hdel +hlen +hkeys +hmget +hscan +hrandfield +hstrlen +type +pttl +pexpire +unlink +time`
 //! * for a database other than 0: `+select`
 //! * behind Sentinel: `+role`; and on the sentinels, if these have users: `+sentinel|get-master-addr-by-name +subscribe &+switch-master`
 //! * in a Cluster: `+cluster|slots +cluster|myid +asking`
