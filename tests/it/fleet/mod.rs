@@ -1,78 +1,85 @@
 //! A fleet of browsers walks through an application at random, and an oracle checks every response.
 //!
-//! Several browsers, each with one jar of cookies and several tabs, of three users: their requests overlap, and a browser takes
-//! cookies in the order in which responses come. They read, write, log in, with and without a `Login`, switch users, rotate, log
-//! out, here and everywhere, end other sessions by their handles; wait in the handler until others are answered, or are held back
-//! there until their IDs count no more; leave before, during and after the handler; save and then fail; panic. Thieves try every
-//! cookie that there ever was, forged ones, ones under the other name, and two at once; and they plant theirs in the browsers of
-//! others. It goes to two servers on one store: within the test, on stores whose calls take a while at random and fail now and
-//! then; and as two processes on a Redis that keeps what it has acknowledged, all of which are killed, frozen and cut off. Where
-//! IDs are encrypted there is a third server, which lacks the key.
+//! Several browsers of three users send overlapping requests. Each has one cookie jar and several tabs, and takes cookies in the
+//! order in which responses arrive. The requests read, write, log in (with and without a `Login`), switch users, rotate, log out
+//! (here or everywhere), and end other sessions by their handles. They wait in the handler for other requests, or are held back
+//! until their IDs are no longer valid. They disconnect before, during and after the handler, save and then fail, and panic.
 //!
-//! # What the oracle knows
+//! Thieves try every cookie that ever existed, forged ones, ones under the other cookie's name, and two at once. They also plant
+//! their cookies in other browsers.
 //!
-//! Of two requests one is *before* the other if it was answered before the other was sent. What a request does is sure from its
-//! answer on; or not done, if the answer says so; or maybe done, at any time after it was sent, if the answer was lost or is
-//! a 503. A response is wrong if it fits none of the orders that this leaves open:
+//! The requests go to two servers on one store. Inside the test, the store's calls take a random time and sometimes fail. With
+//! processes, the servers share a Redis that keeps what it acknowledged, and all of them are killed, frozen and disconnected.
+//! If IDs are encrypted, there is a third server without the key.
 //!
-//! * An ID leads to its own session, with its own user, handle and data, or nowhere (3, 6, 12). It counts under the name of its
-//!   kind, and a visitor's only if no user's cookie leads to a session, or to one in which it was superseded. Two of two users lead
-//!   nowhere, one of them that is dead does not hide the other (15). What is written with them is dropped; a login with them is a
-//!   new session, takes nothing along, and ends those that they lead to.
-//! * It leads nowhere after a sign-out, a clear, a revocation, a login or a `clear_others` that ended its session or gave it a new
-//!   ID, whatever was under way (4, 7, 8); nor when the grace is over since the rework that replaced it was answered (6), or when
-//!   its holder has signed in to another session with a `Login`.
-//! * A counter is no less than what was sure before, and no more than what may be since; the same for names, and for a value that
-//!   all write (5). Each `save` that says yes makes another number of it. `save` says that a session is gone only if somebody may
-//!   have ended it. What a failed response, or one that was too large, has written is not there (17).
-//! * A login gives another ID. By the session of the same user it is in place: the record and its handle stay, and it needs the
-//!   newest ID of a session that is there; with a `Login` it is another session if that is not so. Any other one has another
-//!   handle. It takes along what was sure to be in the session before; one of another user leaves nothing to it. A rework keeps the
-//!   handle, and rotates an ID once, unless four IDs are in their grace (6).
-//! * A switch of user needs the newest ID of a session that is there. A login that was known to wait in its handler when a clear
-//!   of its user was sent is refused, or ended by it (4, 8).
-//! * `clear_others` needs the newest ID, gives a new one in place, and ends all others; refused, it ends nothing. `delete` and
-//!   `clear` count with an ID that was rotated or superseded a moment ago, and with no other (8).
-//! * A 401 has a reason: an ID that another one may have replaced, a session that may have ended, a user who may have been cleared.
-//!   It changes nothing, except that a clear beside a login that was refused acts.
-//! * A process that lacks the key of an encrypted ID finds nobody, ends nothing, and answers a sign-out with a 401 (9).
-//! * 200 for a `delete` means that nothing lives under that name, 200 for a `clear` with a user's ID that all of the user's have
-//!   ended.
-//! * A list has every session that was there throughout, none that had ended, and nobody else's; `revoke` says true for none but
-//!   those, and false for none that is live throughout (8). A session that nobody was told of is one that a login made whose answer
-//!   was lost, or is under way.
-//! * A cookie is set by a login, a `clear_others`, a rotation and a first write, always; and then only (2, 10); never by a handler
-//!   that reads, nor for who holds what a login has replaced (2, 7), and under the name of its kind, the user's first. The user's
-//!   is removed by a sign-out that ended a user's session, and by nothing else; the visitor's with it, by a login, and by a sign-out
-//!   of its own session (9); no other one is, and none by a response of ours. With it goes `no-store`; with everything that looked
-//!   at the session, `Vary: Cookie`. No ID is given out twice.
-//! * 503 says when to come back, is never answered where nothing is made to fail, nor ever to who needs no store (1, 9).
-//! * A sign-out counts also with a response that fails, and when the handler panicked or the client left after it was recorded (16).
-//! * Every request is answered, or its connection closed (16).
+//! # What the oracle checks
 //!
-//! In the end, when all is quiet, all cookies and lists are looked at once more, all users are cleared, and nothing is left.
+//! One request is *before* another if it was answered before the other was sent. The effect of a request is sure once it is
+//! answered, or not done if the answer says so. If the answer was lost or is a 503, the effect may have happened at any time
+//! after the request was sent. A response is wrong if it fits none of the orders that remain possible. (Numbers are promises.)
 //!
-//! # When nobody asked for a sign-out
+//! * **IDs.** An ID leads to its own session, with its own user, handle and data, or nowhere (3, 6, 12). It counts only under
+//!   the cookie name of its kind. A visitor's ID counts only if no user's cookie leads to a session, or to one in which it was
+//!   superseded. IDs of two users together lead nowhere, but an ID without a session does not hide another one (15). Writes
+//!   with several such IDs are dropped. A login with them makes a new session, takes no data along, and ends the sessions that
+//!   they lead to.
+//! * **Ended IDs.** An ID leads nowhere after a sign-out, a clear, a revocation, a login or a `clear_others` that ended its
+//!   session or gave it a new ID, whatever was in flight (4, 7, 8). It also leads nowhere once the grace after an answered
+//!   rework is over (6), or once its holder has signed in to another session with a `Login`.
+//! * **Data.** A counter is at least what was sure before, and at most what is possible since. The same holds for names, and
+//!   for a value that all requests write (5). Each successful `save` makes the number another one. `save` reports that a
+//!   session is gone only if some request may have ended it. Writes of a failed or too large response are not there (17).
+//! * **Logins.** A login gives another ID. On a session of the same user it keeps the record and the handle, which needs the
+//!   newest ID of a live session; with a `Login`, it otherwise makes another session. Every other login makes another handle.
+//!   It takes along all data that was sure to be in the previous session, but none of another user. A login that was known to
+//!   wait in its handler when a clear of its user was sent is refused, or ended by the clear. Switching users needs the newest
+//!   ID of a live session (4, 8).
+//! * **Rotations.** A rework keeps the handle, and rotates an ID once, unless four IDs are within their grace (6).
+//! * **Sign-outs.** `clear_others` needs the newest ID, gives a new one in place, and ends all others; if it is refused,
+//!   nothing ends. `delete` and `clear` work with an ID that was rotated or superseded a moment ago, but with no older one
+//!   (8). After a 200 for a `delete`, no session has that name. After a 200 for a `clear` with a user's ID, all sessions of
+//!   the user have ended.
+//! * **401.** It has a reason: an ID that may have been replaced, a session that may have ended, or a user who may have been
+//!   cleared. It changes nothing, except that a clear beside a refused login takes effect.
+//! * **Missing keys.** A process without the key of an encrypted ID finds no user, ends nothing, and answers a sign-out with
+//!   401 (9).
+//! * **Lists.** A list contains every session that was live throughout, none that had ended, and no other user's. `revoke`
+//!   returns true only for those, and never false for one that is live throughout (8). An unknown session can only come from a
+//!   login whose answer was lost or that is pending.
+//! * **Cookies.** A login, a `clear_others`, a rotation and a first write always set a cookie, and nothing else does (2, 10).
+//!   A handler that only reads never sets one, and neither does a request whose ID a login has replaced (2, 7). Each cookie
+//!   has the name of its kind, the user's first. The user's cookie is removed only by a sign-out that ended a user's session.
+//!   The visitor's is removed together with it, by a login, and by a sign-out of its own session (9). Our own error responses
+//!   remove none. Responses with a cookie have `no-store`, and responses that used the session have `Vary: Cookie`. No ID is
+//!   issued twice.
+//! * **503.** It says when to retry. It is never the answer if no fault was injected, or to a request that needs no store (1, 9).
+//! * **Failures.** A recorded sign-out takes effect even if the response fails, the handler panics or the client disconnects
+//!   (16). Every request is answered, or its connection is closed (16).
+//!
+//! At the end, when no request is pending, all cookies and lists are checked once more, all users are cleared, and no session is
+//! left.
+//!
+//! # Unexpected sign-outs
 //!
 //! An ID must lead to its session, unless one of these was sent before the answer came:
 //!
-//! * a request that ends the session or gives it a new ID, and of which it is not known that it did not: also a login or a clear
-//!   whose answer was lost;
-//! * a rework that came with this very ID, sure or maybe, as soon as the grace may be over since that was *sent*. Of the new ID only
-//!   its response tells: if that is lost, the browser is signed out when the grace ends.
+//! * a request that may have ended the session or given it a new ID, including a login or a clear whose answer was lost;
+//! * a rework with this very ID, sure or maybe, if the grace may be over since it was *sent*. Only its response contains the
+//!   new ID; if it is lost, the browser is signed out when the grace ends.
 //!
-//! So a browser whose jar leads nowhere has asked for it, has lost the response to a login or a rotation, or has got the response to
-//! a rotation later than that to a login which overlapped it. The order of responses is not the server's.
+//! So if a browser is signed out, it asked for that, or it lost the response to a login or a rotation, or it got the response
+//! to a rotation after that to an overlapping login. The server cannot control the order of responses.
 //!
-//! # What is not in here
+//! # What is not checked here
 //!
-//! Idle times, deadlines and bounds (18, 19), records that cannot be read (11), logs (13), options (14): other tests have them.
+//! Other tests cover idle timeouts, absolute timeouts and limits (18, 19), records that cannot be read (11), logs (13) and
+//! options (14).
 //!
-//! Of a session that a lost login made, only user and handle are checked. As long as a login is under way, its session may already
-//! be listed, and its data follow the session before. Between requests that overlap, both orders are right; and both outcomes of
-//! a login, if its user was cleared while its call was on its way to the store. What becomes of a login with a sign-out beside it
-//! that is refused, or whose answer is lost, is left open, except where nothing but a rotation can have refused it. Several cookies
-//! of one name do not rotate, and sign out nobody beside a login.
+//! For the session of a lost login, only the user and the handle are checked. While a login is pending, its session may
+//! already be listed, and its data may follow the previous session. For overlapping requests both orders are right, and so are
+//! both outcomes of a login whose user was cleared while its call was on its way to the store. The outcome of a login is left
+//! open if a sign-out in the same request is refused or its answer is lost, unless only a rotation can have refused it.
+//! Requests with several cookies of one name do not rotate, and do not combine a sign-out with a login.
 
 mod app;
 mod ask;
