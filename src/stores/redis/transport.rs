@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeSet,
+    future::poll_fn,
     io,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -100,7 +102,7 @@ impl Node {
             _ => return Err((Redis::InvalidClientConfig, "unsupported address").into()),
         };
         let (connection, task) = MultiplexedConnection::new_with_config(info.redis_settings(), stream, config).await?;
-        Ok(Self { connection, task: Arc::new(IoTask::spawn(task)) })
+        Ok(Self { connection, task: Arc::new(IoTask::spawn(gathering(task))) })
     }
 
     /// The task that reads and writes.
@@ -162,6 +164,23 @@ impl Connect for Node {
     {
         Box::pin(async move { Self::open(&info.into_connection_info()?, config, CONNECT).await })
     }
+}
+
+/// A task that lets the tasks that are ready go first, each time that it is woken.
+///
+/// By itself, tokio would run the one of a connection right after the first caller that sends something. So it writes at once
+/// what all callers have to send that are ready at the same moment, and the server reads it at once.
+fn gathering(task: impl Future<Output = ()>) -> impl Future<Output = ()> {
+    let (mut task, mut is_last) = (Box::pin(task), true);
+    poll_fn(move |cx| {
+        is_last = !is_last;
+        if is_last {
+            return task.as_mut().poll(cx);
+        }
+        // A task that wakes itself goes to the end of the queue.
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
 }
 
 /// Returns whether a runtime is running its tasks. It is not if it was shut down, or if no thread blocks on it.
@@ -255,3 +274,40 @@ async fn wrong_protocol(address: &ConnectionAddr) -> Option<Failure> {
 pub(super) const CONNECT: Duration = Duration::from_millis(500);
 const PROBE: Duration = Duration::from_secs(1);
 const MAX_SPOKEN: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    #[test]
+    fn what_is_ready_sends_before_anything_is_written() {
+        // With one thread there is one order. By itself, a task runs right after the one that wakes it.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let (sent, done) = (Arc::new(Notify::new()), Arc::new(Mutex::new(Vec::new())));
+        let task = {
+            let (sent, done) = (Arc::clone(&sent), Arc::clone(&done));
+            runtime.spawn(gathering(async move {
+                sent.notified().await;
+                done.lock().unwrap().push("written");
+            }))
+        };
+        let callers = async move {
+            // In a task, so that all of them wait in the queue of its thread. The connection is already waiting.
+            tokio::task::yield_now().await;
+            tokio::task::yield_now().await;
+            for _ in 0..3 {
+                let (sent, done) = (Arc::clone(&sent), Arc::clone(&done));
+                tokio::spawn(async move {
+                    done.lock().unwrap().push("sent");
+                    sent.notify_one();
+                });
+            }
+            task.await.unwrap();
+            done.lock().unwrap().clone()
+        };
+        let done = runtime.block_on(runtime.spawn(callers)).unwrap();
+        assert_eq!(done, ["sent", "sent", "sent", "written"]);
+    }
+}
