@@ -44,7 +44,7 @@ pub struct RedisBackend {
     pub(super) time: ServerTime,
     pub(super) deadline: Duration,
     /// `None` in a Cluster, where one script call cannot have keys of several slots.
-    batches: Option<Batches>,
+    pub(super) batches: Option<Batches>,
     /// How much longer a user's key lives than the longest session in it, in milliseconds.
     extra: i64,
 }
@@ -160,7 +160,7 @@ impl RedisBackend {
         self.write_until(Instant::now() + self.deadline, write, args).await
     }
 
-    async fn write_until<'a>(
+    pub(super) async fn write_until<'a>(
         &self,
         until: Instant,
         write: &'a Write<'a>,
@@ -278,8 +278,7 @@ impl Backend for RedisBackend {
         let (id, ttl, key) = (record.id, ttl(record.ttl), self.keys.of(record.id));
         let known = Known::read(record.hint.as_bytes());
         let (value, payload) = new_value(&record, known.as_ref());
-        let (life, ttl_text, extra) = (self.life(id, ttl).to_string(), ttl.to_string(), self.extra.to_string());
-        let expected_bytes = expected.to_be_bytes();
+        let life = self.life(id, ttl).to_string();
         let until = Instant::now() + self.deadline;
         // The head that the fast path compares, if the update can take it.
         let head = |value: &NewValue, not_after| match &known {
@@ -300,6 +299,7 @@ impl Backend for RedisBackend {
                 }
             }
         }
+        let (ttl_text, extra, expected_bytes) = (ttl.to_string(), self.extra.to_string(), expected.to_be_bytes());
         let write = Write {
             script: &scripts::UPDATE,
             key: &key,
@@ -517,4 +517,4 @@ const KEEP: i64 = 10_000;
 const SPARE: i64 = 1_001_000;
 const CENTURY: i64 = 100 * 365 * 86_400_000;
 /// A larger value is not batched, because little would be saved.
-const MAX_BATCHED: usize = 2048;
+pub(super) const MAX_BATCHED: usize = 2048;

@@ -1,6 +1,6 @@
--- KEYS: the keys of several updates   ARGV: not-after, window, and of each update: sid, head, value, life
--- -> time | time, the numbers of the updates that have to be sent alone
--- The fast path of `update.lua`, for updates that are ready at the same time.
+-- KEYS: the keys of several writes   ARGV: not-after, window, and of each write: sid, head, value, life
+-- -> time | time, the numbers of the writes that have to be sent alone
+-- The fast paths of an update, and of a visitor's create, which has no head, for writes that are ready at the same time.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local is_late = now > tonumber(ARGV[1]) or tonumber(ARGV[1]) > now + ARGV[2]
@@ -14,6 +14,8 @@ for n, key in ipairs(KEYS) do
       redis.call('HSET', key, sid, ARGV[at + 2])
       is_done = true
     end
+  elseif head == '' then
+    is_done = not is_late and redis.call('SET', key, ARGV[at + 2], 'PX', ARGV[at + 3], 'NX')
   elseif not is_late and redis.call('GETRANGE', key, 0, 33) == head then
     redis.call('SET', key, ARGV[at + 2], 'PX', ARGV[at + 3])
     is_done = true

@@ -1,4 +1,4 @@
-//! Batches: updates that are ready at the same moment, sent in one script call.
+//! Batches: writes that are ready at the same moment, sent in one script call.
 
 use std::{
     borrow::Cow,
@@ -18,9 +18,9 @@ use super::{
 };
 use crate::record::id::RecordId;
 
-/// Collects the updates to one server, which has all Redis keys.
+/// Collects the updates and the visitors' creates to one server, which has all Redis keys.
 ///
-/// The first update of a batch yields once to all other tasks, and then sends what was collected. If its caller gives up, or its
+/// The first write of a batch yields once to all other tasks, and then sends what was collected. If its caller gives up, or its
 /// runtime stops, the others are sent alone.
 #[derive(Default)]
 pub(super) struct Batches {
@@ -28,19 +28,20 @@ pub(super) struct Batches {
     last: Mutex<Arc<Batch>>,
 }
 
-/// An update on the fast path: its value replaces one with this head.
+/// A write on the fast path.
 pub(super) struct Swap {
     pub(super) key: String,
     pub(super) id: RecordId,
+    /// The head of the value that this one replaces. Empty for a visitor's create, whose Redis key must not exist.
     pub(super) head: Vec<u8>,
     pub(super) value: Vec<u8>,
     pub(super) life: String,
 }
 
-/// The result of an update in a batch.
+/// The result of a write in a batch.
 pub(super) enum Batched {
     Done,
-    /// The update has to be sent alone. `again` means that it may already have been applied.
+    /// The write has to be sent alone. `again` means that it may already have been applied.
     Left {
         again: bool,
     },
@@ -48,7 +49,7 @@ pub(super) enum Batched {
 
 #[derive(Default)]
 struct Batch {
-    /// The runtime of the update that sends the batch.
+    /// The runtime of the write that sends the batch.
     runtime: Option<Handle>,
     /// `None` once it is closed.
     waiting: Mutex<Option<Vec<Waiting>>>,
@@ -59,11 +60,11 @@ struct Waiting {
     answer: oneshot::Sender<Result<Batched, Failure>>,
 }
 
-/// The update that sends the batch. If it is dropped, the batch is not sent.
+/// The write that sends the batch. If it is dropped, the batch is not sent.
 struct First<'a>(&'a Batch);
 
 impl Batches {
-    /// Sends an update together with others. If there are none, it is not sent.
+    /// Sends a write together with others. If there are none, it is not sent.
     pub(super) async fn send(
         &self,
         swap: Swap,
@@ -97,13 +98,13 @@ impl Batches {
         }
     }
 
-    /// Returns the batch for an update, and whether the update is its first one.
-    fn join(&self, update: Waiting) -> (Arc<Batch>, bool) {
+    /// Returns the batch for a write, and whether the write is its first one.
+    fn join(&self, write: Waiting) -> (Arc<Batch>, bool) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let rest = last.add(update);
+        let rest = last.add(write);
         let is_first = rest.is_some();
-        if let Some(update) = rest {
-            let waiting = Mutex::new(Some(vec![update]));
+        if let Some(write) = rest {
+            let waiting = Mutex::new(Some(vec![write]));
             *last = Arc::new(Batch { runtime: Handle::try_current().ok(), waiting });
         }
         (Arc::clone(&last), is_first)
@@ -111,19 +112,19 @@ impl Batches {
 }
 
 impl Batch {
-    /// Adds an update, or returns it if the batch is full.
-    fn add(&self, update: Waiting) -> Option<Waiting> {
+    /// Adds a write, or returns it if the batch is full.
+    fn add(&self, write: Waiting) -> Option<Waiting> {
         match &mut *self.waiting() {
-            Some(waiting) if waiting.len() < MAX_UPDATES => waiting.push(update),
-            _ => return Some(update),
+            Some(waiting) if waiting.len() < MAX_WRITES => waiting.push(write),
+            _ => return Some(write),
         }
         None
     }
 
-    /// Takes the updates whose callers are still waiting, and closes the batch.
+    /// Takes the writes whose callers are still waiting, and closes the batch.
     fn close(&self) -> Vec<Waiting> {
         let mut waiting = self.waiting().take().unwrap_or_default();
-        waiting.retain(|update| !update.answer.is_closed());
+        waiting.retain(|write| !write.answer.is_closed());
         waiting
     }
 
@@ -145,10 +146,10 @@ impl Drop for First<'_> {
     }
 }
 
-/// Sends a batch and answers each update. If this future is dropped, the updates get no answer, and notice that.
+/// Sends a batch and answers each write. If this future is dropped, the writes get no answer, and notice that.
 async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTime) {
     let (not_after, window) = (time.at(SLOT, until).to_string(), link.window().to_string());
-    let keys: Vec<&str> = batch.iter().map(|update| update.swap.key.as_str()).collect();
+    let keys: Vec<&str> = batch.iter().map(|write| write.swap.key.as_str()).collect();
     let mut args: Vec<Cow<'_, [u8]>> = vec![not_after.as_bytes().into(), window.as_bytes().into()];
     for Waiting { swap: Swap { id, head, value, life, .. }, .. } in &batch {
         let sid = if id.owner().is_some() { id.sid() } else { "" };
@@ -168,7 +169,7 @@ async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTim
         let _ = answer.send(match &left {
             Ok(left) if !left.contains(&number) => Ok(Batched::Done),
             Ok(_) => Ok(Batched::Left { again }),
-            // The error may be about another update, and the updates before that one were applied.
+            // The error may be about another write, and the writes before that one were applied.
             Err(failure) if matches!(failure.kind, FailureKind::OtherType | FailureKind::Refused) => {
                 Ok(Batched::Left { again: true })
             }
@@ -177,7 +178,7 @@ async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTim
     }
 }
 
-/// Reads the server's time, and the numbers of the updates that were not applied.
+/// Reads the server's time, and the numbers of the writes that were not applied.
 fn read(answer: Value) -> Result<(i64, Vec<i64>), Failure> {
     let number = |value: &Value| match value {
         Value::Int(number) => Ok(*number),
@@ -194,8 +195,8 @@ fn read(answer: Value) -> Result<(i64, Vec<i64>), Failure> {
 }
 
 /// A larger batch would delay other operations by more than it saves.
-const MAX_UPDATES: usize = 32;
+const MAX_WRITES: usize = 32;
 /// The slot of the only server.
 const SLOT: usize = 0;
-/// The interval at which an update checks whether its batch will still be sent.
+/// The interval at which a write checks whether its batch will still be sent.
 const PULSE: Duration = Duration::from_millis(50);

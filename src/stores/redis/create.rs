@@ -6,9 +6,10 @@ use redis::Value;
 
 use super::{
     backend::{
-        Args, Attempt, CLEARED_SINCE, DONE, FULL, NOT_THERE, RedisBackend, Reply, UNKNOWN, Write, new_value, read, sid,
-        ttl, unknown,
+        Args, Attempt, CLEARED_SINCE, DONE, FULL, MAX_BATCHED, NOT_THERE, RedisBackend, Reply, UNKNOWN, Write,
+        new_value, read, sid, ttl, unknown,
     },
+    batch::{Batched, Swap},
     failure::{Failure, FailureKind},
     scripts::{self, ScriptCall},
     source::Source,
@@ -40,7 +41,21 @@ impl RedisBackend {
         let leaves = leaves.filter(|(id, _)| id.owner().is_none() && self.has_one_server());
         let left = leaves.map(|(id, version)| (id, self.keys.of(id), version.to_be_bytes()));
         let (value, payload) = new_value(&record, None);
+        let until = Instant::now() + self.deadline;
         let (life, limit) = (self.life(id, ttl).to_string(), limit_text(limit));
+        let mut retry = retry;
+        if let Some(batches) = &self.batches
+            && id.owner().is_none()
+            && (age, mark, &left, retry) == (None, None, &None, false)
+            && value.len() <= MAX_BATCHED
+        {
+            let value = value.at(self.time.at(0, Instant::now()), ttl).into_bytes();
+            let swap = Swap { key: key.clone(), id, head: Vec::new(), value, life: life.clone() };
+            match batches.send(swap, until, &self.link, &self.time).await? {
+                Batched::Done => return Ok(Created::done()),
+                Batched::Left { again } => retry = again,
+            }
+        }
         let write = Write {
             script: &scripts::CREATE,
             key: &key,
@@ -61,7 +76,7 @@ impl RedisBackend {
             let terms = [since.taken.as_bytes(), limit.as_bytes(), version].map(Cow::from);
             [Cow::from(value)].into_iter().chain(rest).chain([named]).chain(terms).collect()
         };
-        let reply = self.write(&write, args).await?;
+        let reply = self.write_until(until, &write, args).await?;
         match reply.code {
             DONE => self.done(id.owner(), left.map(|(id, ..)| id), reply),
             NOT_THERE => Ok(Created::Taken),

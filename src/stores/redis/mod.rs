@@ -87,8 +87,8 @@
 //! |---|---|---|
 //! | `load` | `HMGET`, or `GET` for a visitor; a script if the server has not reported its time for a second | 1 |
 //! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
-//! | several `update`s that are ready at the same time, except in a Cluster | one script for up to 32 of them | 1 |
-//! | an `update` among these that conflicts | the script again, for this one alone | 2 |
+//! | several `update`s and visitors' `create`s that are ready at the same time, except in a Cluster | one script for up to 32 of them | 1 |
+//! | an `update` among these that conflicts, or a `create` whose name is taken | its own script, for this one alone | 2 |
 //! | `create` within five seconds of a `clear` | the script again | 2 |
 //! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
 //! | `mark` | `HGET`; a script if the server has not reported its time for a second | 1 |
@@ -98,7 +98,7 @@
 //! Scripts are called by their hash. If the server does not know the hash, for example after a failover or `SCRIPT FLUSH`, the
 //! script's text is sent. In a Cluster each script uses one Redis key. On one server and behind Sentinel, two scripts use more: a
 //! login also ends the visitor's record, and a batch writes several records. The common path of an `update` is `TIME`, `HGET` and
-//! `HSET`; a batch shares the `TIME`.
+//! `HSET`, and that of a visitor's `create` is `TIME` and `SET`; a batch shares the `TIME`.
 //!
 //! # Access rights
 //!

@@ -76,7 +76,7 @@ macro_rules! script {
     };
 }
 
-pub(super) static CREATE: LazyLock<Script> = script!("time.lua", "record.lua", "create.lua");
+pub(super) static CREATE: LazyLock<Script> = script!("time.lua", "new.lua", "record.lua", "create.lua");
 pub(super) static UPDATE: LazyLock<Script> = script!("time.lua", "write.lua", "record.lua", "update.lua");
 pub(super) static BATCH: LazyLock<Script> = script!("batch.lua");
 pub(super) static TOUCH: LazyLock<Script> = script!("time.lua", "record.lua", "touch.lua");

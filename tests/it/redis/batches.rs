@@ -1,9 +1,11 @@
-//! Updates that are ready at the same time: they share one script call, and each gets its own answer.
+//! Writes that are ready at the same time: they share one script call, and each gets its own answer.
 
 use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use futures_util::future::join_all;
-use jam_session::{Backend, Outcome, Record, RecordId, RedisBackend, RedisSessions};
+use jam_session::{
+    Backend, Created, Outcome, Record, RecordId, RedisBackend, RedisSessions, Since, Terms, backend::Result as Answer,
+};
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
@@ -16,7 +18,10 @@ use super::{
 };
 use crate::store::{Plain, eventually, in_time, lasting};
 
-crate::on_every_redis!(updates_at_the_same_moment_are_answered_one_by_one);
+crate::on_every_redis!(
+    updates_at_the_same_moment_are_answered_one_by_one,
+    creates_at_the_same_moment_are_answered_one_by_one,
+);
 
 /// Twenty records of users and visitors.
 fn many() -> Vec<RecordId> {
@@ -45,6 +50,27 @@ async fn changes(backend: &RedisBackend, ids: &[RecordId]) -> Vec<(i64, Record)>
 
 async fn update_all(backend: &RedisBackend, changes: &[(i64, Record)]) -> Vec<&'static str> {
     join_all(changes.iter().map(|(expected, next)| update(backend, *expected, next.clone()))).await
+}
+
+/// First records of visitors, with this version.
+fn visitors(count: usize, version: i64) -> Vec<Record> {
+    (0..count).map(|at| record(anonymous(&format!("v{at}")), version, &version.to_string())).collect()
+}
+
+fn said(answer: Answer<Created>) -> &'static str {
+    match answer {
+        Ok(Created::Done { .. }) => "done",
+        Ok(Created::Taken) => "taken",
+        Ok(Created::Late) => "late",
+        Ok(other) => panic!("{other:?}"),
+        Err(error) if error.to_string().contains("it is not known whether") => "unknown",
+        Err(error) => panic!("{error}"),
+    }
+}
+
+async fn create_all(backend: &RedisBackend, records: &[Record]) -> Vec<&'static str> {
+    let all = records.iter().map(|record| backend.create(record.clone(), Terms::default()));
+    join_all(all).await.into_iter().map(said).collect()
 }
 
 async fn updates_at_the_same_moment_are_answered_one_by_one(on: Topology) {
@@ -91,6 +117,208 @@ async fn updates_at_the_same_moment_are_answered_one_by_one(on: Topology) {
             6 => assert!(["y", "z"].contains(&there.unwrap().as_str())),
             8 | 9 => assert_eq!(there.as_deref(), Some(&large[..])),
             _ => assert_eq!(there.as_deref(), Some("y")),
+        }
+    }
+}
+
+async fn creates_at_the_same_moment_are_answered_one_by_one(on: Topology) {
+    let place = Place::new(on).unwrap();
+    let sessions = place.sessions().await;
+    let (backend, mut all) = (sessions.backend(), visitors(16, 1));
+    let mut terms = vec![Terms::default(); all.len()];
+    let mut expected = vec!["done"; all.len()];
+    // Some are there: others', the same, and the same that was written to since.
+    for at in [0, 1] {
+        assert!(backend.creates(record(all[at].id, 7, "theirs")).await.unwrap());
+        expected[at] = "taken";
+    }
+    for at in [2, 3] {
+        assert!(backend.creates(all[at].clone()).await.unwrap());
+    }
+    assert_eq!(update(backend, 1, record(all[3].id, 8, "later")).await, "done");
+    // Some have ended: others', the same, and the same before a repeat.
+    assert!(backend.creates(record(all[4].id, 7, "theirs")).await.unwrap());
+    assert!(backend.creates(all[5].clone()).await.unwrap());
+    assert!(backend.creates(all[6].clone()).await.unwrap());
+    for at in [4, 5, 6] {
+        assert!(backend.delete(all[at].id).await.unwrap());
+    }
+    terms[6].retry = true;
+    expected[6] = "unknown";
+    // A key of another type, and a record of another format.
+    for (at, command) in [(7, ["RPUSH", "x"]), (8, ["SET", "\u{3}"])] {
+        assert!(backend.creates(all[at].clone()).await.unwrap());
+        let (server, key) = place.keys().into_iter().find(|(_, key)| key.contains(all[at].id.sid())).unwrap();
+        assert_eq!(server.ask(&["DEL", &key]).number(), 1);
+        server.ask(&[command[0], &key, command[1]]);
+    }
+    expected[8] = "taken";
+    // Some do not go with others.
+    all[9].payload = "z".repeat(3_000).into();
+    terms[10].retry = true;
+    terms[11].since = Some(Since::Age(HOUR));
+    expected[11] = "late";
+    terms[12].since = Some(Since::Age(Duration::from_secs(1)));
+    all.push(record(of(owner("ada"), "one"), 1, "1"));
+    terms.push(Terms::default());
+    expected.push("done");
+
+    let answers = join_all(all.iter().zip(terms).map(|(record, terms)| backend.create(record.clone(), terms))).await;
+    assert_eq!(answers.into_iter().map(said).collect::<Vec<_>>(), expected);
+    for (at, Record { id, payload: written, .. }) in all.iter().enumerate() {
+        // That cannot be read.
+        if at == 8 {
+            continue;
+        }
+        let there = payload(backend, *id).await;
+        match at {
+            0 | 1 => assert_eq!(there.as_deref(), Some("theirs")),
+            3 => assert_eq!(there.as_deref(), Some("later")),
+            5 | 6 | 11 => assert_eq!(there, None, "{at}"),
+            _ => assert_eq!(there.unwrap().as_bytes(), &written[..], "{at}"),
+        }
+    }
+    // Two of one name: one of them is later.
+    let same = [record(anonymous("same"), 1, "1"), record(anonymous("same"), 2, "2")];
+    let mut said = create_all(backend, &same).await;
+    said.sort_unstable();
+    assert_eq!(said, ["done", "taken"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn up_to_32_creates_go_in_one_call_also_with_updates() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let backend = sessions.backend();
+        let new = visitors(40, 1);
+        let calls = async |new: &[Record]| {
+            let before = scripts_run(&server);
+            assert!(create_all(backend, new).await.iter().all(|said| *said == "done"));
+            scripts_run(&server) - before
+        };
+        assert_eq!(calls(&new).await, 2);
+        // Each of these is there already, which only a call of its own can tell.
+        assert_eq!(calls(&new[..8]).await, 9);
+        for count in [1, 2, 32] {
+            server.ask(&["FLUSHALL"]);
+            assert_eq!(calls(&new[..count]).await, 1, "{count}");
+            for key in new[..count].iter().map(|new| format!("sessions:{{{}}}:a", new.id.sid())) {
+                let life = server.ask(&["PTTL", &key]).number();
+                assert!((3_600_000 / 2..=3_610_000).contains(&life), "{key}: {life}");
+            }
+        }
+        server.ask(&["FLUSHALL"]);
+        let ids = many();
+        let changes = changes(backend, &ids).await;
+        let before = scripts_run(&server);
+        let (updated, created) = tokio::join!(update_all(backend, &changes), create_all(backend, &new[30..]));
+        assert!(updated.iter().chain(&created).all(|said| *said == "done"));
+        assert_eq!(scripts_run(&server) - before, 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creates_whose_answer_was_lost_are_done_once() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let (backend, others, new) = (sessions.backend(), direct.backend(), visitors(8, 1));
+        // Together with others, and alone.
+        for (lost, count) in [("request", 8), ("answer", 8), ("request", 1), ("answer", 1)] {
+            // A connection that there is, and the only thing that is lost.
+            assert_eq!(payload(backend, new[0].id).await, None);
+            proxy.hold(true);
+            match lost {
+                "request" => proxy.swallow_next_request(),
+                _ => proxy.swallow_next_answer(),
+            }
+            let ((), said) = tokio::join!(
+                async {
+                    eventually(async || proxy.has_swallowed()).await;
+                    for (at, Record { id, .. }) in new[..count].iter().enumerate() {
+                        let is_there = others.load(*id).await.unwrap().is_some();
+                        assert_eq!(is_there, lost == "answer");
+                        match at % 4 {
+                            1 if is_there => assert!(others.delete(*id).await.unwrap()),
+                            2 if is_there => assert_eq!(update(others, 1, record(*id, 2, "later")).await, "done"),
+                            3 if !is_there => assert!(others.creates(record(*id, 3, "theirs")).await.unwrap()),
+                            _ => {}
+                        }
+                    }
+                    proxy.hold(false);
+                },
+                create_all(backend, &new[..count])
+            );
+            for (at, said) in said.into_iter().enumerate() {
+                let there = payload(backend, new[at].id).await;
+                let expected = match (lost, at % 4) {
+                    // It was there, and has ended.
+                    ("answer", 1) => ("unknown", None),
+                    ("answer", 2) => ("done", Some("later")),
+                    ("request", 3) => ("taken", Some("theirs")),
+                    _ => ("done", Some("1")),
+                };
+                assert_eq!((said, there.as_deref()), expected, "{lost} {at} of {count}");
+            }
+            server.ask(&["FLUSHALL"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn creates_delivered_again_or_late_do_nothing() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let new = visitors(2, 1);
+        assert_eq!(create_all(sessions.backend(), &new).await, ["done", "done"]);
+        let said = proxy.last_request();
+        // While it is there, when it was written to, and when it has ended.
+        for step in ["there", "later", "ended"] {
+            for Record { id, .. } in &new {
+                match step {
+                    "later" => assert_eq!(update(direct.backend(), 1, record(*id, 2, "later")).await, "done"),
+                    "ended" => assert!(direct.backend().delete(*id).await.unwrap()),
+                    _ => {}
+                }
+            }
+            let answer = Wire::connect(&server.address).unwrap().send(&said).unwrap().list();
+            let left: Vec<i64> = answer[1..].iter().map(|number| number.clone().number()).collect();
+            assert_eq!(left, [1, 2], "{step}");
+            for Record { id, .. } in &new {
+                let there = payload(direct.backend(), *id).await;
+                let expected = match step {
+                    "there" => Some("1"),
+                    "later" => Some("later"),
+                    _ => None,
+                };
+                assert_eq!(there.as_deref(), expected);
+            }
+        }
+
+        for count in [1, 2] {
+            server.ask(&["FLUSHALL"]);
+            let late = brief(proxy.uri()).await;
+            let before = scripts_run(&server);
+            proxy.freeze_all();
+            // What a busy machine has not even sent by the time that it is given up cannot arrive.
+            in_time(async || {
+                let trips = proxy.trips();
+                let said = join_all(new[..count].iter().map(|new| late.backend().creates(new.clone())));
+                assert!(said.await.iter().all(Result::is_err));
+                (proxy.trips() > trips).then_some(())
+            })
+            .await;
+            proxy.thaw();
+            until("it has arrived", || scripts_run(&server) > before);
+            for Record { id, .. } in &new {
+                assert_eq!(payload(direct.backend(), *id).await, None);
+            }
         }
     }
 }
@@ -228,13 +456,10 @@ async fn waits(future: &mut (impl Future + Unpin)) -> bool {
     poll_fn(|cx| Poll::Ready(Pin::new(&mut *future).poll(cx).is_pending())).await
 }
 
-/// Polls an update until it waits: to be sent, or for the answer.
-async fn begin(
-    update: &mut (impl Future<Output = jam_session::backend::Result<Outcome>> + Unpin),
-    sent: impl Fn() -> bool,
-) {
+/// Polls a write until it waits: to be sent, or for the answer.
+async fn begin<T>(write: &mut (impl Future<Output = Answer<T>> + Unpin), sent: impl Fn() -> bool) {
     loop {
-        assert!(waits(&mut *update).await);
+        assert!(waits(&mut *write).await);
         if sent() {
             break;
         }
@@ -267,6 +492,58 @@ async fn a_caller_that_gives_up_takes_no_other_update_with_it() {
             assert_eq!(there.as_deref(), Some(if is_sent { "y" } else { "x" }));
             server.ask(&["FLUSHALL"]);
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_create_that_is_given_up_takes_no_other_with_it() {
+    for binary in binaries() {
+        let server = Process::start(&binary, &[]);
+        let proxy = Proxy::before(&server.address).await;
+        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let (backend, new) = (sessions.backend(), visitors(8, 1));
+        for is_sent in [false, true] {
+            let trips = proxy.trips();
+            proxy.freeze_all();
+            let mut first = Box::pin(backend.creates(new[0].clone()));
+            begin(&mut first, || true).await;
+            let mut others = Box::pin(create_all(backend, &new[1..]));
+            assert!(waits(&mut others).await);
+            if is_sent {
+                begin(&mut first, || proxy.trips() > trips).await;
+            }
+            drop(first);
+            proxy.thaw();
+            assert!(others.await.iter().all(|said| *said == "done"));
+            assert_eq!(payload(backend, new[0].id).await.is_some(), is_sent);
+            server.ask(&["FLUSHALL"]);
+        }
+    }
+}
+
+#[test]
+fn creates_on_a_runtime_that_stands_still_are_left() {
+    let Some(binary) = binaries().into_iter().next() else { return };
+    let server = Process::start(&binary, &[]);
+    let driven = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let proxy = driven.block_on(Proxy::before(&server.address));
+    let sessions = driven.block_on(patient(RedisSessions::builder(proxy.uri())).connect()).unwrap();
+    let (backend, new) = (sessions.backend(), visitors(8, 1));
+    for is_sent in [false, true] {
+        let trips = proxy.trips();
+        proxy.freeze_all();
+        let still = runtime();
+        let (mut first, mut others) =
+            (Box::pin(backend.creates(new[0].clone())), Box::pin(create_all(backend, &new[1..])));
+        still.block_on(begin(&mut first, || true));
+        driven.block_on(async { assert!(waits(&mut others).await) });
+        if is_sent {
+            still.block_on(begin(&mut first, || proxy.trips() > trips));
+        }
+        proxy.thaw();
+        assert!(driven.block_on(others).iter().all(|said| *said == "done"));
+        assert!(matches!(driven.block_on(first), Ok(true)));
+        server.ask(&["FLUSHALL"]);
     }
 }
 
