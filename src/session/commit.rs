@@ -64,6 +64,8 @@ pub(crate) struct WriteId {
     pub(crate) secret: Option<Secret>,
     /// Whether the new secret supersedes all others, which a rotation does not do.
     pub(crate) renews: bool,
+    /// Whether all sessions of the session's owner end, by a clear whose name is the version.
+    pub(crate) clears: bool,
     /// The secret of an earlier rotation by this request whose answer was lost. It may be the newest one.
     pub(crate) rotated: Option<SecretHash>,
     /// The name and the secret of a new session.
@@ -143,7 +145,8 @@ impl WriteId {
         let secret = if renews || rotates { Some(Secret::random()?) } else { None };
         let version = random_version();
         let new = if begins { Some(Box::new(engine.new_id(version)?)) } else { None };
-        Ok(Self { version, secret, renews, rotated: None, new })
+        let clears = matches!(plan, Plan::SignOut(SignOut::Clear) | Plan::Switch { clears: true, .. });
+        Ok(Self { version, secret, renews, clears, rotated: None, new })
     }
 }
 

@@ -178,7 +178,7 @@ impl Commit {
                 });
                 match rewritten.await? {
                     WriteOutcome::Done(rewritten) => new = rewritten,
-                    // The user was signed out everywhere after the session was created.
+                    // The user was signed out everywhere after the session was created, or another login has taken its place.
                     _ => return Ok(Begun::Refused(Refusal::Cleared)),
                 }
             }

@@ -11,7 +11,7 @@ use crate::{
     log,
     record::{data::Data, id::RecordId},
     session::{
-        authority::{Authority, Plan, Trigger},
+        authority::{Authority, Plan, SignOut, Trigger},
         change::{Change, Identity, Staged},
         commit::{Commit, Committed, CookieChanges, Dropped, Progress, RequestFacts, WriteId},
         presented::{Base, Besides},
@@ -237,6 +237,14 @@ impl Pending {
             } else {
                 write_id.rotated = Some(secret.hash());
             }
+        }
+        // A clear goes under the same name again, so that the store knows that it is done. If anything else comes in between, it is
+        // another one.
+        if let Some(lost) = self.lost.take_if(|lost| lost.clears)
+            && plan == Plan::SignOut(SignOut::Clear)
+            && !retry
+        {
+            write_id.version = lost.version;
         }
         self.writing = Writing::InFlight(changes.len(), write_id.clone(), retry);
         Ok(Some(Commit {
@@ -502,10 +510,7 @@ mod tests {
     use crate::{
         random::{STEP, mix, random_version},
         record::value,
-        session::{
-            authority::{SignOut, Then},
-            commit::Refused,
-        },
+        session::{authority::Then, commit::Refused},
         sessions::loaded::{Loaded, sample},
     };
 
@@ -527,8 +532,9 @@ mod tests {
     }
 
     /// Without names and secrets, which the core never looks at.
-    fn write_id(_: Plan, _: &Base, _: &Staged) -> Result<WriteId, Error> {
-        Ok(WriteId { version: random_version(), secret: None, renews: false, rotated: None, new: None })
+    fn write_id(plan: Plan, _: &Base, _: &Staged) -> Result<WriteId, Error> {
+        let clears = plan == Plan::SignOut(SignOut::Clear);
+        Ok(WriteId { version: random_version(), secret: None, renews: false, clears, rotated: None, new: None })
     }
 
     fn lost() -> Error {
@@ -685,6 +691,22 @@ mod tests {
         let commit = next(&mut pending).unwrap();
         assert!(matches!(commit.changes[..], [Change::Delete]));
         assert_eq!(commit.plan, Plan::SignOut(SignOut::Delete));
+    }
+
+    #[test]
+    fn a_clear_whose_answer_was_lost_keeps_its_name_after_a_failure() {
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        stage(&mut pending, set("n", 9));
+        stage(&mut pending, Change::Clear);
+        pending.begin(Trigger::Save);
+        let first = next(&mut pending).unwrap();
+        let (result, adopted) = pending.finish(Err(lost()), None);
+        run(&mut pending, adopted);
+        assert!(result.is_err());
+        pending.begin(Trigger::Failure);
+        let again = next(&mut pending).unwrap();
+        assert_eq!(again.plan, Plan::SignOut(SignOut::Clear));
+        assert_eq!(again.write_id.version, first.write_id.version);
     }
 
     /// Rule 9: that the login was recorded says that the credential was right.

@@ -17,6 +17,7 @@ on_every_store! {
     p08_clear_others_after_a_rotation_whose_answer_was_lost_ends_a_copy,
     p04_a_switch_whose_answer_was_lost_leaves_no_session_behind,
     p08_a_clear_beside_a_switch_whose_answer_was_lost_is_done,
+    p08_a_clear_whose_answer_was_lost_is_not_refused_for_what_it_has_ended,
     p08_a_failed_login_that_ends_everything_removes_the_cookie,
     p08_a_new_password_that_ended_the_others_too_late_leaves_an_id_that_counts,
     p08_a_login_that_ended_the_others_too_late_is_not_refused_for_a_cookie_that_counts_no_more,
@@ -83,6 +84,20 @@ async fn p08_a_clear_beside_a_switch_whose_answer_was_lost_is_done(store: Store)
     answer.await;
     assert!(store.sessions().list("ada").await.unwrap().is_empty());
     eventually(async || store.sessions().list("grace").await.unwrap().is_empty()).await;
+}
+
+async fn p08_a_clear_whose_answer_was_lost_is_not_refused_for_what_it_has_ended(store: Store) {
+    let client = signed_in(&store).await;
+    signed_in(&store).await;
+    store.faults.next(Verb::Clear, Fault::After);
+    let answer = client.visit(async |session: Session| {
+        session.clear();
+        session.save().await
+    });
+    let answer = answer.await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.removes_cookie(), "{answer:?}");
+    assert!(store.sessions().list("ada").await.unwrap().is_empty());
 }
 
 async fn p08_a_failed_login_that_ends_everything_removes_the_cookie(store: Store) {
