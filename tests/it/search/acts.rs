@@ -30,6 +30,8 @@ pub enum Act {
     BindLogin,
     /// The `Login` is taken before the session is loaded.
     EarlyLogin,
+    /// The second page of a login: the `Login` was taken, and the password checked, before any of the requests.
+    KeptLogin,
     /// The login form: a session key after a password was checked, whoever is signed in.
     FormBind,
     Switch,
@@ -116,6 +118,7 @@ impl Act {
             Bind | ReworkSaveBind | DeleteSaveBind => key("ada"),
             Create => Spec { fresh: true, ..key("ada") },
             BindLogin | EarlyLogin | LateLogin => login("ada"),
+            KeptLogin => Spec { checks_password: false, ..login("ada") },
             FormBind => form,
             Switch => key("grace"),
             SwitchLogin => login("grace"),
@@ -158,6 +161,11 @@ impl Act {
         matches!(self, Self::Delete | Self::FailedDelete | Self::DeleteBind | Self::ModuleDelete)
     }
 
+    /// Whether it may make a session to which the limit does not apply.
+    pub fn is_unlimited(self) -> bool {
+        self.user().is_some() && self.spec().out != Out::Nothing
+    }
+
     /// Whether it gives the session that it came with a new ID, by which no earlier one is accepted.
     pub fn renews(self) -> bool {
         self.user().is_some() || self.spec().out == Out::Others
@@ -192,7 +200,11 @@ impl Place {
                 return Ok(StatusCode::FORBIDDEN);
             }
         }
-        if let Some(user) = spec.login.filter(|_| !matches!(act, Act::EarlyLogin | Act::LateLogin)) {
+        if act == Act::KeptLogin {
+            login = Some(self.shared.kept.clone());
+        }
+        let takes_login = !matches!(act, Act::EarlyLogin | Act::KeptLogin | Act::LateLogin);
+        if let Some(user) = spec.login.filter(|_| takes_login) {
             login = Some(self.take_login(user).await?);
         }
         if spec.checks_password && act.user() == Some("ada") {

@@ -1,7 +1,7 @@
 //! The checks: promises 4 to 8, applied to what the requests saw and to what is left in the store.
 
 use http::StatusCode;
-use jam_session::{Backend, Owner, RecordId};
+use jam_session::{Backend, Limit, Owner, RecordId};
 
 use super::{
     acts::{Act, Out, Who},
@@ -81,7 +81,10 @@ impl World {
                 return Some(Made { session, by_session: Some(base), since, moment: left?.at });
             }
             // A login counts from when it was taken, or the password checked; with a session key, from when it was sent.
-            let since = took.map_or(sent.sent_at, |took| took.min(checked.unwrap_or(took)));
+            let since = match sent.act {
+                Act::KeptLogin => 0,
+                _ => took.map_or(sent.sent_at, |took| took.min(checked.unwrap_or(took))),
+            };
             return Some(Made { session, by_session: None, since, moment: created.at });
         }
         let mut updates = mine().filter(|event| matches!(event.what, What::Updated(id) if is_base(id)));
@@ -180,7 +183,7 @@ impl World {
             let id = record_id(&id);
             let by_others = events.iter().filter(|event| event.request != at);
             let has_ended = by_others.clone().any(|event| match event.what {
-                What::Ended(ended) | What::Updated(ended) => ended == id,
+                What::Ended(ended) | What::Updated(ended) | What::Limited { ended, .. } => ended == id,
                 What::Cleared { owner, .. } => id.owner() == Some(owner),
                 _ => false,
             });
@@ -188,6 +191,10 @@ impl World {
             if !has_ended && !expires {
                 self.wrong(format!("P10: {name} answered 200 with an ID that leads nowhere"));
             }
+        }
+
+        if self.requests.iter().all(|sent| !sent.act.is_unlimited()) {
+            self.limit_holds(&events);
         }
 
         // Promise 5: the change is there.
@@ -241,7 +248,7 @@ impl World {
                 let covers = match (&event.what, made.by_session) {
                     (What::Cleared { owner, .. }, Some(base)) => base.owner() == Some(*owner),
                     (What::Cleared { owner, .. }, None) => made.session.owner() == Some(*owner),
-                    (What::Ended(id), Some(base)) => base == *id,
+                    (What::Ended(id) | What::Limited { ended: id, .. }, Some(base)) => base == *id,
                     _ => false,
                 };
                 if covers && made.since < event.at && event.at < made.moment && acked(self, event.request) {
@@ -281,6 +288,10 @@ impl World {
         self.ended_is_ended(&events, true);
         self.sign_outs_had_a_right(&events);
         self.writes_are_there_once(&events);
+        // One to which the limit does not apply is alone in the end, if it comes to that.
+        if self.case.fault.is_none() && self.requests.iter().all(|sent| !sent.is_dropped) {
+            self.limit_holds(&events);
+        }
         self.browser_is_signed_in();
         self.rotations_have_a_grace();
     }
@@ -311,6 +322,49 @@ impl World {
                 let name = self.name(event.request);
                 self.wrong(format!("P8: {name} ended sessions, though its ID opened none any more"));
             }
+        }
+    }
+
+    /// Promise 20.
+    fn limit_holds(&mut self, events: &[Event]) {
+        let (most, refuses) = match self.case.limit {
+            Limit::None => return,
+            Limit::LeastRecent(most) => (most, false),
+            Limit::Refuse(most) => (most, true),
+        };
+        for event in events {
+            let name = self.name(event.request);
+            match &event.what {
+                What::Limited { ended, left } => {
+                    let heard = |id: RecordId| {
+                        let of_it = |what: &What| matches!(what, What::Created(of) | What::Updated(of) if *of == id);
+                        let last = events.iter().rposition(|other| other.at < event.at && of_it(&other.what));
+                        // Those that there were before come in the order in which they began.
+                        (last, self.case.start.records.iter().position(|record| record.id == id))
+                    };
+                    if refuses || left.len() + 1 < most {
+                        self.wrong(format!("P20: {name} has ended {}, and there was room", ended.sid()));
+                    }
+                    if left.iter().any(|left| heard(*left) < heard(*ended)) {
+                        self.wrong(format!(
+                            "P20: {name} has ended {}, and another one was not used for longer",
+                            ended.sid()
+                        ));
+                    }
+                }
+                What::Full(there) if !refuses || *there < most => {
+                    self.wrong(format!("P20: {name} was refused beside {there} sessions"));
+                }
+                _ => {}
+            }
+        }
+        let there = now(self.shared.inner.backend().list(self.case.start.ada)).unwrap().len();
+        let is_one = |made: Made| made.by_session.is_none() && made.session.owner() == Some(self.case.start.ada);
+        let made_one = |at: usize| self.made(at, events).is_some_and(is_one);
+        let is_limited = |at: usize| self.is_ok(at) && made_one(at) && !self.requests[at].act.is_unlimited();
+        // Until then there may be as many as there were.
+        if there > most && (0..self.requests.len()).any(is_limited) {
+            self.wrong(format!("P20: {there} sessions of a user who may have {most}"));
         }
     }
 
@@ -404,6 +458,10 @@ impl World {
                 && sent.act.user().is_none_or(|user| user == "ada")
                 && sent.act != Act::LateLogin
         });
+        // Two logins may be two sessions, and one of them too many.
+        if self.case.limit != Limit::None {
+            return;
+        }
         // With several sessions a login ends those that others of its requests may have loaded: one cookie cannot solve it.
         if self.case.start.name.starts_with("two") {
             return;

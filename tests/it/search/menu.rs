@@ -12,6 +12,26 @@ pub fn rare(start: &Start) -> &'static [(Who, Act)] {
     if start.name == "signed in" { &OF_THE_THIEF } else { &[] }
 }
 
+/// Logins that count under a limit of sessions, and what else may happen beside them.
+pub fn under_a_limit(start: &Start) -> [Vec<(Who, Act)>; 2] {
+    use Act::*;
+    use Who::{A, B, E, M};
+    match start.name {
+        "signed in" => [
+            vec![(A, BindLogin), (M, FormBind), (M, KeptLogin)],
+            vec![(A, Write), (A, Bind), (A, Delete), (A, Others), (A, OthersLogin), (B, Clear), (E, Revoke)],
+        ],
+        "visitor" => [
+            vec![(A, BindLogin), (A, FormBind), (A, KeptLogin), (M, FormBind)],
+            vec![(A, Write), (A, OthersLogin), (A, ModuleClearForm), (B, Others), (E, ModuleClear)],
+        ],
+        _ => [
+            vec![(A, BindLogin), (A, FormBind), (M, BindLogin), (M, KeptLogin)],
+            vec![(A, OthersForm), (E, ModuleClear)],
+        ],
+    }
+}
+
 /// What each may do, from where. Two requests of the thief are left to chance.
 pub fn menu(start: &Start) -> Vec<(Who, Act)> {
     use Act::*;
@@ -78,6 +98,7 @@ pub fn menu(start: &Start) -> Vec<(Who, Act)> {
                     ModuleOthers,
                     FailedClear,
                     Create,
+                    KeptLogin,
                 ],
             ),
             of(Who::E, &[Revoke, ModuleClear, ModuleClearGrace, Expire]),
@@ -91,6 +112,7 @@ pub fn menu(start: &Start) -> Vec<(Who, Act)> {
                     Rework,
                     BindLogin,
                     EarlyLogin,
+                    KeptLogin,
                     FormBind,
                     SwitchLogin,
                     Delete,
@@ -105,7 +127,7 @@ pub fn menu(start: &Start) -> Vec<(Who, Act)> {
                 ],
             ),
             of(Who::B, &[Clear, Others, OthersLogin]),
-            of(Who::M, &[Write, Rework, Delete, Clear, FormBind, BindLogin, OthersLogin]),
+            of(Who::M, &[Write, Rework, Delete, Clear, FormBind, BindLogin, KeptLogin, OthersLogin]),
             of(Who::E, &[ModuleClear, Revoke, Expire]),
         ]
         .concat(),
@@ -114,7 +136,7 @@ pub fn menu(start: &Start) -> Vec<(Who, Act)> {
                 Who::A,
                 &[Write, BindLogin, FormBind, Delete, Clear, OthersLogin, OthersForm, ClearForm, ModuleClearForm],
             ),
-            of(Who::M, &[BindLogin, FormBind]),
+            of(Who::M, &[BindLogin, KeptLogin, FormBind]),
             of(Who::E, &[ModuleClear]),
         ]
         .concat(),

@@ -24,10 +24,12 @@ mod world;
 
 use std::sync::LazyLock;
 
+use jam_session::Limit;
+
 use self::{
     acts::{Act, Who},
     explore::{Found, all_orders, one_order, story},
-    menu::{menu, rare},
+    menu::{menu, rare, under_a_limit},
     start::Start,
     store::{Fault, Wrong},
     world::Case,
@@ -66,6 +68,24 @@ fn every_order_of_two_requests_with_two_cookies_keeps_the_promises() {
 }
 
 #[test]
+fn every_order_of_a_login_under_a_limit_and_another_request_keeps_the_promises() {
+    for start in [&SIGNED_IN, &VISITOR, &EMPTY] {
+        let ([limited, others], mut runs) = (under_a_limit(start), 0);
+        for limit in [Limit::from(1), Limit::from(2), Limit::refuse(1), Limit::refuse(2)] {
+            for (at, one) in limited.iter().enumerate() {
+                for two in limited[at..].iter().chain(&others) {
+                    let case = Case { limit, ..case(start, &[*one, *two]) };
+                    let found = all_orders(&case);
+                    runs += found.runs;
+                    breaks_nothing(&case, found, None);
+                }
+            }
+        }
+        println!("{} under a limit: {runs} orders", start.name);
+    }
+}
+
+#[test]
 fn lost_answers_and_lost_clients_break_no_promise() {
     for seed in Seeds::new(4000, 100) {
         let mut rng = Random(seed);
@@ -91,7 +111,9 @@ fn three_requests_in_any_order_keep_the_promises() {
 
 #[test]
 fn a_store_or_a_handler_that_is_wrong_is_found_out() {
-    use Act::{Bind, Clear, Delete, DeleteAndForget, FormBind, LateLogin, Others, OthersLogin, Revoke, Write};
+    use Act::{
+        Bind, Clear, Delete, DeleteAndForget, FormBind, KeptLogin, LateLogin, Others, OthersLogin, Revoke, Write,
+    };
     use Who::{A, B, E, M};
     let finds = |wrong: Wrong, requests: &[(Who, Act)], promise: &str| {
         is_found_out(&Case { wrong: Some(wrong), ..case(&SIGNED_IN, requests) }, promise);
@@ -104,12 +126,22 @@ fn a_store_or_a_handler_that_is_wrong_is_found_out() {
     finds(Wrong::IgnoresVersions, &[(A, Write), (A, Write)], "P5");
     finds(Wrong::Upserts, &[(A, Delete), (M, Bind)], "P4");
     finds(Wrong::EndsNothing, &[(A, Delete)], "P8");
+    finds(Wrong::IgnoresMarks, &[(M, KeptLogin), (A, OthersLogin)], "P4");
+    let limited = |wrong: Wrong, limit: Limit, requests: &[(Who, Act)]| {
+        is_found_out(&Case { limit, wrong: Some(wrong), ..case(&SIGNED_IN, requests) }, "P20");
+    };
+    limited(Wrong::LeavesOneMore, Limit::from(2), &[(M, FormBind), (E, Revoke)]);
+    limited(Wrong::LeavesOneMore, Limit::refuse(2), &[(M, FormBind), (E, Revoke)]);
+    limited(Wrong::LeavesOneLess, Limit::from(2), &[(M, FormBind)]);
+    limited(Wrong::LeavesOneLess, Limit::refuse(3), &[(M, FormBind)]);
+    limited(Wrong::EndsTheLatest, Limit::from(2), &[(A, Write), (M, FormBind)]);
     is_found_out(&case(&SIGNED_IN, &[(M, LateLogin), (B, OthersLogin)]), "P4");
     is_found_out(&case(&SIGNED_IN, &[(A, DeleteAndForget)]), "P8");
 }
 
 fn case(start: &'static Start, requests: &[(Who, Act)]) -> Case {
-    Case { start, requests: requests.to_vec(), wrong: None, fault: None, tries_again: false, jumps: 1 }
+    let (requests, limit) = (requests.to_vec(), Limit::None);
+    Case { start, requests, wrong: None, fault: None, tries_again: false, limit, jumps: 1 }
 }
 
 fn every_pair(start: &'static Start, wanted: impl Fn(Who, Who) -> bool) {
@@ -132,7 +164,8 @@ fn by_chance(rng: &mut Random, requests: usize) -> Case {
     let start = rng.one(&starts).unwrap();
     let menu = [&*menu(start), rare(start)].concat();
     let requests: Vec<_> = (0..requests).map(|_| *rng.one(&menu).unwrap()).collect();
-    Case { jumps: rng.below(3), ..case(start, &requests) }
+    let limits = [Limit::None, Limit::None, Limit::from(1), Limit::from(2), Limit::refuse(2)];
+    Case { jumps: rng.below(3), limit: *rng.one(&limits).unwrap(), ..case(start, &requests) }
 }
 
 #[track_caller]

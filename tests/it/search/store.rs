@@ -10,9 +10,11 @@ use std::{
 };
 
 use jam_session::{
-    Backend, By, Clear, Cleared, Clock, Created, Cursor, Mark, MemoryBackend, MemorySessions, Outcome, Owner, Page,
-    Record, RecordId, Sessions, Since, Terms, backend::Result,
+    Backend, By, Clear, Cleared, Clock, Created, Cursor, Limit, Login, Mark, MemoryBackend, MemorySessions, Outcome,
+    Owner, Page, Record, RecordId, Sessions, Since, Terms, backend::Result,
 };
+
+use super::start::now;
 
 /// The store as one request sees it.
 pub struct Gated {
@@ -25,6 +27,8 @@ pub struct Shared {
     pub inner: Sessions<MemoryBackend>,
     pub clock: Clock,
     pub wrong: Option<Wrong>,
+    /// Taken before the first request.
+    pub kept: Login,
     state: Mutex<State>,
 }
 
@@ -125,6 +129,13 @@ pub enum What {
     Updated(RecordId),
     /// By an update with no time to live, or by `delete`.
     Ended(RecordId),
+    /// Because of the limit, for a session that was created; and what that left beside it.
+    Limited {
+        ended: RecordId,
+        left: Vec<RecordId>,
+    },
+    /// The limit has refused a session beside so many.
+    Full(usize),
     Cleared {
         owner: Owner,
         by: Option<RecordId>,
@@ -158,6 +169,14 @@ pub enum Wrong {
     ClearForgetsOne,
     /// `create` does not ask when its owner was cleared.
     CreatesLate,
+    /// `create` does not ask whether the mark names its owner's last clear.
+    IgnoresMarks,
+    /// `create` leaves one more than the limit allows.
+    LeavesOneMore,
+    /// `create` ends one more than it has to because of the limit, or refuses what it could add.
+    LeavesOneLess,
+    /// `create` ends the record that was written last, of those that were there.
+    EndsTheLatest,
     /// `update` takes whatever version there is for the expected one.
     IgnoresVersions,
     /// `update` adds what is gone.
@@ -169,9 +188,10 @@ pub enum Wrong {
 impl Shared {
     pub fn new(clock: Clock, requests: usize, wrong: Option<Wrong>) -> Arc<Self> {
         let inner = MemorySessions::builder().clock(clock.clone()).build().unwrap();
+        let kept = now(inner.login("ada")).unwrap();
         let state = State { waiting: vec![None; requests], calls: vec![0; requests], ..State::default() };
         let state = State { conflicts: vec![None; requests], crashed: vec![false; requests], ..state };
-        Arc::new(Self { inner, clock, wrong, state: Mutex::new(state) })
+        Arc::new(Self { inner, clock, wrong, kept, state: Mutex::new(state) })
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -194,6 +214,12 @@ impl Shared {
         let mut state = self.state();
         let at = state.moves;
         state.events.push(Event { request, at, what, jumps });
+    }
+
+    /// The number of the event by which that record was written last; before all of them, none.
+    pub fn heard(&self, id: RecordId) -> Option<usize> {
+        let state = self.state();
+        state.events.iter().rposition(|event| matches!(event.what, What::Created(of) | What::Updated(of) if of == id))
     }
 
     /// What the story says, if one is told.
@@ -331,6 +357,41 @@ impl Gated {
         Ok((outcome, false))
     }
 
+    async fn creates(&self, record: Record, terms: Terms) -> Result<Created> {
+        let Some(wrong) = self.shared.wrong else { return self.store().create(record, terms).await };
+        let limit = match (wrong, terms.limit) {
+            (Wrong::LeavesOneMore, Limit::LeastRecent(most)) => Limit::from(most + 1),
+            (Wrong::LeavesOneMore, Limit::Refuse(most)) => Limit::refuse(most + 1),
+            (Wrong::LeavesOneLess, Limit::LeastRecent(most)) => Limit::from(most - 1),
+            (Wrong::LeavesOneLess, Limit::Refuse(most)) => Limit::refuse(most - 1),
+            (Wrong::EndsTheLatest, Limit::LeastRecent(most)) if self.all_of(record.id).len() == most => {
+                let latest = self.all_of(record.id).into_iter().max_by_key(|id| self.shared.heard(*id)).unwrap();
+                self.store().delete(latest).await?;
+                return Ok(match self.store().create(record, terms).await? {
+                    Created::Done { left, .. } => Created::Done { ended: vec![latest], left },
+                    other => other,
+                });
+            }
+            (_, limit) => limit,
+        };
+        self.store().create(record, Terms { limit, ..terms }).await
+    }
+
+    /// All live records of the owner of this one.
+    fn all_of(&self, id: RecordId) -> Vec<RecordId> {
+        let all = id.owner().map(|owner| now(self.store().list(owner)).unwrap()).unwrap_or_default();
+        all.into_iter().map(|record| record.id).collect()
+    }
+
+    /// Notes what ended for a new record.
+    fn note_limit(&self, id: RecordId, ended: &[RecordId]) {
+        let left: Vec<_> = self.all_of(id).into_iter().filter(|left| *left != id).collect();
+        for ended in ended.iter().copied() {
+            let jumps = self.shared.state().jumps;
+            self.shared.note(self.request, jumps, What::Limited { ended, left: left.clone() });
+        }
+    }
+
     async fn clears(&self, owner: Owner, clear: Clear) -> Result<Cleared> {
         let store = self.store();
         let mut clear = clear;
@@ -375,15 +436,23 @@ impl Backend for Gated {
         let call = async move {
             // As if calls took no time: what an age misses while it is under way is known (rule 3).
             let waited = self.shared.clock.elapsed().saturating_sub(issued);
-            let since = match terms.since {
-                _ if self.shared.wrong == Some(Wrong::CreatesLate) => None,
-                Some(Since::Age(age)) => Some(Since::Age(age + waited)),
-                since => since,
+            let since = match (terms.since, self.shared.wrong) {
+                (_, Some(Wrong::CreatesLate)) | (Some(Since::Mark(_)), Some(Wrong::IgnoresMarks)) => None,
+                (Some(Since::Age(age)), _) => Some(Since::Age(age + waited)),
+                (since, _) => since,
             };
-            self.store().create(record, Terms { since, ..terms }).await
+            self.creates(record, Terms { since, ..terms }).await
         };
         let answer = |created: &Created| {
-            (matches!(created, Created::Done { .. }).then_some(What::Created(id)), format!("{created:?}"))
+            let event = match created {
+                Created::Done { ended, .. } => {
+                    self.note_limit(id, ended);
+                    Some(What::Created(id))
+                }
+                Created::Full => Some(What::Full(self.all_of(id).len())),
+                _ => None,
+            };
+            (event, format!("{created:?}"))
         };
         self.pass(&format!("create {}", id.sid()), Touches::Writes(Place::of(id)), call, answer).await
     }

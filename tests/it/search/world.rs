@@ -13,7 +13,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{Request, StatusCode, header};
-use jam_session::{Backend, Clock, RecordId, Session, SessionLayer, Sessions, Terms};
+use jam_session::{Backend, Clock, Limit, RecordId, Session, SessionLayer, Sessions, Terms};
 use tokio::task::yield_now;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -34,6 +34,8 @@ pub struct Case {
     pub wrong: Option<Wrong>,
     pub fault: Option<(usize, usize, Fault)>,
     pub tries_again: bool,
+    /// How many sessions a user may have.
+    pub limit: Limit,
     /// How often the ten seconds may be over.
     pub jumps: usize,
 }
@@ -281,7 +283,8 @@ impl World {
         }
         let passwords = if who == Who::M { 0 } else { self.shared.state().passwords };
         let gated = Gated { request: at, shared: Arc::clone(&self.shared) };
-        let sessions = Sessions::over(gated).clock(self.shared.clock.clone()).build().unwrap();
+        let sessions = Sessions::over(gated).clock(self.shared.clock.clone()).sessions_per_key(self.case.limit);
+        let sessions = sessions.build().unwrap();
         let place = Place {
             request: at,
             shared: Arc::clone(&self.shared),
