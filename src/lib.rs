@@ -69,11 +69,18 @@
 //! | session ID | the secret in the cookie | token, sid |
 //! | handle | the public identifier of a session, for lists and logs; it cannot be used to sign in | |
 //! | visitor | a client whose session has no session key yet | anonymous session, guest |
+//! | newest ID | the ID in the session's latest cookie, which may do everything | |
+//! | previous ID | the ID before a rotation, which stays valid for `rework_grace` | |
+//! | commit | storing all changes of a request in one atomic call, when its response is ready or in `save` | save |
+//! | [`Login`] | a pending login: taken before the password is checked, and refused after a "sign out everywhere" | |
 //! | `bind` | signs in and keeps the data: gives the session a session key and a new ID | login |
 //! | `create` | signs in with new data | login |
 //! | `rework` | gives the same session a new ID | regenerate, cycle, rotate |
-//! | `delete` | ends this session | logout, destroy, flush |
-//! | `clear` | ends all sessions of a user | logout everywhere |
+//! | `delete` | signs out: ends this session | logout, destroy, flush |
+//! | `clear` | signs out everywhere: ends all sessions of a user | logout everywhere |
+//! | `clear_others` | signs out everywhere else: ends all other sessions of a user | logout everywhere else |
+//! | refuse | to answer a login or a sign-out with an error, and drop it | reject, cancel |
+//! | evict | to remove a session from a full store, visitors' sessions first | |
 //! | `default_ttl` | how long a session can stay unused before it ends | idle timeout |
 //! | `max_lifetime` | how long a session lives at most, even if it is used | absolute timeout |
 //! | namespace | the prefix of all names in the store | key prefix |

@@ -13,30 +13,35 @@
 //!                           rebase               changes are applied to it
 //! ```
 //!
-//! # Several verbs in one request
+//! # Several calls in one request
 //!
-//! Changes are applied in this order, whatever the order of the calls: first a login, then [`clear`](Session::clear) or
-//! [`clear_others`](Session::clear_others), then all other writes. If there are several calls of [`bind`](Session::bind),
-//! [`create`](Session::create) and [`delete`](Session::delete), only the last one has an effect. A [`rework`](Session::rework)
-//! has an effect only if there is no such call. Each value is written to the session that is current at that point:
+//! The calls of one request take effect in this order, whatever the order in which you make them: first a login, then
+//! [`clear`](Session::clear) or [`clear_others`](Session::clear_others), then all other writes. If there are several calls
+//! of [`bind`](Session::bind), [`create`](Session::create) and [`delete`](Session::delete), the last one decides who is
+//! signed in afterwards. A [`rework`](Session::rework) has an effect only if there is no such call.
 //!
-//! | calls, all for the same user | the data afterwards | the user's other sessions |
+//! The order of the calls decides only which data is kept, because each value is written to the session that is current at
+//! that point:
+//!
+//! | calls, all for the same user | the session's data afterwards | the user's other sessions |
 //! |---|---|---|
 //! | `clear`, then `bind` | what was written after `clear` | end |
 //! | `delete`, then `bind` | what was written after `delete` | stay |
 //! | `bind`, then `clear`; `clear_others` with `bind` or `rework`, in any order | kept | end |
 //! | any of these with `create` in place of `bind` | the data of `create`, and what was written after it | as above |
-//! | `bind` or `create`, then `delete` | signed out | stay |
+//! | `bind` or `create`, then `delete` | none: signed out | stay |
 //! | `insert`, `delete`, `insert` | a new visitor's session with the second value | stay |
 //!
 //! [`bind`](Session::bind) of another user drops the data, and ends the previous session.
 //!
-//! A `clear` or `clear_others` together with a login is for the user who signs in, and keeps the session that the login made.
-//! This is how a password-reset link signs a user in and ends all other sessions. There is one exception: if one user is signed
-//! in and another one signs in by a session key, without a [`Login`](crate::Login), then `clear` is for the first user.
+//! A `clear` or `clear_others` in the same request as a login applies to the user who signs in, and keeps the session that
+//! the login made. This is how a password-reset link signs a user in and ends all other sessions. There is one exception: if
+//! one user is signed in and another one signs in by a plain session key, without a [`Login`](crate::Login), then `clear`
+//! applies to the first user. A `clear_others` then still applies to the user who signs in.
 //!
-//! A sign-out takes effect whatever else of the request fails. For example, after `clear` and then `bind("")` the response is a
-//! 500, and all sessions have ended.
+//! If other changes of the request fail, a sign-out still takes effect. For example, after `clear` and then `bind("")` the
+//! response is a 500, and all sessions have ended. A login that is *refused* is different: the next section says what
+//! happens to a sign-out in the same request.
 //!
 //! # When a login or a sign-out is refused
 //!
@@ -44,26 +49,31 @@
 //! a request until after that. Therefore some logins and sign-outs are refused: the response is a 401, and
 //! [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized).
 //!
-//! * **Signing in again as the same user** ([`bind`](Session::bind) or [`create`](Session::create) with a session key) needs
-//!   the newest ID of a session that is still live at the commit. So it is also refused while another tab rotates the ID or
-//!   signs in. With a [`Login`](crate::Login) it is not refused for this reason.
-//! * **Signing in as a visitor, or as another user,** makes a new session. It is refused if all sessions of that user were
-//!   ended since the request arrived, or if the request arrived more than fifteen minutes ago. With a `Login`, the time when
-//!   the `Login` was taken counts instead.
-//! * **[`delete`](Session::delete), [`clear`](Session::clear) and [`clear_others`](Session::clear_others)** need an ID that is
-//!   valid for the session at the commit. A `delete` of a session that has already ended succeeds. A `clear` by such a session
-//!   is refused.
+//! * **Signing in again as the same user** ([`bind`](Session::bind) or [`create`](Session::create)) needs the newest ID of a
+//!   session that is still live at the commit. So it is also refused while another tab rotates the ID or signs in. With a
+//!   [`Login`](crate::Login) it is not refused for this reason: if the request does not have the newest ID, the login makes
+//!   a new session, as in the next case.
+//! * **Signing in when the request has no session, a visitor's session, or another user's session,** makes a new session. It
+//!   is refused if all sessions of the user who signs in were ended since the request arrived, or if the request arrived
+//!   more than fifteen minutes ago. With a `Login`, the time when the `Login` was taken counts instead. If another user is
+//!   signed in, a plain session key also needs the newest ID of that user's session, which must still be live.
+//! * **[`delete`](Session::delete) and [`clear`](Session::clear)** need an ID that is valid for the session at the commit,
+//!   or that a login or a `clear_others` has replaced less than ten seconds ago.
+//! * **[`clear_others`](Session::clear_others)** needs the newest ID of the session.
+//! * **After the session has ended,** a `delete` succeeds, and a `clear` or `clear_others` is refused.
 //!
-//! A refused login or sign-out is dropped, together with all other changes of the request.
+//! A refused login or sign-out is dropped, together with all other changes of the request. There is one exception: if a
+//! login with a plain session key is refused, a `clear` in the same request still takes effect.
 //!
-//! As a consequence, every `clear` and `clear_others` refuses the user's pending logins. **Limit how often each user can call
-//! them, or ask for the password first.** Otherwise a thief with a live session can repeat them and keep its owner from signing
-//! in. A limit per IP address does not prevent that, because a thief can use many addresses.
+//! Because logins are refused after a sign-out everywhere, every `clear` and `clear_others` refuses the user's pending
+//! logins, except the one that the same request binds. **Limit how often each user can call them, or ask for the password
+//! first.** Otherwise a thief with a live session can repeat them and keep its owner from signing in. A limit per IP address
+//! does not prevent that, because a thief can use many addresses.
 //!
 //! Some outcomes cannot be avoided:
 //!
-//! * If the response of a login, a rotation or a `clear_others` is lost, the browser never gets the new ID. It is signed out
-//!   when the old ID ends: ten seconds later at the latest, or after a rotation when
+//! * If the response of a login, a rotation or a `clear_others` is lost, the browser never gets the new ID. It is then
+//!   signed out: at once after a login or a `clear_others`, and after a rotation when
 //!   [`rework_grace`](crate::Builder::rework_grace) is over.
 //! * If the store's answer to a visitor's login is lost, the response is a 503 and nobody is signed in, but the visitor's session
 //!   may have ended with the login. Its data is then gone.
@@ -71,8 +81,9 @@
 //!   happens if a request with a `Login` runs beside a rotation.
 //! * If two requests of one browser run at the same time, one may set a new cookie just as the other ends that session. The
 //!   browser may then keep the cookie of a session that has ended, and the user has to sign in again.
-//! * A sign-out can be answered with 200 although the browser stays signed in. This happens if a `delete`, or a visitor's
-//!   `clear`, has the ID of a session that a login has already ended, and the browser already has the new session.
+//! * A sign-out can be answered with 200 although the browser stays signed in. This happens when a `delete`, or a visitor's
+//!   `clear`, arrives with the ID of a session that a login has already replaced by a new one, and the browser already has
+//!   the new session.
 //!
 //! # When the session is gone
 //!
@@ -85,8 +96,8 @@
 //! A visitor's session has a separate cookie: its name is that of the user's cookie with `-visitor` appended. So whatever a
 //! visitor's page writes, and in whatever order responses arrive, it never replaces the cookie of a user who is signed in.
 //!
-//! The cookie of a user's session that has ended stays in the browser until the next login. If that browser also has a visitor's
-//! cookie, each request that uses the session costs two loads.
+//! If a user's session expired or was ended elsewhere, its cookie stays in the browser until the next login. If that browser
+//! also has a visitor's cookie, each request that uses the session costs two loads.
 //!
 //! # Requests from other sites
 //!
@@ -111,10 +122,10 @@
 //!
 //! * If it has the header `Sec-Fetch-Site`, the value `cross-site` means another site. Browsers send this header over HTTPS and
 //!   to `localhost`.
-//! * Otherwise the host of its `Origin` is compared. It is this site if it is the host that the request was sent to (the
-//!   authority of the URI, or else `Host`), a host in `X-Forwarded-Host` or `Forwarded`, or the layer's
-//!   [`domain`](crate::SessionLayer::domain) or a subdomain of it. Any other host is another site, and so is `Origin: null`.
-//!   Ports do not count. A proxy that replaces `Host` should send one of the two forwarding headers.
+//! * Otherwise the host of its `Origin` is compared, without the port. The request is from this site if that host is one of:
+//!   the host that was requested (the authority of the URI, or else `Host`), a host in `X-Forwarded-Host` or `Forwarded`,
+//!   the layer's [`domain`](crate::SessionLayer::domain), or a subdomain of that domain. Any other host is another site, and
+//!   so is `Origin: null`. A proxy that replaces `Host` should send one of the two forwarding headers.
 //! * A request without either header counts as coming from this site.
 //!
 //! Over plain HTTP this has three consequences:
@@ -217,10 +228,10 @@
 //!
 //! ## What it costs
 //!
-//! If this process ends a session, its streams learn of it at once. Endings by other processes are found by polling the store:
-//! one [`load`](crate::Backend::load) per session and [`watch_interval`](crate::Builder::watch_interval) (5 seconds by default),
-//! however many streams the session has. The calls are spread evenly, even if all streams began at the same time. No background
-//! task is needed: the streams poll the store while they are polled themselves.
+//! If this process ends a session, its streams learn of it at once. Endings by other processes are found by polling the
+//! store: one [`load`](crate::Backend::load) per session and [`watch_interval`](crate::Builder::watch_interval) (5 seconds
+//! by default), however many streams the session has. The calls are spread evenly, even if all streams began at the same
+//! time. No background task is needed: the streams themselves poll the store whenever the runtime polls them.
 //!
 //! Ten thousand streams of ten thousand sessions make 2,000 calls per second at that interval.
 
@@ -265,14 +276,14 @@ use crate::{
 /// [`load`](Self::load) before they read. A clone is the same session.
 ///
 /// Methods without `.await` only record changes. They are committed together when the response is ready, or by
-/// [`save`](Self::save). The [module docs](self) explain what happens when requests cross.
+/// [`save`](Self::save). The [module docs](self) explain what happens when requests overlap.
 ///
 /// ```
 /// use jam_session::{Error, Session};
 ///
 /// async fn home(session: Session) -> Result<String, Error> {
+///     session.modify("visits", |n: Option<u64>| n.unwrap_or(0) + 1)?; // never loses a visit, even if requests overlap
 ///     let visits: u64 = session.get("visits")?.unwrap_or(0);
-///     session.insert("visits", visits + 1)?;
 ///     Ok(format!("visit {visits} of {}", session.key().as_deref().unwrap_or("a stranger")))
 /// }
 /// ```
@@ -306,8 +317,8 @@ impl Session {
     /// To load it up front for a whole router, use `axum::middleware::from_extractor::<Session>()`.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails. If the record cannot be read, this call succeeds and
-    /// [`get`](Self::get) fails.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails, or if the sessions are
+    /// [closed](crate::Sessions::close). If the record cannot be read, this call succeeds and [`get`](Self::get) fails.
     pub async fn load(&self) -> Result<(), Error> {
         self.0.load().await
     }
@@ -346,9 +357,12 @@ impl Session {
     ///   field fails.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is `NaN`
-    /// or infinite, more than 127 levels of nesting, a map with one of the two names that serde_json reserves
+    /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is
+    /// `NaN` or infinite, more than 127 levels of nesting, a map with one of the two names that serde_json reserves
     /// (`$serde_json::private::Number` and `…RawValue`), or a value that a custom `Serializer` does not write or read back.
+    ///
+    /// If the record cannot be read, or would be larger than [`max_size`](crate::Builder::max_size), this call succeeds and
+    /// the commit fails.
     pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
         let (name, value) = (name.into(), json(value)?);
         self.0.engine().codec().check_value(&name, &value)?;
@@ -362,8 +376,8 @@ impl Session {
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the new value would be refused by [`insert`](Self::insert), or if the old one does
-    /// not deserialize as a `T`. If the session is not [loaded](Self::load) yet, the closure runs later, and the commit fails
-    /// instead.
+    /// not deserialize as a `T`. If the session is not [loaded](Self::load) yet, the closure runs at the commit, and any
+    /// such error is returned there. The commit also fails in the cases of `insert`.
     pub fn modify<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
@@ -442,7 +456,9 @@ impl Session {
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if it does not serialize to an object, or a value in it would be refused by
-    /// [`insert`](Self::insert); [`Unreadable`](crate::ErrorKind::Unreadable) if the record cannot be read.
+    /// [`insert`](Self::insert). [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    /// [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read; if the session is not [loaded](Self::load)
+    /// yet, the commit returns this error instead.
     pub fn update(&self, data: impl Serialize) -> Result<(), Error> {
         let data = Data::from_serialize(data)?;
         self.0.engine().codec().check_data(&data)?;
@@ -451,16 +467,25 @@ impl Session {
 
     /// Signs in: gives the session a session key and a new ID, and keeps its data. The old ID becomes invalid.
     ///
+    /// If no user was signed in, this makes a new session with the visitor's data, and the visitor's session ends. If this
+    /// user was already signed in, the session stays the same.
+    ///
     /// It takes a session key or a [`Login`](crate::Login). Use a `Login` wherever a password or another credential is checked:
     /// the login is then refused if the user was signed out everywhere during the check. See [when a login is
     /// refused](self#when-a-login-or-a-sign-out-is-refused).
     ///
-    /// Call it whenever privileges rise, even for the user who is already signed in. If another user was signed in, that user's
-    /// data is dropped. A session key that is empty or longer than 1024 bytes fails the commit.
+    /// Call it whenever privileges rise, even for the user who is already signed in. If another user was signed in, that
+    /// user's session ends and its data is dropped.
     ///
-    /// A plain session key is refused in two more cases. The first is a new session whose request arrived more than fifteen
-    /// minutes ago. The second is a handler that has itself called [`Sessions::clear`](crate::Sessions::clear) for this user:
-    /// take a `Login` after that call, or call [`clear_others`](Self::clear_others) instead.
+    /// The commit fails with [`Data`](crate::ErrorKind::Data) if the session key is empty or longer than 1024 bytes, and
+    /// with [`Full`](crate::ErrorKind::Full) (409) if the user has too many sessions and the limit
+    /// [refuses](crate::Limit::refuse) more.
+    ///
+    /// A plain session key is refused in two more cases:
+    ///
+    /// * The login would make a new session, and the request arrived more than fifteen minutes ago.
+    /// * The handler itself called [`Sessions::clear`](crate::Sessions::clear) for this user. Take a `Login` after that
+    ///   call, or call [`clear_others`](Self::clear_others) instead.
     #[doc(alias = "login", alias = "sign_in")]
     pub fn bind(&self, user: impl Into<SignIn>) {
         self.0.stage_plain(Change::Bind(user.into()));
@@ -468,7 +493,7 @@ impl Session {
 
     /// Signs in with new data: the session then has only this data. The old ID becomes invalid.
     ///
-    /// It is refused in the same cases as [`bind`](Self::bind).
+    /// It is refused, and its commit fails, in the same cases as [`bind`](Self::bind).
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the data does not serialize to an object, or a value in it would be refused by
@@ -491,8 +516,8 @@ impl Session {
 
     /// Signs out: ends this session. Nothing brings it back, not even a request that is already running.
     ///
-    /// If the request has several session cookies, all their sessions end. If one of them cannot be ended, because its ID is no
-    /// longer valid, the response is a 401.
+    /// If the request has several session cookies, all their sessions end. If one of them cannot be ended, because its ID is
+    /// no longer valid for it, the response is a 401. If the session has already ended, `delete` succeeds.
     #[doc(alias = "logout", alias = "sign_out", alias = "destroy", alias = "flush")]
     pub fn delete(&self) {
         self.0.stage_plain(Change::Delete);
@@ -503,25 +528,28 @@ impl Session {
     ///
     /// If this session has expired or was ended, the response is a 401 and no other session ends.
     ///
-    /// It also refuses the user's pending logins. Limit how often each user can call it, or ask for the password first:
-    /// [otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner from signing in.
+    /// It also refuses the user's pending logins, except the one that this request binds. Limit how often each user can call
+    /// it, or ask for the password first: [otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live
+    /// session can keep its owner from signing in.
     #[doc(alias = "revoke_all", alias = "logout")]
     pub fn clear(&self) {
         self.0.stage_plain(Change::Clear);
     }
 
-    /// Signs out everywhere else: gives this session a new ID, and ends all other sessions of the signed-in user. A copy of the
-    /// old cookie becomes invalid, too. For a visitor it does nothing.
+    /// Signs out everywhere else: gives this session a new ID, and ends all other sessions of the signed-in user. A copy of
+    /// the old cookie becomes invalid, too. For a visitor it does nothing, unless the same request signs in: then it ends
+    /// that user's other sessions.
     ///
     /// Use it for "sign out my other devices", and when the password was changed.
     ///
-    /// * If the response status is 5xx, the other sessions still end, and the response carries the new ID.
-    /// * If the client closes the connection before the response is ready, this session ends as well.
+    /// * If the response [counts as failed](crate::SessionLayer::failed_if), the other sessions still end, and the response
+    ///   carries the new ID.
+    /// * If the client closes the connection before the response is ready, or the handler panics, this session ends as well.
     /// * If the request does not have the newest ID, the response is a 401 and no session ends. A double click can cause this:
     ///   its second request has the ID that the first one replaced.
     ///
-    /// Like [`clear`](Self::clear), it refuses the user's pending logins, and needs the same
-    /// [protection](self#when-a-login-or-a-sign-out-is-refused).
+    /// Like [`clear`](Self::clear), it refuses the user's pending logins, except the one that this request binds. It needs
+    /// the same [protection](self#when-a-login-or-a-sign-out-is-refused).
     ///
     /// ```
     /// # use jam_session::{Error, Session, SessionKey, Sessions};
@@ -589,7 +617,8 @@ impl Session {
     /// Sets an idle timeout for this session, for example for "remember me". Default:
     /// [`default_ttl`](crate::Builder::default_ttl).
     ///
-    /// It is stored with the session. The session still ends at its absolute timeout. A `ttl` of zero fails the commit.
+    /// It is stored with the session. The session still ends at its absolute timeout. If `ttl` is less than a millisecond,
+    /// the commit fails with [`Config`](crate::ErrorKind::Config).
     #[doc(alias = "remember_me", alias = "idle_timeout", alias = "idle timeout", alias = "expire")]
     pub fn set_ttl(&self, ttl: Duration) {
         self.0.stage_plain(Change::Ttl(ttl));
@@ -609,8 +638,9 @@ impl Session {
     ///
     /// Waiting does not count as use; [`touch`](Self::touch) does.
     ///
-    /// The first poll decides which session the future waits for, and not this call: inside a handler, a new session is not
-    /// committed yet. If the session is not loaded yet, the first poll loads it; if that fails, the future resolves to `Unknown`.
+    /// Which session the future waits for is decided at its first poll, not when you call `ended`, because a new session is
+    /// not committed yet while the handler runs. If the session is not loaded yet, the first poll loads it; if that fails,
+    /// the future resolves to `Unknown`.
     ///
     /// The future does not hold the session's data. It spawns no task, but needs a tokio runtime with time enabled.
     #[doc(alias = "expire", alias = "on_logout")]
@@ -643,13 +673,21 @@ impl Session {
     /// * [`NotFound`](crate::ErrorKind::NotFound): the [session is gone](self#when-the-session-is-gone).
     /// * [`Unauthorized`](crate::ErrorKind::Unauthorized): a [login or a sign-out was
     ///   refused](self#when-a-login-or-a-sign-out-is-refused).
+    /// * [`Full`](crate::ErrorKind::Full): the user who signs in has too many sessions, and the limit
+    ///   [refuses](crate::Limit::refuse) more.
     /// * [`CrossSite`](crate::ErrorKind::CrossSite): there is no session, and the request [came from another
     ///   site](self#requests-from-other-sites).
     /// * [`ResponseSent`](crate::ErrorKind::ResponseSent): the change needs a cookie, and the response was already sent.
     ///
     /// After these errors the changes are still recorded, and the response will try to commit them again:
-    /// [`Unavailable`](crate::ErrorKind::Unavailable), [`Unreadable`](crate::ErrorKind::Unreadable),
-    /// [`TooLarge`](crate::ErrorKind::TooLarge), [`Data`](crate::ErrorKind::Data).
+    /// * [`Unavailable`](crate::ErrorKind::Unavailable): the store fails, or the sessions are
+    ///   [closed](crate::Sessions::close).
+    /// * [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
+    ///   [`WrongKey`](crate::ErrorKind::WrongKey): the record cannot be read.
+    /// * [`TooLarge`](crate::ErrorKind::TooLarge): the record would be larger than [`max_size`](crate::Builder::max_size).
+    /// * [`Data`](crate::ErrorKind::Data): the session key of a login is empty or too long, or a value that
+    ///   [`modify`](Self::modify) computed at the commit does not fit.
+    /// * [`Config`](crate::ErrorKind::Config): the `ttl` of [`set_ttl`](Self::set_ttl) is less than a millisecond.
     ///
     /// # Cancel safety
     /// Once polled, the commit runs to completion even if this future is dropped. A response that fails later does not undo it.

@@ -10,11 +10,11 @@ use crate::{
 
 /// Reads all live sessions in pages, including visitors' sessions. Returned by [`Sessions::all`](crate::Sessions::all).
 ///
-/// A session that is live from the first page to the last is included. A session that ended before its page was requested is
-/// not. A session that begins or ends in between may or may not be included.
+/// A readable session that is live from the first page to the last is included. A session that ended before its page was
+/// requested is not. A session that begins or ends in between may or may not be included.
 ///
-/// On Redis, a session may be included twice. On a Redis Cluster, a session whose slot moves to another server during the scan
-/// may be missing; [`may_have_missed`](Self::may_have_missed) reports that.
+/// On Redis, a session may be included twice. It may be missing if the server is restarted or replaced during the scan, or
+/// if its slot in a Cluster moves to another server. [`may_have_missed`](Self::may_have_missed) reports most of these cases.
 ///
 /// | store | cost |
 /// |---|---|
@@ -43,12 +43,14 @@ impl<B: Backend> AllSessions<B> {
 
     /// Returns the next page, or `None` after the last one.
     ///
-    /// A page has about `most` sessions. Any page can have fewer, or even none. It can have more if a user has many sessions.
+    /// A page has about `most` sessions; 0 counts as 1. Any page can have fewer, or even none. It can have more if a user
+    /// has many sessions.
     ///
     /// After an error, call this again to retry the same page.
     ///
     /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails. A session that cannot be read is left out, and logged.
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails, or if the sessions are
+    /// [closed](crate::Sessions::close). A session that cannot be read is left out, and logged.
     pub async fn next_page(&mut self, most: usize) -> Result<Option<Vec<SessionInfo>>, Error> {
         let after = match &self.next {
             Next::First => None,
@@ -65,7 +67,8 @@ impl<B: Backend> AllSessions<B> {
         Ok(Some(infos))
     }
 
-    /// Returns whether sessions may be missing, because some moved between servers during the scan.
+    /// Returns whether sessions may be missing, because some moved between servers during the scan. It recognises most such
+    /// cases: the docs of the module `stores::redis` list the others.
     pub fn may_have_missed(&self) -> bool {
         self.may_have_missed
     }

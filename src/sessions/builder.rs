@@ -52,6 +52,8 @@ impl<T> Builder<T> {
 
     /// Sets the key prefix in the store. Applications with different namespaces never share sessions. Default: `sessions`.
     ///
+    /// It must have 1 to 256 bytes, and no braces: in a Redis Cluster these decide the slot.
+    ///
     /// After a change, existing sessions are not found.
     ///
     /// On Redis, the namespace is part of each Redis key. Memory, the JSON file and a custom [`Backend`] do
@@ -64,7 +66,8 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets the idle timeout: a session that is not used for this long ends. `None` turns it off. Default: 1 hour.
+    /// Sets the idle timeout: a session that is not used for this long ends. `None` turns it off. It must be at least 1
+    /// millisecond. Default: 1 hour.
     ///
     /// An unused session never lives longer than this. It may end up to [`touch_interval`](Self::touch_interval) earlier, because
     /// not every use is recorded. [`Session::set_ttl`](crate::Session::set_ttl) overrides the timeout for one session.
@@ -74,7 +77,8 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets the absolute timeout: a session ends this long after its login, used or not. Default: 30 days.
+    /// Sets the absolute timeout: a session ends this long after its login, used or not. It must be at least 1 millisecond.
+    /// Default: 30 days.
     ///
     /// Only a new login starts it again. NIST SP 800-63B-4 calls this the overall timeout, and asks for at most 30 days.
     #[doc(alias = "absolute_timeout", alias = "absolute timeout", alias = "expire")]
@@ -83,7 +87,8 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets the absolute timeout of visitors' sessions, which no user has signed in to. Default: 1 day.
+    /// Sets the absolute timeout of visitors' sessions, which no user has signed in to. It must be at least 1 millisecond.
+    /// Default: 1 day.
     pub fn anonymous_lifetime(mut self, lifetime: Duration) -> Self {
         self.policy.anonymous_lifetime = lifetime;
         self
@@ -91,15 +96,16 @@ impl<T> Builder<T> {
 
     /// Sets how often, at most, reads renew the idle timeout in the store. Default: 5 minutes.
     ///
-    /// A shorter interval means more writes. With a longer one, sessions may end too early by up to the interval. It is capped at
-    /// a tenth of the session's idle timeout.
+    /// A shorter interval means more writes. With a longer one, sessions may end too early by up to the interval. It is
+    /// capped at a tenth of the session's idle timeout. With zero, every read renews the timeout, at most once per
+    /// millisecond.
     #[doc(alias = "throttle", alias = "write throttling")]
     pub fn touch_interval(mut self, interval: Duration) -> Self {
         self.policy.touch_interval = Some(interval);
         self
     }
 
-    /// Sets how many sessions a user may have. Default: 100; above it, the least recently used session ends.
+    /// Sets how many sessions a user may have, at least 1. Default: 100; above it, the least recently used session ends.
     ///
     /// The store counts writes and [touches](Self::touch_interval) as use. The new session is never the one that ends. With
     /// [`Limit::refuse`], a login above the limit fails instead, with [`ErrorKind::Full`].
@@ -131,7 +137,8 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets the time limit for all backend calls of one request together, or for one call on [`Sessions`]. Default: 1 second.
+    /// Sets the time limit for all backend calls of one request together, or for one call on [`Sessions`]. It must be at
+    /// least 1 millisecond. Default: 1 second.
     ///
     /// When it runs out, the call fails with [`ErrorKind::Unavailable`].
     #[doc(alias = "timeout")]
@@ -140,11 +147,12 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets how often the store is polled while a stream waits for its session to [end](crate::Session::ended). Default: 5
-    /// seconds.
+    /// Sets how often the store is polled while a stream waits for its session to [end](crate::Session::ended). It must be
+    /// at least 1 millisecond. Default: 5 seconds.
     ///
-    /// A stream may learn this late that its session expired or was ended by another process. If this process ends the session,
-    /// its streams learn of it at once. Each session is polled once per interval, however many streams it has.
+    /// It may take up to this long until a stream learns that its session expired or was ended by another process. If this
+    /// process ends the session, its streams learn of it at once. Each session is polled once per interval, however many
+    /// streams it has.
     pub fn watch_interval(mut self, interval: Duration) -> Self {
         self.policy.watch_interval = interval;
         self
@@ -153,8 +161,8 @@ impl<T> Builder<T> {
     /// Sets how long streams go on while the store fails. After that, [`ended`](crate::Session::ended) resolves to
     /// [`Unknown`](crate::Ending::Unknown). Default: 1 minute, or the idle timeout if that is shorter.
     ///
-    /// Each stream adds a random delay of up to a third of this time, so that they do not all end at once. It must not be longer
-    /// than [`default_ttl`](Self::default_ttl).
+    /// Each stream adds a random delay of up to a third of this time, so that they do not all end at once. `unknown_after`
+    /// must be at least 1 millisecond, and not longer than [`default_ttl`](Self::default_ttl).
     pub fn unknown_after(mut self, time: Duration) -> Self {
         self.policy.unknown_after = Some(time);
         self

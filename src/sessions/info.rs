@@ -21,7 +21,8 @@ pub struct SessionInfo {
     pub key: Option<String>,
     /// When the session began.
     pub created: SystemTime,
-    /// When the user last signed in on this session. Signing in again in the same browser keeps the session.
+    /// The time of the latest login on this session; signing in again on the same session updates it. `None` for a visitor's
+    /// session.
     pub signed_in: Option<SystemTime>,
     /// When the session was last used. This may be too early by up to [`touch_interval`](crate::Builder::touch_interval), because
     /// the store does not record every use.

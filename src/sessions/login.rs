@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Mark;
 
-/// A pending login, returned by [`Sessions::login`](crate::Sessions::login). It is refused if the user is signed out everywhere
-/// before it is bound.
+/// A pending login, returned by [`Sessions::login`](crate::Sessions::login). It is refused if the user is signed out
+/// everywhere before it is bound, or if it is older than fifteen minutes.
 ///
 /// Checking a password takes about a tenth of a second. In the meantime the user may set a new password and end all sessions. If
 /// you take a `Login` before the check, the login with the old password is refused:
@@ -25,21 +25,26 @@ use crate::backend::Mark;
 /// }
 /// ```
 ///
-/// A `Login` identifies the user's last sign-out everywhere, and does not depend on clocks. It is valid for fifteen minutes, in
-/// every process that shares the store. For a second factor, keep it in the visitor's session, and bind it once the code is
-/// correct:
+/// A `Login` records which "sign out everywhere" was the user's most recent one, so the check does not compare clocks. It is
+/// valid for fifteen minutes, in every process that shares the store. For a second factor, keep it in the visitor's session,
+/// and bind it once the code is correct too:
 ///
 /// ```
 /// # use jam_session::{Error, ErrorKind, Login, Session, Sessions};
-/// # async fn is_right(code: &str) -> bool { true }
-/// # async fn check(sessions: &Sessions, session: Session, user: &str, code: &str) -> Result<(), Error> {
-/// // The first page, before the password is checked.
-/// session.insert("login", sessions.login(user).await?)?;
+/// # async fn is_right(user: &str, password: &str) -> bool { true }
+/// # async fn is_code_right(code: &str) -> bool { true }
+/// # async fn check(sessions: &Sessions, session: Session, user: &str, password: &str, code: &str) -> Result<(), Error> {
+/// // The first page: take the `Login` before the password is checked, and keep it only if the password is right.
+/// let login = sessions.login(user).await?;
+/// if !is_right(user, password).await {
+///     return Err(Error::new(ErrorKind::Unauthorized, "wrong password"));
+/// }
+/// session.insert("login", login)?;
 ///
-/// // The second page.
+/// // The second page: check the code.
 /// let login: Option<Login> = session.get("login")?;
 /// let login = login.ok_or_else(|| Error::new(ErrorKind::Unauthorized, "begin again"))?;
-/// if !is_right(code).await {
+/// if !is_code_right(code).await {
 ///     return Err(Error::new(ErrorKind::Unauthorized, "wrong code"));
 /// }
 /// session.remove("login");
@@ -53,11 +58,15 @@ use crate::backend::Mark;
 ///
 /// # Limits
 ///
-/// Memory and the JSON file forget sign-outs at a restart, so a `Login` is valid there only until the store is closed.
+/// An empty session key, or one of more than 1024 bytes, is refused only when the `Login` is bound: the commit fails with
+/// [`Data`](crate::ErrorKind::Data).
 ///
-/// One case goes unnoticed: Redis lost everything that it knew about the user's sign-outs (by eviction, or because an older
-/// snapshot was restored), the user was not signed out in the fifteen minutes before the login, and a sign-out during the login
-/// was lost as well.
+/// At a restart, memory and the JSON file forget *when users signed out everywhere*, so a `Login` is valid there only until
+/// the store is closed. Ended sessions stay ended.
+///
+/// On Redis, one sign-out during a login can go unnoticed. All of this must happen: the user had not signed out everywhere
+/// in the fifteen minutes before the login began; the user does so during the login; and Redis then loses that sign-out, by
+/// eviction, in a failover, or because an older snapshot is restored.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[must_use]
 pub struct Login {

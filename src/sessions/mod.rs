@@ -71,8 +71,9 @@ use crate::{
 /// # }
 /// ```
 ///
-/// Each call returns within [`request_time`](Builder::request_time). If the backend takes longer, it fails with
-/// [`Unavailable`](crate::ErrorKind::Unavailable). The calls need a tokio runtime with time enabled.
+/// Each call returns within [`request_time`](Builder::request_time), except [`count`](Self::count) and
+/// [`close`](Self::close). If the backend takes longer, the call fails with [`Unavailable`](crate::ErrorKind::Unavailable).
+/// After `close`, every call fails with that error. The calls need a tokio runtime with time enabled.
 pub struct Sessions<B = AnyBackend>(Arc<Engine<B>>);
 
 impl<B: Backend> Sessions<B> {
@@ -101,8 +102,9 @@ impl<B: Backend> Sessions<B> {
 
     /// Creates a session for a session key and returns its ID. The data can be anything that serializes to a JSON object.
     ///
-    /// Unlike [`Session::bind`](crate::Session::bind) and [`Session::create`](crate::Session::create), it does not check whether
-    /// the user was signed out everywhere while you verified the credential: this call cannot know when the login began.
+    /// Unlike [`Session::bind`](crate::Session::bind) and [`Session::create`](crate::Session::create), this call does not
+    /// check whether the user was signed out everywhere while you verified the credential, because it cannot know when the
+    /// login began.
     ///
     /// # Errors
     /// * [`Data`](crate::ErrorKind::Data) if the session key is empty or longer than 1024 bytes, or if the data is not an object.
@@ -138,7 +140,8 @@ impl<B: Backend> Sessions<B> {
     /// Begins a login. Call it before you check the credential, and pass the result to [`Session::bind`](crate::Session::bind) or
     /// [`Session::create`](crate::Session::create).
     ///
-    /// That call is refused if the user was signed out everywhere in between.
+    /// That call is refused if the user was signed out everywhere in between, or if it comes more than fifteen minutes
+    /// later.
     ///
     /// The session key is not validated here, so you can pass what the user typed. An unknown user fails your check, and
     /// `bind` and `create` refuse a session key that is empty or too long.
@@ -327,8 +330,8 @@ impl<B: Backend> Sessions<B> {
 
     /// Returns all live sessions of a session key, oldest first. The list never contains an ID.
     ///
-    /// It includes every session that is live throughout the call, and none that ended before the call. A session that begins or
-    /// ends during the call may be missing, because on Redis the list takes more than one round trip.
+    /// It includes every readable session that is live throughout the call, and none that ended before the call. A session
+    /// that begins or ends during the call may be missing, because on Redis a long list takes more than one round trip.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails. A session that cannot be read is left out, and logged.
@@ -390,8 +393,9 @@ impl<B: Backend> Sessions<B> {
 
     /// Counts the live sessions.
     ///
-    /// It may take longer than [`request_time`](Builder::request_time). Memory and the JSON file keep a counter, and only look
-    /// through the expired sessions that are still stored. Redis, and a backend without a `count` of its own, read all sessions.
+    /// On Redis, a session may be counted twice. The call may take longer than [`request_time`](Builder::request_time).
+    /// Memory and the JSON file keep a counter, and only look through the expired sessions that are still stored. Redis, and
+    /// a backend without a `count` of its own, read all sessions.
     ///
     /// # Errors
     /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.

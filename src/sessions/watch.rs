@@ -11,10 +11,11 @@ use crate::{clock::millis, error::Error};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Ending {
-    /// The session was ended by a sign-out, by a sign-out everywhere, or by its handle.
+    /// The session was ended by a sign-out, by a sign-out everywhere, by its handle, or by the limit of [sessions per
+    /// user](crate::Builder::sessions_per_key). Or it was evicted from a full store.
     ///
-    /// If another process ended the session, the store no longer has it. A login in another process that ended it looks the
-    /// same.
+    /// If another process ended the session, this process only sees that it is gone. So a login in another process that
+    /// ended it is also reported as `SignedOut`.
     SignedOut,
     /// The user signed in again, or ended all other sessions.
     ///
