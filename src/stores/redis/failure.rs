@@ -297,7 +297,7 @@ const EXPIRED: Failure =
 const NOT_YET: Failure =
     Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not valid yet: check the clocks");
 const BAD_CERTIFICATE: Failure =
-    Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not a server certificate");
+    Failure::new(FailureKind::Config, "the TLS certificate of the Redis server is not one for a server");
 const TLS_ENDED: Failure = Failure::new(
     FailureKind::Config,
     "the Redis server ended the TLS handshake; if it wants a client certificate, set tls-auth-clients no",
