@@ -1,4 +1,4 @@
-//! Promises about logins and sign-outs that cross: the name of a `clear`, the record that it is made by, and how late a
+//! Promises about logins that overlap with sign-outs: the name of a `clear`, the record that it is made by, and how late a
 //! `create` may be.
 
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub async fn a_repeated_clear_ends_nothing_more<B: Backend>(subject: &Subject<B>
         }
         assert!(subject.clear(owner).await == 2, "a `clear` of another name does not end the 2 records that there are");
     }
-    // By a record that was written to since.
+    // The clear depends on a record that was written to since.
     let (first, others) = (record(of(owner())), 2);
     subject.creates(&first).await;
     for _ in 0..others {
@@ -60,7 +60,7 @@ pub async fn a_repeated_clear_ends_nothing_more<B: Backend>(subject: &Subject<B>
     is_same(&subject.must_load(first.id).await, &second, "`load` after a repeated `clear`");
 }
 
-/// `clear` by a record that is not to be kept ends that one too, and counts it.
+/// `clear` by a record without `keep` also ends that record, and counts it.
 pub async fn a_clear_by_a_record_ends_that_one_too<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let all: Vec<Record> = (0..3).map(|_| record(of(owner))).collect();
@@ -157,11 +157,11 @@ pub async fn a_create_since_after_a_clear_is_done<B: Backend>(subject: &Subject<
     }
 }
 
-/// `create` is not `Late` if the request is as old as the `clear`: one that arrives once that has answered comes after it, also
-/// where the clock stands still.
+/// `create` is not `Late` if the request is as old as the `clear`: a request that arrives after the answer to the `clear`
+/// comes after it, even if the clock stands still.
 pub async fn a_create_as_old_as_the_clear_is_done<B: Backend>(subject: &Subject<B>) {
     if !subject.stands_still() {
-        // Otherwise nothing happens at one moment.
+        // Without a manual clock, no two calls happen at the same moment.
         return;
     }
     let owner = owner();
@@ -177,7 +177,7 @@ pub async fn a_create_as_old_as_the_clear_is_done<B: Backend>(subject: &Subject<
     subject.is_late(&record(of(owner)), since(before), "a `clear` a millisecond after the request arrived").await;
 }
 
-/// A `clear` is remembered for fifteen minutes, and how many records it ended.
+/// A `clear`, and how many records it ended, is remembered for fifteen minutes.
 pub async fn a_clear_is_remembered_for_fifteen_minutes<B: Backend>(subject: &Subject<B>) {
     if subject.has_own_clock() {
         return;
@@ -188,7 +188,7 @@ pub async fn a_clear_is_remembered_for_fifteen_minutes<B: Backend>(subject: &Sub
     subject.clear_done(owner, clear).await;
     for minutes in [1, 13] {
         subject.outlast(MINUTE * minutes).await;
-        // Others come and go meanwhile.
+        // Other records begin and end in between.
         for _ in 0..3 {
             subject.clear(of_owner(&record(both()[0]))).await;
         }
@@ -218,7 +218,7 @@ pub async fn a_create_since_more_than_fifteen_minutes_is_late<B: Backend>(subjec
     }
 }
 
-/// `create` of a record that is there is `Done`, however late it is.
+/// `create` of a record that is already there is `Done`, however late it is.
 pub async fn a_record_that_is_there_is_never_late<B: Backend>(subject: &Subject<B>) {
     let there = Record { ttl: LONG / 2, ..record(of(owner())) };
     subject.creates(&there).await;
@@ -282,7 +282,7 @@ pub async fn no_create_since_before_a_clear_outlives_it<B: Backend>(subject: &Su
 }
 
 impl<B: Backend> Subject<B> {
-    /// Creates six records on these terms, and clears their owner at the same time: a little later in each round.
+    /// Creates six records under these terms, and clears their owner at the same time, a little later in each round.
     pub(super) async fn creates_beside_a_clear(&self, owner: Owner, terms: &Terms, round: usize) -> Vec<Record> {
         let new: Vec<Record> = (0..6).map(|_| record(of(owner))).collect();
         together((0..7).map(|at| {
@@ -320,7 +320,7 @@ impl<B: Backend> Subject<B> {
         );
     }
 
-    /// Makes a `clear` that has to be done, and says how many records it ended.
+    /// Makes a `clear` that must succeed, and returns how many records it ended.
     async fn clear_done(&self, owner: Owner, clear: Clear) -> u64 {
         match self.clear_as(owner, clear).await {
             Cleared::Done(ended) => ended,

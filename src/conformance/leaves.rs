@@ -10,14 +10,15 @@ use crate::{
     record::Record,
 };
 
-/// `create` ends the record that it leaves, if that has the version given, and says so. If it has another one, the answer shows
-/// it and it is left alone. The new record is stored in any case. A backend that cannot do it answers `NotTried`, and does not.
+/// `create` ends the record that it leaves, if that record has the given version, and reports it. If it has another version, the
+/// answer contains the record, and it is not changed. The new record is stored in any case. A backend that does not support this
+/// answers `NotTried`, and does nothing.
 pub async fn a_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
-    // Without a record to leave, nothing is said of one.
+    // If there is no record to leave, none is reported.
     let new = record(of(owner()));
     let left = subject.create_leaving(&new, Terms::default()).await;
     assert!(matches!(left, Left::NotTried), "`create` that leaves nothing says what became of it: {left:?}");
-    // One that is there.
+    // A live record.
     let visitor = Record { ttl: LONG / 2, ..record(anonymous()) };
     let (beside, other) = (record(anonymous()), record(of(owner())));
     for record in [&visitor, &beside, &other] {
@@ -31,7 +32,7 @@ pub async fn a_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
     }
     subject.is_as_before(&beside, "another's end").await;
     subject.is_as_before(&other, "another's end").await;
-    // One that was written to meanwhile.
+    // A record that was written to in the meantime.
     let (old, there) = (record(anonymous()), Record { ttl: LONG / 2, ..record(anonymous()) });
     let there = Record { id: old.id, ..there };
     subject.creates(&old).await;
@@ -45,7 +46,7 @@ pub async fn a_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
         ),
     }
     subject.is_as_before(&there, "a `Conflict`").await;
-    // One that has ended, one that has expired, and one that never was.
+    // A record that has ended, one that has expired, and one that never existed.
     let (ended, expired) = (record(anonymous()), Record { ttl: subject.short(), ..record(anonymous()) });
     subject.creates(&ended).await;
     subject.creates(&expired).await;
@@ -62,7 +63,7 @@ pub async fn a_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// With any answer other than `Done`, the record that was to be left is as before.
+/// With any answer other than `Done`, the record that should be left is unchanged.
 pub async fn what_a_create_leaves_ends_only_with_it<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let early = subject.mark(owner).await;
@@ -89,7 +90,7 @@ pub async fn what_a_create_leaves_ends_only_with_it<B: Backend>(subject: &Subjec
     assert!(listed == 1, "a `create` that was refused stored a record: there are {listed} and not one");
 }
 
-/// `create` of the very record that is there ends what it leaves, if the first try did not.
+/// `create` of a record that is already there ends the record that it leaves, if the first try did not.
 pub async fn a_repeated_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
     for retry in [false, true] {
         let (new, visitor) = (record(of(owner())), record(anonymous()));
@@ -100,7 +101,7 @@ pub async fn a_repeated_create_ends_what_it_leaves<B: Backend>(subject: &Subject
             match left {
                 Left::Done if at == 0 => {}
                 Left::Gone if at > 0 => {}
-                // It is for the caller to end.
+                // The caller has to end it.
                 Left::NotTried => _ = subject.delete(visitor.id).await,
                 left => panic!("a `create` that is repeated says {left:?} of the record that it leaves"),
             }
@@ -109,8 +110,8 @@ pub async fn a_repeated_create_ends_what_it_leaves<B: Backend>(subject: &Subject
     }
 }
 
-/// If a record is written to while a `create` leaves it, either it is written to and the `create` says so, or it has ended and
-/// the other hears of it.
+/// If a record is written to while a `create` leaves it, either the write succeeds and the `create` reports a conflict, or the
+/// record ends and the write is `Gone`.
 pub async fn a_create_beside_a_write_to_what_it_leaves_loses_nothing<B: Backend>(subject: &Subject<B>) {
     for round in 0..ROUNDS {
         let (new, visitor, written) = (record(of(owner())), record(anonymous()), record(anonymous()));
@@ -153,7 +154,7 @@ pub async fn a_create_beside_a_write_to_what_it_leaves_loses_nothing<B: Backend>
 }
 
 impl<B: Backend> Subject<B> {
-    /// Creates a record on these terms, which has to be done, and says what became of the one that it leaves.
+    /// Creates a record under these terms, which must succeed, and returns what happened to the record that it leaves.
     async fn create_leaving(&self, new: &Record, terms: Terms) -> Left {
         match self.create_on(new, terms).await {
             Created::Done { ended, left } => {

@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// Above the limit the record ends that the backend has heard of longest ago. `create`, `update` and `touch` are heard of. A
-/// `load`, a `list`, a `scan`, a `count`, a `mark` and what has no effect are not.
+/// Above the limit, the least recently used record ends. `create`, `update` and `touch` count as use. `load`, `list`, `scan`,
+/// `count`, `mark` and calls without an effect do not.
 pub async fn above_a_limit_the_least_recent_ends<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let mut all = Vec::new();
@@ -64,7 +64,7 @@ pub async fn above_a_limit_the_least_recent_ends<B: Backend>(subject: &Subject<B
     }
 }
 
-/// If there are more records than the limit, because it was lowered, `create` ends as many as have to end, and names all of
+/// If there are more records than the limit, because it was lowered, `create` ends as many as necessary, and returns all of
 /// them. The new record is never one of them.
 pub async fn a_lowered_limit_ends_several_at_once<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
@@ -164,7 +164,7 @@ pub async fn a_limit_that_refuses_is_full<B: Backend>(subject: &Subject<B>) {
         let created = subject.create_on(record, at_most(Limit::refuse(3))).await;
         assert!(matches!(created, Created::Done { .. }), "`create` below a limit is {created:?}: nobody can sign in");
     }
-    // Lowered, it refuses as well, and ends nothing.
+    // A lowered limit refuses as well, and ends nothing.
     for limit in [3, 2, 1] {
         let new = record(of(owner));
         let created = subject.create_on(&new, at_most(Limit::refuse(limit))).await;
@@ -196,8 +196,8 @@ pub async fn a_limit_that_refuses_is_full<B: Backend>(subject: &Subject<B>) {
     assert!(subject.clear(owner).await == 3, "`clear` does not count the 3 records below the limit");
 }
 
-/// Of the answers of `create` the first that applies is given: `Done`, `Late`, `Taken`, `Full`. With any other than a new `Done`
-/// no record ends.
+/// `create` gives the first answer that applies: `Done`, `Late`, `Taken`, `Full`. A record ends only if the answer is a new
+/// `Done`.
 pub async fn of_the_answers_of_a_create_the_first_is_given<B: Backend>(subject: &Subject<B>) {
     for limit in [Limit::LeastRecent(1), Limit::Refuse(1)] {
         let owner = owner();
@@ -237,7 +237,7 @@ pub async fn of_the_answers_of_a_create_the_first_is_given<B: Backend>(subject: 
     }
 }
 
-/// What a limit has ended has ended for every verb, also for a `create` that is retried.
+/// A record that a limit ended has ended for every method, even for a retried `create`.
 pub async fn what_a_limit_has_ended_stays_ended<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let old = record(of(owner));
@@ -258,7 +258,7 @@ pub async fn what_a_limit_has_ended_stays_ended<B: Backend>(subject: &Subject<B>
              signed in"
         );
     }
-    // The other way round: the login that ended it is tried again, and ends nothing more.
+    // The other way round: the login that ended it is retried, and ends nothing more.
     subject.creates(&record(of(owner))).await;
     for retry in [false, true] {
         match subject.create_on(&new, Terms { retry, ..at_most(1) }).await {
@@ -324,7 +324,7 @@ pub async fn of_parallel_creates_no_more_than_the_limit_are_left<B: Backend>(sub
 }
 
 impl<B: Backend> Subject<B> {
-    /// Creates a record above which the least recent ones end, and says which ones did.
+    /// Creates a record under a limit that ends the least recently used ones, and returns which ones ended.
     pub(super) async fn create_within(&self, record: &Record, limit: usize) -> Vec<RecordId> {
         match self.create_on(record, at_most(limit)).await {
             Created::Done { ended, left } => {

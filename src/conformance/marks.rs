@@ -12,8 +12,8 @@ use crate::{
     record::{Record, id::Owner},
 };
 
-/// `mark` names the owner's last `clear`, whatever that ended, and none if there was none. A `clear` that was `Gone` or a
-/// `Conflict` did not happen, and a repeat is the same `clear`.
+/// `mark` names the owner's last `clear`, whatever it ended, or none if there was none. A `clear` that was `Gone` or a
+/// `Conflict` did not happen, and a retry is the same `clear`.
 pub async fn a_mark_names_the_last_clear<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     assert!(subject.mark(owner).await.clear.is_none(), "`mark` names a `clear` of an owner who never was cleared");
@@ -45,8 +45,8 @@ pub async fn a_mark_names_the_last_clear<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `create` with a mark is `Late` and stores nothing, if the owner was cleared after the mark was taken: whether the mark names a
-/// `clear` or none, and whatever the later one ended. It is so even where the clock stands still.
+/// `create` with a mark is `Late` and stores nothing if the owner was cleared after the mark was taken. It does not matter
+/// whether the mark names a `clear`, what the later `clear` ended, or whether the clock stands still.
 pub async fn a_create_with_a_mark_from_before_a_clear_is_late<B: Backend>(subject: &Subject<B>) {
     for was_cleared in [false, true] {
         for had in ["nothing", "records", "one that is kept", "one that it is by"] {
@@ -69,7 +69,7 @@ pub async fn a_create_with_a_mark_from_before_a_clear_is_late<B: Backend>(subjec
             let after = format!("a `clear` that found {had}, with a mark from before it,");
             subject.is_late(&record(of(owner)), marked(mark), &after).await;
             if had == "one that is kept" {
-                // It is late before its name is taken.
+                // `Late` takes precedence over `Taken`.
                 subject.is_late(&record(there.id), marked(mark), &after).await;
                 let created = subject.create_on(&there, marked(mark)).await;
                 assert!(
@@ -78,15 +78,15 @@ pub async fn a_create_with_a_mark_from_before_a_clear_is_late<B: Backend>(subjec
                 );
                 is_same(&subject.must_load(there.id).await, &there, "`load` after a `create` that was `Late`");
             }
-            // Nor does another make it good again.
+            // Another `clear` does not make the mark valid again.
             is_done(subject.clear_as(owner, everything()).await);
             subject.is_late(&record(of(owner)), marked(mark), "two `clear`s, with a mark from before both,").await;
         }
     }
 }
 
-/// `create` with a mark that was taken after the owner's last `clear` stores the record, however often it is used. Neither
-/// `clear`s of others nor those that did not happen make it late.
+/// `create` with a mark that was taken after the owner's last `clear` stores the record, however often the mark is used.
+/// `clear`s of other owners, and those that did not happen, do not make it late.
 pub async fn a_create_with_a_mark_from_after_a_clear_is_done<B: Backend>(subject: &Subject<B>) {
     for was_cleared in [false, true] {
         let (ada, grace) = (owner(), owner());
@@ -122,14 +122,14 @@ pub async fn a_create_with_a_mark_from_after_a_clear_is_done<B: Backend>(subject
             );
             is_same(&subject.must_load(new.id).await, &new, "`load` after `create`");
         }
-        // The other owner's mark is no good here.
+        // Another owner's mark is not valid here.
         subject.clear(grace).await;
         let others = subject.mark(grace).await;
         subject.is_late(&record(of(ada)), marked(others), "a `clear` that the mark does not name").await;
     }
 }
 
-/// A mark is good for fifteen minutes, and for as long its `clear` is remembered. Then it is `Late`.
+/// A mark is valid for fifteen minutes, and its `clear` is remembered for as long. After that, a `create` with it is `Late`.
 pub async fn a_mark_is_good_for_fifteen_minutes<B: Backend>(subject: &Subject<B>) {
     for was_cleared in [false, true] {
         let owner = owner();
@@ -155,7 +155,7 @@ pub async fn a_mark_is_good_for_fifteen_minutes<B: Backend>(subject: &Subject<B>
         let (mark, other) = (subject.mark(owner).await, subject.mark(owner).await);
         assert!(mark.clear.is_some() == was_cleared, "`mark` does not name a `clear` fourteen minutes ago");
         subject.outlast(MINUTE * 14).await;
-        // Others come and go meanwhile.
+        // Other records begin and end in between.
         for _ in 0..3 {
             subject.clear(super::samples::owner()).await;
         }
@@ -166,7 +166,7 @@ pub async fn a_mark_is_good_for_fifteen_minutes<B: Backend>(subject: &Subject<B>
         );
         subject.outlast(MINUTE + MINUTE / 2).await;
         subject.is_late(&record(of(owner)), marked(mark), "fifteen minutes since the mark was taken").await;
-        // A clear in its last minute is known as well.
+        // A clear in its last minute is still known.
         let mark = subject.mark(owner).await;
         assert!(mark.clear.is_none(), "`mark` names a `clear` of more than fifteen minutes ago");
         subject.outlast(MINUTE * 14).await;
@@ -220,7 +220,7 @@ pub async fn a_mark_writes_nothing<B: Backend>(subject: &Subject<B>) {
         }
     }
     is_same(&subject.must_load(there.id).await, &there, "`load` after `mark`");
-    // Nor does it make those that were taken before it late.
+    // It does not make earlier marks late either.
     let created = subject.create_on(&record(of(ada)), marked(mark)).await;
     assert!(
         matches!(created, Created::Done { .. }),

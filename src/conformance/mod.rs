@@ -35,7 +35,7 @@
 //!
 //! The store may contain other records, even from earlier runs, because the tests use random names. Tests can run in parallel.
 //!
-//! # A backend of your own, step by step
+//! # Writing a backend, step by step
 //!
 //! [`examples/sqlite_backend.rs`](https://docs.rs/crate/jam-session/latest/source/examples/sqlite_backend.rs) is a complete
 //! backend for SQLite, with these tests at its end. Every store in a database has to make these decisions:
@@ -45,20 +45,21 @@
 //!    has its own column, with an index, for `list` and `clear`.
 //! 2. **Every statement has the condition `expires > now`**, by the database's clock if several processes share it. Deleting
 //!    expired rows is housekeeping that nothing depends on.
-//! 3. **Each verb is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. A read that
+//! 3. **Each method is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. A read that
 //!    is followed by a write without a lock loses updates. A single statement is better still: `UPDATE … WHERE version = ?`.
 //! 4. **`update` never inserts.** Only `create` uses `INSERT … ON CONFLICT`, and it replaces only expired rows.
 //! 5. **A row remembers what a retry needs**: its last eight versions. For ten seconds after its end, its name stays, without
 //!    the payload. If a store does not remember them, a lost answer fails the request, but nothing is written twice.
 //! 6. **The last clear of an owner is a row in a second table**, written in the same transaction that ends the sessions. It
-//!    stays for thirty minutes. A mark is the name in it, and `create` compares that name with the mark's, or its time with that
-//!    of the request.
-//! 7. **A row says when it was heard of**, for the limit of records: as a number that is one above that of the owner's others, so
-//!    that no clock has a say in it. `create`, `update` and `touch` set it. In the transaction of a `create` the owner's records are
-//!    counted, the least recent ones end, and so does the record that the new one leaves. A database that locks single rows needs
-//!    one that each `create` and `clear` of the owner locks first: locked sessions do not keep out new ones.
-//! 8. **`scan` goes on by the primary key**: `WHERE id > ? ORDER BY id LIMIT ?`. With `OFFSET`, records would be missing when others
-//!    end between two pages. `count` is one statement.
+//!    stays for thirty minutes. A mark contains the name from that row. `create` compares the name with that of the mark, or the
+//!    time with that of the request.
+//! 7. **A row stores its last use**, for the limit. It is a number above those of the owner's other records, so it does not
+//!    depend on a clock. `create`, `update` and `touch` set it. The transaction of a `create` counts the owner's records, and
+//!    ends the least recently used ones and the record that the new one leaves. If the database locks single rows, each
+//!    `create` and `clear` of an owner has to lock a common row first, because locks on existing sessions do not keep out new
+//!    ones.
+//! 8. **`scan` continues by the primary key**: `WHERE id > ? ORDER BY id LIMIT ?`. With `OFFSET`, records would be missed when
+//!    others end between two pages. `count` is one statement.
 //! 9. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
 //! 10. **No thread of the async runtime waits for a disk.** If the driver blocks, the whole transaction runs in
 //!     `spawn_blocking`. So if the future is dropped, the transaction still happens completely or not at all.
@@ -67,14 +68,14 @@
 //!
 //! # Testing an outage of the store
 //!
-//! [`Faulty`] wraps any backend and fails when a test says so: before a call takes effect, after it, late, or by never
-//! answering. It can also run a closure before a call, such as another request, and change the answer. Use it to test what your
-//! application does while the store is down.
+//! [`Faulty`] wraps any backend and fails on demand: before a call takes effect, after it, late, or by never answering. It can
+//! also run a closure before a call, such as another request, and change the answer. Use it to test what your application does
+//! while the store is down.
 //!
 //! # Panics
 //!
 //! The function of a promise panics if the promise is broken, if the backend returns an error, or if it does not answer for
-//! half a minute. It needs a tokio runtime with its timer enabled. A runtime with several threads finds more mistakes.
+//! half a minute. It needs a tokio runtime with time enabled. A multi-threaded runtime finds more bugs.
 
 // This is test code: it reports by panicking.
 #![allow(clippy::panic)]
@@ -201,7 +202,7 @@ macro_rules! __every_promise {
     };
 }
 
-/// Tests every promise of a [`Backend`]. Your own backend needs no other tests of the contract.
+/// Generates a test for every promise of a [`Backend`]. Your own backend needs no other tests of the contract.
 ///
 /// The expression is evaluated once for each test, and can `.await`. [`conformance`](crate::conformance) says what its value
 /// can be. This is a complete file for a server that has its own clock and may be missing:

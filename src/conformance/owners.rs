@@ -15,7 +15,7 @@ use crate::{
     },
 };
 
-/// `list` shows every live record of its owner as it is, and none of another owner or without one.
+/// `list` returns every live record of its owner unchanged, and no other record.
 pub async fn a_list_is_complete_and_only_its_owners<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let mut of_ada = BTreeMap::new();
@@ -41,7 +41,7 @@ pub async fn a_list_is_complete_and_only_its_owners<B: Backend>(subject: &Subjec
     assert!(subject.list(grace).await.len() == 12, "`list` of another owner is not complete");
 }
 
-/// `list` shows the effect of every other verb at once.
+/// `list` shows the effect of every other method at once.
 pub async fn a_list_follows_every_write<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let stays = record(of(owner));
@@ -69,7 +69,8 @@ pub async fn a_list_follows_every_write<B: Backend>(subject: &Subject<B>) {
     assert!(subject.list(owner).await.is_empty(), "`list` shows records after `clear`");
 }
 
-/// `clear` ends all records of its owner and says how many. Records of other owners, or without one, do not change.
+/// `clear` ends all records of its owner and returns how many. Records of other owners, and records without an owner, do not
+/// change.
 pub async fn a_clear_ends_all_of_its_owner<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let of_ada: Vec<_> = (0..8).map(|_| record(of(ada))).collect();
@@ -77,7 +78,7 @@ pub async fn a_clear_ends_all_of_its_owner<B: Backend>(subject: &Subject<B>) {
     for record in of_ada.iter().chain(&others) {
         subject.creates(record).await;
     }
-    // One that was written and read since is ended like the others.
+    // A record that was written and read since ends like the others.
     let later = record(of_ada[3].id);
     subject.updates(of_ada[3].version, &later).await;
     subject.touch(of_ada[4].id, of_ada[4].version, LONG).await;
@@ -119,7 +120,7 @@ pub async fn a_clear_counts_only_what_was_live<B: Backend>(subject: &Subject<B>)
     let ended = subject.clear(owner).await;
     assert!(
         ended == 2,
-        "`clear` counts {ended} records where 2 were live and 3 had ended: a user is told of sessions that are no more"
+        "`clear` counts {ended} records where 2 were live and 3 had ended: a user is told of sessions that have ended"
     );
 }
 
@@ -201,7 +202,7 @@ pub async fn a_clear_by_what_is_not_the_owners_is_gone<B: Backend>(subject: &Sub
     subject.is_absent(ended.id, ended.version, "a `clear` that was `Gone`").await;
 }
 
-/// Records that are created after a `clear` live, even under their old names.
+/// Records that are created after a `clear` are live, even under their old names.
 pub async fn after_a_clear_new_ones_begin<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let mut id = of(owner);
@@ -222,11 +223,11 @@ pub async fn after_a_clear_new_ones_begin<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// The same `sid` under two owners and without one is three records, for every verb.
+/// The same `sid` under two owners and without an owner is three records, for every method.
 pub async fn one_sid_of_two_owners_is_two_records<B: Backend>(subject: &Subject<B>) {
     let (ada, grace) = (owner(), owner());
     let id = of(ada);
-    // Nor is the version what tells them apart.
+    // They have the same version, so it cannot distinguish them.
     let version = record(id).version;
     let all = [id, same_sid(id, Some(grace)), same_sid(id, None)].map(|id| Record { version, ..record(id) });
     for record in &all {
@@ -266,7 +267,7 @@ pub async fn one_sid_of_two_owners_is_two_records<B: Backend>(subject: &Subject<
 
 /// Names are compared byte by byte: two that differ in case, in `_` or `-`, or in what follows are different.
 pub async fn names_are_taken_to_the_letter<B: Backend>(subject: &Subject<B>) {
-    // Random where it does not matter: the store may hold what an exam before has left.
+    // Random where it does not matter, because the store may contain records of an earlier run.
     let base = of(owner());
     let sid = |end: &str| format!("{}{end}", &base.sid()[..16]);
     let sids: Vec<String> = [
@@ -315,7 +316,7 @@ pub async fn names_are_taken_to_the_letter<B: Backend>(subject: &Subject<B>) {
         let listed = subject.list(owner[0]).await.len();
         assert!(listed == sids.len(), "`list` shows {listed} records of {}, of owners with similar names", sids.len());
     }
-    // All underscores: in SQL, `LIKE` takes each for any character.
+    // Only underscores, because each matches any character in an SQL `LIKE`.
     let keep = name(&format!("{}.{}", owners[0], sids[5]));
     let ended = subject.clear_others(&subject.must_load(keep).await).await;
     assert!(
@@ -356,7 +357,7 @@ pub async fn five_hundred_of_one_owner<B: Backend>(subject: &Subject<B>) {
     assert!(subject.list(owner).await.len() == 1, "`list` does not show the one of 500 records that `clear` kept");
 }
 
-/// The name that has the same `sid` under another owner.
+/// Returns the name with the same `sid` under another owner.
 fn same_sid(id: RecordId, owner: Option<Owner>) -> RecordId {
     match owner {
         Some(owner) => name(&format!("{owner}.{}", id.sid())),

@@ -21,7 +21,7 @@ pub async fn what_was_never_created_is_absent<B: Backend>(subject: &Subject<B>) 
     assert!(subject.clear(owner).await == 0, "`clear` counts records of somebody who never had one");
 }
 
-/// `load` returns what `create` was given: name, version and payload, and no more time to live.
+/// `load` returns what `create` stored: name, version and payload, with no more time to live than was given.
 pub async fn what_is_created_is_loaded<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let new = record(id);
@@ -81,7 +81,7 @@ pub async fn a_name_is_free_again_after_its_end<B: Backend>(subject: &Subject<B>
                 );
                 is_same(&listed[0], &new, "`list` of a name that is used again");
             }
-            // A slow request still holds the version of before.
+            // A slow request still holds the previous version.
             assert!(
                 matches!(subject.update(old.version, &record(id)).await, Outcome::Conflict(_)),
                 "`update` took the version of a record that has ended for that of its successor"
@@ -91,7 +91,7 @@ pub async fn a_name_is_free_again_after_its_end<B: Backend>(subject: &Subject<B>
     }
 }
 
-/// `update` of the expected version is `Done`, and every later call sees the new record, however often that is done.
+/// `update` of the expected version is `Done`, and every later call sees the new record, any number of times.
 pub async fn an_update_replaces_what_it_expects<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let mut there = record(id);
@@ -181,7 +181,7 @@ pub async fn an_update_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
         let mut there = record(id);
         subject.creates(&there).await;
         let mut anew = false;
-        // Without a clock that stands still, more time may pass than the update gives back.
+        // Unless the clock stands still, more time may pass than the update gives back.
         for _ in 0..5 {
             let low = subject.left_after_a_while(id).await;
             let new = record(id);
@@ -216,7 +216,7 @@ pub async fn an_update_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `update` with less time to live than is left makes the record expire earlier, for every verb.
+/// `update` with less time to live than is left makes the record expire earlier, for every method.
 pub async fn an_update_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
@@ -267,7 +267,7 @@ pub async fn a_touch_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `touch` with less time to live than is left makes the record expire earlier, for every verb. Zero ends it at once.
+/// `touch` with less time to live than is left makes the record expire earlier, for every method. Zero ends it at once.
 pub async fn a_touch_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
     for ttl in [subject.short(), Duration::ZERO] {
         for id in both() {
@@ -370,7 +370,7 @@ pub(super) enum Ending {
 }
 
 impl Ending {
-    /// The ways in which a record of that name can end.
+    /// Returns the ways in which a record of that name can end.
     pub(super) fn of(id: RecordId) -> &'static [Self] {
         let all = &[Self::Delete, Self::UpdateForNoTime, Self::Expiry, Self::Clear];
         if id.owner().is_some() { all } else { &all[..3] }
@@ -378,7 +378,7 @@ impl Ending {
 }
 
 impl<B: Backend> Subject<B> {
-    /// Creates a record and ends it. Gives what was there last.
+    /// Creates a record and ends it. Returns its last state.
     pub(super) async fn made_and_ended(&self, id: RecordId, end: &Ending) -> Record {
         let ttl = if *end == Ending::Expiry { self.short() } else { LONG };
         let there = Record { ttl, ..record(id) };
@@ -386,7 +386,7 @@ impl<B: Backend> Subject<B> {
         self.ends(&there, end).await
     }
 
-    /// Ends a record. Gives what was there last.
+    /// Ends a record. Returns its last state.
     pub(super) async fn ends(&self, there: &Record, end: &Ending) -> Record {
         let id = there.id;
         match (end, id.owner()) {
@@ -397,7 +397,7 @@ impl<B: Backend> Subject<B> {
                 return out;
             }
             (Ending::Clear, Some(owner)) => {
-                // One more is left alone: the owner's records are not gone altogether.
+                // Another record stays, so that not all records of the owner are gone.
                 let other = record(of(owner));
                 self.creates(&other).await;
                 let ended = self.clear_others(&other).await;

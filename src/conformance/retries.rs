@@ -1,4 +1,4 @@
-//! Promises about calls that are repeated with `retry`: never applied a second time, and an error where that is not known.
+//! Promises about retries: a change is never applied twice, and the answer is an error if that is not known.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     record::Record,
 };
 
-/// `create` of the very record that is there, repeated or not, is `Done` and changes nothing.
+/// `create` of a record that is already there is `Done` and changes nothing, with or without `retry`.
 pub async fn a_create_of_the_very_record_is_done<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = Record { ttl: LONG / 2, ..record(id) };
@@ -33,7 +33,7 @@ pub async fn a_create_of_the_very_record_is_done<B: Backend>(subject: &Subject<B
     }
 }
 
-/// A retried `create` whose record was never there stores it, or is an error and does not.
+/// A retried `create` whose record was never there either stores it, or returns an error and does not.
 pub async fn a_retried_create_that_was_never_made_is_made_or_an_error<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let new = record(id);
@@ -44,7 +44,7 @@ pub async fn a_retried_create_that_was_never_made_is_made_or_an_error<B: Backend
                 assert!(subject.load(id).await.is_none(), "a retried `create` is an error, and its record is there");
             }
         }
-        // The name is another record's.
+        // Another record has the name.
         let there = record(both()[0]);
         subject.creates(&there).await;
         if let Ok(created) = subject.creates_again(&record(there.id)).await {
@@ -54,7 +54,7 @@ pub async fn a_retried_create_that_was_never_made_is_made_or_an_error<B: Backend
     }
 }
 
-/// A retried `create` of a user's record that has ended is an error, whatever ended it, and brings nothing back.
+/// A retried `create` of a user's record that has ended is an error, whatever ended it, and does not bring the record back.
 pub async fn a_retried_create_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     for end in Ending::of(both()[0]) {
         let id = of(owner());
@@ -81,7 +81,7 @@ pub async fn a_retried_create_brings_nothing_back<B: Backend>(subject: &Subject<
     }
 }
 
-/// A retried `create` is `Late` like any other, whether the first try was made or not.
+/// A retried `create` is `Late` like any other, whether the first try was applied or not.
 pub async fn a_retried_create_can_be_late<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let (made, never) = (record(of(owner)), record(of(owner)));
@@ -194,7 +194,7 @@ pub async fn a_retried_update_of_what_has_ended_is_gone<B: Backend>(subject: &Su
 }
 
 impl<B: Backend> Subject<B> {
-    /// Updates a record that often, and gives the last one.
+    /// Updates a record this many times, and returns the last version.
     async fn replaced(&self, there: &Record, times: usize) -> Record {
         let mut there = there.clone();
         for _ in 0..times {

@@ -10,7 +10,7 @@ use crate::{
     },
 };
 
-/// Makes a record that lives long, with a version and a payload of its own.
+/// Makes a record with a long time to live, and a unique version and payload.
 pub(super) fn record(id: RecordId) -> Record {
     let version = version();
     Record::new(id, version, LONG, format!("payload {version}"))
@@ -32,7 +32,7 @@ pub(super) fn anonymous() -> RecordId {
     RecordId::new(None, sid())
 }
 
-/// Makes the name of a user's record and that of an anonymous one.
+/// Makes the names of a user's record and of a visitor's record.
 pub(super) fn both() -> [RecordId; 2] {
     [of(owner()), anonymous()]
 }
@@ -75,5 +75,5 @@ pub(super) fn is_same(there: &Record, written: &Record, shown_by: &str) {
     assert!(!there.ttl.is_zero(), "{shown_by} shows a live record with no time to live");
 }
 
-/// An hour: an exam takes no more than a small part of it on any machine.
+/// An hour. A test takes only a small part of it on any machine.
 pub(super) const LONG: Duration = Duration::from_secs(3600);

@@ -15,7 +15,7 @@ use crate::{
     record::{Record, id::RecordId},
 };
 
-/// A `scan` shows every live record of every owner and of none as it is, in pages of any size.
+/// A `scan` returns every live record unchanged, with or without an owner, in pages of any size.
 pub async fn a_scan_shows_all_that_is_live<B: Backend>(subject: &Subject<B>) {
     let (ada, mut ours) = (owner(), Vec::new());
     for at in 0..20 {
@@ -29,7 +29,7 @@ pub async fn a_scan_shows_all_that_is_live<B: Backend>(subject: &Subject<B>) {
     for record in &ours {
         subject.creates(record).await;
     }
-    // Some were written to and read since.
+    // Some records were written to and read since.
     for at in [0, 5, 10] {
         let new = Record { ttl: LONG / 2, ..record(ours[at].id) };
         subject.updates(ours[at].version, &new).await;
@@ -43,7 +43,7 @@ pub async fn a_scan_shows_all_that_is_live<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// A `scan` shows nothing that had ended before, whatever ended it.
+/// A `scan` returns no record that had ended before, whatever ended it.
 pub async fn a_scan_shows_nothing_that_has_ended<B: Backend>(subject: &Subject<B>) {
     let mut gone = Vec::new();
     for id in [of(owner()), anonymous()] {
@@ -67,8 +67,8 @@ pub async fn a_scan_shows_nothing_that_has_ended<B: Backend>(subject: &Subject<B
     }
 }
 
-/// What is live from the first page of a `scan` to the last is in it, whatever begins, ends and changes between two pages. What
-/// ends is on no later page, and what changes is shown as it is by then.
+/// A record that is live from the first page of a `scan` to the last is included, whatever begins, ends and changes between two
+/// pages. A record that ends is on no later page, and a changed record is shown as it is then.
 pub async fn what_lives_throughout_a_scan_is_in_it<B: Backend>(subject: &Subject<B>) {
     for most in [1, 3] {
         let ada = owner();
@@ -93,13 +93,13 @@ pub async fn what_lives_throughout_a_scan_is_in_it<B: Backend>(subject: &Subject
                 }
                 seen.insert(shown.id, shown);
             }
-            // Something changes after each of our pages, and not on and on in a store that has many records.
+            // Change something only after pages with our records, or a store with many records would never finish.
             if at >= 200 {
                 continue;
             }
             match at % 4 {
                 0 => {
-                    // One that is still to come.
+                    // A record of a later page.
                     let old = ends.iter().find(|old| !seen.contains_key(&old.id) && !gone.contains(&old.id));
                     if let Some(old) = old {
                         subject.delete(old.id).await;
@@ -132,7 +132,7 @@ pub async fn what_lives_throughout_a_scan_is_in_it<B: Backend>(subject: &Subject
     }
 }
 
-/// What a page of a `scan` shows can be ended before the next one is asked for: none of the others is missed.
+/// If the records of a page are ended before the next page is requested, no other record is missed.
 pub async fn what_a_scan_shows_can_be_ended_at_once<B: Backend>(subject: &Subject<B>) {
     for most in [1, 4] {
         let ada = owner();
@@ -156,7 +156,7 @@ pub async fn what_a_scan_shows_can_be_ended_at_once<B: Backend>(subject: &Subjec
     }
 }
 
-/// A page of a `scan` can be asked for again, as after an error: its cursor is still good, at each handle of the store.
+/// A page of a `scan` can be requested again, as after an error. Its cursor stays valid, at each handle of the store.
 pub async fn a_page_of_a_scan_can_be_asked_for_again<B: Backend>(subject: &Subject<B>) {
     let mut ours = Vec::new();
     for id in (0..6).flat_map(|_| [of(owner()), anonymous()]) {
@@ -167,7 +167,7 @@ pub async fn a_page_of_a_scan_can_be_asked_for_again<B: Backend>(subject: &Subje
     }
     let (mut seen, mut pages) = (Vec::new(), subject.pages(2).await);
     loop {
-        // What the first answers show is not looked at.
+        // The contents of the first answers are not checked.
         for _ in 0..2 {
             subject.page(pages.after.clone(), pages.most).await;
         }
@@ -179,7 +179,7 @@ pub async fn a_page_of_a_scan_can_be_asked_for_again<B: Backend>(subject: &Subje
     }
 }
 
-/// A cursor that is not from the backend is an error, or begins a new `scan`.
+/// A cursor that is not from this backend is an error, or starts from the beginning.
 pub async fn a_cursor_of_another_is_an_error_or_begins<B: Backend>(subject: &Subject<B>) {
     let ours: Vec<Record> = (0..8).flat_map(|_| [of(owner()), anonymous()]).map(record).collect();
     for record in &ours {
@@ -201,7 +201,7 @@ pub async fn a_cursor_of_another_is_an_error_or_begins<B: Backend>(subject: &Sub
     }
 }
 
-/// A page has about as many records as were asked for, and not all there are.
+/// A page has about as many records as requested, and not simply all of them.
 pub async fn a_page_of_a_scan_is_about_as_long_as_asked<B: Backend>(subject: &Subject<B>) {
     let ours: BTreeSet<RecordId> = (0..100).flat_map(|_| [of(owner()), anonymous()]).collect();
     for id in &ours {
@@ -264,7 +264,7 @@ impl Pages {
 }
 
 impl<B: Backend> Subject<B> {
-    /// Scans all that there is.
+    /// Scans all records.
     pub(super) async fn scan(&self, most: usize) -> Vec<Record> {
         loop {
             let (mut all, mut pages) = (Vec::new(), self.pages(most).await);
@@ -277,7 +277,7 @@ impl<B: Backend> Subject<B> {
         }
     }
 
-    /// Begins a scan. In a store that holds many other records its pages are longer.
+    /// Begins a scan. In a store with many other records, its pages are longer.
     async fn pages(&self, most: usize) -> Pages {
         let Count { signed_in, visitors } = self.count().await;
         let most = most.max((signed_in + visitors) as usize / 1000);
@@ -299,7 +299,7 @@ impl<B: Backend> Subject<B> {
         }
     }
 
-    /// Compares a count with what a scan shows, at a moment at which nobody else writes to the store, as far as there is one.
+    /// Compares a count with a scan. Retries until no other client writes to the store in between, if possible.
     async fn counts_like_a_scan(&self, when: &str) {
         let names = async || self.scan(1000).await.into_iter().map(|record| record.id).collect::<BTreeSet<_>>();
         for _ in 0..10 {
@@ -310,8 +310,8 @@ impl<B: Backend> Subject<B> {
                 let there = Count::new(signed_in, before.len() as u64 - signed_in);
                 assert!(
                     count == there,
-                    "`count` is {count:?} {when}, and a `scan` shows {there:?}: an administrator is told of sessions that are no \
-                     more, or not of all"
+                    "`count` is {count:?} {when}, and a `scan` shows {there:?}: an administrator sees ended sessions, or \
+                     not all sessions"
                 );
                 return;
             }

@@ -1,4 +1,4 @@
-//! The subject of an exam: a backend, its handles, and how time passes for it.
+//! The subject of the tests: a backend, its handles, and how time passes for it.
 
 use std::{
     any::Any,
@@ -30,7 +30,7 @@ use crate::{
 pub struct Subject<B>(Arc<Inner<B>>);
 
 struct Inner<B> {
-    /// One for each process that would use the store.
+    /// One handle for each process that would use the store.
     handles: Vec<B>,
     next: AtomicUsize,
     time: Time,
@@ -38,7 +38,7 @@ struct Inner<B> {
 }
 
 enum Time {
-    /// The clock of the process, which only the exam moves.
+    /// The clock of the process, which only the tests move.
     Process(Clock),
     /// The backend's own clock, which cannot be moved, and the shortest time to live that it counts well.
     Own(Duration),
@@ -68,7 +68,7 @@ impl<B: Backend> Subject<B> {
         Self::with(backend, Time::Process(clock))
     }
 
-    /// Tests a backend that has its own clock, such as a server. Where a record has to expire, the tests wait for it.
+    /// Tests a backend that has its own clock, such as a server. If a record has to expire, the tests wait for it.
     ///
     /// `shortest` is the shortest time to live that the backend counts accurately: about 100 ms for most, and one or two
     /// seconds for a backend that counts whole seconds. The tests wait this long a few times.
@@ -85,8 +85,8 @@ impl<B: Backend> Subject<B> {
         Self::with(backend, Time::Moved(Box::new(move |time| Box::pin(pass(time)))))
     }
 
-    /// Adds another handle to the same store, as a second process would have. Calls go to both of them, so that the tests find
-    /// a cache that one handle has for itself.
+    /// Adds another handle to the same store, as a second process would have. Calls go to both handles, so the tests detect a
+    /// cache that is local to one handle.
     ///
     /// Call it before the subject is cloned: it does nothing to a subject with clones.
     #[must_use]
@@ -114,7 +114,8 @@ impl<B: Backend> Subject<B> {
     /// Returns the backend, or one of its handles.
     pub fn backend(&self) -> &B {
         let handles = &self.0.handles;
-        // Not simply in turn: of pairs of calls the first would always go to the same one. This sequence has no period.
+        // Not round-robin, because the first of each pair of calls would always go to the same handle. This sequence has no
+        // period.
         &handles[self.0.next.fetch_add(1, Relaxed).count_ones() as usize % handles.len()]
     }
 
@@ -187,7 +188,7 @@ impl<T: IntoSubject> IntoSubject for Option<T> {
 
 /// How time passes for it.
 impl<B: Backend> Subject<B> {
-    /// A time to live that can be seen to end.
+    /// A time to live that is short enough to wait for.
     pub(super) fn short(&self) -> Duration {
         match self.0.time {
             Time::Own(shortest) => shortest,
@@ -195,25 +196,25 @@ impl<B: Backend> Subject<B> {
         }
     }
 
-    /// Whether time stands still unless it is moved: what is left of a time to live is then known to the millisecond.
+    /// Returns whether time stands still unless it is moved. The remaining time to live is then known to the millisecond.
     pub(super) fn stands_still(&self) -> bool {
         matches!(self.0.time, Time::Process(_))
     }
 
-    /// Whether time cannot be moved, so that the exam has to wait.
+    /// Returns whether time cannot be moved, so that the tests have to wait.
     pub(super) fn has_own_clock(&self) -> bool {
         matches!(self.0.time, Time::Own(_))
     }
 
-    /// Lets time pass until whatever was to live for `ttl` has expired.
+    /// Lets time pass until every record with this `ttl` has expired.
     pub(super) async fn outlast(&self, ttl: Duration) {
-        // A backend may think that the last millisecond belongs to the record.
+        // A backend may count the last millisecond as part of the record's life.
         let over = ttl + Duration::from_millis(1);
         match &self.0.time {
             Time::Process(clock) => clock.advance(over),
             Time::Moved(pass) => pass(over).await,
             Time::Own(_) => {
-                // By the backend's clock: something that was made later, for as long, has ended.
+                // Measured by the backend's clock: a record that was created later, with the same time to live, has ended.
                 let witness = Record { ttl, ..record(anonymous()) };
                 self.creates(&witness).await;
                 sleep(ttl).await;
@@ -228,7 +229,7 @@ impl<B: Backend> Subject<B> {
         }
     }
 
-    /// Lets as much time pass as the backend can tell.
+    /// Lets the shortest time pass that the backend can measure.
     pub(super) async fn wait_a_little(&self) {
         match &self.0.time {
             Time::Process(clock) => clock.advance(Duration::from_millis(1)),
@@ -237,7 +238,7 @@ impl<B: Backend> Subject<B> {
         }
     }
 
-    /// Lets time pass until less is left to a record that lives long, and says how much is.
+    /// Lets time pass until a record with a long time to live has less left, and returns how much.
     pub(super) async fn left_after_a_while(&self, id: RecordId) -> Duration {
         let before = self.must_load(id).await.ttl;
         match &self.0.time {
@@ -264,8 +265,8 @@ impl<B: Backend> Subject<B> {
         &self.0.handles
     }
 
-    /// Calls `extend` for records that would expire soon, until it was in time: unless time stands still, a record may expire
-    /// first on a slow machine.
+    /// Calls `extend` for records that would expire soon, until one call was in time. Unless time stands still, a record may
+    /// expire first on a slow machine.
     pub(super) async fn extended<F: Future<Output = ()>>(
         &self,
         id: impl Fn() -> RecordId,
@@ -294,5 +295,5 @@ const TICK: Duration = Duration::from_millis(5);
 const CLOCK: &str = "what is left of a time to live does not fall as time passes: sessions never end. (A backend that does not \
     take the clock it is given by `set_clock` is examined as `Subject::with_own_clock`.)";
 
-/// How long a backend may take to answer, before it is said to hang.
+/// How long a backend may take to answer before it counts as hanging.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! Promises about concurrency: verbs that run at the same time, are repeated, or are dropped.
+//! Promises about concurrency: calls that run at the same time, are retried, or are dropped.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::{
 pub async fn of_parallel_creates_one_wins<B: Backend>(subject: &Subject<B>) {
     for (round, id) in rounds().enumerate() {
         if round % 8 == 0 {
-            // One that has expired is in the name, and stands in nobody's way.
+            // An expired record has the name. It must not matter.
             let short = Record { ttl: subject.short(), ..record(id) };
             subject.creates(&short).await;
             subject.outlast(short.ttl).await;
@@ -87,7 +87,7 @@ pub async fn no_count_is_lost_among_parallel_updates<B: Backend>(subject: &Subje
                         match subject.update(there.version, &new).await {
                             Outcome::Done => break there = new,
                             Outcome::Conflict(other) => {
-                                // Each is another's success, and there are no more of those.
+                                // Each conflict is the success of another task, so their number is bounded.
                                 conflicts += 1;
                                 assert!(
                                     conflicts <= TASKS * EACH,
@@ -128,7 +128,7 @@ pub async fn a_create_beside_a_clear_is_ended_or_listed<B: Backend>(subject: &Su
                 match new {
                     Some(new) => subject.creates(&new).await,
                     None => {
-                        // Before, between, or after what the others do.
+                        // Before, between, or after the other calls.
                         for _ in 0..round % 5 {
                             yield_now().await;
                         }
@@ -168,7 +168,7 @@ pub async fn an_end_beside_updates_and_touches_is_the_end<B: Backend>(subject: &
             let (subject, first) = (subject.clone(), first.clone());
             async move {
                 match at {
-                    // A logout tries until it has seen the version that is there.
+                    // A logout retries until it has seen the current version.
                     0 if round % 3 == 0 => subject.logs_out(&first).await,
                     0 if round % 3 == 1 && id.owner().is_some() => {
                         let ended = subject.clear(of_owner(id)).await;
@@ -200,8 +200,8 @@ pub async fn an_end_beside_updates_and_touches_is_the_end<B: Backend>(subject: &
     }
 }
 
-/// An `update` that a client repeats because its answer was lost is `Done`, or a `Conflict` that shows its own version. It is
-/// never applied again: neither at once nor after another update.
+/// An `update` that a client repeats because its answer was lost is `Done`, or a `Conflict` with its own version. It is never
+/// applied again, neither at once nor after another update.
 pub async fn a_repeated_update_is_not_applied_again<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = record(id);
@@ -230,7 +230,7 @@ pub async fn a_repeated_update_is_not_applied_again<B: Backend>(subject: &Subjec
             there.version == third.version && there.payload == third.payload,
             "an `update` that was repeated late undid the one after it: a change that was answered with success is lost"
         );
-        // The same for a logout: the name may be used again by then.
+        // The same for a logout, whose name may have been used again by then.
         let out = Record { ttl: Duration::ZERO, ..record(id) };
         subject.updates(third.version, &out).await;
         assert!(
@@ -286,7 +286,7 @@ pub async fn a_dropped_verb_is_all_or_nothing<B: Backend>(subject: &Subject<B>) 
             if let Some(there) = subject.agrees(id, "create").await {
                 is_same(&there, &first, "`load` after a dropped `create`");
             }
-            // It is there now, whoever made it.
+            // The record exists now, whichever call created it.
             let _ = subject.create(&first).await;
             is_same(&subject.must_load(id).await, &first, "`load` after a dropped `create`");
 
