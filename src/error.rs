@@ -81,7 +81,7 @@ impl Error {
         Self { kind, message: message.into(), source: None }
     }
 
-    /// Wraps an error of the backend. An error of our own type stays as it is.
+    /// Wraps an error of the backend. An error of our own type is passed on unchanged.
     pub(crate) fn backend(doing: &'static str, source: BoxError) -> Self {
         match source.downcast::<Self>() {
             Ok(own) => *own,

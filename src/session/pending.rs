@@ -831,7 +831,7 @@ mod tests {
         stage(&mut pending, add("n", 1));
         next(&mut pending).unwrap();
         stage(&mut pending, add("n", 10));
-        // Another request has written meanwhile.
+        // Another request has written in the meantime.
         let committed = Committed { rebased: true, ..done(loaded(3, data(json!({"n": 6})))) };
         let (_, Adopted::After(mut rebase)) = pending.finish(Ok(committed), None) else {
             panic!("nothing is left to apply")
@@ -979,7 +979,7 @@ mod tests {
                         let Some(commit) = next(&mut pending) else { continue };
                         let count = commit.changes.len();
                         if below(2) == 0 {
-                            // More is recorded while it is under way.
+                            // More changes are recorded while it is in flight.
                             stage(&mut pending, op.change());
                             recorded.push(op);
                         }

@@ -158,7 +158,7 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets how long streams go on while the store fails. After that, [`ended`](crate::Session::ended) resolves to
+    /// Sets how long streams continue while the store fails. After that, [`ended`](crate::Session::ended) resolves to
     /// [`Unknown`](crate::Ending::Unknown). Default: 1 minute, or the idle timeout if that is shorter.
     ///
     /// Each stream adds a random delay of up to a third of this time, so that they do not all end at once. `unknown_after`

@@ -176,7 +176,7 @@ mod tests {
         let mut now = loaded.contents.clone();
         assert!(now.rotate(&first, second, 10_000, 0) && loaded.has_same_login(&now));
         assert!(now.supersede(&second, third, 0) && !loaded.has_same_login(&now));
-        // What was written after the login goes on from there.
+        // Changes made after the login apply to its session.
         let after = Loaded { contents: now.clone(), ..Loaded::clone(&loaded) };
         assert!(after.has_same_login(&now));
     }

@@ -534,7 +534,7 @@ mod tests {
         // Nothing ran for 5 s.
         let (at, wall) = now(Some(Moment { at: 1_000, wall: wall - 5_000 }));
         assert!((6_000..60_000).contains(&at), "{at} {wall}");
-        // The wall clock was set back by a year meanwhile.
+        // The wall clock was set back by a year in the meantime.
         let (at, _) = now(Some(Moment { at: 1_000, wall: wall + 365 * 86_400_000 }));
         assert_eq!(at, 1_000);
         let (at, _) = now(Some(Moment { at: u64::MAX, wall: 0 }));
