@@ -104,7 +104,10 @@ impl App {
             said.seen = Some(seen(&session)?);
         }
         let login = match ask.login() {
-            Some(user) if ask.takes_login => Some(self.sessions.login(user).await?),
+            Some(user) if ask.takes_login => Some(match &ask.kept {
+                Some(kept) => serde_json::from_value(kept.login.clone()).unwrap(),
+                None => self.sessions.login(user).await?,
+            }),
             _ => None,
         };
         self.wait(&ask, Moment::Loaded).await;
@@ -153,6 +156,9 @@ impl App {
                 if let Some(user) = session.key() {
                     said.revoked = Some(self.sessions.revoke(user, handle).await?);
                 }
+            }
+            What::TakeLogin(user) => {
+                said.login = Some(serde_json::to_value(self.sessions.login(user).await?).unwrap());
             }
             What::Visit | What::Unused | What::ListOf(_) | What::ClearOf(_) => {}
         }

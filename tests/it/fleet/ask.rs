@@ -20,8 +20,16 @@ pub struct Ask {
     pub end: End,
     /// It writes without having loaded.
     pub blind: bool,
-    /// It signs in with a `Login`, taken before the handler waits with what it has loaded.
+    /// It signs in with a `Login`, taken before the handler waits with what it has loaded, or kept since an earlier request.
     pub takes_login: bool,
+    pub kept: Option<Kept>,
+}
+
+/// A `Login` that an earlier request has taken.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Kept {
+    pub by: usize,
+    pub login: Value,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -45,6 +53,8 @@ pub enum What {
     List,
     /// Ends one of them, by its handle.
     Revoke(String),
+    /// Takes a `Login` and hands it out, to be kept until another request comes with it.
+    TakeLogin(String),
     /// Writes more than a session may hold.
     Huge,
     /// Of the module, without a session.
@@ -92,6 +102,8 @@ pub struct Said {
     pub after: Option<Seen>,
     pub list: Option<Vec<Seen>>,
     pub revoked: Option<bool>,
+    /// The `Login` that it has taken.
+    pub login: Option<Value>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -113,7 +125,8 @@ pub struct Reply {
 impl Ask {
     pub fn new(id: usize, what: What) -> Self {
         let (writes, late) = (vec![], vec![]);
-        Self { id, what, writes, save: false, late, wait: None, end: End::Well, blind: false, takes_login: false }
+        let (wait, kept) = (None, None);
+        Self { id, what, writes, save: false, late, wait, end: End::Well, blind: false, takes_login: false, kept }
     }
 
     /// The user whom it signs in.
@@ -122,6 +135,11 @@ impl Ask {
             What::Bind(user) | What::Create(user) | What::ClearAndBind(user) | What::OthersAndBind(user) => Some(user),
             _ => None,
         }
+    }
+
+    /// Whether its login counts under the limit of sessions, unless it switches from a session of another user.
+    pub fn is_limited(&self) -> bool {
+        self.login().is_some() && !self.logs_in_and_clears()
     }
 
     /// Whether it ends sessions besides the login that it makes.

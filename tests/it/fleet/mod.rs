@@ -34,6 +34,12 @@
 //!   It takes along all data that was sure to be in the previous session, but none of another user. A login that was known to
 //!   wait in its handler when a clear of its user was sent is refused, or ended by the clear. Switching users needs the newest
 //!   ID of a live session (4, 8).
+//! * **Kept logins.** A `Login` that an earlier request took is refused, or what it made has ended, if its user was cleared
+//!   after it was taken (22).
+//! * **Limits.** A list never contains more sessions than the limit, except those from logins without a limit: a switch of user
+//!   with a plain key, and a login beside a clear. A login ends no more sessions than necessary, and those that the store has
+//!   heard of longest ago, as far as the writes tell. If the limit refuses, a login is answered with 409 if the user has that
+//!   many sessions, and only then; that changes nothing (20).
 //! * **Rotations.** A rework keeps the handle, and rotates an ID once, unless four IDs are within their grace (6).
 //! * **Sign-outs.** `clear_others` needs the newest ID, gives a new one in place, and ends all others; if it is refused,
 //!   nothing ends. `delete` and `clear` work with an ID that was rotated or superseded a moment ago, but with no older one
@@ -75,6 +81,8 @@
 //! Other tests cover idle timeouts, absolute timeouts and limits (18, 19), records that cannot be read (11), logs (13) and
 //! options (14).
 //!
+//! With a limit, reading does not count as use, because no response shows when the store is told.
+//!
 //! For the session of a lost login, only the user and the handle are checked. While a login is pending, its session may
 //! already be listed, and its data may follow the previous session. For overlapping requests both orders are right, and so are
 //! both outcomes of a login whose user was cleared while its call was on its way to the store. The outcome of a login is left
@@ -97,7 +105,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use jam_session::Keyring;
+use jam_session::{Keyring, Limit};
 use tokio::task::LocalSet;
 
 use crate::random::Random;
@@ -137,6 +145,16 @@ fn on_a_json_file_no_response_is_wrong() {
 }
 
 #[test]
+fn under_a_limit_of_sessions_no_response_is_wrong() {
+    each_seed("limit", 6000..6012, |seed| {
+        let most = 1 + (seed / 2) as usize % 3;
+        let limit = if seed % 2 == 0 { Limit::from(most) } else { Limit::refuse(most) };
+        let (json, faults, slow) = (seed % 12 == 4, seed % 3 == 2, seed % 5 == 1);
+        within(Options { limit, json, faults, slow, ..options(seed) })
+    });
+}
+
+#[test]
 #[cfg(feature = "redis")]
 fn through_two_processes_and_a_redis_that_are_killed_at_random_no_response_is_wrong() {
     if crate::redis::harness::binary().is_some() {
@@ -155,7 +173,8 @@ fn the_oracle_notices_whatever_is_broken_on_purpose() {
         let faults = matches!(sabotage, Sabotage::LoadsNothing | Sabotage::FailuresRemoveCookies);
         let caught = (0..200).find_map(|seed| {
             let keyring = (sabotage == Sabotage::ForeignCookiesAreNone).then(|| Keyring::generate().unwrap());
-            let options = Options { sabotage: Some(sabotage), faults, keyring, ..options(5000 + seed) };
+            let limit = sabotage.limit();
+            let options = Options { sabotage: Some(sabotage), faults, keyring, limit, ..options(5000 + seed) };
             within(options).0.map(|wrong| (seed, wrong))
         });
         match caught {
@@ -222,7 +241,7 @@ fn within(options: Options) -> (Option<String>, Tally) {
     let seed = options.seed;
     let is_sealed = options.keyring.is_some();
     let grace = u64::try_from(options.grace.as_millis()).unwrap();
-    let oracle = Oracle::new(grace, !options.faults);
+    let oracle = Oracle::new(grace, !options.faults, options.limit);
     let walk = LocalSet::new().block_on(&runtime, async move {
         let walk = Walk::new(Sim::new(options).await, oracle, SIZE, is_sealed);
         walk.run(SIZE, &mut Random(seed)).await;
@@ -241,6 +260,7 @@ fn options(seed: u64) -> Options {
         keyring: None,
         sabotage: None,
         grace: Duration::from_secs(10),
+        limit: Limit::None,
     }
 }
 

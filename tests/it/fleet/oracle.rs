@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use jam_session::Limit;
 use serde_json::Value as Json;
 
 use super::ask::{Ask, COUNTERS, End, Moment, Reply, Said, Seen, What, Write};
@@ -19,6 +20,8 @@ pub struct Oracle {
     grace: u64,
     /// Nothing is made to fail: there is no reason for a 503.
     steady: bool,
+    /// How many sessions a user may have.
+    limit: Limit,
     now: u64,
     /// By the clock of the application.
     ms: u64,
@@ -29,6 +32,8 @@ pub struct Oracle {
     texts: HashMap<String, usize>,
     asked: Vec<Asked>,
     clears: Vec<(String, Effect)>,
+    /// Logins that may end others of their user, because of the limit.
+    limits: Vec<(String, Effect)>,
     /// What increments made of counters.
     made: HashSet<(usize, usize, u64)>,
     log: Vec<Line>,
@@ -53,6 +58,8 @@ pub struct Known {
     or_login: Option<usize>,
     /// Its cookie was lost: it is known from lists alone, and the one who made it may still remove it.
     orphan: bool,
+    /// The limit was applied to the login that made its record.
+    limited: bool,
     /// The same record after the next login or `clear_others`.
     next: Option<usize>,
     /// What may have ended it.
@@ -147,6 +154,8 @@ struct Effect {
     late: bool,
     /// The record stays, under a new ID.
     renews: bool,
+    /// It ends because of the limit.
+    limits: bool,
     sent: u64,
     sent_ms: u64,
     done: Option<u64>,
@@ -229,10 +238,11 @@ impl Forged {
 }
 
 impl Oracle {
-    pub fn new(grace: u64, steady: bool) -> Self {
+    pub fn new(grace: u64, steady: bool, limit: Limit) -> Self {
         Self {
             grace,
             steady,
+            limit,
             now: 0,
             ms: 0,
             sessions: vec![],
@@ -241,12 +251,17 @@ impl Oracle {
             texts: HashMap::new(),
             asked: vec![],
             clears: vec![],
+            limits: vec![],
             made: HashSet::new(),
             log: vec![],
             wrong: None,
             looked_at: None,
             tally: BTreeMap::new(),
         }
+    }
+
+    pub fn has_limit(&self) -> bool {
+        self.limit != Limit::None
     }
 
     pub fn is_steady(&self) -> bool {
@@ -323,9 +338,9 @@ impl Oracle {
     pub fn send(&mut self, ask: &Ask, cookies: Cookies, way: Way, browser: usize, ms: u64) {
         assert_eq!(ask.id, self.asked.len());
         self.now += 1;
-        let (sent, renews) = (Instant { at: self.now, ms }, false);
-        let effect =
-            Effect { ask: ask.id, late: false, renews, sent: sent.at, sent_ms: ms, done: None, fate: Fate::Maybe };
+        let sent = Instant { at: self.now, ms };
+        let (late, renews, limits, done, fate) = (false, false, false, None, Fate::Maybe);
+        let effect = Effect { ask: ask.id, late, renews, limits, sent: sent.at, sent_ms: ms, done, fate };
         for (at, value) in cookies.all().enumerate().filter(|_| !way.lacks_key) {
             let is_same = |other: usize| self.values[other].session == self.values[value].session;
             let is_again = cookies.all().take(at).any(is_same);
@@ -334,6 +349,9 @@ impl Oracle {
         match &ask.what {
             What::ClearOf(user) | What::ClearAndBind(user) | What::OthersAndBind(user) => self.note_clear(user, effect),
             _ => {}
+        }
+        if let (Limit::LeastRecent(_), Some(user), true) = (self.limit, ask.login(), ask.is_limited()) {
+            self.note_limit(user, Effect { limits: true, ..effect });
         }
         let from = cookies.all().map(|value| self.values[value].session).collect();
         let shown = self.show(&cookies);
@@ -594,6 +612,13 @@ impl Oracle {
         self.clears.push((key.to_owned(), effect));
     }
 
+    fn note_limit(&mut self, key: &str, effect: Effect) {
+        for known in self.sessions.iter_mut().filter(|known| known.key.as_deref() == Some(key)) {
+            known.enders.push(effect);
+        }
+        self.limits.push((key.to_owned(), effect));
+    }
+
     /// This session, and what its record became.
     fn lineage(&self, session: usize) -> Vec<usize> {
         std::iter::successors(Some(session), |session| self.sessions[*session].next).collect()
@@ -633,7 +658,8 @@ impl Oracle {
         for at in 0..self.sessions.len() {
             let mut enders = std::mem::take(&mut self.sessions[at].enders);
             let known = &self.sessions[at];
-            for effect in enders.iter_mut().filter(|effect| effect.ask == id && is_picked(at, known, effect)) {
+            let of_it = |effect: &&mut Effect| effect.ask == id && !effect.limits && is_picked(at, known, effect);
+            for effect in enders.iter_mut().filter(of_it) {
                 // Of a session that began meanwhile it is not known whether it was cleared. But if its login was under way when
                 // the clear was sent, either it was, or the login would have been refused.
                 let was_there = known.born < effect.sent || self.would_refuse(known.born_by, effect);
@@ -694,6 +720,7 @@ impl Oracle {
     /// It did nothing at all.
     fn settle_nothing(&mut self, id: usize) {
         self.settle_endings(id, Fate::Not);
+        self.settle_limit(id, false);
         let values: Vec<usize> = self.asked[id].cookies.all().collect();
         for value in values {
             self.settle_link(value, id, Fate::Not);
@@ -730,6 +757,7 @@ impl Oracle {
         let Birth { key, handle, login, or_login, cookie, renews, from, early, late } = birth;
         let asked = &self.asked[id];
         let Instant { at: sent, ms: sent_ms } = asked.sent;
+        let began = self.began(id).at;
         let writes = match early {
             Some(_) => (asked.ask.writes.clone(), asked.ask.late.clone()),
             None => (vec![], vec![]),
@@ -753,6 +781,7 @@ impl Oracle {
             login,
             or_login,
             orphan: cookie.is_none(),
+            limited: false,
             next: None,
             enders: vec![],
             rotations: vec![],
@@ -763,24 +792,34 @@ impl Oracle {
         if let Some(before) = renews {
             // What ends the record ends this, and there is no other one that it could have become.
             let before = &self.sessions[before];
-            (session.handle, session.born) = (before.handle.clone(), before.born);
+            (session.handle, session.born, session.limited) = (before.handle.clone(), before.born, before.limited);
             session.enders = before.enders.iter().copied().filter(|ender| !ender.renews && ender.ask != id).collect();
         } else {
             // Who is being cleared meanwhile may have been cleared with it.
             for (key, clear) in &self.clears {
-                let overlaps = clear.done.is_none_or(|done| done > sent) && clear.fate != Fate::Not;
-                if existing.is_none() && session.key.as_ref() == Some(key) && clear.ask != id && overlaps {
+                let may_be_since = |moment: u64| clear.done.is_none_or(|done| done > moment) && clear.fate != Fate::Not;
+                if existing.is_none() && session.key.as_ref() == Some(key) && clear.ask != id && may_be_since(began) {
                     // And surely was, if the login would have been refused otherwise.
                     let is_sure = clear.fate == Fate::Sure && self.would_refuse(id, clear);
                     let is_before = is_sure && clear.is_before(self.commits(id).at);
                     ensure(!is_before, || format!("a login that began before #{} came after it", clear.ask))?;
                     let (fate, done) = if is_sure { (Fate::Sure, clear.done) } else { (Fate::Maybe, None) };
-                    session.enders.push(Effect { fate, done, ..*clear });
+                    if may_be_since(sent) {
+                        session.enders.push(Effect { fate, done, ..*clear });
+                    }
+                }
+            }
+            // And another login may have come after this one.
+            for (key, limit) in &self.limits {
+                let overlaps = limit.done.is_none_or(|done| done > sent) && limit.fate != Fate::Not;
+                if existing.is_none() && session.key.as_ref() == Some(key) && limit.ask != id && overlaps {
+                    session.enders.push(Effect { fate: Fate::Maybe, ..*limit });
                 }
             }
         }
         if let Some(at) = existing {
-            (session.handle, session.born) = (self.sessions[at].handle.clone(), self.sessions[at].born);
+            let known = &self.sessions[at];
+            (session.handle, session.born, session.limited) = (known.handle.clone(), known.born, known.limited);
             session.enders = self.sessions[at].enders.clone();
             session.next = self.sessions[at].next;
         }
@@ -798,7 +837,8 @@ impl Oracle {
         let fate = |is_sure| if is_sure { Fate::Sure } else { Fate::Maybe };
         let done = Some(self.now);
         let fate_early = fate(early.unwrap_or(false));
-        let effect = Effect { ask: id, late: false, renews: false, sent, sent_ms, done, fate: fate_early };
+        let (renews, limits) = (false, false);
+        let effect = Effect { ask: id, late: false, renews, limits, sent, sent_ms, done, fate: fate_early };
         self.note_writes(at, &writes.0, effect);
         if let Some(is_sure) = late {
             self.note_writes(at, &writes.1, Effect { late: true, fate: fate(is_sure), ..effect });
@@ -875,6 +915,19 @@ impl Oracle {
     }
 }
 
+/// A session beside the one that a login makes.
+struct Other {
+    /// All that its record was and became.
+    record: Vec<usize>,
+    /// It began before the login did anything; and it was there until that was answered.
+    is_born: bool,
+    is_there: bool,
+    /// Nobody had ended it for sure before.
+    may_be: bool,
+    /// When the store had heard of it last: no earlier, and no later.
+    heard: (u64, u64),
+}
+
 /// How a session came to be.
 struct Birth<'a> {
     key: Option<String>,
@@ -905,15 +958,27 @@ impl Oracle {
         asked.goes_on.filter(|_| asked.ask.wait != Some(Moment::Saved)).unwrap_or(asked.sent)
     }
 
+    /// No earlier its login began.
+    fn began(&self, id: usize) -> Instant {
+        let asked = &self.asked[id];
+        asked.ask.kept.as_ref().map_or(asked.sent, |kept| self.asked[kept.by].sent)
+    }
+
     /// No later its login began: whatever cleared its user since refuses it.
     fn marked(&self, id: usize) -> Option<Instant> {
         let asked = &self.asked[id];
+        if let Some(kept) = &asked.ask.kept {
+            return self.asked[kept.by].answered;
+        }
         asked.waits.filter(|_| !asked.ask.takes_login || asked.ask.wait != Some(Moment::Come))
     }
 
     /// Whether a login could not come after that clear. For how long its call is on its way to the store does not count.
     fn would_refuse(&self, login: usize, clear: &Effect) -> bool {
         let (Some(marked), Some(answered)) = (self.marked(login), self.asked[login].answered) else { return false };
+        if self.asked[login].ask.kept.is_some() {
+            return marked.at < clear.sent;
+        }
         let on_its_way = answered.ms.saturating_sub(self.commits(login).ms);
         marked.at < clear.sent && marked.ms + on_its_way < clear.sent_ms
     }
@@ -1041,10 +1106,20 @@ impl Oracle {
 
     /// A login as that user may have been refused, because all of the user's sessions were ended since it began.
     fn may_be_late(&self, id: usize, user: &str) -> bool {
-        let Instant { at: sent, ms } = self.asked[id].sent;
+        let Instant { at: sent, ms } = self.began(id);
         let overlaps = |clear: &Effect| clear.done.is_none_or(|done| done > sent) && clear.fate != Fate::Not;
         let mut clears = self.clears.iter().filter(|(key, clear)| key == user && clear.ask != id);
         clears.any(|(_, clear)| overlaps(clear)) || self.ms > ms + LOGINS_ARE_GOOD_FOR
+    }
+
+    /// What a login made may have ended because of the limit, before what was written to the visitor's session since was in it, or
+    /// all others were cleared.
+    fn may_be_pushed_out(&self, id: usize, user: &str) -> bool {
+        let commits = self.commits(id).at;
+        let may = |limit: &Effect| limit.fate != Fate::Not && limit.done.is_none_or(|done| done > commits);
+        let mut others = self.limits.iter().filter(|(key, limit)| key == user && limit.ask != id);
+        let Asked { ask, cookies, .. } = &self.asked[id];
+        (!cookies.visitors.is_empty() || ask.logs_in_and_clears()) && others.any(|(_, limit)| may(limit))
     }
 
     /// `save` may have found that the session is gone.
@@ -1082,6 +1157,10 @@ impl Oracle {
             (401, None) => {
                 ensure(got == Got::default(), || format!("a 401 came with {got:?}"))?;
                 return self.check_refused(id, ms).map(|()| Jar::default());
+            }
+            (409, None) if ask.is_limited() => {
+                ensure(got == Got::default(), || "a refused login set a cookie".to_owned())?;
+                return self.check_full(id).map(|()| Jar::default());
             }
             (507, None) if ask.what == What::Huge => {
                 self.count("too large");
@@ -1285,6 +1364,7 @@ impl Oracle {
         };
         self.observe(id, self.values[value].session, seen, false)?;
         self.may_lead(id, value)?;
+        self.is_not_limited(self.values[value].session, loads);
         self.count("found");
         Ok(if seen.key.is_some() { Found::User(value) } else { Found::Visitor(value) })
     }
@@ -1404,6 +1484,7 @@ impl Oracle {
                     let ended = |known: &Known| known.born_by == id && !known.enders.is_empty();
                     let gone = cookies.users.iter().any(|value| !is_newest_for_sure(*value));
                     self.may_be_late(id, user)
+                        || self.may_be_pushed_out(id, user)
                         || (gone && (!needs_no_session || ask.logs_in_and_clears()))
                         || (ask.logs_in_and_clears() && self.sessions.iter().any(ended))
                 }
@@ -1877,6 +1958,11 @@ impl Oracle {
             _ => self.begin(id, text, None, writes)?,
         };
         let session = self.values[new].session;
+        if ask.is_limited() {
+            // A switch by a session key is not.
+            let applies = in_place.is_none() && (own.is_none() || is_same_user || ask.takes_login);
+            self.check_limit(id, session, applies)?;
+        }
         for (value, fate) in others {
             let other = self.values[value].session;
             let is_own = other == session || self.shares_record(other, session);
@@ -1905,6 +1991,157 @@ impl Oracle {
         }
         self.check_after(id, session, said.after.as_ref())?;
         Ok(Jar { user: Slot::Set(new), ..got.removals() })
+    }
+
+    /// A login was answered: who was ended for it, and who was not. `applies` if it made a session that counts under the limit.
+    fn check_limit(&mut self, id: usize, session: usize, applies: bool) -> Checked {
+        if !applies {
+            self.settle_limit(id, false);
+            return Ok(());
+        }
+        self.sessions[session].limited = true;
+        match self.limit {
+            Limit::None => {}
+            Limit::LeastRecent(_) => {
+                self.count("logins under a limit");
+                self.settle_limit(id, true);
+            }
+            Limit::Refuse(most) => {
+                self.count("logins under a limit that refuses");
+                let user = self.asked[id].ask.login().unwrap_or_default();
+                let there = self.others_of(id, user).iter().filter(|other| other.is_there).count();
+                ensure(there < most, || format!("a login beside {there} sessions, and {most} are the most"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A 409: the user has as many sessions as may be.
+    fn check_full(&mut self, id: usize) -> Checked {
+        self.count("refused by the limit");
+        self.settle_nothing(id);
+        let Limit::Refuse(most) = self.limit else { return Err("a 409, and logins are not refused".to_owned()) };
+        let user = self.asked[id].ask.login().unwrap_or_default();
+        let may_be = self.others_of(id, user).iter().filter(|other| other.may_be).count() + self.unknown_of(id, user);
+        ensure(may_be >= most, || format!("a 409, and there are {may_be} sessions at most, of {most}"))
+    }
+
+    /// Which sessions that login has ended because of the limit, if it has made one.
+    fn settle_limit(&mut self, id: usize, has_begun: bool) {
+        let now = self.now;
+        let Limit::LeastRecent(most) = self.limit else { return };
+        let Some(at) = self.limits.iter().position(|(_, effect)| effect.ask == id) else { return };
+        let user = self.limits[at].0.clone();
+        let (others, unknown) = match has_begun {
+            true => (self.others_of(id, &user), self.unknown_of(id, &user)),
+            false => (vec![], 0),
+        };
+        let fate = |session: usize| {
+            let Some(it) = others.iter().find(|other| other.record.contains(&session)) else { return Fate::Maybe };
+            // So many that were heard of later stay before it.
+            let others = || others.iter().filter(|other| other.record != it.record);
+            let may = others().filter(|other| other.may_be && other.heard.1 > it.heard.0).count() + unknown;
+            let surely = others().filter(|other| other.is_there && other.heard.0 > it.heard.1).count();
+            match () {
+                () if may < most - 1 => Fate::Not,
+                () if surely >= most - 1 && it.is_born => Fate::Sure,
+                () => Fate::Maybe,
+            }
+        };
+        let fates: Vec<Fate> = match has_begun {
+            true => (0..self.sessions.len()).map(fate).collect(),
+            false => vec![Fate::Not; self.sessions.len()],
+        };
+        let mut counts = [0; 3];
+        for other in others.iter().filter(|other| other.may_be) {
+            counts[fates[other.record[0]] as usize] += 1;
+        }
+        for (known, fate) in self.sessions.iter_mut().zip(&fates) {
+            for effect in known.enders.iter_mut().filter(|effect| effect.limits && effect.ask == id) {
+                (effect.fate, effect.done) = (*fate, Some(now));
+            }
+        }
+        for (what, count) in LIMITED.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
+            *self.tally.entry(what).or_default() += count;
+        }
+        let fate = if has_begun { Fate::Sure } else { Fate::Not };
+        (self.limits[at].1.fate, self.limits[at].1.done) = (fate, Some(now));
+    }
+
+    /// A session that is seen to be there was not ended before.
+    fn is_not_limited(&mut self, session: usize, since: u64) {
+        for at in self.record(session) {
+            let enders = self.sessions[at].enders.iter_mut();
+            for effect in enders.filter(|effect| effect.limits && effect.done.is_some_and(|done| done < since)) {
+                effect.fate = Fate::Not;
+            }
+        }
+    }
+
+    /// The sessions of that user beside the one that a login has made.
+    fn others_of(&self, id: usize, user: &str) -> Vec<Other> {
+        let commits = self.commits(id).at;
+        let is_first = |at: &usize| !self.sessions.iter().any(|known| known.next == Some(*at));
+        let of_user = |at: &usize| self.sessions[*at].key.as_deref() == Some(user);
+        let other = |first: usize| {
+            let record = self.lineage(first);
+            let known = || record.iter().map(|at| &self.sessions[*at]);
+            let mut enders = known().flat_map(|known| &known.enders).filter(|ender| !ender.renews && ender.ask != id);
+            // One that is known from a list alone may be one that is known by its cookie alone.
+            let is_born = known().all(|known| !known.orphan) && known().any(|known| known.born < commits);
+            let is_there = is_born && enders.clone().all(|ender| ender.fate == Fate::Not);
+            let may_be = !enders.any(|ender| ender.is_before(commits));
+            let heard = self.heard(id, &record);
+            Other { record, is_born, is_there, may_be, heard }
+        };
+        let firsts = (0..self.sessions.len()).filter(of_user).filter(is_first);
+        firsts.map(other).filter(|other| !other.record.iter().any(|at| self.sessions[*at].born_by == id)).collect()
+    }
+
+    /// Sessions of that user that may be there, and of which nobody knows.
+    fn unknown_of(&self, id: usize, user: &str) -> usize {
+        let commits = self.commits(id).at;
+        let may = |(at, asked): &(usize, &Asked)| {
+            let is_done = asked.answered.is_some_and(|answered| answered.at < commits);
+            let may_be_discarded = asked.ask.logs_in_and_clears() && !is_done;
+            *at != id
+                && asked.ask.login() == Some(user)
+                && (asked.answered.is_none() || may_be_discarded || self.is_open(*at))
+                && !self.sessions.iter().any(|known| known.born_by == *at)
+        };
+        self.asked.iter().enumerate().filter(may).count()
+    }
+
+    /// When the store has heard of that record last before the login: no earlier, and no later.
+    fn heard(&self, id: usize, record: &[usize]) -> (u64, u64) {
+        let (commits, now) = (self.commits(id).at, self.now);
+        let (mut low, mut high) = (0, 0);
+        let mut hears = |ask: usize, done: Option<u64>, is_sure: bool| {
+            if ask == id {
+                return;
+            }
+            high = high.max(done.unwrap_or(now));
+            if is_sure && done.is_some_and(|done| done < commits) {
+                low = low.max(self.commits(ask).at);
+            }
+        };
+        for known in record.iter().map(|at| &self.sessions[*at]) {
+            hears(known.born_by, Some(known.settled).filter(|_| !known.orphan), true);
+            let adds = known.counters.iter().flat_map(|counter| &counter.adds);
+            let renewals = known.enders.iter().filter(|ender| ender.renews);
+            for effect in adds.chain(&known.rotations).chain(renewals).filter(|effect| effect.fate != Fate::Not) {
+                hears(effect.ask, effect.done, effect.fate == Fate::Sure);
+            }
+            let puts = known.puts.values().flat_map(|put| std::iter::once(&put.put).chain(&put.takes));
+            for effect in puts.chain(&known.themes).filter(|effect| effect.fate != Fate::Not) {
+                hears(effect.ask, effect.done, false);
+            }
+        }
+        let values = self.values.iter().filter(|value| record.contains(&value.session));
+        for effect in values.flat_map(|value| &value.cut).filter(|effect| effect.fate != Fate::Not) {
+            hears(effect.ask, effect.done, false);
+        }
+        (low, high)
     }
 
     /// What a login does to the session of another cookie that came with it: it ends what that opens. That of a visitor is not
@@ -2085,10 +2322,16 @@ impl Oracle {
                     false => Ok(()),
                 };
                 if looks.is_ok() {
+                    self.is_not_limited(session, sent);
                     break;
                 }
             }
             looks?;
+        }
+        if let Limit::LeastRecent(most) | Limit::Refuse(most) = self.limit {
+            let is_limited = |handle: &&String| self.handles.get(*handle).is_some_and(|at| self.sessions[*at].limited);
+            let limited = listed.iter().filter(is_limited).count();
+            ensure(limited <= most, || format!("{limited} sessions of a user who may have {most}"))?;
         }
         for session in 0..self.sessions.len() {
             let known = &self.sessions[session];
@@ -2386,8 +2629,10 @@ fn told(ask: &Ask) -> String {
     if ask.blind {
         text += ", without loading";
     }
-    if ask.takes_login {
-        text += ", with a login";
+    match &ask.kept {
+        Some(kept) => text += &format!(", with the login of #{}", kept.by),
+        None if ask.takes_login => text += ", with a login",
+        None => {}
     }
     if !ask.writes.is_empty() {
         text += &format!(", writes {:?}", ask.writes);
@@ -2418,5 +2663,7 @@ const MOST_SUPERSEDED: usize = 11;
 /// In milliseconds: how long an ID still signs out that a login has replaced; and a little less than how long a login may take.
 const SUPERSEDED_FOR: u64 = 10_000;
 const LOGINS_ARE_GOOD_FOR: u64 = 14 * 60_000;
+/// What a login under a limit has done to another session, as in [`Fate`].
+const LIMITED: [&str; 3] = ["perhaps ended by a limit", "ended by a limit", "spared by a limit"];
 const SIGHTS: usize = 24;
 const LINES: usize = 60;

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use jam_session::RedisSessions;
+use jam_session::{Limit, RedisSessions};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -51,7 +51,8 @@ pub fn walk_through_processes(seed: u64, size: Size) -> Option<Rc<Walk<Processes
         let ports: [u16; 2] = ports(2).try_into().unwrap();
         let servers = ports.map(|port| RefCell::new(Some(Server::start(port, &proxy.uri()))));
         let site = Processes { servers, ports, redis, proxy, ending: Cell::new(false), healed: Semaphore::new(0) };
-        let walk = Walk::new(site, Oracle::new(u64::try_from(GRACE.as_millis()).unwrap(), false), size, false);
+        let walk =
+            Walk::new(site, Oracle::new(u64::try_from(GRACE.as_millis()).unwrap(), false, Limit::None), size, false);
         let mut random = Random(seed);
         let (chaos, mut chance) = (Rc::clone(&walk), random.fork());
         spawn_local(async move {

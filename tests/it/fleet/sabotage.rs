@@ -12,7 +12,9 @@ use std::{
 
 use axum::{Router, body::to_bytes, extract::Request, middleware::Next, response::Response};
 use http::{HeaderValue, header};
-use jam_session::{AnyBackend, Backend, By, Clear, Outcome, Owner, Record, RecordId, Terms, backend::Result};
+use jam_session::{
+    AnyBackend, Backend, By, Clear, Created, Limit, Outcome, Owner, Record, RecordId, Since, Terms, backend::Result,
+};
 use tower::Service;
 
 use super::ask::Ask;
@@ -73,9 +75,23 @@ pub enum Sabotage {
     LoginsByTheFirstCookie,
     /// A cookie that cannot be decrypted is none, and so a sign-out with it is done.
     ForeignCookiesAreNone,
+    /// A login that was kept since before a sign-out everywhere signs in.
+    ForgetsMarks,
+    /// One session more than the limit allows.
+    LimitOneMore,
+    /// One less.
+    LimitOneLess,
+    /// Above the limit the session ends that was used last, not the one that was not used for longest.
+    LimitEndsTheLatest,
+    /// Says that it has ended one, which lives.
+    LimitEndsNone,
+    /// A login is refused when there is room for one more.
+    RefusesOneLess,
+    /// A login is refused only above the limit.
+    RefusesOneMore,
 }
 
-pub const ALL: [Sabotage; 27] = [
+pub const ALL: [Sabotage; 34] = [
     Sabotage::Upserts,
     Sabotage::DropsUpdates,
     Sabotage::DropsEndings,
@@ -103,17 +119,37 @@ pub const ALL: [Sabotage; 27] = [
     Sabotage::OneCookieName,
     Sabotage::LoginsByTheFirstCookie,
     Sabotage::ForeignCookiesAreNone,
+    Sabotage::ForgetsMarks,
+    Sabotage::LimitOneMore,
+    Sabotage::LimitOneLess,
+    Sabotage::LimitEndsTheLatest,
+    Sabotage::LimitEndsNone,
+    Sabotage::RefusesOneLess,
+    Sabotage::RefusesOneMore,
 ];
+
+impl Sabotage {
+    /// The limit of sessions that it is about.
+    pub fn limit(self) -> Limit {
+        match self {
+            Self::LimitOneMore | Self::LimitOneLess | Self::LimitEndsTheLatest | Self::LimitEndsNone => Limit::from(2),
+            Self::RefusesOneLess | Self::RefusesOneMore => Limit::refuse(2),
+            _ => Limit::None,
+        }
+    }
+}
 
 pub struct Saboteur {
     what: Sabotage,
     calls: AtomicUsize,
     before: Mutex<HashMap<RecordId, Record>>,
+    /// The records in the order in which they were written last.
+    written: Mutex<Vec<RecordId>>,
 }
 
 impl Saboteur {
     pub fn new(what: Sabotage) -> Self {
-        Self { what, calls: AtomicUsize::new(0), before: Mutex::default() }
+        Self { what, calls: AtomicUsize::new(0), before: Mutex::default(), written: Mutex::default() }
     }
 
     /// Each time so many calls have passed.
@@ -140,15 +176,58 @@ impl Saboteur {
         self.now_and_then(Sabotage::DropsCreations, 20)
     }
 
-    pub fn terms(&self, terms: Terms) -> Terms {
-        match self.what {
+    pub async fn create(&self, backend: &AnyBackend, record: Record, terms: Terms) -> Result<Created> {
+        let more = |by: isize| match terms.limit {
+            Limit::None => Limit::None,
+            Limit::LeastRecent(most) => Limit::from(most.saturating_add_signed(by)),
+            Limit::Refuse(most) => Limit::refuse(most.saturating_add_signed(by)),
+        };
+        let terms = match self.what {
             Sabotage::ForgetsClears => Terms { since: None, ..terms },
+            Sabotage::ForgetsMarks if matches!(terms.since, Some(Since::Mark(_))) => Terms { since: None, ..terms },
+            Sabotage::LimitOneMore | Sabotage::RefusesOneMore => Terms { limit: more(1), ..terms },
+            Sabotage::LimitOneLess | Sabotage::RefusesOneLess => Terms { limit: more(-1), ..terms },
             _ => terms,
+        };
+        let (id, limit) = (record.id, terms.limit);
+        let there = match id.owner() {
+            Some(owner) => backend.list(owner).await?,
+            None => Vec::new(),
+        };
+        self.writes(id);
+        let (limit, left_alone) = match (self.what, limit) {
+            (Sabotage::LimitEndsTheLatest, Limit::LeastRecent(most)) => (Limit::None, most),
+            _ => (limit, usize::MAX),
+        };
+        let mut created = backend.create(record, Terms { limit, ..terms }).await?;
+        let Created::Done { ended, .. } = &mut created else { return Ok(created) };
+        if there.len() >= left_alone {
+            let written = self.written.lock().unwrap().clone();
+            let when = |id: RecordId| written.iter().position(|written| *written == id);
+            let mut ids: Vec<RecordId> = there.iter().map(|record| record.id).collect();
+            ids.sort_by_key(|id| when(*id));
+            for id in ids.split_off(left_alone - 1) {
+                backend.delete(id).await?;
+                ended.push(id);
+            }
         }
+        if self.what == Sabotage::LimitEndsNone {
+            for record in there.into_iter().filter(|record| ended.contains(&record.id)) {
+                backend.creates(record).await?;
+            }
+        }
+        Ok(created)
+    }
+
+    fn writes(&self, id: RecordId) {
+        let mut written = self.written.lock().unwrap();
+        written.retain(|written| *written != id);
+        written.push(id);
     }
 
     pub async fn update(&self, backend: &AnyBackend, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
         let ends = record.ttl.is_zero();
+        self.writes(record.id);
         if self.what == Sabotage::DropsEndings && ends {
             return Ok(Outcome::Done);
         }

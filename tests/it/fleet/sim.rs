@@ -13,8 +13,8 @@ use std::{
 use axum::{Router, body::Body};
 use http::Request;
 use jam_session::{
-    Backend, Clear, Cleared, Clock, Created, Cursor, JsonSessions, Keyring, Mark, MemorySessions, Outcome, Owner, Page,
-    Record, RecordId, Sessions, Terms, backend::Result,
+    Backend, Clear, Cleared, Clock, Created, Cursor, JsonSessions, Keyring, Limit, Mark, MemorySessions, Outcome,
+    Owner, Page, Record, RecordId, Sessions, Terms, backend::Result,
 };
 use tokio::task::{AbortHandle, yield_now};
 use tower::ServiceExt;
@@ -46,6 +46,8 @@ pub struct Options {
     pub keyring: Option<Keyring>,
     pub sabotage: Option<Sabotage>,
     pub grace: Duration,
+    /// How many sessions a user may have.
+    pub limit: Limit,
 }
 
 pub type Sabotage = super::sabotage::Sabotage;
@@ -114,6 +116,11 @@ impl Sim {
                 .rework_grace(grace)
                 .touch_interval(Duration::from_secs(1))
                 .request_time(PATIENCE);
+            if self.options.limit != Limit::None {
+                // Nothing but writes tells the store of a session, so that the oracle knows which one was heard of last.
+                let day = Duration::from_secs(86_400);
+                builder = builder.sessions_per_key(self.options.limit).default_ttl(day).touch_interval(day);
+            }
             if let Some(keyring) = &self.options.keyring {
                 // The third one lacks the key of the others.
                 let other = || Keyring::generate().unwrap();
@@ -267,11 +274,10 @@ impl Backend for Shaky {
         if self.sabotage.as_ref().is_some_and(|saboteur| saboteur.skips_create()) {
             return Ok(Created::done());
         }
-        let terms = match &self.sabotage {
-            Some(saboteur) => saboteur.terms(terms),
-            None => terms,
-        };
-        self.call(self.store.backend().create(record, terms)).await
+        match &self.sabotage {
+            Some(saboteur) => self.call(saboteur.create(self.store.backend(), record, terms)).await,
+            None => self.call(self.store.backend().create(record, terms)).await,
+        }
     }
 
     async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {

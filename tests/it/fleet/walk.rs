@@ -11,7 +11,7 @@ use futures_util::future::{Either, select};
 use tokio::task::{JoinHandle, spawn_local, yield_now};
 
 use super::{
-    ask::{Ask, COUNTERS, End, Moment, Reply, What, Write},
+    ask::{Ask, COUNTERS, End, Kept, Moment, Reply, What, Write},
     oracle::{Cookies, Forged, Jar, Oracle, Slot, Way},
 };
 use crate::{random::Random, store::PATIENCE};
@@ -69,6 +69,8 @@ pub struct Walk<S> {
     /// Which session a new ID leads to can be told from the answer, whatever it is. If not, there are no logins with a `Login`,
     /// which make a new session or not, and no rotations that are saved before the store fails.
     takes_logins: bool,
+    /// Logins that were taken, each with its user.
+    kept: RefCell<Vec<(String, Kept)>>,
 }
 
 /// A jar of cookies: a user's, and a visitor's.
@@ -87,7 +89,7 @@ impl<S: Site> Walk<S> {
     pub fn new(site: S, oracle: Oracle, size: Size, is_sealed: bool) -> Rc<Self> {
         let jars = (0..size.browsers).map(|_| Held::default()).collect();
         let takes_logins = !is_sealed || oracle.is_steady();
-        Rc::new(Self { site, oracle: RefCell::new(oracle), jars, is_sealed, takes_logins })
+        Rc::new(Self { site, oracle: RefCell::new(oracle), jars, is_sealed, takes_logins, kept: RefCell::default() })
     }
 
     /// Walks, and looks at everything once more in the end. What is wrong is in the oracle.
@@ -127,6 +129,7 @@ impl<S: Site> Walk<S> {
             82..88 => self.leave(browser, random).await,
             88..91 => self.come_with_planted(browser, random).await,
             91 | 92 if self.is_sealed => self.come_without_key(browser, random).await,
+            93..97 if self.oracle.borrow().has_limit() => self.come_anew(browser, random).await,
             _ => self.steal(browser, random).await,
         }
     }
@@ -178,7 +181,9 @@ impl<S: Site> Walk<S> {
                 _ => What::ClearOthers,
             };
             ask = Ask::new(ask.id, what);
-            ask.takes_login = self.takes_logins && ask.login().is_some() && random.percent(40);
+            if self.takes_logins && random.percent(40) {
+                self.take_login(&mut ask, random);
+            }
             ask.save = ask.takes_login && self.is_sealed || random.percent(20);
         }
         ask.wait = random.one(&[Moment::Come, Moment::Loaded, Moment::Loaded, Moment::Recorded]).copied();
@@ -313,11 +318,34 @@ impl<S: Site> Walk<S> {
         if ask.login().is_some() || ask.what == What::Visit && random.percent(50) {
             ask.writes = vec![Write::Put(id), Write::Add(random.below(COUNTERS))];
         }
-        ask.takes_login = self.takes_logins && ask.login().is_some() && random.percent(30);
+        if self.takes_logins && random.percent(30) {
+            self.take_login(&mut ask, random);
+        }
         // Whether what was saved is in place is not known of several.
         let may_save = ask.login().is_none() || self.oracle.borrow().is_steady();
         ask.save = may_save && (random.percent(30) || ask.takes_login && self.is_sealed);
         ask
+    }
+
+    /// Another device, or a browser that has lost its cookies.
+    async fn come_anew(self: &Rc<Self>, browser: usize, random: &mut Random) {
+        let user = (*random.one(&USERS).unwrap()).to_owned();
+        let what = if random.percent(80) { What::Bind(user) } else { What::Create(user) };
+        let mut ask = Ask::new(self.oracle.borrow().next_id(), what);
+        if random.percent(50) {
+            self.take_login(&mut ask, random);
+        }
+        let (way, keeps) = (Way::default(), random.percent(30));
+        self.send(browser, ask, Cookies::default(), way, random.below(2), keeps).0.await.unwrap();
+    }
+
+    /// It signs in with a `Login`: its own, or one that was kept.
+    fn take_login(&self, ask: &mut Ask, random: &mut Random) {
+        let Some(user) = ask.login() else { return };
+        let kept = self.kept.borrow();
+        let of_user: Vec<&Kept> = kept.iter().filter(|(of, _)| of == user).map(|(_, kept)| kept).collect();
+        ask.kept = random.one(&of_user).filter(|_| random.percent(50)).map(|kept| (*kept).clone());
+        ask.takes_login = true;
     }
 
     /// A request to a process that lacks the key which our cookies are encrypted with.
@@ -404,6 +432,11 @@ impl<S: Site> Walk<S> {
             let mut answer = Answer { walk: &*walk, id, is_lost: true };
             let Some(reply) = walk.site.send(server, &ask, headers).await else { return };
             answer.is_lost = false;
+            if let (What::TakeLogin(user), 200, Some(login)) =
+                (&ask.what, reply.status, reply.said().and_then(|it| it.login))
+            {
+                walk.kept.borrow_mut().push((user.clone(), Kept { by: id, login }));
+            }
             let saved = walk.site.saved(id);
             let jar = walk.oracle.borrow_mut().answered(id, &reply, saved, walk.site.now());
             let Jar { user, visitor } = jar;
@@ -440,7 +473,9 @@ impl<S: Site> Walk<S> {
             78..81 => What::Delete,
             81 | 82 => What::Clear,
             83 => What::ClearOthers,
-            84..88 => What::List,
+            84..86 => What::List,
+            86 if self.takes_logins => What::TakeLogin(user),
+            86 | 87 => What::List,
             88..92 => {
                 let whose = if random.percent(85) { key.unwrap_or(user) } else { user };
                 let handles = oracle.handles_of(&whose);
@@ -466,7 +501,9 @@ impl<S: Site> Walk<S> {
                 if random.percent(50) {
                     ask.writes = vec![Write::Put(id), Write::Add(random.below(COUNTERS))];
                 }
-                ask.takes_login = self.takes_logins && random.percent(30);
+                if self.takes_logins && random.percent(30) {
+                    self.take_login(&mut ask, random);
+                }
                 // In a sealed cookie nobody reads whether the session is the one before.
                 ask.save = random.percent(30) || ask.takes_login && self.is_sealed;
             }
