@@ -1,4 +1,4 @@
-//! The clock for all times of sessions, and a manual clock for tests.
+//! The clock that sessions use, and a manual clock for tests.
 
 use std::{
     pin::Pin,
@@ -38,9 +38,10 @@ use tokio::{
 /// # Which clock is used for what
 ///
 /// * **Idle timeouts in memory and in the JSON file** use a monotonic clock that also counts while the machine is suspended
-///   (`CLOCK_BOOTTIME` on Linux). After a laptop has slept for eight hours, a session with an idle timeout of one hour has ended.
-///   Some systems have no such clock. There, the difference to the wall clock counts as time asleep once the wall clock has been
-///   ahead for ten seconds. So a wall clock that is wrong for a moment ends no session.
+///   (`CLOCK_BOOTTIME` on Linux). After a laptop has slept for eight hours, a session with an idle timeout of one hour has
+///   ended. Some systems have no such clock. On those, if the wall clock stays ahead of the monotonic clock for ten seconds or
+///   more, the difference is counted as time spent suspended. A wall clock that is wrong for only a moment therefore ends no
+///   session.
 /// * **Idle timeouts in Redis** use the clock of the Redis server.
 /// * **Absolute timeouts and the times in [`SessionInfo`](crate::SessionInfo)** use the wall clock of the application, because
 ///   they have to mean the same on every node. If the clocks of two nodes differ, an absolute timeout comes earlier or later by
@@ -48,9 +49,9 @@ use tokio::{
 ///
 /// # A wall clock that is set back
 ///
-/// The time of day of a clock and its clones never goes back. If the wall clock is set back, this clock continues from where it
-/// was. So a session or an ID that has ended stays ended, and absolute timeouts do not move. The price: if the wall clock was
-/// ahead, even for a moment, this clock stays ahead until the application restarts.
+/// The time that a `Clock` and its clones report never goes backwards. If the wall clock is set back, this clock continues from
+/// where it was. So a session or an ID that has ended stays ended, and absolute timeouts do not move. The price: if the wall
+/// clock was ahead, even for a moment, this clock stays ahead until the application restarts.
 #[derive(Clone, Debug, Default)]
 pub struct Clock {
     source: ClockSource,
@@ -70,7 +71,7 @@ enum ClockSource {
 }
 
 impl Clock {
-    /// Returns the machine's clock, the default of every builder.
+    /// Returns the machine's clock, which is the default of every builder.
     pub fn system() -> Self {
         Self::from(ClockSource::System)
     }
@@ -81,8 +82,8 @@ impl Clock {
         Self::manual_at(SystemTime::now())
     }
 
-    /// Returns a clock that moves only by [`advance`](Self::advance) and starts at this time, for tests that create older
-    /// sessions.
+    /// Returns a clock that moves only by [`advance`](Self::advance) and starts at this time, for tests that need sessions
+    /// created in the past.
     pub fn manual_at(time: SystemTime) -> Self {
         let since_epoch = time.duration_since(UNIX_EPOCH).unwrap_or_default();
         Self::from(ClockSource::Manual(Arc::new(millis(since_epoch).into()), Arc::default()))
@@ -121,13 +122,13 @@ impl Clock {
         matches!(self.source, ClockSource::Manual(..))
     }
 
-    /// Returns the time of day, for times that other processes read as well.
+    /// Returns the wall-clock time, which never goes backwards. Use it for times that other processes also read.
     pub fn now(&self) -> SystemTime {
         time(self.now_ms())
     }
 
-    /// Returns a monotonic time since an arbitrary start, for durations within one process. It includes the time during which the
-    /// machine is suspended.
+    /// Returns the monotonic time since an arbitrary start. Use it for durations within one process. It includes the time
+    /// during which the machine is suspended.
     pub fn elapsed(&self) -> Duration {
         match &self.source {
             ClockSource::System => machine::elapsed(),

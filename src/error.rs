@@ -20,7 +20,8 @@ pub struct Error {
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
-/// What went wrong, for code to branch on. Each kind begins with the HTTP status that the layer and the extractors answer with.
+/// What went wrong, for code to branch on. The docs of each kind begin with the HTTP status that the layer and the extractors
+/// answer with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -28,8 +29,8 @@ pub enum ErrorKind {
     NotFound,
     /// 500: the configuration cannot work. The message says what to change.
     Config,
-    /// 503: the store failed, or did not answer in time. Whether a change was applied is unknown. The browser keeps its
-    /// cookie, so a retry may succeed.
+    /// 503: the store failed, or did not answer in time. If the message does not say otherwise, it is unknown whether a change
+    /// was applied. The browser keeps its cookie, so a retry may succeed.
     Unavailable,
     /// 500: the record exists, but it cannot be read. It is left unchanged.
     Unreadable,
@@ -44,10 +45,12 @@ pub enum ErrorKind {
     TooLarge,
     /// 500: the session was read before [`load`](crate::Session::load).
     NotLoaded,
-    /// 500: the change needs a cookie, and the response has already been sent.
+    /// 500, which the client never sees: the change needs a new cookie, but the response has already been sent.
+    /// [`Session::save`](crate::Session::save) in a stream or a task returns it.
     ResponseSent,
-    /// 401: the request is not signed in. Or a login or a sign-out was refused, because its session has ended, its session has a
-    /// newer ID, or the user was signed out everywhere in the meantime.
+    /// 401: the request is not signed in. Or: a login or a sign-out was refused, because the request's session has ended or has
+    /// a newer ID, or because the user was signed out everywhere in the meantime. See [when a login or a sign-out is
+    /// refused](crate::session#when-a-login-or-a-sign-out-is-refused).
     Unauthorized,
     /// 409: the user already has as many sessions as [`sessions_per_key`](crate::Builder::sessions_per_key) allows, and that
     /// limit [refuses](crate::Limit::refuse) more. End one of them first: [`list`](crate::Sessions::list) returns them.
@@ -62,9 +65,10 @@ pub enum ErrorKind {
     ///
     /// These requests are typical:
     ///
-    /// * **A login provider's `POST`**: SAML, and OpenID Connect with `response_mode=form_post`. Under `Lax` it comes without the
-    ///   visitor's session, and so without a state that was kept there. Keep that state in the session of a second layer, with
-    ///   [`SameSite::None`](crate::SameSite::None) and another [`cookie_name`](crate::SessionLayer::cookie_name).
+    /// * **A login provider's `POST`**: SAML, and OpenID Connect with `response_mode=form_post`. Under `Lax` it comes without
+    ///   the visitor's session, and so without any state that was kept there. Keep that state in the session of [a second
+    ///   layer](crate::SessionLayer#several-layers), with [`SameSite::None`](crate::SameSite::None) and another
+    ///   [`cookie_name`](crate::SessionLayer::cookie_name).
     /// * **Every redirect from an OAuth provider under [`SameSite::Strict`](crate::SameSite::Strict)**, even by `GET`. Keep its
     ///   state in the session of a second layer, with `Lax`.
     /// * **The first `POST` from a sibling subdomain over plain HTTP.** It counts as coming from another site, because this

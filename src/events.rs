@@ -17,26 +17,31 @@
 //! # Ok::<(), jam_session::Error>(())
 //! ```
 //!
-//! An event is sent after this process did something and the store confirmed it. Three cases send no event:
+//! An event is sent when this process changed a session and the store confirmed it, or when it refused a change. Three cases
+//! send no event:
 //!
 //! * A session expired, or another process ended it.
 //! * The store's answer was lost. The event may then be missing, even if the store applied the change.
-//! * A session was created, but its response never reached the client. Removing that session again sends no second event.
+//! * A new session is removed again because no response will carry its ID, for example after the request was cancelled. Its
+//!   creation was an event; its removal is not.
 //!
 //! # The log
 //!
 //! All messages have the target `jam_session`. Targets, levels and field names are stable; the texts may change. No message
-//! contains a session ID, a session key or session data. The field `error` has the error with all its causes, and `session` is
-//! the [handle](crate::SessionInfo::handle).
+//! contains a session ID, a session key or session data. The [fields](#fields) are explained below the table.
 //!
-//! Everything that a client can trigger is logged at DEBUG, so that clients cannot flood the log.
+//! Everything that a client can trigger is logged at DEBUG, so that clients cannot flood the log. Four messages are listed at
+//! two levels, because their level depends on the error's [status](crate::ErrorKind::status):
+//!
+//! * The two about the answer to a request are logged at DEBUG for a 4xx, 503 or 507, and at ERROR for a 500.
+//! * The two about cancelled calls are logged at DEBUG for a 4xx or 507, and at WARN for a 500 or 503.
 //!
 //! | level | message | fields | what to do |
 //! |---|---|---|---|
-//! | DEBUG | a session event | `event`, `session`, `ended`, `others`, `why` | nothing: the events are listed below the table |
+//! | DEBUG | a session event | `event`, `session`, `ended`, `others`, `why` | nothing: see [`EventKind`] |
 //! | DEBUG | a request was answered with a session error | `error` | nothing: the client caused it, or the store is failing, which has a WARN of its own |
 //! | DEBUG | the layer answered a request with an error | `error` | the same |
-//! | DEBUG | could not write the changes of a cancelled request | `error` | the same |
+//! | DEBUG | could not write the changes of a cancelled request | `error` | nothing: the client caused it |
 //! | DEBUG | a cancelled `clear_others` failed | `error` | the same |
 //! | DEBUG | an ID with the wrong secret was refused | `session` | nothing: the client has an outdated ID, or is guessing |
 //! | DEBUG | session cookies do not contain valid IDs | `count` | nothing; if every request logs it, check the [`Keyring`](crate::Keyring) |
@@ -83,8 +88,25 @@
 //! | ERROR | the `on_event` callback panicked | `event` | fix the callback |
 //! | ERROR | the backend listed another user's sessions | `foreign` | fix the backend |
 //!
-//! The field `event` is the name of the [`EventKind`]: `created`, `signed_in`, `signed_in_again`, `rotated`, `signed_out`,
-//! `cleared`, `revoked`, `limited`, `refused`.
+//! ## Fields
+//!
+//! | field | what it is |
+//! | --- | --- |
+//! | `bytes` | how many bytes were cut off, or the size of the compacted file |
+//! | `came_with` | what the request came with: `Session` for a user's session, `Superseded` for the ID before a login, or `Visitor` for anything else |
+//! | `count` | how many cookies |
+//! | `damage` | how the file differs from what this process wrote |
+//! | `ended` | in the event `cleared`: how many sessions ended |
+//! | `error` | the error with all its causes |
+//! | `event` | the [name](EventKind::name) of the [`EventKind`]: `created`, `signed_in`, `signed_in_again`, `rotated`, `signed_out`, `cleared`, `revoked`, `limited`, `refused` |
+//! | `failed_for` | how long the store failed, in seconds |
+//! | `foreign` | how many sessions of other users the backend listed |
+//! | `given` | the folder of the file as the application named it; `path` is where it led when the file was opened |
+//! | `line` | the number of the damaged line |
+//! | `others` | in the event `cleared`: whether the session that made the call was kept |
+//! | `path` | the path of the sessions file |
+//! | `session` | the [handle](crate::SessionInfo::handle) of the session, which identifies it in lists and logs |
+//! | `why` | in the event `refused`: the [name](Refusal::name) of the [`Refusal`] |
 
 use std::{
     fmt,
@@ -115,7 +137,7 @@ pub enum EventKind {
     Created,
     /// A user signed in, and a new session began.
     SignedIn,
-    /// A user who was signed in signed in again on the same session.
+    /// A user signed in again on a session that was already signed in.
     SignedInAgain,
     /// A session got a new ID.
     Rotated,
@@ -125,7 +147,7 @@ pub enum EventKind {
     Cleared {
         /// How many sessions ended.
         ended: u64,
-        /// Whether the session that asked for it was kept.
+        /// Whether the session that made the call was kept, as `clear_others` does.
         others: bool,
     },
     /// A session was ended by its handle, for example from a list of devices.

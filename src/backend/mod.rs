@@ -1,7 +1,7 @@
 //! The [`Backend`] trait, which every store implements, and its contract.
 //!
 //! A [`Backend`] is a map from [`RecordId`] to [`Record`] with conditional writes. It knows nothing about cookies, secrets or
-//! deadlines: these are inside the payload, which it stores unchanged. Its methods:
+//! absolute timeouts: these are inside the payload, which it stores unchanged. Its methods:
 //!
 //! | method | does | if there is no live record | if it has another version |
 //! |---|---|---|---|
@@ -38,13 +38,14 @@
 //!
 //! * A [`Mark`] identifies the owner's last clear, and says when the mark was taken. A `create` with [`Since::Mark`] returns
 //!   [`Late`](Created::Late) if the owner's last clear now has another name, or if the mark is older than fifteen minutes.
-//! * `mark` names a clear only if it is at most fifteen minutes old. Because clears are remembered for thirty minutes, a clear is
-//!   never forgotten while a mark that names it is valid.
-//! * A mark that names no clear is valid until there is a clear that is younger than fifteen minutes.
-//! * A backend that forgets its clears when it is closed records in each mark which [opening](Mark::opening) of the backend made
-//!   it, and refuses marks from other openings.
-//! * A `create` with [`Since::Age`] returns [`Late`](Created::Late) if the owner's last clear is younger than that age, or if the
-//!   age exceeds fifteen minutes. Without `since`, it never does.
+//! * `mark` names a clear only if that clear is at most fifteen minutes old. Because clears are remembered for thirty minutes,
+//!   a clear is never forgotten while a mark that names it is valid.
+//! * A mark that names no clear becomes invalid once the owner is cleared. More precisely, a `create` with it returns `Late` if
+//!   there is a clear of the owner that is younger than fifteen minutes.
+//! * If a backend forgets its clears when it is closed, each of its marks has to say in [`opening`](Mark::opening) which run of
+//!   the backend made it, and the backend refuses marks from other runs.
+//! * A `create` with [`Since::Age`] returns [`Late`](Created::Late) if the owner's last clear is younger than that age, or if
+//!   the age exceeds fifteen minutes. A `create` without `since` never returns `Late`.
 //! * Every `create` for an owner happens either before a `clear`, which then ends the record, or after it.
 //! * A `clear` with the name of the owner's last clear is a retry. It ends nothing, and returns `Done` with the same number.
 //!
@@ -52,28 +53,30 @@
 //!
 //! [`Terms::limit`] bounds the number of live records of an owner. Above it, `create` ends the least recently used records and
 //! returns which ones, or it returns [`Full`](Created::Full) if the limit refuses more. `create`, `update` and `touch` count as
-//! use of a record; `load` does not. The new record never ends.
+//! use of a record; `load` does not. The new record is never among those that end.
 //!
 //! However many logins run at once, the owner has no more records than the limit once a `create` with that limit has returned.
 //!
 //! # Retries
 //!
 //! After a failed call the caller may retry it, with the same version and with `retry` set. **A backend never applies a change
-//! twice.** If it can no longer tell whether the first try was applied, it returns an error.
+//! twice.** If it can no longer tell whether the first try was applied, it returns an error. (A client library that sends an
+//! `update` twice without saying so can defeat this: the docs of the Redis store describe the one case.)
 //!
 //! | call with `retry` | what the store has | answer |
 //! |---|---|---|
-//! | `create` | this very record | `Done` |
+//! | `create` | this very record: the same name and version | `Done` |
 //! | | nothing, but this record was there and has ended | an error, or `Late` if that applies |
 //! | | anything else | the same as for a first try |
 //! | `update` | the version that is to be written | `Done` |
 //! | | `expected` | `Done`, after writing the record |
-//! | | another version, which came after this one | `Done`, or an error |
-//! | | another version, and never had this one | `Conflict`, or an error |
+//! | | another version, but it had the version to be written before | `Done`, or an error |
+//! | | another version, and it never had the version to be written | `Conflict`, or an error |
 //! | | nothing | `Gone` |
 //!
-//! For `create`, a store remembers for ten seconds that a user's record has ended. It may forget a visitor's record, which may be
-//! created again. A store that remembers no endings returns an error for every retry whose record is missing.
+//! For `create`, a store remembers for ten seconds that a user's record has ended. It need not remember the end of a visitor's
+//! record, so a retry may create that record again. A store that remembers no endings returns an error for every retry whose
+//! record is missing.
 //!
 //! For `update`, a store whose answers can be lost should remember the last versions of each record, so that a lost answer fails
 //! no request. A store that does not remember them returns an error.
@@ -102,14 +105,14 @@
 //!     clears: BTreeMap<Owner, (i64, u64, Instant)>,
 //!     opened: Option<Instant>,
 //!     /// Counts the calls, to order records by their last use.
-//!     heard: u64,
+//!     calls: u64,
 //! }
 //!
 //! struct Kept {
 //!     record: Record,
 //!     ends: Instant,
 //!     /// The number of the call that used it last.
-//!     heard: u64,
+//!     used: u64,
 //! }
 //!
 //! const REMEMBERED: Duration = Duration::from_secs(15 * 60);
@@ -118,14 +121,14 @@
 //!
 //! impl Small {
 //!     /// Runs a method on the live records.
-//!     fn with<T>(&self, verb: impl FnOnce(&mut Store, Instant) -> Result<T>) -> Result<T> {
+//!     fn with<T>(&self, method: impl FnOnce(&mut Store, Instant) -> Result<T>) -> Result<T> {
 //!         let mut store = self.0.lock().map_err(|_| "a thread panicked")?;
 //!         let now = Instant::now();
 //!         store.opened.get_or_insert(now);
-//!         store.heard += 1;
+//!         store.calls += 1;
 //!         store.records.retain(|_, kept| kept.ends > now);
 //!         store.clears.retain(|_, (.., at)| now - *at <= 2 * REMEMBERED);
-//!         verb(&mut store, now)
+//!         method(&mut store, now)
 //!     }
 //! }
 //!
@@ -138,13 +141,13 @@
 //!     }
 //!
 //!     fn put(&mut self, record: Record, now: Instant) {
-//!         let (id, ends, heard) = (record.id, now + record.ttl.min(LONGEST), self.heard);
-//!         self.records.insert(id, Kept { record, ends, heard });
+//!         let (id, ends, used) = (record.id, now + record.ttl.min(LONGEST), self.calls);
+//!         self.records.insert(id, Kept { record, ends, used });
 //!     }
 //!
 //!     fn of(&self, owner: Option<Owner>) -> Vec<RecordId> {
 //!         let mut ids: Vec<_> = self.records.keys().copied().filter(|id| id.owner() == owner).collect();
-//!         ids.sort_by_key(|id| self.records[id].heard);
+//!         ids.sort_by_key(|id| self.records[id].used);
 //!         ids
 //!     }
 //!
@@ -230,9 +233,9 @@
 //!     }
 //!     async fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> Result<()> {
 //!         self.with(|store, now| {
-//!             let heard = store.heard;
+//!             let calls = store.calls;
 //!             if let Some(kept) = store.records.get_mut(&id).filter(|kept| kept.record.version == version) {
-//!                 (kept.ends, kept.heard) = (now + ttl.min(LONGEST), heard);
+//!                 (kept.ends, kept.used) = (now + ttl.min(LONGEST), calls);
 //!             }
 //!             Ok(())
 //!         })
@@ -322,14 +325,14 @@ pub type Result<T> = std::result::Result<T, BoxError>;
 /// A backend should destructure this completely, so that it stops compiling when a field is added that it does not handle yet.
 #[derive(Clone, Debug, Default)]
 pub struct Terms {
-    /// Refuses the record if its owner was cleared since then.
+    /// Refuses the record if its owner was cleared since then. `None` never refuses it.
     pub since: Option<Since>,
-    /// How many records the owner may have. It does not apply to records without an owner.
+    /// How many records the owner may have, and what happens above that. It does not apply to records without an owner.
     pub limit: Limit,
-    /// A record without an owner, and its version. It ends atomically with the `create`, if it has this version. This is the
-    /// visitor's record when a visitor signs in.
+    /// A visitor's record that the new record replaces, when a visitor signs in: its name and its version. It ends atomically
+    /// with the `create`, if it still has this version.
     pub leaves: Option<(RecordId, i64)>,
-    /// Whether this is a retry, because the answer to the first try was lost.
+    /// Whether this is a [retry](self#retries), because the answer to the first try was lost.
     pub retry: bool,
 }
 
@@ -353,7 +356,8 @@ pub struct Mark {
     pub clear: Option<i64>,
     /// When the mark was taken, in milliseconds of the backend's clock.
     pub taken: u64,
-    /// Which opening of the backend made the mark, if the backend forgets its clears when it is closed. Otherwise 0.
+    /// Which run of the backend made the mark, from opening to closing, if the backend forgets its clears when it is closed.
+    /// Otherwise 0.
     pub opening: i64,
 }
 
@@ -385,10 +389,10 @@ pub enum Created {
     Done {
         /// The records of the owner that ended because of the [limit](Terms::limit). Empty if the record was already there.
         ended: Vec<RecordId>,
-        /// What happened to the record that this one [leaves](Terms::leaves).
+        /// What happened to the visitor's record in [`Terms::leaves`].
         left: Left,
     },
-    /// The owner was cleared [since then](Terms::since), or that time is too long ago to tell.
+    /// The owner was cleared after the time that [`Terms::since`] gives, or that time is too long ago to tell.
     Late,
     /// There is a live record with that name. It was not changed.
     Taken,
@@ -396,7 +400,7 @@ pub enum Created {
     Full,
 }
 
-/// What happened to the record that a new one [leaves](Terms::leaves).
+/// What happened to the visitor's record that a `create` was to end, as [`Terms::leaves`] says.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub enum Left {
@@ -427,7 +431,7 @@ pub enum Outcome {
 /// The arguments of a [`clear`](Backend::clear).
 #[derive(Clone, Copy, Debug)]
 pub struct Clear {
-    /// The name of this clear, random and never negative. A clear with the name of the owner's last one is a retry.
+    /// A random, non-negative number that identifies this clear. A clear with the number of the owner's last one is a retry.
     pub name: i64,
     /// The record that the clear depends on. `None` means that all records end unconditionally.
     pub by: Option<By>,
@@ -495,7 +499,7 @@ impl Mark {
         Self { clear, taken, opening: 0 }
     }
 
-    /// Makes the mark valid only for this opening of the backend.
+    /// Makes the mark valid only for this [run](Self::opening) of the backend.
     pub const fn with_opening(self, opening: i64) -> Self {
         Self { opening, ..self }
     }
@@ -549,22 +553,27 @@ impl Count {
 /// A store of records. The [module docs](self) have its contract and a complete example.
 ///
 /// Implement the methods as plain `async fn`s.
+///
+/// # Errors
+/// A method returns an error if the store fails, or if it cannot tell whether a [retry](self#retries) was already applied. Any
+/// error type will do: see [`Result`]. After an error, the change may or may not have been applied.
 pub trait Backend: Send + Sync + 'static {
     /// Loads a record, if it is live.
     fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send;
 
-    /// Adds a record, unless its name is taken, the login is too late, or the owner has too many records.
+    /// Adds a record, unless its name is taken, the owner was cleared in the meantime, or the owner has too many records.
     ///
     /// The answer is the first of these that applies:
     ///
-    /// 1. [`Done`](Created::Done) if this very record is already there.
-    /// 2. [`Late`](Created::Late) if the [terms](Terms::since) say so.
+    /// 1. [`Done`](Created::Done) if this very record is already there: the same name and version.
+    /// 2. [`Late`](Created::Late) if the owner was cleared after the time that [`Terms::since`] gives, or that time is too long
+    ///    ago.
     /// 3. An error if this is a [retry](Terms::retry), and the record has ended.
     /// 4. [`Taken`](Created::Taken) if another live record has the name.
     /// 5. [`Full`](Created::Full) if the limit refuses more records.
     /// 6. `Done`, after storing the record.
     ///
-    /// In both cases of `Done`, the record that the new one [leaves](Terms::leaves) ends.
+    /// In both cases of `Done`, the visitor's record in [`Terms::leaves`] ends as well, if it still has the version given.
     fn create(&self, record: Record, terms: Terms) -> impl Future<Output = Result<Created>> + Send;
 
     /// Replaces a live record whose version is still `expected`.
@@ -597,9 +606,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Reads all live records in pages of about `most` records. The first call has no cursor, and each further call has the
     /// [`next`](Page::next) of the page before.
     ///
-    /// A record that is live from the first page to the last is included at least once, unless it is [moved](Page::moved). A
-    /// record that ended before its page was requested is not included. If a cursor is not from this backend, the call fails or
-    /// starts from the beginning.
+    /// A record that is live from the first page to the last is included at least once, unless a page says that some
+    /// [moved](Page::moved). A record that ended before its page was requested is not included. If a cursor is not from this
+    /// backend, the call fails or starts from the beginning.
     fn scan(&self, after: Option<Cursor>, most: usize) -> impl Future<Output = Result<Page>> + Send;
 
     /// Counts the live records. The default implementation [scans](Self::scan) all of them.

@@ -1,5 +1,5 @@
-//! Promises about logins that overlap with sign-outs: the name of a `clear`, the record that it is made by, and how late a
-//! `create` may be.
+//! Promises about logins that overlap with a sign-out everywhere: the name of a `clear`, the record that it depends on, and how
+//! late a `create` may be.
 
 use std::time::Duration;
 
@@ -157,8 +157,8 @@ pub async fn a_create_since_after_a_clear_is_done<B: Backend>(subject: &Subject<
     }
 }
 
-/// `create` is not `Late` if the request is as old as the `clear`: a request that arrives after the answer to the `clear`
-/// comes after it, even if the clock stands still.
+/// A request that arrives after the `clear` has returned counts as later, even if the clock has not moved, so its `create` is
+/// not `Late`.
 pub async fn a_create_as_old_as_the_clear_is_done<B: Backend>(subject: &Subject<B>) {
     if !subject.stands_still() {
         // Without a manual clock, no two calls happen at the same moment.
@@ -177,7 +177,8 @@ pub async fn a_create_as_old_as_the_clear_is_done<B: Backend>(subject: &Subject<
     subject.is_late(&record(of(owner)), since(before), "a `clear` a millisecond after the request arrived").await;
 }
 
-/// A `clear`, and how many records it ended, is remembered for fifteen minutes.
+/// A `clear`, and how many records it ended, is remembered for at least fifteen minutes. (The contract asks for
+/// thirty.)
 pub async fn a_clear_is_remembered_for_fifteen_minutes<B: Backend>(subject: &Subject<B>) {
     if subject.has_own_clock() {
         return;

@@ -1,4 +1,4 @@
-//! Promises about the record that a new one leaves: a visitor's, when the visitor signs in.
+//! Promises about [`Terms::leaves`](crate::Terms::leaves): the visitor's record, which ends when the visitor signs in.
 
 use super::{
     samples::{LONG, anonymous, is_same, of, owner, record},
@@ -10,9 +10,9 @@ use crate::{
     record::Record,
 };
 
-/// `create` ends the record that it leaves, if that record has the given version, and reports it. If it has another version, the
-/// answer contains the record, and it is not changed. The new record is stored in any case. A backend that does not support this
-/// answers `NotTried`, and does nothing.
+/// `create` ends the record in `leaves` if it has the version given, and reports `Left::Done`. If the version differs, `create`
+/// returns that record as `Left::Conflict` and does not change it. The new record is stored either way. A backend that cannot
+/// do this returns `Left::NotTried`, and does not touch the record.
 pub async fn a_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
     // If there is no record to leave, none is reported.
     let new = record(of(owner()));
@@ -63,7 +63,7 @@ pub async fn a_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// With any answer other than `Done`, the record that should be left is unchanged.
+/// With any answer other than `Done`, the record in `leaves` is unchanged.
 pub async fn what_a_create_leaves_ends_only_with_it<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let early = subject.mark(owner).await;
@@ -90,7 +90,7 @@ pub async fn what_a_create_leaves_ends_only_with_it<B: Backend>(subject: &Subjec
     assert!(listed == 1, "a `create` that was refused stored a record: there are {listed} and not one");
 }
 
-/// `create` of a record that is already there ends the record that it leaves, if the first try did not.
+/// A `create` that repeats an existing record ends the record in `leaves`, if the first try did not.
 pub async fn a_repeated_create_ends_what_it_leaves<B: Backend>(subject: &Subject<B>) {
     for retry in [false, true] {
         let (new, visitor) = (record(of(owner())), record(anonymous()));
@@ -110,8 +110,8 @@ pub async fn a_repeated_create_ends_what_it_leaves<B: Backend>(subject: &Subject
     }
 }
 
-/// If a record is written to while a `create` leaves it, either the write succeeds and the `create` reports a conflict, or the
-/// record ends and the write is `Gone`.
+/// If the record in `leaves` is written to at the same time, exactly one of the two wins, and the loser is told: either
+/// `create` returns `Left::Conflict`, or the write returns `Gone`.
 pub async fn a_create_beside_a_write_to_what_it_leaves_loses_nothing<B: Backend>(subject: &Subject<B>) {
     for round in 0..ROUNDS {
         let (new, visitor, written) = (record(of(owner())), record(anonymous()), record(anonymous()));

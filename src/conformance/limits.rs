@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Above the limit, the least recently used record ends. `create`, `update` and `touch` count as use. `load`, `list`, `scan`,
-/// `count`, `mark` and calls without an effect do not.
+/// `count`, `mark` and calls without effect do not.
 pub async fn above_a_limit_the_least_recent_ends<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let mut all = Vec::new();
@@ -64,8 +64,8 @@ pub async fn above_a_limit_the_least_recent_ends<B: Backend>(subject: &Subject<B
     }
 }
 
-/// If there are more records than the limit, because it was lowered, `create` ends as many as necessary, and returns all of
-/// them. The new record is never one of them.
+/// If there are more records than the limit, because it was lowered, `create` ends as many as necessary, and returns the names
+/// of all of them. The new record is never one of them.
 pub async fn a_lowered_limit_ends_several_at_once<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let mut all = Vec::new();
@@ -87,7 +87,7 @@ pub async fn a_lowered_limit_ends_several_at_once<B: Backend>(subject: &Subject<
         let expected: BTreeSet<RecordId> = gone.iter().map(|record| record.id).collect();
         assert!(
             ended.iter().copied().collect::<BTreeSet<_>>() == expected && ended.len() == expected.len(),
-            "under a limit of {limit} `create` says that it ended {} records, not the {} that were heard of longest ago",
+            "under a limit of {limit} `create` says that it ended {} records, not the {} that were used least recently",
             ended.len(),
             expected.len()
         );
@@ -196,8 +196,8 @@ pub async fn a_limit_that_refuses_is_full<B: Backend>(subject: &Subject<B>) {
     assert!(subject.clear(owner).await == 3, "`clear` does not count the 3 records below the limit");
 }
 
-/// `create` gives the first answer that applies: `Done`, `Late`, `Taken`, `Full`. A record ends only if the answer is a new
-/// `Done`.
+/// `create` returns the first that applies of: `Done` for a repeat, `Late`, `Taken`, `Full`, `Done`. Only a `Done` that stores
+/// a new record ends other records.
 pub async fn of_the_answers_of_a_create_the_first_is_given<B: Backend>(subject: &Subject<B>) {
     for limit in [Limit::LeastRecent(1), Limit::Refuse(1)] {
         let owner = owner();
@@ -237,7 +237,7 @@ pub async fn of_the_answers_of_a_create_the_first_is_given<B: Backend>(subject: 
     }
 }
 
-/// A record that a limit ended has ended for every method, even for a retried `create`.
+/// A record that the limit ended is gone for every method. A retried `create` of it returns an error.
 pub async fn what_a_limit_has_ended_stays_ended<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let old = record(of(owner));
@@ -274,8 +274,8 @@ pub async fn what_a_limit_has_ended_stays_ended<B: Backend>(subject: &Subject<B>
     subject.creates(&record(old.id)).await;
 }
 
-/// However many `create`s run at the same time, there are never more records than the limit once one of them has answered.
-/// Each is stored, and ended only by a later one that says so.
+/// However many `create`s run at the same time, there are never more records than the limit once one of them has returned.
+/// Every record is stored, and ends only because of a later `create` that reports it.
 pub async fn of_parallel_creates_no_more_than_the_limit_are_left<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let all: Vec<Record> = (0..PARALLEL).map(|_| record(of(owner))).collect();

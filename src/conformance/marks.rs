@@ -12,8 +12,8 @@ use crate::{
     record::{Record, id::Owner},
 };
 
-/// `mark` names the owner's last `clear`, whatever it ended, or none if there was none. A `clear` that was `Gone` or a
-/// `Conflict` did not happen, and a retry is the same `clear`.
+/// `mark` names the owner's last `clear`, whatever that ended, or no clear if there was none. A `clear` that returned `Gone` or
+/// `Conflict` did not happen. A repeated `clear` is the same one.
 pub async fn a_mark_names_the_last_clear<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     assert!(subject.mark(owner).await.clear.is_none(), "`mark` names a `clear` of an owner who never was cleared");
@@ -45,8 +45,8 @@ pub async fn a_mark_names_the_last_clear<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `create` with a mark is `Late` and stores nothing if the owner was cleared after the mark was taken. It does not matter
-/// whether the mark names a `clear`, what the later `clear` ended, or whether the clock stands still.
+/// `create` with a mark is `Late` and stores nothing, if the owner was cleared after the mark was taken. It does not matter
+/// whether the mark names a `clear`, what the later `clear` ended, or whether the clock has moved.
 pub async fn a_create_with_a_mark_from_before_a_clear_is_late<B: Backend>(subject: &Subject<B>) {
     for was_cleared in [false, true] {
         for had in ["nothing", "records", "one that is kept", "one that it is by"] {
@@ -85,8 +85,8 @@ pub async fn a_create_with_a_mark_from_before_a_clear_is_late<B: Backend>(subjec
     }
 }
 
-/// `create` with a mark that was taken after the owner's last `clear` stores the record, however often the mark is used.
-/// `clear`s of other owners, and those that did not happen, do not make it late.
+/// `create` with a mark that was taken after the owner's last `clear` stores the record, however often the mark is used. Clears
+/// of other owners, and clears that returned `Gone` or `Conflict`, do not make it late.
 pub async fn a_create_with_a_mark_from_after_a_clear_is_done<B: Backend>(subject: &Subject<B>) {
     for was_cleared in [false, true] {
         let (ada, grace) = (owner(), owner());
@@ -129,7 +129,8 @@ pub async fn a_create_with_a_mark_from_after_a_clear_is_done<B: Backend>(subject
     }
 }
 
-/// A mark is valid for fifteen minutes, and its `clear` is remembered for as long. After that, a `create` with it is `Late`.
+/// A mark is valid for fifteen minutes, and the `clear` that it names is remembered for as long. After that, a `create` with it
+/// returns `Late`.
 pub async fn a_mark_is_good_for_fifteen_minutes<B: Backend>(subject: &Subject<B>) {
     for was_cleared in [false, true] {
         let owner = owner();
@@ -177,7 +178,7 @@ pub async fn a_mark_is_good_for_fifteen_minutes<B: Backend>(subject: &Subject<B>
     }
 }
 
-/// A mark from another opening of a backend that forgets its `clear`s is `Late`.
+/// If a backend forgets its clears when it is closed, a `create` with a mark from another run returns `Late`.
 pub async fn a_mark_of_another_opening_is_late<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     for _ in 0..2 {

@@ -29,8 +29,8 @@
 //! | counts time by the [clock](Backend::set_clock) it is given | the backend itself: the tests do not wait |
 //! | is a server with its own clock | [`Subject::with_own_clock`]: the tests wait for short times to live |
 //! | has a clock that a test can move | [`Subject::with_time_passed_by`] |
-//! | is shared by many processes | also a second handle, by [`Subject::shared_with`], to detect caches |
-//! | needs a folder or a container | also that, by [`Subject::holding`] |
+//! | is shared by many processes | a second backend over the same store as well, with [`Subject::shared_with`], to detect caches |
+//! | needs a folder or a container | pass that as well, with [`Subject::holding`] |
 //! | may be missing on this machine | an `Option`: with `None` the test prints that it is skipped |
 //!
 //! The store may contain other records, even from earlier runs, because the tests use random names. Tests can run in parallel.
@@ -51,15 +51,15 @@
 //! 5. **A row remembers what a retry needs**: its last eight versions. For ten seconds after its end, its name stays, without
 //!    the payload. If a store does not remember them, a lost answer fails the request, but nothing is written twice.
 //! 6. **The last clear of an owner is a row in a second table**, written in the same transaction that ends the sessions. It
-//!    stays for thirty minutes. A mark contains the name from that row. `create` compares the name with that of the mark, or the
-//!    time with that of the request.
-//! 7. **A row stores its last use**, for the limit. It is a number above those of the owner's other records, so it does not
-//!    depend on a clock. `create`, `update` and `touch` set it. The transaction of a `create` counts the owner's records, and
-//!    ends the least recently used ones and the record that the new one leaves. If the database locks single rows, each
-//!    `create` and `clear` of an owner has to lock a common row first, because locks on existing sessions do not keep out new
-//!    ones.
-//! 8. **`scan` continues by the primary key**: `WHERE id > ? ORDER BY id LIMIT ?`. With `OFFSET`, records would be missed when
-//!    others end between two pages. `count` is one statement.
+//!    stays for thirty minutes. A mark holds the name in that row, and the time when the mark was taken. `create` compares the
+//!    row's name with that of the mark, or its time with that of the request.
+//! 7. **A row stores the order of its last use**, for the limit of records: a number one higher than the owner's highest so
+//!    far, so that no clock is involved. `create`, `update` and `touch` set it. The transaction of a `create` counts the
+//!    owner's records, ends the least recently used ones above the limit, and ends the record in
+//!    [`Terms::leaves`](crate::Terms::leaves). If the database locks single rows, add one row per owner that every `create` and
+//!    `clear` locks first, because locks on existing sessions do not stop new ones from being inserted.
+//! 8. **`scan` continues from the last primary key**: `WHERE id > ? ORDER BY id LIMIT ?`. With `OFFSET`, records would be
+//!    skipped when others end between two pages. `count` is one statement.
 //! 9. **Time to live is rounded down**, for example to whole milliseconds, and stored as the time when the record expires.
 //! 10. **No thread of the async runtime waits for a disk.** If the driver blocks, the whole transaction runs in
 //!     `spawn_blocking`. So if the future is dropped, the transaction still happens completely or not at all.
@@ -304,10 +304,10 @@ impl<B> std::fmt::Debug for Promise<B> {
 
 /// Runs a test of [`conformance_tests!`](crate::conformance_tests).
 #[doc(hidden)]
-pub fn run(exam: impl Future<Output = ()>) {
+pub fn run(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build();
     match runtime {
-        Ok(runtime) => runtime.block_on(exam),
+        Ok(runtime) => runtime.block_on(test),
         Err(error) => panic!("the tokio runtime for this test could not be started: {error}"),
     }
 }

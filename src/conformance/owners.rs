@@ -265,7 +265,8 @@ pub async fn one_sid_of_two_owners_is_two_records<B: Backend>(subject: &Subject<
     assert!(subject.delete(of_grace.id).await, "`delete` does not find a record whose `sid` others had");
 }
 
-/// Names are compared byte by byte: two that differ in case, in `_` or `-`, or in what follows are different.
+/// Names are compared byte by byte. Two names are different even if they differ only in case, or in `_` and `-`, or if one
+/// begins with the other.
 pub async fn names_are_taken_to_the_letter<B: Backend>(subject: &Subject<B>) {
     // Random where it does not matter, because the store may contain records of an earlier run.
     let base = of(owner());

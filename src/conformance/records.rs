@@ -21,7 +21,7 @@ pub async fn what_was_never_created_is_absent<B: Backend>(subject: &Subject<B>) 
     assert!(subject.clear(owner).await == 0, "`clear` counts records of somebody who never had one");
 }
 
-/// `load` returns what `create` stored: name, version and payload, with no more time to live than was given.
+/// `load` returns what `create` was given: name, version and payload, and a time to live that is not longer.
 pub async fn what_is_created_is_loaded<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let new = record(id);
@@ -38,7 +38,7 @@ pub async fn what_is_created_is_loaded<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// `create` of a name that a live record has is `false`, and does not change that record.
+/// `create` with the name of a live record returns `Taken`, and does not change that record.
 pub async fn a_taken_name_is_left_alone<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = Record { ttl: LONG / 2, ..record(id) };
@@ -91,7 +91,7 @@ pub async fn a_name_is_free_again_after_its_end<B: Backend>(subject: &Subject<B>
     }
 }
 
-/// `update` of the expected version is `Done`, and every later call sees the new record, any number of times.
+/// `update` of the expected version is `Done`, and every later call sees the new record, however often it is repeated.
 pub async fn an_update_replaces_what_it_expects<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let mut there = record(id);
@@ -347,7 +347,7 @@ pub async fn a_touch_changes_nothing_but_the_time<B: Backend>(subject: &Subject<
     }
 }
 
-/// `delete` of a live record ends it and is `true`. Otherwise it is `false`.
+/// `delete` ends a live record and returns `true`. If there is none, it returns `false`.
 pub async fn a_delete_ends_and_says_whether_it_was_live<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         assert!(!subject.delete(id).await, "`delete` says that a record was live that never was there");

@@ -1,4 +1,4 @@
-//! Promises about retries: a change is never applied twice, and the answer is an error if that is not known.
+//! Promises about calls that are repeated with `retry`: they are never applied twice, and fail if the backend cannot tell.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
     record::Record,
 };
 
-/// `create` of a record that is already there is `Done` and changes nothing, with or without `retry`.
+/// A `create` that repeats an existing record, with or without `retry`, returns `Done` and changes nothing.
 pub async fn a_create_of_the_very_record_is_done<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = Record { ttl: LONG / 2, ..record(id) };
@@ -33,7 +33,7 @@ pub async fn a_create_of_the_very_record_is_done<B: Backend>(subject: &Subject<B
     }
 }
 
-/// A retried `create` whose record was never there either stores it, or returns an error and does not.
+/// If a retried `create` was never applied, it stores the record, or it returns an error and stores nothing.
 pub async fn a_retried_create_that_was_never_made_is_made_or_an_error<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let new = record(id);
@@ -81,7 +81,7 @@ pub async fn a_retried_create_brings_nothing_back<B: Backend>(subject: &Subject<
     }
 }
 
-/// A retried `create` is `Late` like any other, whether the first try was applied or not.
+/// A retried `create` can be `Late` like any other, whether the first try was applied or not.
 pub async fn a_retried_create_can_be_late<B: Backend>(subject: &Subject<B>) {
     let owner = owner();
     let (made, never) = (record(of(owner)), record(of(owner)));
@@ -93,7 +93,7 @@ pub async fn a_retried_create_can_be_late<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// A retried `update` whose version is there is `Done`, and is not applied again.
+/// If the record already has the version of a retried `update`, it returns `Done` and is not applied again.
 pub async fn a_retried_update_that_was_written_is_done<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let (first, second) = (record(id), Record { ttl: LONG / 2, ..record(id) });
@@ -112,7 +112,7 @@ pub async fn a_retried_update_that_was_written_is_done<B: Backend>(subject: &Sub
     }
 }
 
-/// A retried `update` is written if the version that it expects is there.
+/// If the record still has the version that a retried `update` expects, it is written.
 pub async fn a_retried_update_that_was_never_written_is_written<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let (first, second) = (record(id), record(id));

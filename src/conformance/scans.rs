@@ -15,7 +15,7 @@ use crate::{
     record::{Record, id::RecordId},
 };
 
-/// A `scan` returns every live record unchanged, with or without an owner, in pages of any size.
+/// A `scan` returns every live record unchanged, with or without an owner, for any page size.
 pub async fn a_scan_shows_all_that_is_live<B: Backend>(subject: &Subject<B>) {
     let (ada, mut ours) = (owner(), Vec::new());
     for at in 0..20 {
@@ -67,8 +67,8 @@ pub async fn a_scan_shows_nothing_that_has_ended<B: Backend>(subject: &Subject<B
     }
 }
 
-/// A record that is live from the first page of a `scan` to the last is included, whatever begins, ends and changes between two
-/// pages. A record that ends is on no later page, and a changed record is shown as it is then.
+/// A record that is live from the first page of a `scan` to the last is included, whatever other records begin, end or change
+/// between two pages. A record that has ended is on no later page. A changed record appears in its current state.
 pub async fn what_lives_throughout_a_scan_is_in_it<B: Backend>(subject: &Subject<B>) {
     for most in [1, 3] {
         let ada = owner();
@@ -132,7 +132,7 @@ pub async fn what_lives_throughout_a_scan_is_in_it<B: Backend>(subject: &Subject
     }
 }
 
-/// If the records of a page are ended before the next page is requested, no other record is missed.
+/// Records of one page may be ended before the next page is requested. No other record is skipped.
 pub async fn what_a_scan_shows_can_be_ended_at_once<B: Backend>(subject: &Subject<B>) {
     for most in [1, 4] {
         let ada = owner();
@@ -156,7 +156,7 @@ pub async fn what_a_scan_shows_can_be_ended_at_once<B: Backend>(subject: &Subjec
     }
 }
 
-/// A page of a `scan` can be requested again, as after an error. Its cursor stays valid, at each handle of the store.
+/// A page of a `scan` can be requested again, for example after an error. Its cursor stays valid, also in another process.
 pub async fn a_page_of_a_scan_can_be_asked_for_again<B: Backend>(subject: &Subject<B>) {
     let mut ours = Vec::new();
     for id in (0..6).flat_map(|_| [of(owner()), anonymous()]) {
@@ -201,7 +201,7 @@ pub async fn a_cursor_of_another_is_an_error_or_begins<B: Backend>(subject: &Sub
     }
 }
 
-/// A page has about as many records as requested, and not simply all of them.
+/// A page has about as many records as were asked for, and not all records at once.
 pub async fn a_page_of_a_scan_is_about_as_long_as_asked<B: Backend>(subject: &Subject<B>) {
     let ours: BTreeSet<RecordId> = (0..100).flat_map(|_| [of(owner()), anonymous()]).collect();
     for id in &ours {

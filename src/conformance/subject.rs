@@ -1,4 +1,4 @@
-//! The subject of the tests: a backend, its handles, and how time passes for it.
+//! The subject of a test: one or more backends over one store, and how time passes for them.
 
 use std::{
     any::Any,
@@ -21,7 +21,7 @@ use crate::{
     sessions::Sessions,
 };
 
-/// A backend to be tested, and how time passes for it. A clone is another handle to the same subject.
+/// A backend to be tested, and how time passes for it. A clone is the same subject.
 ///
 /// [`conformance_tests!`](crate::conformance_tests) also accepts a backend, which it passes to [`new`](Self::new), and
 /// [`Sessions`], which it passes to [`of`](Self::of).
@@ -85,8 +85,8 @@ impl<B: Backend> Subject<B> {
         Self::with(backend, Time::Moved(Box::new(move |time| Box::pin(pass(time)))))
     }
 
-    /// Adds another handle to the same store, as a second process would have. Calls go to both handles, so the tests detect a
-    /// cache that is local to one handle.
+    /// Adds a second backend over the same store, as another process would have. Each call goes to one of the two, and they
+    /// take turns irregularly. So the tests detect a cache that only one of them has.
     ///
     /// Call it before the subject is cloned: it does nothing to a subject with clones.
     #[must_use]
@@ -111,7 +111,7 @@ impl<B: Backend> Subject<B> {
         self
     }
 
-    /// Returns the backend, or one of its handles.
+    /// Returns the backend, or one of them if [several](Self::shared_with) share the store.
     pub fn backend(&self) -> &B {
         let handles = &self.0.handles;
         // Not round-robin, because the first of each pair of calls would always go to the same handle. This sequence has no

@@ -14,7 +14,7 @@ use crate::{
     record::{Record, id::RecordId},
 };
 
-/// If several `create`s of one name run at the same time, exactly one is `true`, and its record is stored.
+/// If several `create`s of one name run at the same time, exactly one returns `Done`, and its record is stored.
 pub async fn of_parallel_creates_one_wins<B: Backend>(subject: &Subject<B>) {
     for (round, id) in rounds().enumerate() {
         if round % 8 == 0 {
@@ -39,8 +39,8 @@ pub async fn of_parallel_creates_one_wins<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// If several `update`s that expect the same version run at the same time, exactly one is `Done`. The others are a
-/// `Conflict` that shows it.
+/// If several `update`s that expect the same version run at the same time, exactly one returns `Done`. The others return
+/// `Conflict` with its record.
 pub async fn of_parallel_updates_one_is_done<B: Backend>(subject: &Subject<B>) {
     for id in rounds() {
         let first = record(id);
@@ -69,7 +69,7 @@ pub async fn of_parallel_updates_one_is_done<B: Backend>(subject: &Subject<B>) {
     }
 }
 
-/// Tasks that each increment a count, and retry on a `Conflict`, lose none.
+/// If several tasks increment a count, and retry on a `Conflict`, no increment is lost.
 pub async fn no_count_is_lost_among_parallel_updates<B: Backend>(subject: &Subject<B>) {
     const TASKS: u64 = 6;
     const EACH: u64 = 15;
@@ -250,7 +250,7 @@ pub async fn a_repeated_update_is_not_applied_again<B: Backend>(subject: &Subjec
     }
 }
 
-/// A repeated `create` changes nothing, whether it is `true` or `false`.
+/// A repeated `create` changes nothing, whatever it returns.
 pub async fn a_repeated_create_leaves_its_record_alone<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = Record { ttl: LONG / 2, ..record(id) };
@@ -274,7 +274,7 @@ pub async fn a_repeated_create_leaves_its_record_alone<B: Backend>(subject: &Sub
     }
 }
 
-/// A verb whose future is dropped has happened or has not, and all other verbs agree which. The next verb works.
+/// A method whose future is dropped has happened or has not, and all other methods agree on which. The next call works.
 pub async fn a_dropped_verb_is_all_or_nothing<B: Backend>(subject: &Subject<B>) {
     for polls in 0..MOST_POLLS {
         let mut all_done = true;
@@ -390,7 +390,7 @@ impl<B: Backend> Subject<B> {
         all_done
     }
 
-    /// Checks that `load` and `list` agree whether a dropped verb has happened. It may happen only now.
+    /// Checks that `load` and `list` agree whether a dropped method has happened. It may happen only now.
     async fn agrees(&self, id: RecordId, verb: &str) -> Option<Record> {
         for _ in 0..100 {
             let before = self.load(id).await;
@@ -406,7 +406,7 @@ impl<B: Backend> Subject<B> {
                 listed.is_some()
             );
             if let (Some(listed), Some(after)) = (&listed, &after) {
-                is_same(listed, &Record { ttl: LONG, ..after.clone() }, "`list`, beside `load` after a dropped verb,");
+                is_same(listed, &Record { ttl: LONG, ..after.clone() }, "`list`, beside `load` after a dropped call,");
             }
             return after;
         }
@@ -419,7 +419,7 @@ impl<B: Backend> Subject<B> {
         for _ in 0..4 {
             match self.update(expected, &new).await {
                 Outcome::Done => {
-                    is_same(&self.must_load(id).await, &new, "`load` after an `update` that followed a dropped verb");
+                    is_same(&self.must_load(id).await, &new, "`load` after an `update` that followed a dropped call");
                     return new;
                 }
                 Outcome::Conflict(there) => expected = there.version,
@@ -475,5 +475,5 @@ fn count(record: &Record) -> u64 {
 const ROUNDS: usize = 20;
 const CHANGES: usize = 200;
 
-/// More than any verb takes: a call over a network takes a handful.
+/// More than any method takes: a call over a network takes a handful.
 const MOST_POLLS: usize = 50;

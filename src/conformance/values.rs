@@ -13,10 +13,10 @@ use crate::{
     record::Record,
 };
 
-/// A record past its `ttl` does not exist for any verb, whichever verb comes first.
+/// A record past its `ttl` does not exist for any method, whichever method is called first.
 pub async fn what_has_expired_is_absent_in_every_verb<B: Backend>(subject: &Subject<B>) {
     let short = subject.short();
-    // For each verb one that no other verb has looked at: what expired may not wait for a `load` to be noticed.
+    // For each method one that no other method has looked at: what expired may not wait for a `load` to be noticed.
     for at in 0..2 {
         let all: Vec<Record> = (0..6).map(|_| Record { ttl: short, ..record(both()[at]) }).collect();
         for record in &all {
@@ -56,7 +56,7 @@ pub async fn what_has_expired_is_absent_in_every_verb<B: Backend>(subject: &Subj
     assert!(subject.clear(owner).await == 0, "`clear` counts an expired record");
 }
 
-/// No verb shows more time to live than was given: it is never rounded up.
+/// No method returns more time to live than was given: it is never rounded up.
 pub async fn a_time_to_live_is_never_lengthened<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         for ttl in [Duration::from_millis(1_500), Duration::from_millis(59_999), Duration::new(3_600, 1)] {
@@ -184,8 +184,8 @@ pub async fn times_from_a_millisecond_to_ten_years<B: Backend>(subject: &Subject
     }
 }
 
-/// A time to live that is longer than the backend can count is an error, or as long as it can count. It is never a panic, and
-/// never short.
+/// A time to live that is longer than the backend can count is an error, or cut to the longest time that it can count. It is
+/// never a panic, and never cut to a short time.
 pub async fn a_time_beyond_all_counting_is_long_or_an_error<B: Backend>(subject: &Subject<B>) {
     let times =
         [Duration::from_secs(u64::from(u32::MAX)), Duration::from_secs(1 << 40), Duration::from_millis(1 << 62)];

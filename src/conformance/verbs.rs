@@ -1,4 +1,4 @@
-//! The verbs of the backend under examination, and ways to call them: alone, together, and not to the end.
+//! The methods of the backend under examination, and ways to call them: alone, together, and not to the end.
 
 use std::{pin::pin, sync::Arc, task::Poll, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     },
 };
 
-/// The verbs, which have to answer.
+/// The methods, which have to answer.
 impl<B: Backend> Subject<B> {
     pub(super) async fn load(&self, id: RecordId) -> Option<Record> {
         let record = answer("load", self.backend().load(id)).await;
@@ -59,7 +59,7 @@ impl<B: Backend> Subject<B> {
         answer("create", self.backend().create(record.clone(), terms)).await
     }
 
-    /// Creates a record that the exam needs.
+    /// Creates a record that the test needs.
     pub(super) async fn creates(&self, record: &Record) {
         assert!(self.create(record).await, "`create` refused a name that nothing has: nobody can sign in");
     }
@@ -83,7 +83,7 @@ impl<B: Backend> Subject<B> {
         in_time("update", self.backend().update(expected, record.clone(), true)).await
     }
 
-    /// Does an update that the exam needs.
+    /// Does an update that the test needs.
     pub(super) async fn updates(&self, expected: i64, record: &Record) {
         match self.update(expected, record).await {
             Outcome::Done => {}
@@ -165,7 +165,7 @@ impl<B: Backend> Subject<B> {
         answer("count", self.backend().count()).await
     }
 
-    /// Checks that no verb finds the record. `after` says what ended it, and `version` is the one that it had.
+    /// Checks that no method finds the record. `after` says what ended it, and `version` is the one that it had.
     pub(super) async fn is_absent(&self, id: RecordId, version: i64, after: &str) {
         assert!(self.load(id).await.is_none(), "`load` finds a record after {after}: who was signed out is signed in");
         let new = record(id);

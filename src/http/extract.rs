@@ -13,7 +13,7 @@ use crate::{
 
 /// Extracts the session key of the signed-in user. A request that is not signed in is answered with 401.
 ///
-/// `Option<SessionKey>` is `None` instead.
+/// With `Option<SessionKey>`, such a request gets `None` instead.
 ///
 /// ```
 /// # use jam_session::SessionKey;
@@ -21,6 +21,13 @@ use crate::{
 ///     format!("hello {user}")
 /// }
 /// ```
+///
+/// # Errors
+/// Both forms are rejected with an [`Error`]:
+///
+/// * 503 if the store fails, because it is not known then whether the user is signed in.
+/// * 500 if the session's record cannot be read, for the same reason.
+/// * 500 if the route has no [`SessionLayer`](crate::SessionLayer).
 #[derive(Clone, PartialEq, Eq)]
 #[doc(alias = "user", alias = "login_required", alias = "principal")]
 pub struct SessionKey(pub String);
@@ -34,7 +41,8 @@ impl std::fmt::Debug for SessionKey {
 /// Extracts the session, loaded.
 ///
 /// # Errors
-/// 500 if the route has no [`SessionLayer`](crate::SessionLayer), and 503 while the store cannot be reached.
+/// 500 if the route has no [`SessionLayer`](crate::SessionLayer), and 503 if the store fails. If the record cannot be read, the
+/// extraction succeeds and [`get`](Session::get) fails.
 impl<S: Send + Sync> FromRequestParts<S> for Session {
     type Rejection = Error;
 
@@ -45,10 +53,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Session {
     }
 }
 
-/// Extracts `None` only if the route has no [`SessionLayer`](crate::SessionLayer).
+/// Extracts the session, loaded, or `None` if the route has no [`SessionLayer`](crate::SessionLayer). A visitor's request gets
+/// `Some`.
 ///
 /// # Errors
-/// 503 while the store cannot be reached, because that is not the same as having no session.
+/// 503 if the store fails, because that is not the same as having no session.
 impl<S: Send + Sync> OptionalFromRequestParts<S> for Session {
     type Rejection = Error;
 
@@ -70,7 +79,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SessionKey {
     }
 }
 
-/// Extracts `None` if the request is not signed in.
+/// Extracts `None` if the request is not signed in. The errors are those of [`SessionKey`].
 impl<S: Send + Sync> OptionalFromRequestParts<S> for SessionKey {
     type Rejection = Error;
 

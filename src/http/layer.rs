@@ -39,7 +39,8 @@ use crate::{
 /// such as `CDN-Cache-Control` or `Surrogate-Control`, that one is set to `no-store` as well.
 ///
 /// # Panics
-/// A setter panics with an explanation if its option contradicts an earlier one, because browsers would reject such a cookie.
+/// A setter panics, with an explanation, if its option contradicts an earlier one in a way that would make browsers reject the
+/// cookie.
 #[derive(Clone)]
 #[must_use]
 pub struct SessionLayer {
@@ -68,7 +69,7 @@ impl SessionLayer {
         self.renewed()
     }
 
-    /// Sets the path below which browsers send the cookie. Default: `/`.
+    /// Sets the `Path` attribute: browsers send the cookie for this path and everything below it. Default: `/`.
     ///
     /// It does not protect the cookie from other applications on the same host.
     ///
@@ -80,7 +81,8 @@ impl SessionLayer {
         self.renewed()
     }
 
-    /// Sends the cookie to this domain and all its subdomains. Default: only to the host that set it.
+    /// Sets the `Domain` attribute: browsers send the cookie to this domain and all its subdomains. Default: none, so that they
+    /// send it only to the host that set it.
     ///
     /// Each of these hosts can then read the cookie and plant another one.
     ///
@@ -93,7 +95,7 @@ impl SessionLayer {
         self.renewed()
     }
 
-    /// Sets which requests from other sites carry the cookie. Default: [`SameSite::Lax`].
+    /// Sets the `SameSite` attribute: which requests from other sites carry the cookie. Default: [`SameSite::Lax`].
     ///
     /// | | browsers send the cookie with | a request from another site without a session may begin a visitor's session |
     /// |---|---|---|
@@ -106,8 +108,9 @@ impl SessionLayer {
     ///
     /// With `None`, browsers that block third-party cookies keep the cookie only if it is [`partitioned`](Self::partitioned).
     ///
-    /// `Strict` needs HTTPS. Over plain HTTP, a link from another site looks like an address that the user typed, and both
-    /// come without the cookie.
+    /// `Strict` needs HTTPS. Over plain HTTP, a request from a link on another site has no cookie and no header that tells
+    /// where it came from. So it cannot be told from a first visit, and may begin a visitor's session that replaces the one
+    /// that the browser has.
     ///
     /// Under `Strict`, the redirect back from an OAuth provider also comes without the cookie. Keep the OAuth state in the
     /// session of a second layer, with `Lax` and another [`cookie_name`](Self::cookie_name).
@@ -165,13 +168,15 @@ impl SessionLayer {
     /// Decides which responses discard the handler's changes, except sign-outs. Default: a status of 408 or 5xx, or a
     /// `grpc-status` header other than 0.
     ///
-    /// A gRPC status in the trailers comes too late, because the changes are committed before the body is sent.
+    /// This replaces the default rule, so repeat the parts of it that you want to keep. A gRPC status in the trailers comes too
+    /// late, because the changes are committed before the body is sent.
     ///
     /// ```
     /// # use jam_session::{MemorySessions, SessionLayer};
-    /// // Also discard the changes when a form is shown again because of invalid input.
-    /// let layer = SessionLayer::new(MemorySessions::new())
-    ///     .failed_if(|response| response.status.is_server_error() || response.status == 422);
+    /// // The default rule without gRPC, and also when a form is shown again because of invalid input.
+    /// let layer = SessionLayer::new(MemorySessions::new()).failed_if(|response| {
+    ///     response.status.is_server_error() || response.status == 408 || response.status == 422
+    /// });
     /// ```
     pub fn failed_if(mut self, failed: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
         Arc::make_mut(&mut self.config).failed_if = Some(Arc::new(failed));

@@ -30,8 +30,8 @@
 //! Random 192-bit nonces do not run out. After 2⁸⁰ encryptions, the chance of a repeated nonce is 2⁻³²; at a million per second
 //! that takes 38 billion years. So you never have to change a key because of how often it was used.
 //!
-//! A cookie that fails to decrypt counts as absent, and the store is not asked. There is one exception: a sign-out with such a
-//! user's cookie is answered with 401, because its session may live on. The cookie stays.
+//! A cookie that fails to decrypt counts as absent, and the store is not asked. There is one exception: a sign-out that carries
+//! a user's cookie which cannot be decrypted is answered with 401, because its session may still be live. The cookie stays.
 //!
 //! A record that fails to decrypt is an error: [`ErrorKind::WrongKey`] if none of the keys encrypted it, and otherwise
 //! [`ErrorKind::Corrupt`]. The record and the cookie stay unchanged, and the user can sign in again.
@@ -46,8 +46,8 @@
 //!
 //! 1. `Keyring::new(a)?.opens_only()`: writes plain text, and reads both.
 //! 2. `Keyring::new(a)?.accept_plain_until(time)`: writes encrypted, and reads both until `time`. Set `time` once, to one
-//!    [`max_lifetime`](crate::Builder::max_lifetime) after the last process reached this step. Until then, an attacker who can
-//!    write to the store can still plant plain records.
+//!    [`max_lifetime`](crate::Builder::max_lifetime) after the moment by which every process will have reached this step. Until
+//!    `time`, an attacker who can write to the store can still plant plain records.
 //! 3. `Keyring::new(a)?`: at any time after that.
 //!
 //! To turn encryption off, go back: step 2, then step 1, and one `max_lifetime` later no keyring.
@@ -65,11 +65,11 @@
 //! 3. One `max_lifetime` later: `Keyring::new(b)?`, or `b`.
 //!
 //! While some processes are at step 1 and others at step 2, they encrypt each other's records again. That loses nothing, but do
-//! not leave it so.
+//! not stay in this state.
 //!
 //! The old key has to stay for one `max_lifetime`, because existing cookies are not encrypted again. New IDs are encrypted with
-//! the first key. A record that was encrypted with another key is encrypted again with the first key, in the background, when it
-//! is next used.
+//! the first key. A record that was encrypted with another key, or not at all, is encrypted again with the first key, in the
+//! background, when it is next used.
 //!
 //! # When a key has leaked
 //!
@@ -131,10 +131,10 @@ impl Keyring {
         Ok(Self { secrets: vec![parse(secret.as_ref())?], opens_only: false, plain_until: None })
     }
 
-    /// Adds a key that only decrypts: a previous one, or one that other processes already encrypt with.
+    /// Adds a key that only decrypts: a previous one, or one that other processes already encrypt with. Default: none.
     ///
     /// # Errors
-    /// The errors of [`new`](Self::new), and [`ErrorKind::Config`] if the secret is already on the keyring.
+    /// The errors of [`new`](Self::new), and [`ErrorKind::Config`] if the keyring already has this secret.
     #[doc(alias = "rotate", alias = "fallback")]
     pub fn also_opens(mut self, secret: impl AsRef<str>) -> Result<Self, Error> {
         let secret = parse(secret.as_ref())?;
@@ -149,7 +149,8 @@ impl Keyring {
     /// first key encrypts, and every key decrypts.
     ///
     /// # Errors
-    /// The errors of [`also_opens`](Self::also_opens), and [`ErrorKind::Config`] if the variable is not set.
+    /// [`ErrorKind::Config`] if the variable is not set, is empty, or is not Unicode, and the errors of
+    /// [`also_opens`](Self::also_opens).
     pub fn from_env() -> Result<Self, Error> {
         match env::var(VARIABLE).map(Zeroizing::new) {
             Ok(text) => Self::from_list(&text),
@@ -180,9 +181,10 @@ impl Keyring {
         self
     }
 
-    /// Also reads plain IDs and records until this time, and encrypts them when they are next used. Default: never.
+    /// Also reads plain IDs and records until this time. Default: never.
     ///
-    /// It is for [turning encryption on](self#turning-it-on) in a live system.
+    /// Plain records are encrypted when they are next used; cookies are not. It is for [turning encryption
+    /// on](self#turning-it-on) in a live system.
     pub fn accept_plain_until(mut self, time: SystemTime) -> Self {
         self.plain_until = Some(time);
         self

@@ -93,12 +93,12 @@ impl fmt::Debug for Record {
 /// Turns the data of a session into bytes and back. Default: `serde_json`.
 ///
 /// [`read`](Self::read) must return what [`write`](Self::write) was given. [`Data`] implements serde's traits, so most formats
-/// take two lines. To a serializer, integers are `i64` or `u64`, and all other numbers are `f64`. A value with any other number
-/// is refused when it is written to the session.
+/// take two lines. A serializer gets every integer as `i64` or `u64`, and every other number as `f64`. A value with a number
+/// that fits none of these exactly is refused when it is written to the session.
 ///
 /// Before data is stored, it is read back, and refused if that fails. So only self-describing formats can be used: bincode and
-/// postcard cannot, because [`Data`] does not know the types of its values. If a format limits nesting, [`Data`] itself takes
-/// one level.
+/// postcard cannot, because [`Data`] does not know the types of its values. If a format limits nesting, [`Data`] itself uses up
+/// one of these levels.
 ///
 /// ```
 /// use jam_session::{BoxError, Data, Serializer};
@@ -115,18 +115,19 @@ impl fmt::Debug for Record {
 /// }
 /// ```
 pub trait Serializer: Send + Sync + 'static {
-    /// Returns the data as bytes.
+    /// Serializes the data to bytes, when a session is stored.
     ///
     /// # Errors
-    /// Any error fails the call that writes to the session with [`ErrorKind::Data`](crate::ErrorKind::Data). Its text is not
-    /// shown, because it may quote the data.
+    /// Any error type will do. The call that writes to the session then fails with [`ErrorKind::Data`](crate::ErrorKind::Data).
+    /// The error's text is not shown, because it may quote the data.
     fn write(&self, data: &Data) -> Result<Vec<u8>, BoxError>;
 
-    /// Returns the data of those bytes.
+    /// Deserializes bytes that [`write`](Self::write) returned, when a session is loaded and when a write is checked.
     ///
     /// # Errors
-    /// Any error makes the record [`ErrorKind::Unreadable`](crate::ErrorKind::Unreadable). If it happens when a write is
-    /// checked, it fails that write. Its text is not shown, because it may quote the data.
+    /// Any error type will do. The record then counts as [`ErrorKind::Unreadable`](crate::ErrorKind::Unreadable), or if a write
+    /// was being checked, that write fails with [`ErrorKind::Data`](crate::ErrorKind::Data). The error's text is not shown,
+    /// because it may quote the data.
     fn read(&self, bytes: &[u8]) -> Result<Data, BoxError>;
 }
 

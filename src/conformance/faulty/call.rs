@@ -1,4 +1,4 @@
-//! The calls of a backend as values: the verb with its arguments, and its answer.
+//! The calls of a backend as values: the method with its arguments, and its answer.
 
 use std::time::Duration;
 
@@ -32,27 +32,27 @@ pub enum Verb {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Call {
-    /// Which verb is called.
+    /// Which method is called.
     pub verb: Verb,
     /// The number of this call among all calls, counted from 1.
     pub number: u64,
-    /// The number of this call among the calls of the same verb, counted from 1.
+    /// The number of this call among the calls of the same method, counted from 1.
     pub number_of_verb: u64,
-    /// The record that the call is about; `None` for the verbs that are not about one record.
+    /// The record that the call is about; `None` for methods that are not about one record.
     pub id: Option<RecordId>,
     /// The owner that the call is about; `None` for a visitor's record, and for all records.
     pub owner: Option<Owner>,
-    /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update).
+    /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update). `None` for other methods.
     pub record: Option<Record>,
-    /// The terms of a [`Create`](Verb::Create).
+    /// The terms of a [`Create`](Verb::Create). `None` for other methods.
     pub terms: Option<Terms>,
     /// Whether a [`Create`](Verb::Create) or [`Update`](Verb::Update) is a retry.
     pub retry: bool,
-    /// What a [`Clear`](Verb::Clear) is to do.
+    /// The arguments of a [`Clear`](Verb::Clear). `None` for other methods.
     pub clear: Option<Clear>,
 }
 
-/// The answer of a verb, for [`Fault::change`](super::Fault::change).
+/// The answer of a method, for [`Fault::change`](super::Fault::change).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 #[allow(missing_docs, reason = "each is what the method of that name answers")]
@@ -70,7 +70,7 @@ pub enum Answer {
     Close,
 }
 
-/// A verb with its arguments.
+/// A method with its arguments.
 #[derive(Clone)]
 pub(super) enum Request {
     Load(RecordId),

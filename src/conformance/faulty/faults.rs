@@ -1,4 +1,4 @@
-//! The rules of a faulty backend: which calls meet a fault, and which one.
+//! The rules of a faulty backend: which calls fail, and how.
 
 use std::{
     fmt,
@@ -34,7 +34,7 @@ pub enum Fault {
     Run(Hook),
 }
 
-/// A closure that runs before a verb acts, or that changes its answer. See [`Fault::first`] and [`Fault::change`].
+/// A closure that runs before a call takes effect, or that changes its answer. See [`Fault::first`] and [`Fault::change`].
 #[derive(Clone)]
 pub struct Hook(Run);
 
@@ -178,12 +178,13 @@ pub(super) struct Met {
 }
 
 impl Faults {
-    /// Applies the fault to the next call of this verb; with `None`, to the next call of any verb.
+    /// Applies the fault to the next call of this method; with `None`, to the next call of any method.
     pub fn next(&self, verb: impl Into<Option<Verb>>, fault: Fault) {
         self.nth(1, verb, fault);
     }
 
-    /// Applies the fault to the `n`-th call of this verb from now on, where `1` is the next one; with `None`, every call counts.
+    /// Applies the fault to the `n`-th call of this method from now on, where `1` is the next one; with `None`, calls of every
+    /// method count.
     pub fn nth(&self, n: u64, verb: impl Into<Option<Verb>>, fault: Fault) {
         let (verb, mut left, kind) = (verb.into(), n.max(1), fault.kind());
         self.add(Some(kind), move |call| {
@@ -197,7 +198,7 @@ impl Faults {
         });
     }
 
-    /// Applies the fault to every call of this verb until [`heal`](Self::heal); with `None`, to every call.
+    /// Applies the fault to every call of this method until [`heal`](Self::heal); with `None`, to every call.
     pub fn always(&self, verb: impl Into<Option<Verb>>, fault: Fault) {
         let (verb, kind) = (verb.into(), fault.kind());
         self.add(Some(kind), move |call| match verb.is_none_or(|verb| verb == call.verb) {
@@ -217,7 +218,7 @@ impl Faults {
         self.plan().rules.clear();
     }
 
-    /// Returns the calls since it was last called, including those that failed.
+    /// Returns the calls since the last time `calls` was called, including those that failed.
     pub fn calls(&self) -> Vec<Verb> {
         std::mem::take(&mut self.plan().calls)
     }

@@ -25,8 +25,8 @@ use crate::{
 /// A backend that wraps another one and fails as a network does, when a test says so. Use it to test what an application does
 /// while the store is down.
 ///
-/// [`faults`](Self::faults) control which calls fail, and how. All other calls are passed on. A clone is another handle to the
-/// same backend, with the same faults.
+/// [`faults`](Self::faults) returns a handle that controls which calls fail, and how. All other calls are passed on. A clone
+/// wraps the same backend, with the same faults.
 ///
 /// ```
 /// use std::time::Duration;
@@ -76,7 +76,8 @@ impl<B: Backend> Faulty<B> {
         Self { backend: Arc::new(backend), faults: Faults::default() }
     }
 
-    /// Returns the control over what fails. Call it before the backend is moved into [`Sessions`](crate::Sessions).
+    /// Returns the handle that controls which calls fail. Call it before the backend is moved into
+    /// [`Sessions`](crate::Sessions).
     pub fn faults(&self) -> Faults {
         self.faults.clone()
     }
@@ -236,7 +237,7 @@ fn lost(what: &str) -> BoxError {
     format!("{what} was lost, as a test wanted it").into()
 }
 
-/// A test has changed the answer into one of another verb.
+/// A test has changed the answer into one of another method.
 fn mistaken() -> BoxError {
-    "a test changed the answer into that of another verb".into()
+    "a test changed the answer into that of another method".into()
 }

@@ -8,14 +8,15 @@ use super::{
     line::{Line, Moment, Place},
 };
 
-/// When a change is acknowledged.
+/// When a change is acknowledged. Default: [`Sync`](Self::Sync).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Durability {
-    /// When it was synced to the disk. It survives a power cut.
+    /// Once it has been synced to disk. It survives a power cut.
     #[default]
     Sync,
-    /// When it was handed to the system. It survives the end of the process, and is synced within about a second.
+    /// Once it has been handed to the operating system. It survives the end of the process, and is synced within about a
+    /// second.
     Flush,
 }
 

@@ -30,33 +30,35 @@
 //! | [`Durability::Sync`], the default | the end of the process and a power cut, provided that the disk keeps what it reported as synced |
 //! | [`Durability::Flush`] | the end of the process. A power cut may lose all changes of the last second |
 //!
-//! A change that fails is [`Unavailable`](ErrorKind::Unavailable). The error says whether nothing was applied or whether that
-//! is unknown. In the second case, the change will turn out to have happened completely or not at all. After a failed write,
-//! changes fail with `Unavailable` until the file could be rewritten. Reads keep working.
+//! A change that fails is [`Unavailable`](ErrorKind::Unavailable). The message says whether nothing was applied, or whether
+//! that is unknown. In the second case, the change has been applied completely or not at all: read the session once the store
+//! accepts changes again to find out which. After a failed write, changes fail with `Unavailable` until the file has been
+//! rewritten. Reads keep working.
 //!
 //! Opening fails, and leaves the file unchanged, if the file was not written by this crate, or if it is damaged in a part that
-//! had been synced. Damage after that part is a torn write: the machine stopped while it was being written, and it was never
-//! acknowledged. It is cut off, and logged at `warn`. If the process was killed before it could record that its last batch was
-//! synced, then damage to that batch is also treated as a torn write. Sessions that expired while no process used the file are
-//! gone.
+//! had been synced. Damage after that part is a torn write: the machine stopped during the write, which had not been
+//! acknowledged. The damaged part is cut off, and this is logged at `warn`. If the process was killed before it could record
+//! that its last batch was synced, then damage to that batch is also treated as a torn write. Sessions that expired while no
+//! process used the file are gone.
 //!
-//! [`close`](Sessions::close) waits for running changes and releases the file. Dropping the last handle does the same, and blocks
-//! its thread for a moment.
+//! [`close`](Sessions::close) waits for running changes and releases the file. Dropping the last clone of the sessions does the
+//! same, and blocks its thread for a moment.
 //!
 //! # A full disk
 //!
-//! [`max_bytes`](Builder::<JsonFile>::max_bytes) and [`max_sessions`](Builder::<JsonFile>::max_sessions) limit the sessions. At a
-//! limit, visitors' sessions (those without a session key) are evicted, the least recently used first. After a restart, the least
-//! recently written ones are evicted first. Expired sessions do not count.
+//! [`max_bytes`](Builder::<JsonFile>::max_bytes) and [`max_sessions`](Builder::<JsonFile>::max_sessions) limit the sessions. At
+//! a limit, visitors' sessions (those without a session key) are evicted, the least recently used first. Reading a session
+//! counts as use here, but the file records only writes and touches. So after a restart, the session that was written or
+//! touched least recently is evicted first. Expired sessions do not count.
 //!
 //! On Linux the store also keeps a reserve on the disk, so that sign-outs and one compaction succeed even if other programs
-//! fill the disk to the last byte. The reserve is space after the end of the file, for some hundred sign-outs, and the file
+//! fill the disk to the last byte. The reserve is space after the end of the file, for a few hundred sign-outs, and the file
 //! `sessions.json.compacting`, for the next compaction. While the disk is full, visitors' sessions are evicted to make room for
 //! new sessions. If none are left, changes fail with [`ErrorKind::Unavailable`], except sign-outs. Everything works again as
 //! soon as there is room.
 //!
-//! * **Cost:** the reserve takes at most 1.5 MiB more than nine eighths of the space of the live sessions. Together with dead
-//!   lines in the file, all files take at most 3 MiB more than three and a quarter times the space of the live sessions.
+//! * **Cost:** the reserve takes at most 9/8 of the space of the live sessions, and 1.5 MiB. All files together, with dead
+//!   lines (about sessions that have changed or ended since), take at most 3¼ times the space of the live sessions, and 3 MiB.
 //! * **Where it works:** on file systems that support `fallocate`, such as ext4, XFS and tmpfs. Btrfs may still need space for
 //!   its own trees. ZFS, NFS before 4.2, and systems other than Linux reserve nothing: if other programs fill the disk there,
 //!   sign-outs fail too, with an error.
@@ -67,28 +69,29 @@
 //! A login above the [limit](crate::Builder::sessions_per_key) ends the user's least recently used sessions. This is one change,
 //! which a crash keeps completely or not at all, and the space of the ended sessions is available for the new one.
 //!
-//! A session is used when it is created, written or touched; a request that reads it touches it once per
-//! [`touch_interval`](crate::Builder::touch_interval). This order survives a restart, because it is the order of the lines in the
+//! For this limit, a session is used when it is created, written or touched; a request that reads it touches it once per
+//! [`touch_interval`](crate::Builder::touch_interval). This order survives a restart, because each of these is a line in the
 //! file.
 //!
 //! A login is not a sign-out, even if it ends other sessions: on a full disk it is refused, and they stay.
 //!
 //! # Cost of listing and counting all sessions
 //!
-//! [`all`](Sessions::all) reads 1,024 slots in memory at a time, and blocks changes only for that long.
-//! [`count`](Sessions::count) reads two counters, and looks at the sessions that expired since the last change. Neither
-//! touches the disk, unless a session has expired and the file does not record it yet, which takes one line.
+//! [`all`](Sessions::all) copies at most 1,024 sessions in memory at a time, and blocks changes only for that long.
+//! [`count`](Sessions::count) reads two counters, and looks at the sessions that expired since the last change. Neither touches
+//! the disk, unless a session has expired and the file does not record it yet, in which case one line is written.
 //!
 //! # Time
 //!
-//! The file has its own clock, which starts with the time of the wall clock and never goes back. While no process uses the file,
-//! idle timeouts continue, by as much as the wall clock moves forward. If the wall clock is set back:
+//! The file has its own clock, which starts with the time of the wall clock and never goes back. Idle timeouts keep running
+//! while no process uses the file: when it is opened, the time by which the wall clock has advanced is counted. If the wall
+//! clock is set back:
 //!
 //! * No expired session comes back once a reader has seen it as expired, and no replaced ID becomes valid again.
-//! * While the file is in use, no session lives longer. While no process uses it, a session may live longer, but by no more than
-//!   that time.
+//! * While the file is in use, no session lives longer. If that happens while no process uses it, a session may live longer,
+//!   but by no more than the wall clock was set back.
 //!
-//! [`Clock`] says what this costs.
+//! [`Clock`] explains the price of a clock that never goes back.
 //!
 //! # The file
 //!
@@ -104,6 +107,9 @@
 //! ```
 //!
 //! * `sum` is the CRC-32 of everything after its comma.
+//! * The first line has the `format` of the file, the number of `records` that follow it, and in `after` the `n` of the last
+//!   change that these records include.
+//! * `version` is the version of the record, which changes with each write. `v` is the format of the payload in `json`.
 //! * `n` counts the changes. `synced` is the last change that was on the disk before this line was written: damage after it
 //!   is a torn write, damage before it is an error.
 //! * `until` is when the session expires, in milliseconds since 1970 by the file's clock. `ttl` is its time to live when the line
@@ -115,15 +121,16 @@
 //!   ended, and the visitor's session of a login.
 //!
 //! The file does not contain each user's last clear, which pending logins are checked against. Clears are remembered in memory
-//! for half an hour, at most 65,536 of them (7 MB). If there are more, the oldest are forgotten, and logins that began before
-//! those are refused. So a [`Login`](crate::Login) is valid only until the process ends: once the file is opened again, it is
-//! refused, even if it was kept in a visitor's session.
+//! for half an hour, at most 65,536 of them (7 MB). If there are more, the oldest are forgotten, and a login that began before
+//! a forgotten clear is refused. A [`Login`](crate::Login) is therefore valid only until the process ends: once the file is
+//! opened again, it is refused, even if it was kept in a visitor's session.
 //!
 //! ## Compaction
 //!
-//! When more than half of the file, and more than 1 MiB, consists of dead lines, the file is compacted. The live sessions are
-//! written to `sessions.json.compacting`, which is then renamed to `sessions.json`. Requests are served all the time. If
-//! something that cannot be removed has that name, such as a folder, the store tries `sessions.json.compacting.1` to `.3`.
+//! When more than half of the file, and more than 1 MiB, consists of dead lines (about sessions that have changed or ended
+//! since), the file is compacted. The live sessions are written to `sessions.json.compacting`, which is then renamed to
+//! `sessions.json`. Requests are still served meanwhile. If something that cannot be removed has that name, such as a folder,
+//! the store tries `sessions.json.compacting.1` to `.3`.
 //!
 //! ## Where the file may be
 //!
@@ -138,11 +145,13 @@
 //! * **The folder should belong to the application.** A user who can write to the folder can replace the file before it is
 //!   opened.
 //!
-//! On Unix all three files can be read and written by their owner only (mode 0600), and a symbolic link in place of one is
-//! refused. On other systems the folder decides who may read them, and links are followed.
+//! On Unix, `sessions.json`, `sessions.json.lock` and `sessions.json.compacting` can be read and written by their owner only
+//! (mode 0600), and a symbolic link in place of one is refused. On other systems the folder decides who may read them, and
+//! links are followed.
 //!
-//! If the file is removed or replaced while it is in use, changes are refused. If another program writes to it so that its length
-//! changes, it is rewritten from memory.
+//! If the file is removed or replaced while it is in use, changes fail with [`ErrorKind::Unavailable`], and reads keep working.
+//! This lasts until the original file is back in its place, or the process has opened the file again. If another program writes
+//! to the file so that its length changes, it is rewritten from memory.
 //!
 //! ## Reading and copying it
 //!
@@ -153,9 +162,9 @@
 //! rm sessions.json                                                # while nothing runs: signs everybody out
 //! ```
 //!
-//! A copy that is made while the file is in use is usually good, too: an incomplete last line does no harm. But if it is made
-//! just when a failed change is being undone, it may contain both that change and what was written instead. Open the copy with
-//! this crate before you rely on it, and copy again if that fails. To restore a backup, stop the application first.
+//! A copy that is made while the file is in use is usually good, too, because an incomplete last line does no harm. But if it
+//! is made just when a failed change is being undone, it may contain both that change and what was written instead. Open the
+//! copy with this crate before you rely on it, and copy again if that fails. To restore a backup, stop the application first.
 //!
 //! Do not edit the file, because a line with a wrong checksum is not accepted. The file contains users' names and data, and
 //! hashes instead of session IDs.
@@ -243,12 +252,12 @@ impl JsonSessions {
     /// Opens the file with the default options, or creates it.
     ///
     /// # Errors
-    /// As [`Builder::open`](Builder::<JsonFile>::open).
+    /// The errors of [`Builder::open`](Builder::<JsonFile>::open).
     pub async fn open(path: impl AsRef<Path>) -> std::result::Result<Self, Error> {
         Self::builder(path).open().await
     }
 
-    /// Returns a builder for sessions in this file.
+    /// Returns a builder for sessions in this file. Nothing is opened until [`open`](Builder::<JsonFile>::open).
     pub fn builder(path: impl AsRef<Path>) -> Builder<JsonFile> {
         let (path, durability, bounds) = (path.as_ref().to_owned(), Durability::default(), FileBounds::default());
         Builder::new(JsonFile { path, durability, bounds }).in_text()

@@ -20,20 +20,21 @@
 //! [`ErrorKind::Unavailable`]. Signing out always works.
 //!
 //! The store also remembers each user's last clear for half an hour, so that pending logins can be refused. It remembers at
-//! most 65,536 clears (7 MB). If there are more, the oldest are forgotten, and logins that began before those are refused. A
-//! [`Login`](crate::Login) is valid only for the store that it was begun on. If another process began it, or this process
-//! before a restart, it is refused.
+//! most 65,536 clears (7 MB). If there are more, the oldest are forgotten, and a login that began before a forgotten clear is
+//! refused. A [`Login`](crate::Login) is valid only for the store that it was begun on. A `Login` from another process, or from
+//! this process before a restart, is refused.
 //!
 //! # A limit of sessions per user
 //!
 //! A login above the [limit](crate::Builder::sessions_per_key) atomically ends the user's least recently used sessions, and
-//! their space is available for the new one. A session is used when it is created, written or touched; a request that reads it
-//! touches it once per [`touch_interval`](crate::Builder::touch_interval).
+//! their space is available for the new one. For this limit, a session is used when it is created, written or touched; a
+//! request that reads it touches it once per [`touch_interval`](crate::Builder::touch_interval).
 //!
 //! # Cost of listing and counting all sessions
 //!
-//! [`all`](Sessions::all) locks one shard at a time, and for at most 1,024 sessions. [`count`](Sessions::count) reads a
-//! counter per shard. It first removes expired sessions, so it takes longer if many have expired.
+//! The sessions are divided into shards, each with its own lock. [`all`](Sessions::all) locks one shard at a time, while it
+//! copies at most 1,024 sessions. [`count`](Sessions::count) reads a counter per shard. It first removes expired sessions, so
+//! it takes longer if many have expired.
 
 mod bounds;
 mod create;

@@ -49,10 +49,11 @@ impl RedisSessions {
 }
 
 impl Builder<RedisServer> {
-    /// Finds the master with this name through Sentinel, and follows failovers.
+    /// Finds the master with this name through Sentinel, and follows failovers. Default: one server, which the builder's URI
+    /// names.
     ///
     /// Pass the URIs of the sentinels. The builder's own URI supplies the scheme, credentials and database for the master; its
-    /// host is not used.
+    /// host is not used. Of `sentinel`, [`cluster`](Self::cluster) and [`connection`](Self::connection), the last call counts.
     ///
     /// ```no_run
     /// # async fn doc() -> Result<(), jam_session::Error> {
@@ -75,7 +76,7 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Connects to a Redis Cluster. The builder's URI and these URIs name some of its nodes.
+    /// Connects to a Redis Cluster. The builder's URI and these URIs name some of its nodes. Default: one server.
     ///
     /// One reachable node is enough to find the others. Name several, in case one is down.
     ///
@@ -97,11 +98,14 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Uses an existing connection of the application instead of the URI.
+    /// Uses an existing connection of the application instead of the URI. Default: connections that this crate opens.
     ///
-    /// Any connection of [`redis`] works, and so does any pool that implements [`ConnectionLike`]. It must reconnect by
-    /// itself, as `ConnectionManager` and `ClusterConnection` do, because it is never replaced. It must not read from
-    /// replicas, and it must not cache.
+    /// Any asynchronous connection type of [`redis`] works, and so does any pool that implements [`ConnectionLike`], provided
+    /// that it:
+    ///
+    /// * reconnects by itself, as `ConnectionManager` and `ClusterConnection` do, because it is never replaced,
+    /// * never reads from replicas,
+    /// * does not cache.
     pub fn connection(mut self, connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         self.from.source = Ok(Source::Own(Box::new(connection)));
         self
@@ -115,12 +119,15 @@ impl Builder<RedisServer> {
         self
     }
 
-    /// Sets the time limit of one operation, including reconnecting and a retry. From 50 ms to 4 s. Default: 750 ms.
+    /// Sets the time limit of one operation, including reconnecting and a retry. Default: 750 ms.
     ///
-    /// Connecting to a server, or to the master behind Sentinel, may take two thirds of this time, but at least half a second.
+    /// It must be between 50 ms and 4 s.
     ///
-    /// The server refuses a write that arrives after the deadline. To make this work, its clock is compared with ours at every
-    /// answer.
+    /// An attempt to connect may take two thirds of this time, or half a second if that is longer. An operation that waits for
+    /// it still fails at its own time limit; the attempt then continues in the background.
+    ///
+    /// The server refuses a write that arrives after the deadline. To make this work, its clock is compared with ours whenever
+    /// it answers a script.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.from.deadline = deadline;
         self
@@ -128,13 +135,13 @@ impl Builder<RedisServer> {
 
     /// Connects, and returns the sessions.
     ///
-    /// It tries every operation once, on separate Redis keys. If the server refuses some of them for a temporary reason, such as
-    /// used-up memory, a warning is logged and `connect` succeeds.
+    /// It tries every operation once, on separate Redis keys. If the server refuses some of them for a temporary reason, such
+    /// as running out of memory, a warning is logged and `connect` succeeds.
     ///
     /// # Errors
-    /// * [`ErrorKind::Config`] if a retry cannot help: an invalid option or URI, wrong credentials, missing rights, a failed TLS
-    ///   handshake, a database that does not exist, a server older than Redis 6.2, or a server of another kind than the builder
-    ///   says. The message names the cause: see [troubleshooting](crate::stores::redis#troubleshooting).
+    /// * [`ErrorKind::Config`] if a retry cannot help: an invalid option or URI, wrong credentials, missing rights, a failed
+    ///   TLS handshake, a database that does not exist, a server older than Redis 6.2, or a different kind of server than the
+    ///   builder specifies. The message names the cause: see [troubleshooting](crate::stores::redis#troubleshooting).
     /// * [`ErrorKind::Unavailable`] if no server can be reached, unless [`lazy`](Self::lazy) is set.
     pub async fn connect(self) -> Result<RedisSessions, Error> {
         let (server, policy, codec) = self.check()?;

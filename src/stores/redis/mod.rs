@@ -24,36 +24,42 @@
 //! | `sessions:{<owner>}` | hash | all records of a user, each in the field `<sid>`; a payload above 1 KiB in `<sid>:`; the last clears in the field `""` |
 //! | `sessions:{<sid>}:a` | string | one visitor's record |
 //!
-//! `sessions` is the [`namespace`](crate::Builder::namespace). Every Redis key has a time to live. All records of a user are
-//! in one Redis key, so `clear` is atomic and a list is one command, and there is no index that could become inconsistent.
+//! `sessions` is the [`namespace`](crate::Builder::namespace). Every Redis key has a time to live. All records of a user are in
+//! one Redis key, so `clear` is atomic, a list is usually one command, and there is no index that could become inconsistent.
 //!
 //! A value begins with a head of 34 bytes: the format, where the payload is, how many older versions follow, when the session
 //! ends (13 digits, in milliseconds of the server's clock), the version (8 bytes), and the last use (10 digits, in seconds).
-//! After the head come the seven versions before the current one and the very first one, eight bytes each, and then the
-//! payload.
+//! After the head come the seven versions before the current one and the record's very first version, eight bytes each, as far
+//! as there are that many. Then comes the payload.
 //!
-//! **The value says when the session ends.** The Redis key may live longer than the session, so a load compares this end with the
-//! server's time. That time is estimated if the server reported it within the last second; otherwise the load asks for it. If
-//! a session seems to have ended, it is read again together with the server's time, in case a clock was set.
+//! **The value says when the session ends.** The Redis key may live longer than the session, so a load compares this end with
+//! the server's time. That time is estimated if the server reported it within the last second; otherwise the load asks for it.
+//! If a session seems to have ended, it is read again together with the server's time, in case a clock was adjusted.
 //!
-//! **Ended records** stay for ten seconds without their payload. So a late duplicate of the request that created a session is
-//! recognised, and does not revive it. A retried `create` fails instead of reporting that the record is there.
+//! **Ended records** stay for ten seconds without their payload. So if the command that created a session arrives a second
+//! time, it is recognised, and does not revive the session. A retried `create` then fails, instead of reporting that the record
+//! is there.
 //!
-//! **Clears.** The field `""` begins with the time of the last clear, in microseconds of the server's clock. A `create`
-//! compares it with the age of its request, and is refused if the user was cleared after the request arrived. If the server's
-//! clock was set back, so that the clear lies in the future, the first `create` is refused, and from then on the clear counts
-//! as having just happened. The names and counts of the last eight clears follow, so that a retry is recognised.
+//! **Clears.** The field `""` of the user's hash begins with the time of the last clear, in microseconds of the server's clock.
+//! A `create` compares it with the age of its request, and is refused if the user was cleared after the request arrived. If the
+//! server's clock was set back, so that the clear lies in the future, the first `create` is refused, and from then on the clear
+//! counts as having just happened. The names and counts of the last eight clears follow, so that a retry is recognised.
 //!
-//! For five seconds after a clear, a `create` has to name it. That costs the first `create` a second round trip, but refuses a
-//! late duplicate from before the clear, whatever the clocks say. If Redis evicts the Redis key, a pending login is not refused.
+//! For five seconds after a clear, a `create` has to give the random [name](crate::backend::Clear::name) of that clear. A
+//! `create` that does not know the name learns it from the server's answer, and is sent again. This second round trip makes
+//! sure that a late duplicate from before the clear is refused, whatever the clocks say.
+//!
+//! If Redis evicts the Redis key, it forgets the clears in it. A pending `create` that has an age instead of a mark is then not
+//! refused.
 //!
 //! **A login begins with a [`mark`](crate::Backend::mark)**, which holds the name of the last clear and the server's time. The
-//! following `create` names that clear at once, so it needs no second round trip. It is refused if the user's last clear then has
-//! another name, or if the mark is older than fifteen minutes. So the order does not depend on clocks. Another process may use
-//! the mark, and it survives a failover.
+//! following `create` names that clear at once, so it needs no second round trip. It is refused if the user's last clear then
+//! has another name, or if the mark is older than fifteen minutes. So the order of a login and a clear does not depend on
+//! clocks. Any process may use the mark. It stays valid across a failover that keeps the clear it names, unless the new
+//! server's clock is more than a minute behind.
 //!
-//! Clears are remembered for at least thirty minutes. If Redis loses the clear that a mark names (by eviction, a failover, or an
-//! older backup), the login is refused. If the mark names none, and a later clear is lost, the login is not refused.
+//! Clears are remembered for at least thirty minutes. If Redis loses the clear that a mark names (by eviction, a failover, or
+//! an older backup), the login is refused. If the mark names no clear, and a later clear is lost, the login is not refused.
 //!
 //! # Limits
 //!
@@ -61,8 +67,8 @@
 //! [limit](crate::Terms::limit) allows, the script reads them and ends the least recently used ones. The last use has a
 //! resolution of one second; within the same second, the record that expires first ends.
 //!
-//! With a limit of 100, the login of a user who has 100 sessions takes Redis about 0.3 ms. Below the limit there is no cost. If
-//! memory is used up, a login is refused before it has ended anything.
+//! With a limit of 100, the login of a user who has 100 sessions takes Redis about 0.3 ms. Below the limit there is no extra
+//! cost. If Redis is out of memory, a login is refused before it has ended anything.
 //!
 //! # Scans
 //!
@@ -87,18 +93,21 @@
 //! |---|---|---|
 //! | `load` | `HMGET`, or `GET` for a visitor; a script if the server has not reported its time for a second | 1 |
 //! | `create`, `update`, `touch`, `delete`, `clear` | one script | 1 |
-//! | several `update`s and visitors' `create`s that are ready at the same time, except in a Cluster | one script for up to 32 of them | 1 |
-//! | an `update` among these that conflicts, or a `create` whose name is taken | its own script, for this one alone | 2 |
-//! | `create` within five seconds of a `clear` | the script again | 2 |
-//! | `update` that conflicts with a record above 32 KiB | one script, then a `load` | 2 |
+//! | several `update`s and visitors' `create`s that are ready at the same time, unless in a Cluster or over the application's own connection | one script for up to 32 of them | 1 |
+//! | an `update` in such a batch that conflicts, or a `create` whose name is taken | its own script as well | 2 |
+//! | `create` without a mark, within five seconds of a `clear` | the script twice | 2 |
+//! | an `update` that conflicts, if the current record is above 32 KiB | one script, then a `load` | 2 |
 //! | `mark` | `HGET`; a script if the server has not reported its time for a second | 1 |
-//! | `list` | `HSCAN`; above a few hundred sessions `HKEYS`, then `HMGET` per thousand fields | 1; more |
-//! | `scan`, `count` | per hundred Redis keys: `SCAN`, then `TIME` and one `HSCAN` or `GETRANGE` for each Redis key of ours; scripts in a Cluster | 2; more |
+//! | `list` | `HSCAN`; a script if the server has not reported its time for a second, and for each session that seems to have expired | 1 or more |
+//! | `list` above a few hundred sessions | also `HKEYS`, then one `HMGET` for each thousand fields | 3 or more |
+//! | `scan`, `count`, for each hundred Redis keys | `SCAN`; then one pipeline with an `HSCAN` or `GETRANGE` for each Redis key of ours, and `TIME` | 2 |
+//! | the same for users with more than a few hundred sessions | for each of them also `HKEYS`, one `HMGET` for each thousand fields, and a script | at least 3 more |
+//! | the same in a Cluster | one script for the `SCAN`, and one for each Redis key of ours | 2 or more, because several are sent at a time |
 //!
 //! Scripts are called by their hash. If the server does not know the hash, for example after a failover or `SCRIPT FLUSH`, the
-//! script's text is sent. In a Cluster each script uses one Redis key. On one server and behind Sentinel, two scripts use more: a
-//! login also ends the visitor's record, and a batch writes several records. The common path of an `update` is `TIME`, `HGET` and
-//! `HSET`, and that of a visitor's `create` is `TIME` and `SET`; a batch shares the `TIME`.
+//! script's text is sent. In a Cluster each script uses one Redis key. On one server and behind Sentinel, two scripts use more:
+//! a login also ends the visitor's record, and a batch writes several records. Inside the script, the common path of an
+//! `update` is `TIME`, `HGET` and `HSET`, and that of a visitor's `create` is `TIME` and `SET`; a batch shares the `TIME`.
 //!
 //! # Access rights
 //!
@@ -114,20 +123,24 @@
 //!
 //! # Failures
 //!
-//! Every operation answers within its [`deadline`](crate::Builder::deadline). If it fails, the caller gets
+//! Every operation answers within the time limit that [`deadline`](crate::Builder::deadline) sets. If it fails, the caller gets
 //! [`Unavailable`](crate::ErrorKind::Unavailable). An error is never reported as "no session".
 //!
-//! * **Lost connection.** It is replaced once for all waiting callers, and the operation is sent again. Scripts are
-//!   idempotent: they recognise a write that was already applied, even if the caller itself retries after an error. If eight
-//!   or more other writes came in between, an `update` cannot tell, and fails. A `create` fails if its record has ended in
-//!   between.
-//! * **Connections that retry silently**, as those of a Cluster do, are an exception. Such an `update` is reported as a
-//!   conflict, and a caller that then applies its change again may apply it twice.
+//! * **Lost connection.** A single reconnect serves all waiting callers, and each operation is sent again. Scripts are
+//!   idempotent: they recognise a write that was already applied, even if the caller itself retries after an error. If the
+//!   record was written eight or more times in between, an `update` cannot tell whether it was applied, and fails. A `create`
+//!   fails if its record has ended in between.
+//! * **Connections that retry silently** are those of a Cluster, and perhaps the application's own. They send an operation
+//!   again without telling us, and its script is then not told that it is a retry. That makes a difference in one case: if such
+//!   an `update` was applied, and the record was then written eight or more times before it arrived again, it is reported as a
+//!   conflict. A caller that then applies its change again applies it twice. With fewer writes in between, the `update` is
+//!   recognised.
 //! * **Silent server.** After three operations in a row without an answer, the connection is replaced. With Sentinel,
 //!   failovers are followed. In a Cluster, the topology is read again.
 //! * **Late writes.** Every write carries its deadline by the server's clock, and the server refuses it after that.
-//! * **Error replies.** `READONLY`, `MASTERDOWN` and `NOREPLICAS` are retried once on a new connection. `LOADING`, `CLUSTERDOWN`,
-//!   `OOM` and any other error fail the operation at once. Sessions can still end when memory is used up.
+//! * **Error replies.** `READONLY`, `MASTERDOWN` and `NOREPLICAS` are retried once on a new connection. `LOADING`,
+//!   `CLUSTERDOWN`, `OOM` and any other error fail the operation at once. Sessions can still be ended while Redis is out of
+//!   memory.
 //! * **Lost writes.** Redis acknowledges a write before its replicas and its disk have it. A failover or a crash may therefore
 //!   undo the last writes, including logouts. The settings below limit how many.
 //!
@@ -167,12 +180,13 @@
 //! # Memory
 //!
 //! A user's session takes about 350 bytes in addition to its payload, or about 170 if the user has several. A visitor's session
-//! takes about 150. With little data, the payload is 300 to 500 bytes, because it also holds times and hashes.
+//! takes about 150. The payload is what [`max_size`](crate::Builder::max_size) limits: about 100 bytes for a visitor and 130
+//! for a user, and the data. A [keyring](crate::keyring) adds 45 bytes, and each previous ID that is still accepted adds 40.
 //!
 //! **Under memory pressure visitors are evicted first**, with `maxmemory-policy volatile-ttl`. That policy evicts the Redis
-//! keys that expire first. So a user's Redis key is given more time than its longest session needs: as much as a visitor's key
-//! can have (the shorter of [`default_ttl`](crate::Builder::default_ttl) and
-//! [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)), and a little more. A visitor's session with a longer
+//! keys that expire first. So a user's Redis key expires later than its longest session needs: by the longest time that a
+//! visitor's Redis key can have (the shorter of [`default_ttl`](crate::Builder::default_ttl) and
+//! [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)), and 17 minutes more. A visitor's session with a longer
 //! [`set_ttl`](crate::Session::set_ttl) competes with users. Without a [limit](#limits), one user with very many sessions can
 //! push out others.
 //!
