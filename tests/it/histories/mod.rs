@@ -238,6 +238,8 @@ fn a_store_that_is_wrong_is_found_out_through_the_module() {
         Wrong::TouchRevives,
         Wrong::ExpiresLate,
         Wrong::KeepsPreviousIds,
+        Wrong::IgnoresMarks,
+        Wrong::ScansTooFew,
     ];
     for wrong in wrongs {
         is_found_out(wrong, module_alone);

@@ -11,8 +11,11 @@ use std::{
 };
 
 use axum::body::Body;
-use http::{Request, header::COOKIE};
-use jam_session::{Backend, Clock, Data, Error, ErrorKind, Session, SessionLayer, Sessions};
+use http::{
+    Request, StatusCode,
+    header::{COOKIE, SET_COOKIE},
+};
+use jam_session::{Backend, Clock, Data, Error, ErrorKind, Login, Session, SessionLayer, Sessions};
 use serde_json::json;
 use tower::{Layer, ServiceExt, service_fn};
 
@@ -59,8 +62,14 @@ pub enum What {
     Create {
         sid: Sid,
         n: u64,
+        /// By the login that this call has taken.
+        by: Option<usize>,
     },
+    /// Takes a login, to be kept for a while.
+    Login(usize),
     Get(Id),
+    /// The same, by `info`.
+    Info(Id),
     Update {
         id: Id,
         n: u64,
@@ -74,6 +83,8 @@ pub enum What {
     Delete(Id),
     Revoke(Sid),
     List,
+    /// As `list`, from the pages of all sessions.
+    All,
     Listed(Sid),
     Clear {
         of: u32,
@@ -115,6 +126,17 @@ pub struct State {
     now: u64,
     /// `None` of what was ended.
     sessions: BTreeMap<Sid, Option<Kept>>,
+    /// How often all were ended, or all but one.
+    clears: u32,
+    logins: BTreeMap<usize, Taken>,
+}
+
+/// A login that was taken after so many clears, between these two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Taken {
+    clears: u32,
+    earliest: u64,
+    latest: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -145,6 +167,7 @@ enum Sure {
 pub const IDLE: u64 = 100;
 pub const GRACE: u64 = 10;
 pub const LIFETIME: u64 = 300;
+const LOGINS_ARE_GOOD_FOR: u64 = 900;
 const PASSES: [u64; 8] = [1, 4, 9, 10, 50, 99, 100, 150];
 const PREVIOUS: usize = 4;
 const SUPERSEDED: usize = 11;
@@ -201,6 +224,16 @@ impl Module {
             (true, _) => Sure::Yes,
             (false, true) => Sure::Maybe,
             (false, false) => Sure::No,
+        }
+    }
+
+    /// Whether a login comes too late: it was taken before a clear, or too long ago.
+    fn is_late(&self, state: &State, login: Taken, called: u64) -> Sure {
+        let (least, most) = (called.min(state.now).saturating_sub(login.latest), state.now - login.earliest);
+        match () {
+            () if login.clears != state.clears || self.timed && least > LOGINS_ARE_GOOD_FOR => Sure::Yes,
+            () if self.timed && most > LOGINS_ARE_GOOD_FOR => Sure::Maybe,
+            () => Sure::No,
         }
     }
 
@@ -268,12 +301,28 @@ impl Model for Module {
         };
         match call.what {
             What::Pass(by) => states.push(State { now: state.now + by, ..state.clone() }),
-            What::Create { sid, n } => {
+            What::Login(op) => {
+                // Nobody has it without an answer.
+                if answer.is_none() {
+                    return vec![state.clone()];
+                }
+                let taken = Taken { clears: state.clears, earliest: call.now.min(state.now), latest: state.now };
+                let mut after = state.clone();
+                after.logins.insert(op, taken);
+                states.push(after);
+            }
+            What::Create { sid, n, by } => {
+                let login = by.and_then(|by| state.logins.get(&by));
+                let late = login.map_or(Sure::No, |login| self.is_late(state, *login, call.now));
                 let secret = match answer {
                     Some(Answer::Secret(secret)) => Some(*secret),
+                    Some(Answer::Refused) if late != Sure::No => return vec![state.clone()],
                     Some(_) => return Vec::new(),
                     None => None,
                 };
+                if late == Sure::Yes {
+                    return Vec::new();
+                }
                 let called = call.now.min(state.now);
                 let new = Kept {
                     secret: secret.unwrap_or(UNHEARD + sid),
@@ -286,7 +335,7 @@ impl Model for Module {
                 };
                 states.push(state.with(sid, Some(self.written(&new, state.now, call.now))));
             }
-            What::Get(id) => {
+            What::Get(id) | What::Info(id) => {
                 missed(Answer::Data(None));
                 if let Some(kept) = state.kept(id.sid).filter(|_| opens != Sure::No)
                     && may(Answer::Data(Some(kept.n)))
@@ -386,7 +435,7 @@ impl Model for Module {
                     states.push(state.with(sid, state.kept(sid).map(Kept::dead)));
                 }
             }
-            What::List | What::Listed(_) => {
+            What::List | What::All | What::Listed(_) => {
                 let Some(answer) = answer else { return vec![state.clone()] };
                 let mut after = state.clone();
                 let mut seen = match (&call.what, answer) {
@@ -445,6 +494,7 @@ impl Model for Module {
                     None => true,
                 };
                 if fits {
+                    after.clears += 1;
                     states.push(after);
                 }
             }
@@ -471,16 +521,15 @@ impl Model for Module {
             }
         };
         let ops: Vec<_> = ops.into_iter().flat_map(in_two).collect();
-        if self.lists_at_once {
-            return ops;
-        }
         let made = |op: &OpOf<Self>| match op.call.what {
             What::Create { sid, .. } => Some(sid),
             _ => None,
         };
         let sids: Vec<(Sid, u64)> = ops.iter().filter_map(|op| Some((made(op)?, op.start))).collect();
         let split = |op: OpOf<Self>| match (op.call.what, &op.answer) {
-            (What::List, Some(Answer::Listed(seen))) => {
+            (what @ (What::List | What::All), Some(Answer::Listed(seen)))
+                if what == What::All || !self.lists_at_once =>
+            {
                 let one = |sid: Sid| {
                     let n = seen.iter().find(|(of, _)| *of == sid).map(|(_, n)| *n);
                     let call = Call { what: What::Listed(sid), ..op.call };
@@ -495,7 +544,7 @@ impl Model for Module {
 
     fn is_read(&self, call: &Call, answer: Option<&Answer>) -> bool {
         match (call.what, answer) {
-            (What::Get(_) | What::List | What::Listed(_), _) => true,
+            (What::Get(_) | What::Info(_) | What::List | What::All | What::Listed(_), _) => true,
             // Where it is not known whether it was written to nevertheless.
             (What::Rework { .. }, Some(Answer::Gone)) => !self.timed,
             (_, Some(Answer::Did(false) | Answer::Gone | Answer::Refused)) => true,
@@ -532,8 +581,11 @@ impl Model for Module {
 
     fn promise(&self, call: &Call) -> &'static str {
         match call.what {
-            What::Create { .. } => "Promise 2: one record for each session.",
-            What::Get(_) => {
+            What::Create { .. } => {
+                "Promise 2: one record for each session; 22: a login from before a clear is refused, and no other one."
+            }
+            What::Login(_) => "Promise 22: a login names the last clear.",
+            What::Get(_) | What::Info(_) => {
                 "Promises 4, 5, 6: the data that was acknowledged last, by an ID that leads there, while it is live."
             }
             What::Update { .. } => "Promise 5: a change answered with success is in it; 4: and revives nothing.",
@@ -543,7 +595,9 @@ impl Model for Module {
             }
             What::Delete(_) => "Promise 4: what was ended stays so.",
             What::Revoke(_) => "Promise 8: revoke ends what is live, once.",
-            What::List | What::Listed(_) => "Promise 8: every session live throughout, and none that ended before.",
+            What::List | What::All | What::Listed(_) => {
+                "Promises 8, 23: every session live throughout, and none that ended before."
+            }
             What::Renew { .. } => "Promise 8: `clear_others` needs the newest ID, and ends every copy of it.",
             What::Clear { .. } | What::Keep { .. } | What::ClearOthers { .. } => {
                 "Promise 8: clear ends every session that there is."
@@ -556,7 +610,8 @@ impl Model for Module {
 impl Call {
     fn id(&self) -> Option<Id> {
         match self.what {
-            What::Get(id) | What::Update { id, .. } | What::Increment(id) | What::Rework { id, .. } => Some(id),
+            What::Get(id) | What::Info(id) | What::Update { id, .. } | What::Increment(id) => Some(id),
+            What::Rework { id, .. } => Some(id),
             What::Delete(id) | What::ClearOthers { id, .. } | What::Renew { id, .. } => Some(id),
             _ => None,
         }
@@ -576,14 +631,18 @@ impl fmt::Debug for Call {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |id: Id| format!("s{} by ID {}", id.sid, id.secret);
         match self.what {
-            What::Create { sid, n } => write!(f, "create s{sid} with {n}"),
+            What::Create { sid, n, by: None } => write!(f, "create s{sid} with {n}"),
+            What::Create { sid, n, by: Some(by) } => write!(f, "bind login {by}: s{sid} with {n}"),
+            What::Login(op) => write!(f, "take login {op}"),
             What::Get(id) => write!(f, "get {}", text(id)),
+            What::Info(id) => write!(f, "info of {}", text(id)),
             What::Update { id, n } => write!(f, "update {} to {n}", text(id)),
             What::Increment(id) => write!(f, "increment {}", text(id)),
             What::Rework { id, .. } => write!(f, "rework {}", text(id)),
             What::Delete(id) => write!(f, "delete {}", text(id)),
             What::Revoke(sid) => write!(f, "revoke s{sid}"),
             What::List => write!(f, "list"),
+            What::All => write!(f, "all"),
             What::Listed(sid) => write!(f, "list, as for s{sid}"),
             What::ClearOthers { id, .. } => write!(f, "clear all others than {}", text(id)),
             What::Renew { id, .. } => write!(f, "new ID for {}, of clear_others", text(id)),
@@ -619,6 +678,8 @@ struct Book {
     /// The IDs of each key.
     ids: [Vec<(Id, String)>; KEYS],
     handles: [Vec<(Sid, String)>; KEYS],
+    /// The logins that were taken, by the number of the call.
+    logins: [Vec<(usize, Login)>; KEYS],
 }
 
 pub const KEYS: usize = 2;
@@ -681,18 +742,21 @@ impl<B: Backend> Stage<B> {
     async fn call(&self, client: usize, rng: &mut Random) {
         let key = rng.below(KEYS);
         let number = self.count.fetch_add(1, SeqCst);
-        let (known, handle) = {
+        let (known, handle, login) = {
             let book = self.book.lock().unwrap();
             // Mostly one of the newest, so that clients meet.
             let newest = |len: usize, rng: &mut Random| len.saturating_sub(1 + rng.below(3));
             let known = book.ids[key].get(newest(book.ids[key].len(), rng)).cloned();
             let handle = book.handles[key].get(newest(book.handles[key].len(), rng)).cloned();
-            (known, handle)
+            let login = book.logins[key].get(newest(book.logins[key].len(), rng)).cloned();
+            (known, handle, login)
         };
         let n = number as u64 * 1000;
-        let what = match (rng.below(40), &known) {
-            (0..4, _) => What::Create { sid: number, n },
-            (4..8, Some((id, _))) => What::Get(*id),
+        let create = What::Create { sid: number, n, by: None };
+        let what = match (rng.below(46), &known) {
+            (0..4, _) => create,
+            (4..6, Some((id, _))) => What::Get(*id),
+            (6..8, Some((id, _))) => What::Info(*id),
             (8..13, Some((id, _))) => What::Update { id: *id, n },
             (13..20, Some((id, _))) => What::Increment(*id),
             (20..26, Some((id, _))) => What::Rework { id: *id, op: number },
@@ -701,9 +765,12 @@ impl<B: Backend> Stage<B> {
             (31..34, _) => What::List,
             (34, _) => What::Clear { of: 0 },
             (35, Some((id, _))) => What::ClearOthers { id: *id, op: number },
+            (40..42, _) => What::Login(number),
+            (42..44, _) if login.is_some() => What::Create { sid: number, n, by: login.as_ref().map(|(op, _)| *op) },
+            (44.., _) => What::All,
             (36.., _) if self.model.timed => What::Pass(*rng.one(&PASSES).unwrap()),
             (_, Some((id, _))) => What::Get(*id),
-            (_, None) => What::Create { sid: number, n },
+            (_, None) => create,
         };
         let call = Call { what, now: (self.clock.elapsed() - self.began).as_secs() };
         let part = (!matches!(what, What::Pass(_))).then_some(key);
@@ -714,14 +781,46 @@ impl<B: Backend> Stage<B> {
         if let Some(trouble) = self.trouble.as_ref().filter(|_| rng.one_in(8)) {
             trouble(rng);
         }
-        let work = self.make(key, process, what, &text, &handle);
+        // It would be large on the stack, and so would what is around it.
+        let work = Box::pin(self.make(key, process, what, &text, &handle, login.map(|(_, login)| login)));
         drop(self.recorder.call(client, part, call, async { cut(polls, work).await.flatten() }).await);
     }
 
-    async fn make(&self, key: usize, process: usize, what: What, id: &str, handle: &str) -> Option<Answer> {
+    async fn make(
+        &self,
+        key: usize,
+        process: usize,
+        what: What,
+        id: &str,
+        handle: &str,
+        login: Option<Login>,
+    ) -> Option<Answer> {
         let (sessions, name) = (&self.sessions[process], &self.keys[key]);
         Some(match what {
-            What::Create { sid, n } => {
+            What::Create { sid, n, by: Some(_) } => Box::pin(self.bind(key, process, login?, sid, n)).await?,
+            What::Login(op) => {
+                let login = sessions.login(name).await.ok()?;
+                self.book.lock().unwrap().logins[key].push((op, login));
+                Answer::Done
+            }
+            What::Info(_) => {
+                let info = known(sessions.info(id).await)?.flatten();
+                Answer::Data(info.map(|info| n_of(&info.data)))
+            }
+            What::All => {
+                let (mut all, mut seen) = (sessions.all(), BTreeMap::new());
+                while let Some(page) = all.next_page(100).await.ok()? {
+                    for info in page.into_iter().filter(|info| info.key.as_ref() == Some(name)) {
+                        // One that is shown twice was seen twice.
+                        seen.insert(info.data.get::<Sid>("made").unwrap().unwrap(), n_of(&info.data));
+                    }
+                }
+                if all.may_have_missed() {
+                    return None;
+                }
+                Answer::Listed(seen.into_iter().collect())
+            }
+            What::Create { sid, n, by: None } => {
                 let id = sessions.create(name, json!({"made": sid, "n": n})).await.ok()?;
                 Answer::Secret(self.note(key, sid, id.as_str()))
             }
@@ -733,7 +832,7 @@ impl<B: Backend> Stage<B> {
                 let updated = known(sessions.update(id, json!({"made": of.sid, "n": n})).await)?;
                 updated.map_or(Answer::Gone, |()| Answer::Done)
             }
-            What::Increment(_) => self.increment(process, id).await?,
+            What::Increment(_) => Box::pin(self.increment(process, id)).await?,
             What::Rework { id: of, .. } => match known(sessions.rework(id).await)? {
                 Some(new) => Answer::Secret(self.note(key, of.sid, new.as_str())),
                 None => Answer::Gone,
@@ -758,7 +857,7 @@ impl<B: Backend> Stage<B> {
                 Answer::Listed(seen)
             }
             What::Clear { .. } => Answer::Ended(sessions.clear(name).await.ok()?),
-            What::ClearOthers { id: of, .. } => match sessions.clear_others(id).await {
+            What::ClearOthers { id: of, .. } => match Box::pin(sessions.clear_others(id)).await {
                 Ok((new, ended)) => Answer::Kept(self.note(key, of.sid, new.as_str()), ended),
                 Err(error) if error.kind() == ErrorKind::Unauthorized => Answer::Refused,
                 Err(_) => return None,
@@ -769,6 +868,30 @@ impl<B: Backend> Stage<B> {
             }
             What::Listed(_) | What::Renew { .. } | What::Keep { .. } => return None,
         })
+    }
+
+    /// A visitor's request that signs in with a login.
+    async fn bind(&self, key: usize, process: usize, login: Login, sid: Sid, n: u64) -> Option<Answer> {
+        let service = self.layers[process].layer(service_fn(async |request: Request<Body>| {
+            let session = request.extensions().get::<Session>().unwrap().clone();
+            session.bind(login.clone());
+            session.insert("made", sid).unwrap();
+            session.insert("n", n).unwrap();
+            Ok::<_, Error>(http::Response::new(()))
+        }));
+        let response = service.oneshot(Request::new(Body::empty())).await.unwrap();
+        match response.status() {
+            StatusCode::OK => {
+                let cookie = response.headers()[SET_COOKIE].to_str().unwrap();
+                let id = cookie.split([';', '=']).nth(1).unwrap();
+                Some(Answer::Secret(self.note(key, sid, id)))
+            }
+            StatusCode::UNAUTHORIZED => Some(Answer::Refused),
+            status => {
+                assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+                None
+            }
+        }
     }
 
     /// A request through the layer that adds one.
@@ -840,7 +963,7 @@ mod known {
     }
 
     fn created() -> OpOf<Module> {
-        op(0, 1, What::Create { sid: 1, n: 0 }, Answer::Secret(1))
+        op(0, 1, What::Create { sid: 1, n: 0, by: None }, Answer::Secret(1))
     }
 
     fn get(start: u64, end: u64, n: Option<u64>) -> OpOf<Module> {
@@ -902,7 +1025,7 @@ mod known {
 
     #[test]
     fn a_list_without_a_live_session_is_found() {
-        let other = op(2, 3, What::Create { sid: 2, n: 5 }, Answer::Secret(5));
+        let other = op(2, 3, What::Create { sid: 2, n: 5, by: None }, Answer::Secret(5));
         let list = |listed| op(4, 5, What::List, Answer::Listed(listed));
         right(vec![created(), other.clone(), list(vec![(1, 0), (2, 5)])]);
         wrong(vec![created(), other, list(vec![(1, 0)])], 2);
@@ -910,13 +1033,29 @@ mod known {
 
     #[test]
     fn a_clear_that_leaves_one_is_found() {
-        let other = |start, end| op(start, end, What::Create { sid: 2, n: 5 }, Answer::Secret(5));
+        let other = |start, end| op(start, end, What::Create { sid: 2, n: 5, by: None }, Answer::Secret(5));
         let clear = |ended| op(4, 6, What::Clear { of: 0 }, Answer::Ended(ended));
         let list = op(7, 8, What::List, Answer::Listed(vec![(2, 5)]));
         // One that is made meanwhile may come after it.
         right(vec![created(), other(3, 5), clear(1), list.clone()]);
         wrong(vec![created(), other(2, 3), clear(2), list.clone()], 3);
         wrong(vec![created(), other(2, 3), clear(1)], 3);
+    }
+
+    #[test]
+    fn a_login_from_before_a_clear_is_found() {
+        let login = op(2, 3, What::Login(7), Answer::Done);
+        let bind = |start, end, answer| op(start, end, What::Create { sid: 2, n: 5, by: Some(7) }, answer);
+        let clear = |start, end| op(start, end, What::Clear { of: 0 }, Answer::Ended(1));
+        right(vec![created(), login.clone(), clear(4, 5), bind(6, 7, Answer::Refused)]);
+        right(vec![
+            created(),
+            login.clone(),
+            op(4, 7, What::Clear { of: 0 }, Answer::Ended(2)),
+            bind(5, 6, Answer::Secret(5)),
+        ]);
+        wrong(vec![created(), login.clone(), clear(4, 5), bind(6, 7, Answer::Secret(5))], 3);
+        wrong(vec![created(), login, bind(6, 7, Answer::Refused)], 2);
     }
 
     #[test]
