@@ -174,7 +174,7 @@ fn the_oracle_notices_whatever_is_broken_on_purpose() {
         let caught = (0..200).find_map(|seed| {
             let keyring = (sabotage == Sabotage::ForeignCookiesAreNone).then(|| Keyring::generate().unwrap());
             let limit = sabotage.limit();
-            let options = Options { sabotage: Some(sabotage), faults, keyring, limit, ..options(5000 + seed) };
+            let options = Options { sabotage: Some(sabotage), faults, keyring, limit, ..options(5030 + seed) };
             within(options).0.map(|wrong| (seed, wrong))
         });
         match caught {
