@@ -91,7 +91,11 @@
 //!
 //! [XAES-256-GCM]: https://c2sp.org/XAES-256-GCM
 
-use std::{env, fmt, time::SystemTime};
+use std::{
+    env::{self, VarError},
+    fmt,
+    time::SystemTime,
+};
 
 use base64::prelude::{BASE64_URL_SAFE as PADDED, BASE64_URL_SAFE_NO_PAD as UNPADDED, Engine};
 use ctutils::CtEq;
@@ -154,7 +158,12 @@ impl Keyring {
     pub fn from_env() -> Result<Self, Error> {
         match env::var(VARIABLE).map(Zeroizing::new) {
             Ok(text) => Self::from_list(&text),
-            Err(_) => Err(config("the environment variable JAM_SESSION_AES_SECRET is not set: set it to a secret")),
+            Err(VarError::NotPresent) => {
+                Err(config("the environment variable JAM_SESSION_AES_SECRET is not set: set it to a secret"))
+            }
+            Err(VarError::NotUnicode(_)) => {
+                Err(config("the environment variable JAM_SESSION_AES_SECRET is not Unicode: set it to a secret"))
+            }
         }
     }
 

@@ -130,8 +130,8 @@
 //!
 //! Over plain HTTP this has three consequences:
 //!
-//! * A link from another site has neither header, and looks like an address that the user typed. It can replace a visitor's
-//!   session, so `Strict` needs HTTPS.
+//! * A link from another site has neither header, and looks like a first visit. It can replace a visitor's session, so `Strict`
+//!   needs HTTPS.
 //! * Without a `domain`, the first `POST` from a sibling subdomain counts as coming from another site, because this crate has
 //!   no list of public suffixes.
 //! * A form on a page with `Referrer-Policy: no-referrer` sends `Origin: null`, even to its own site. Use `same-origin` instead.

@@ -1,6 +1,9 @@
 //! Encryption: IDs and records cannot be read, forged, altered or moved, and key changes sign nobody out.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    ffi::OsStr,
+    time::{Duration, SystemTime},
+};
 
 use base64::prelude::{BASE64_URL_SAFE_NO_PAD as BASE64, Engine};
 use jam_session::{
@@ -658,11 +661,13 @@ fn a_keyring_comes_from_the_environment() {
     }
     let list = format!("{A}, {B}");
     for (value, expected) in [
-        (Some(&list[..]), A),
-        (Some(A), A),
+        (Some(OsStr::new(&list)), A),
+        (Some(OsStr::new(A)), A),
         (None, "JAM_SESSION_AES_SECRET is not set"),
-        (Some(""), "empty"),
-        (Some("hunter2"), "short"),
+        (Some(OsStr::new("")), "empty"),
+        (Some(OsStr::new("hunter2")), "short"),
+        #[cfg(unix)]
+        (Some(std::os::unix::ffi::OsStrExt::from_bytes(b"\xff")), "not Unicode"),
     ] {
         let mut test = std::process::Command::new(std::env::current_exe().unwrap());
         test.args(["--exact", "encryption::a_keyring_comes_from_the_environment"]).env(EXPECTED, expected);
