@@ -48,7 +48,7 @@ const DATABASE: Duration = Duration::from_millis(1);
 async fn main() {
     let memory = MemorySessions::new().erase();
     println!(
-        "\n| | 1,000 increments | 1,000 inserts, each under its own name | {SIGN_OUTS} sign-outs beside a slow request |"
+        "\n| | 1,000 increments | 1,000 inserts, each under its own name | {SIGN_OUTS} sign-outs during a slow request |"
     );
     println!("|---|---|---|---|");
     row("jam-session, memory", ours, SessionLayer::new(memory.clone())).await;

@@ -9,7 +9,8 @@ pub type BoxError = Box<dyn StdError + Send + Sync>;
 
 /// The error type of this crate: a message, a [kind](ErrorKind) to branch on, and the cause as [`source`](StdError::source).
 ///
-/// Neither `Debug`, `Display` nor the source shows a session ID, a session key or data, unless the errors of your own backend do.
+/// None of `Debug`, `Display` and the source shows a session ID, a session key or data, unless the errors of your own
+/// backend do.
 ///
 /// With the feature `axum` it can be returned as a response, and it is the rejection of the extractors. [`ErrorKind`] lists the
 /// status codes.

@@ -17,8 +17,8 @@
 //! # Ok::<(), jam_session::Error>(())
 //! ```
 //!
-//! An event is sent when this process changed a session and the store confirmed it, or when it refused a change. Three cases
-//! send no event:
+//! An event is sent for each change listed in [`EventKind`] that this process made and the store confirmed, and for each one
+//! that this process refused. Three cases send no event:
 //!
 //! * A session expired, or another process ended it.
 //! * The store's answer was lost. The event may then be missing, even if the store applied the change.
@@ -50,7 +50,7 @@
 //! | DEBUG | could not check whether a watched session is live | `error`, `session` | nothing: it is checked again |
 //! | DEBUG | could not touch a session | `error`, `session` | nothing: the next request tries again |
 //! | DEBUG | touching a session timed out | `session` | the same |
-//! | DEBUG | could not replace a cookie that ends soon | `error` | the same |
+//! | DEBUG | could not renew a cookie that is about to expire | `error` | the same |
 //! | DEBUG | the sessions file was compacted | `bytes` | |
 //! | DEBUG | connected to Redis | | |
 //! | DEBUG | Redis cannot be reached | `error` | nothing: a WARN says when an outage begins |
@@ -139,7 +139,7 @@ pub enum EventKind {
     SignedIn,
     /// A user signed in again on a session that was already signed in.
     SignedInAgain,
-    /// A session got a new ID.
+    /// A session got a new ID without a login, by [`rework`](crate::Session::rework).
     Rotated,
     /// A session ended: by a sign-out, or by a login as another user.
     SignedOut,

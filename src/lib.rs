@@ -1,8 +1,8 @@
 //! Server-side sessions for [axum] and [tower] that stay correct under parallel requests.
 //!
 //! The browser holds a random ID in a cookie, and the data stays on the server: in memory, in a JSON file or in Redis. A
-//! [`SessionLayer`] gives each request a [`Session`]. Handlers take it as an argument, and read and write without `.await`. When
-//! the response is ready, their changes are committed in one atomic call to the store.
+//! [`SessionLayer`] gives each request a [`Session`]. Handlers take it as an argument, and read and write without `.await`.
+//! When the response is ready, their changes are committed in one atomic call to the store (two for `clear_others`).
 //!
 //! # Quick start
 //!
@@ -83,7 +83,7 @@
 //! | evict | to remove a session from a full store, visitors' sessions first | |
 //! | `default_ttl` | how long a session can stay unused before it ends | idle timeout |
 //! | `max_lifetime` | how long a session lives at most, even if it is used | absolute timeout |
-//! | namespace | the prefix of all names in the store | key prefix |
+//! | namespace | keeps the sessions of applications apart; on Redis, the prefix of all keys | key prefix |
 //!
 //! # Features
 //!

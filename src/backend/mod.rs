@@ -19,8 +19,9 @@
 //! * Each method is atomic and linearizable: others see all of its effect or none, and all of it once it has returned. Only
 //!   `list`, `scan` and `count` may take several steps. They include every record that is live throughout the call, and none that
 //!   ended before it.
-//! * A record whose `ttl` has passed does not exist for any method. The backend measures the `ttl` by its own clock and never
-//!   extends it. So an `update` with a `ttl` of zero ends the record, if its version is `expected`: that is how a logout works.
+//! * A record whose `ttl` has passed does not exist for any method. The backend measures the `ttl` by its own clock, and
+//!   never lets a record live longer than the `ttl` that it was last given. So an `update` with a `ttl` of zero ends the
+//!   record, if its version is `expected`: that is how a logout works.
 //! * Only `create` adds a record. There is no upsert, so a record that has ended stays ended.
 //! * [`RecordId::owner`] is part of the name: the same `sid` under two owners is two records.
 //! * Any answer other than `Done` means that nothing changed.
@@ -70,8 +71,8 @@
 //! | | anything else | the same as for a first try |
 //! | `update` | the version that is to be written | `Done` |
 //! | | `expected` | `Done`, after writing the record |
-//! | | another version, but it had the version to be written before | `Done`, or an error |
-//! | | another version, and it never had the version to be written | `Conflict`, or an error |
+//! | | another version now, but it once had the version that is to be written | `Done`, or an error |
+//! | | another version, and it never had the version that is to be written | `Conflict`, or an error |
 //! | | nothing | `Gone` |
 //!
 //! For `create`, a store remembers for ten seconds that a user's record has ended. It need not remember the end of a visitor's
@@ -336,7 +337,7 @@ pub struct Terms {
     pub retry: bool,
 }
 
-/// The time since which a clear of the owner refuses a new record.
+/// The point from which on a clear of the owner causes a new record to be refused.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Since {
@@ -356,8 +357,8 @@ pub struct Mark {
     pub clear: Option<i64>,
     /// When the mark was taken, in milliseconds of the backend's clock.
     pub taken: u64,
-    /// Which run of the backend made the mark, from opening to closing, if the backend forgets its clears when it is closed.
-    /// Otherwise 0.
+    /// Which run of the backend (from opening to closing) made the mark, if the backend forgets its clears when it is
+    /// closed. Otherwise 0.
     pub opening: i64,
 }
 
@@ -472,7 +473,7 @@ pub struct Page {
     pub records: Vec<Record>,
     /// Where the next page begins. `None` after the last page.
     pub next: Option<Cursor>,
-    /// Whether records may be missing, because some moved between servers since the scan began.
+    /// Whether records may be missing, for example because some moved between servers, or because a server restarted.
     pub moved: bool,
 }
 
@@ -573,7 +574,8 @@ pub trait Backend: Send + Sync + 'static {
     /// 5. [`Full`](Created::Full) if the limit refuses more records.
     /// 6. `Done`, after storing the record.
     ///
-    /// In both cases of `Done`, the visitor's record in [`Terms::leaves`] ends as well, if it still has the version given.
+    /// In both cases of `Done`, the visitor's record in [`Terms::leaves`] ends as well, if it still has the version given,
+    /// unless the backend answers [`Left::NotTried`].
     fn create(&self, record: Record, terms: Terms) -> impl Future<Output = Result<Created>> + Send;
 
     /// Replaces a live record whose version is still `expected`.
@@ -590,7 +592,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Returns all live records of an owner, in any order.
     fn list(&self, owner: Owner) -> impl Future<Output = Result<Vec<Record>>> + Send;
 
-    /// Ends all records of an owner, or all except the one that the clear is made [by](Clear::by), and remembers the clear.
+    /// Ends all records of an owner, or all except the one to [keep](By::keep), and remembers the clear.
     ///
     /// The answer is the first of these that applies:
     ///

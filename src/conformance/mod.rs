@@ -40,9 +40,9 @@
 //! [`examples/sqlite_backend.rs`](https://docs.rs/crate/jam-session/latest/source/examples/sqlite_backend.rs) is a complete
 //! backend for SQLite, with these tests at its end. Every store in a database has to make these decisions:
 //!
-//! 1. **The primary key is the text of the [`RecordId`](crate::RecordId)**, compared byte by byte. It contains owner and `sid`.
-//!    Two columns would not work, because a visitor's session has no owner, and `NULL` equals nothing in SQL. The owner also
-//!    has its own column, with an index, for `list` and `clear`.
+//! 1. **The primary key is the text of the [`RecordId`](crate::RecordId)**, compared byte by byte. It contains owner and
+//!    `sid`. A primary key of two columns would not work, because a visitor's session has no owner, and `NULL` equals
+//!    nothing in SQL. The owner also has its own column, with an index, for `list` and `clear`.
 //! 2. **Every statement has the condition `expires > now`**, by the database's clock if several processes share it. Deleting
 //!    expired rows is housekeeping that nothing depends on.
 //! 3. **Each method is one transaction that locks first**: `BEGIN IMMEDIATE` here, `SELECT … FOR UPDATE` elsewhere. A read that

@@ -54,7 +54,8 @@ pub async fn a_retried_create_that_was_never_made_is_made_or_an_error<B: Backend
     }
 }
 
-/// A retried `create` of a user's record that has ended is an error, whatever ended it, and does not bring the record back.
+/// A retried `create` of a user's record that has ended is an error, or `Late` if that applies, and does not bring the
+/// record back.
 pub async fn a_retried_create_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     for end in Ending::of(both()[0]) {
         let id = of(owner());

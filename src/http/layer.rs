@@ -109,8 +109,8 @@ impl SessionLayer {
     /// With `None`, browsers that block third-party cookies keep the cookie only if it is [`partitioned`](Self::partitioned).
     ///
     /// `Strict` needs HTTPS. Over plain HTTP, a request from a link on another site has no cookie and no header that tells
-    /// where it came from. So it cannot be told from a first visit, and may begin a visitor's session that replaces the one
-    /// that the browser has.
+    /// where it came from. So it cannot be distinguished from a first visit, and may begin a visitor's session that replaces
+    /// the one that the browser has.
     ///
     /// Under `Strict`, the redirect back from an OAuth provider also comes without the cookie. Keep the OAuth state in the
     /// session of a second layer, with `Lax` and another [`cookie_name`](Self::cookie_name).

@@ -81,10 +81,10 @@
 //!
 //! # What encryption does not prevent
 //!
-//! An attacker who can write to the store can delete records. Such an attacker can also restore an older copy of a record under
-//! its own name: with old data, with an ID that was rotated away, or of a session that has ended since. The absolute timeout
-//! cannot be moved, because it is inside the record. So control who can write to the store; encryption protects against those who
-//! can read it.
+//! An attacker who can write to the store can delete records. Such an attacker can also restore an older copy of a record
+//! under its own name. This can bring back old data, an ID that was rotated away, or a session that has ended. The absolute
+//! timeout cannot be moved, because it is inside the record. So control who can write to the store; encryption protects
+//! against those who can read it.
 //!
 //! Secrets and keys are wiped from memory when they are dropped. This does not cover copies that the compiler makes, nor the
 //! environment variable that a secret came from.

@@ -418,7 +418,7 @@ impl Driver {
                 self.pending(|pending| pending.rotated(opened, cookies));
             }
             Ok(None) => {}
-            Err(error) => log::debug!(%error, "could not replace a cookie that ends soon"),
+            Err(error) => log::debug!(%error, "could not renew a cookie that is about to expire"),
         }
     }
 

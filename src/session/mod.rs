@@ -18,10 +18,10 @@
 //! The calls of one request take effect in this order, whatever the order in which you make them: first a login, then
 //! [`clear`](Session::clear) or [`clear_others`](Session::clear_others), then all other writes. If there are several calls
 //! of [`bind`](Session::bind), [`create`](Session::create) and [`delete`](Session::delete), the last one decides who is
-//! signed in afterwards. A [`rework`](Session::rework) has an effect only if there is no such call.
+//! signed in afterwards. A [`rework`](Session::rework) has an effect only if the request calls none of these three.
 //!
-//! The order of the calls decides only which data is kept, because each value is written to the session that is current at
-//! that point:
+//! Apart from that, the order of the calls decides only which data is kept, because each value is written to the session
+//! that is current at that point:
 //!
 //! | calls, all for the same user | the session's data afterwards | the user's other sessions |
 //! |---|---|---|
@@ -40,8 +40,8 @@
 //! applies to the first user. A `clear_others` then still applies to the user who signs in.
 //!
 //! If other changes of the request fail, a sign-out still takes effect. For example, after `clear` and then `bind("")` the
-//! response is a 500, and all sessions have ended. A login that is *refused* is different: the next section says what
-//! happens to a sign-out in the same request.
+//! response is a 500, and all sessions of the user who was signed in have ended. A login that is *refused* is different: the
+//! next section says what happens to a sign-out in the same request.
 //!
 //! # When a login or a sign-out is refused
 //!
@@ -55,8 +55,9 @@
 //!   a new session, as in the next case.
 //! * **Signing in when the request has no session, a visitor's session, or another user's session,** makes a new session. It
 //!   is refused if all sessions of the user who signs in were ended since the request arrived, or if the request arrived
-//!   more than fifteen minutes ago. With a `Login`, the time when the `Login` was taken counts instead. If another user is
-//!   signed in, a plain session key also needs the newest ID of that user's session, which must still be live.
+//!   more than fifteen minutes ago. With a `Login`, it is refused if they were ended since the `Login` was taken, or if the
+//!   `Login` is older than fifteen minutes. If another user is signed in, a plain session key also needs the newest ID of
+//!   that user's session, which must still be live.
 //! * **[`delete`](Session::delete) and [`clear`](Session::clear)** need an ID that is valid for the session at the commit,
 //!   or that a login or a `clear_others` has replaced less than ten seconds ago.
 //! * **[`clear_others`](Session::clear_others)** needs the newest ID of the session.
@@ -65,10 +66,10 @@
 //! A refused login or sign-out is dropped, together with all other changes of the request. There is one exception: if a
 //! login with a plain session key is refused, a `clear` in the same request still takes effect.
 //!
-//! Because logins are refused after a sign-out everywhere, every `clear` and `clear_others` refuses the user's pending
-//! logins, except the one that the same request binds. **Limit how often each user can call them, or ask for the password
-//! first.** Otherwise a thief with a live session can repeat them and keep its owner from signing in. A limit per IP address
-//! does not prevent that, because a thief can use many addresses.
+//! This has a side effect: every `clear` and `clear_others` also refuses the user's own pending logins, except one that the
+//! same request binds. **Limit how often each user can call them, or ask for the password first.** Otherwise a thief with a
+//! live session can repeat them and keep its owner from signing in. A limit per IP address does not prevent that, because a
+//! thief can use many addresses.
 //!
 //! Some outcomes cannot be avoided:
 //!
@@ -78,7 +79,7 @@
 //! * If the store's answer to a visitor's login is lost, the response is a 503 and nobody is signed in, but the visitor's session
 //!   may have ended with the login. Its data is then gone.
 //! * If a visitor sends a login form twice, there are two sessions. Both work, and both are in the user's list. The same
-//!   happens if a request with a `Login` runs beside a rotation.
+//!   happens if a request with a `Login` runs at the same time as a rotation.
 //! * If two requests of one browser run at the same time, one may set a new cookie just as the other ends that session. The
 //!   browser may then keep the cookie of a session that has ended, and the user has to sign in again.
 //! * A sign-out can be answered with 200 although the browser stays signed in. This happens when a `delete`, or a visitor's
@@ -126,7 +127,7 @@
 //!   the host that was requested (the authority of the URI, or else `Host`), a host in `X-Forwarded-Host` or `Forwarded`,
 //!   the layer's [`domain`](crate::SessionLayer::domain), or a subdomain of that domain. Any other host is another site, and
 //!   so is `Origin: null`. A proxy that replaces `Host` should send one of the two forwarding headers.
-//! * A request without either header counts as coming from this site.
+//! * A request with neither `Sec-Fetch-Site` nor `Origin` counts as coming from this site.
 //!
 //! Over plain HTTP this has three consequences:
 //!
@@ -353,8 +354,8 @@ impl Session {
     ///
     /// * As in serde_json, a `Some` of something that serializes as `null`, such as `Some(())`, is read back as `None`.
     /// * A custom [`Serializer`](crate::Serializer) takes only integers that fit in an `i64` or a `u64`.
-    /// * If a value writes a field twice, as `#[serde(flatten)]` can, a map gets the last one. Reading it as a struct with that
-    ///   field fails.
+    /// * If a value serializes the same field twice, as `#[serde(flatten)]` can, reading it back as a map returns the last
+    ///   one. Reading it as a struct with that field fails.
     ///
     /// # Errors
     /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is
@@ -375,9 +376,10 @@ impl Session {
     /// effects. Write out the type of its argument: `|n: Option<u64>| n.unwrap_or(0) + 1`.
     ///
     /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the new value would be refused by [`insert`](Self::insert), or if the old one does
-    /// not deserialize as a `T`. If the session is not [loaded](Self::load) yet, the closure runs at the commit, and any
-    /// such error is returned there. The commit also fails in the cases of `insert`.
+    /// [`Data`](crate::ErrorKind::Data) if the new value would be refused by [`insert`](Self::insert), or if the old one
+    /// does not deserialize as a `T`. If the session is not [loaded](Self::load) yet, the closure runs at the commit, and
+    /// any such error is returned there. As with `insert`, the commit fails if the record cannot be read, or would be too
+    /// large.
     pub fn modify<T: Serialize + DeserializeOwned>(
         &self,
         name: &str,
@@ -468,7 +470,7 @@ impl Session {
     /// Signs in: gives the session a session key and a new ID, and keeps its data. The old ID becomes invalid.
     ///
     /// If no user was signed in, this makes a new session with the visitor's data, and the visitor's session ends. If this
-    /// user was already signed in, the session stays the same.
+    /// user was already signed in, the session keeps its record and its handle.
     ///
     /// It takes a session key or a [`Login`](crate::Login). Use a `Login` wherever a password or another credential is checked:
     /// the login is then refused if the user was signed out everywhere during the check. See [when a login is
@@ -568,7 +570,7 @@ impl Session {
 
     /// Returns the session key if a user is signed in. Before [`load`](Self::load) it is `None`.
     ///
-    /// After [`bind`](Self::bind), [`create`](Self::create) or [`delete`](Self::delete) it is already the new one.
+    /// After [`bind`](Self::bind), [`create`](Self::create) or [`delete`](Self::delete) it already reflects that call.
     #[doc(alias = "user", alias = "user_id", alias = "is_authenticated")]
     pub fn key(&self) -> Option<String> {
         self.0.pending(|pending| pending.key().map(str::to_owned))

@@ -69,8 +69,9 @@ impl<T> Builder<T> {
     /// Sets the idle timeout: a session that is not used for this long ends. `None` turns it off. It must be at least 1
     /// millisecond. Default: 1 hour.
     ///
-    /// An unused session never lives longer than this. It may end up to [`touch_interval`](Self::touch_interval) earlier, because
-    /// not every use is recorded. [`Session::set_ttl`](crate::Session::set_ttl) overrides the timeout for one session.
+    /// An unused session never lives longer than this (but see promise 18 for the JSON file). It may end up to
+    /// [`touch_interval`](Self::touch_interval) earlier, because not every use is recorded.
+    /// [`Session::set_ttl`](crate::Session::set_ttl) overrides the timeout for one session.
     #[doc(alias = "idle_timeout", alias = "idle timeout", alias = "expire")]
     pub fn default_ttl(mut self, ttl: impl Into<Option<Duration>>) -> Self {
         self.policy.default_ttl = ttl.into();

@@ -437,7 +437,7 @@ impl<B: Backend> Sessions<B> {
 
     /// Closes the sessions, for a graceful shutdown:
     ///
-    /// 1. Every stream of this process that [waits for its session to end](crate::Session::ended) ends.
+    /// 1. In this process, every [`Session::ended`](crate::Session::ended) resolves to [`Closed`](crate::Ending::Closed).
     /// 2. The call waits for all pending work, including commits and touches in the background.
     /// 3. The backend releases its resources.
     ///

@@ -26,8 +26,8 @@ pub enum Ending {
     Expired,
     /// [`Sessions::close`](crate::Sessions::close) was called, as in a graceful shutdown. The session itself lives on.
     Closed,
-    /// It is not known whether the session ended. For [`unknown_after`](crate::Builder::unknown_after), the store did not answer
-    /// or had a record that cannot be read.
+    /// It is not known whether the session ended. The store has not answered for as long as
+    /// [`unknown_after`](crate::Builder::unknown_after), or the session's record cannot be read.
     Unknown,
 }
 

@@ -40,7 +40,7 @@ pub struct Call {
     pub number_of_verb: u64,
     /// The record that the call is about; `None` for methods that are not about one record.
     pub id: Option<RecordId>,
-    /// The owner that the call is about; `None` for a visitor's record, and for all records.
+    /// The owner that the call is about; `None` for calls about a visitor's record, and for calls about all records.
     pub owner: Option<Owner>,
     /// The record to be written, by [`Create`](Verb::Create) and [`Update`](Verb::Update). `None` for other methods.
     pub record: Option<Record>,

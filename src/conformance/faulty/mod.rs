@@ -1,4 +1,4 @@
-//! The faulty backend: one around any other, whose calls fail, wait or change when a test says so.
+//! The faulty backend: a wrapper around any other backend, whose calls fail, wait or change when a test says so.
 
 mod call;
 mod faults;

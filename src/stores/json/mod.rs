@@ -35,11 +35,11 @@
 //! accepts changes again to find out which. After a failed write, changes fail with `Unavailable` until the file has been
 //! rewritten. Reads keep working.
 //!
-//! Opening fails, and leaves the file unchanged, if the file was not written by this crate, or if it is damaged in a part that
-//! had been synced. Damage after that part is a torn write: the machine stopped during the write, which had not been
-//! acknowledged. The damaged part is cut off, and this is logged at `warn`. If the process was killed before it could record
-//! that its last batch was synced, then damage to that batch is also treated as a torn write. Sessions that expired while no
-//! process used the file are gone.
+//! Opening fails, and leaves the file unchanged, if the file was not written by this crate, or if it is damaged in a part
+//! that had been synced. Damage after that part is a torn write: the machine stopped during the write. With
+//! `Durability::Sync`, that write had not been acknowledged. The damaged part is cut off, and this is logged at `warn`. If
+//! the process was killed before it could record that its last batch was synced, then damage to that batch is also treated
+//! as a torn write. Sessions that expired while no process used the file are gone.
 //!
 //! [`close`](Sessions::close) waits for running changes and releases the file. Dropping the last clone of the sessions does the
 //! same, and blocks its thread for a moment.
@@ -57,8 +57,9 @@
 //! new sessions. If none are left, changes fail with [`ErrorKind::Unavailable`], except sign-outs. Everything works again as
 //! soon as there is room.
 //!
-//! * **Cost:** the reserve takes at most 9/8 of the space of the live sessions, and 1.5 MiB. All files together, with dead
-//!   lines (about sessions that have changed or ended since), take at most 3¼ times the space of the live sessions, and 3 MiB.
+//! * **Cost:** the reserve takes at most 9/8 of the space of the live sessions, plus 1.5 MiB. All files together, with dead
+//!   lines (about sessions that have changed or ended since), take at most 3¼ times the space of the live sessions, plus 3
+//!   MiB.
 //! * **Where it works:** on file systems that support `fallocate`, such as ext4, XFS and tmpfs. Btrfs may still need space for
 //!   its own trees. ZFS, NFS before 4.2, and systems other than Linux reserve nothing: if other programs fill the disk there,
 //!   sign-outs fail too, with an error.
@@ -88,8 +89,8 @@
 //! clock is set back:
 //!
 //! * No expired session comes back once a reader has seen it as expired, and no replaced ID becomes valid again.
-//! * While the file is in use, no session lives longer. If that happens while no process uses it, a session may live longer,
-//!   but by no more than the wall clock was set back.
+//! * If the wall clock is set back while the file is in use, no session lives longer. If it is set back while no process
+//!   uses the file, a session may live longer, by at most that amount.
 //!
 //! [`Clock`] explains the price of a clock that never goes back.
 //!
@@ -120,10 +121,10 @@
 //! * `ends` in a `put` names other sessions that ended together with it: those that a [limit](#a-limit-of-sessions-per-user)
 //!   ended, and the visitor's session of a login.
 //!
-//! The file does not contain each user's last clear, which pending logins are checked against. Clears are remembered in memory
-//! for half an hour, at most 65,536 of them (7 MB). If there are more, the oldest are forgotten, and a login that began before
-//! a forgotten clear is refused. A [`Login`](crate::Login) is therefore valid only until the process ends: once the file is
-//! opened again, it is refused, even if it was kept in a visitor's session.
+//! The clears that pending logins are checked against are not restored from the file. They are remembered only in memory,
+//! for half an hour, at most 65,536 of them (7 MB). If there are more, the oldest are forgotten, and any login, of any user,
+//! that began before a forgotten clear is refused. A [`Login`](crate::Login) is therefore valid only until the process ends:
+//! once the file is opened again, it is refused, even if it was kept in a visitor's session.
 //!
 //! ## Compaction
 //!

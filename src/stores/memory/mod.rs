@@ -20,9 +20,9 @@
 //! [`ErrorKind::Unavailable`]. Signing out always works.
 //!
 //! The store also remembers each user's last clear for half an hour, so that pending logins can be refused. It remembers at
-//! most 65,536 clears (7 MB). If there are more, the oldest are forgotten, and a login that began before a forgotten clear is
-//! refused. A [`Login`](crate::Login) is valid only for the store that it was begun on. A `Login` from another process, or from
-//! this process before a restart, is refused.
+//! most 65,536 clears (7 MB). If there are more, the oldest are forgotten, and any login, of any user, that began before a
+//! forgotten clear is refused. A [`Login`](crate::Login) is valid only for the store that it was begun on. A `Login` from
+//! another process, or from this process before a restart, is refused.
 //!
 //! # A limit of sessions per user
 //!

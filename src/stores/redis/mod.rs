@@ -29,8 +29,8 @@
 //!
 //! A value begins with a head of 34 bytes: the format, where the payload is, how many older versions follow, when the session
 //! ends (13 digits, in milliseconds of the server's clock), the version (8 bytes), and the last use (10 digits, in seconds).
-//! After the head come the seven versions before the current one and the record's very first version, eight bytes each, as far
-//! as there are that many. Then comes the payload.
+//! After the head come the seven versions before the current one and the record's very first version, eight bytes each, or
+//! fewer if the record has not had that many. Then comes the payload.
 //!
 //! **The value says when the session ends.** The Redis key may live longer than the session, so a load compares this end with
 //! the server's time. That time is estimated if the server reported it within the last second; otherwise the load asks for it.
@@ -63,8 +63,8 @@
 //!
 //! # Limits
 //!
-//! The script of a `create` counts the fields of the user's hash. Only if the user may have more records than the
-//! [limit](crate::Terms::limit) allows, the script reads them and ends the least recently used ones. The last use has a
+//! The script of a `create` counts the fields of the user's hash. Only if that count could exceed the
+//! [limit](crate::Terms::limit) does the script read the records and end the least recently used ones. The last use has a
 //! resolution of one second; within the same second, the record that expires first ends.
 //!
 //! With a limit of 100, the login of a user who has 100 sessions takes Redis about 0.3 ms. Below the limit there is no extra
@@ -80,8 +80,8 @@
 //! A Redis key that exists throughout a scan is visited at least once. While Redis shrinks its hash table, a record may be
 //! listed or counted twice. [`Page::moved`](crate::backend::Page::moved) reports that records may be missing:
 //!
-//! * On one server and behind Sentinel, if the server restarted, another one became the master, or another process continues with
-//!   the cursor. The cursor is then no longer valid.
+//! * On one server and behind Sentinel, if the server restarted, another one became the master, or another process continues
+//!   with the cursor. The scan goes on, but may miss records.
 //! * In a Cluster, whose masters are scanned one after the other, if a slot moved to another server.
 //!
 //! It does not report a slot that is still being moved. It does not report restarts of a Cluster node, or of a server behind the
@@ -184,17 +184,17 @@
 //! for a user, and the data. A [keyring](crate::keyring) adds 45 bytes, and each previous ID that is still accepted adds 40.
 //!
 //! **Under memory pressure visitors are evicted first**, with `maxmemory-policy volatile-ttl`. That policy evicts the Redis
-//! keys that expire first. So a user's Redis key expires later than its longest session needs: by the longest time that a
-//! visitor's Redis key can have (the shorter of [`default_ttl`](crate::Builder::default_ttl) and
-//! [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)), and 17 minutes more. A visitor's session with a longer
-//! [`set_ttl`](crate::Session::set_ttl) competes with users. Without a [limit](#limits), one user with very many sessions can
-//! push out others.
+//! keys that expire first. So a user's Redis key outlives the user's longest session by the longest lifetime of a visitor's
+//! Redis key (the shorter of [`default_ttl`](crate::Builder::default_ttl) and
+//! [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)) plus 17 minutes. A visitor's session with a longer
+//! [`set_ttl`](crate::Session::set_ttl) competes with users. Without a [limit](#limits), one user with very many sessions
+//! can push out others.
 //!
 //! # Server settings
 //!
 //! | setting | reason |
 //! |---|---|
-//! | `maxmemory` and `maxmemory-policy volatile-ttl`, or `noeviction` | evicts [visitors first](#memory). Other policies also evict users' Redis keys, and with each one all sessions of that user |
+//! | `maxmemory` and `maxmemory-policy volatile-ttl`, or `noeviction` | `volatile-ttl` evicts [visitors first](#memory), and `noeviction` evicts nothing. Other policies also evict users' Redis keys, and with each one all sessions of that user |
 //! | `appendonly yes`, `appendfsync everysec` | a crash loses one second of writes instead of everything since the last snapshot |
 //! | `min-replicas-to-write 1`, `min-replicas-max-lag 2` with Sentinel or in a Cluster | a master that was cut off stops accepting logins and logouts that a failover would lose |
 //! | `cluster-require-full-coverage no` | while one shard is down, the sessions on the others keep working |
