@@ -175,7 +175,7 @@ async fn p24_a_store_that_fails_is_one_line_and_that_it_works_again_another() {
         assert_eq!(client.does(increment).await.status, StatusCode::SERVICE_UNAVAILABLE);
     }
     let lines = above_debug();
-    assert!(lines.len() == 1 && lines[0].starts_with("WARN") && lines[0].contains("the store fails"), "{lines:?}");
+    assert!(lines.len() == 1 && lines[0].starts_with("WARN") && lines[0].contains("the store is failing"), "{lines:?}");
     assert!(lines[0].contains("was lost, as a test wanted it"), "{lines:?}");
     store.faults.heal();
     // One that fails and works by turns is failing.

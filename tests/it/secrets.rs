@@ -159,7 +159,9 @@ async fn p13_a_keyring_adds_nothing_to_logs_and_errors() {
 
     let log = LOG.take();
     assert!(
-        log.contains("not valid IDs") && log.contains("left out of a list") && log.contains("not on the keyring"),
+        log.contains("do not contain valid IDs")
+            && log.contains("left out of a list")
+            && log.contains("not on the keyring"),
         "{log}"
     );
     for text in [&log, &printed] {

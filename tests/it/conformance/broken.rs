@@ -266,7 +266,7 @@ const CAUGHT: &[(Flaw, &str, &str)] = &[
     (ClearForgetsTheNewest, "a_clear_ends_all_of_its_owner", "still signed in somewhere"),
     (ClearIgnoresKeep, "a_clear_spares_the_one_to_keep", "ended the record that it was to keep"),
     (ClearIsByAnySid, "a_clear_by_what_is_not_the_owners_is_gone", "did something"),
-    (ClearCountsExpired, "a_clear_counts_only_what_was_live", "sessions that are no more"),
+    (ClearCountsExpired, "a_clear_counts_only_what_was_live", "sessions that have ended"),
     (ClearCountsKeep, "a_clear_spares_the_one_to_keep", "beside the one kept"),
     (ClearKeepsForLonger, "a_clear_spares_the_one_to_keep", "ends too late"),
     (ClearIsByWhatHasEnded, "a_clear_by_what_is_not_the_owners_is_gone", "did something"),
