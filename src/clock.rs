@@ -39,9 +39,9 @@ use tokio::{
 ///
 /// * **Idle timeouts in memory and in the JSON file** use a monotonic clock that also counts while the machine is suspended
 ///   (`CLOCK_BOOTTIME` on Linux). After a laptop has slept for eight hours, a session with an idle timeout of one hour has
-///   ended. Some systems have no such clock. On those, if the wall clock stays ahead of the monotonic clock for ten seconds or
-///   more, the difference is counted as time spent suspended. A wall clock that is wrong for only a moment therefore ends no
-///   session.
+///   ended. Some systems have no such clock. On those, if the wall clock stays ahead of the monotonic clock for ten seconds
+///   or more, the difference is counted as time spent suspended. A wall clock that is wrong for only a moment therefore does
+///   not affect idle timeouts.
 /// * **Idle timeouts in Redis** use the clock of the Redis server.
 /// * **Absolute timeouts and the times in [`SessionInfo`](crate::SessionInfo)** use the wall clock of the application, because
 ///   they have to mean the same on every node. If the clocks of two nodes differ, an absolute timeout comes earlier or later by

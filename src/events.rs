@@ -93,7 +93,7 @@
 //! | field | what it is |
 //! | --- | --- |
 //! | `bytes` | how many bytes were cut off, or the size of the compacted file |
-//! | `came_with` | what the request came with: `Session` for a user's session, `Superseded` for the ID before a login, or `Visitor` for anything else |
+//! | `came_with` | what the request came with: `Session` for a user's session, `Superseded` for an ID that a login or `clear_others` has replaced, or `Visitor` for anything else |
 //! | `count` | how many cookies |
 //! | `damage` | how the file differs from what this process wrote |
 //! | `ended` | in the event `cleared`: how many sessions ended |

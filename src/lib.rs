@@ -2,7 +2,8 @@
 //!
 //! The browser holds a random ID in a cookie, and the data stays on the server: in memory, in a JSON file or in Redis. A
 //! [`SessionLayer`] gives each request a [`Session`]. Handlers take it as an argument, and read and write without `.await`.
-//! When the response is ready, their changes are committed in one atomic call to the store (two for `clear_others`).
+//! When the response is ready, their changes are committed in one atomic call to the store. Only `clear_others` and some
+//! logins need a second one: see [what a request costs](guide::requests).
 //!
 //! # Quick start
 //!

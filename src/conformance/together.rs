@@ -200,8 +200,8 @@ pub async fn an_end_beside_updates_and_touches_is_the_end<B: Backend>(subject: &
     }
 }
 
-/// An `update` that a client repeats because its answer was lost is `Done`, or a `Conflict` with its own version. It is never
-/// applied again, neither at once nor after another update.
+/// An `update` that a client library sends again by itself, so without `retry`, is `Done`, or a `Conflict` with the version
+/// that it wrote. It is never applied again, neither at once nor after another update.
 pub async fn a_repeated_update_is_not_applied_again<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let first = record(id);

@@ -1,7 +1,7 @@
 //! The session of one request: how it is loaded, changed and committed.
 //!
-//! A session is loaded when it is first used. Changes are staged in memory. When the response is ready, they are committed in one
-//! atomic call to the store. [`Session::save`] commits earlier.
+//! A session is loaded when it is first used. Changes are staged in memory. When the response is ready, they are committed,
+//! usually in [one](crate::guide::requests) atomic call to the store. [`Session::save`] commits earlier.
 //!
 //! ```text
 //!  store ──load──▶ base ──changes──▶ staged      what the handler sees
@@ -61,15 +61,17 @@
 //! * **[`delete`](Session::delete) and [`clear`](Session::clear)** need an ID that is valid for the session at the commit,
 //!   or that a login or a `clear_others` has replaced less than ten seconds ago.
 //! * **[`clear_others`](Session::clear_others)** needs the newest ID of the session.
-//! * **After the session has ended,** a `delete` succeeds, and a `clear` or `clear_others` is refused.
+//! * **After the session has ended,** a `delete` succeeds, and so does a visitor's `clear`, which ends only its own session.
+//!   A user's `clear` or `clear_others` is refused.
 //!
 //! A refused login or sign-out is dropped, together with all other changes of the request. There is one exception: if a
 //! login with a plain session key is refused, a `clear` in the same request still takes effect.
 //!
-//! This has a side effect: every `clear` and `clear_others` also refuses the user's own pending logins, except one that the
-//! same request binds. **Limit how often each user can call them, or ask for the password first.** Otherwise a thief with a
-//! live session can repeat them and keep its owner from signing in. A limit per IP address does not prevent that, because a
-//! thief can use many addresses.
+//! Refusing late logins has a side effect: every `clear` and `clear_others` also refuses the user's own pending logins.
+//! There are two exceptions: a `Login` that the same request binds, and one that renews the session that `clear_others`
+//! kept. **Limit how often each user can call them, or ask for the password first.** Otherwise a thief with a live session
+//! can repeat them and keep its owner from signing in. A limit per IP address does not prevent that, because a thief can use
+//! many addresses.
 //!
 //! Some outcomes cannot be avoided:
 //!
@@ -528,11 +530,12 @@ impl Session {
     /// Signs out everywhere: ends all sessions of the signed-in user, including this one. For a visitor it ends only this
     /// session.
     ///
-    /// If this session has expired or was ended, the response is a 401 and no other session ends.
+    /// If this is a user's session, and it has expired or was ended, the response is a 401 and no other session ends.
     ///
-    /// It also refuses the user's pending logins, except the one that this request binds. Limit how often each user can call
-    /// it, or ask for the password first: [otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live
-    /// session can keep its owner from signing in.
+    /// It also refuses the user's pending logins, with the exceptions that are named
+    /// [here](self#when-a-login-or-a-sign-out-is-refused). Limit how often each user can call it, or ask for the password
+    /// first: [otherwise](self#when-a-login-or-a-sign-out-is-refused) a thief with a live session can keep its owner from
+    /// signing in.
     #[doc(alias = "revoke_all", alias = "logout")]
     pub fn clear(&self) {
         self.0.stage_plain(Change::Clear);
@@ -687,8 +690,9 @@ impl Session {
     /// * [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
     ///   [`WrongKey`](crate::ErrorKind::WrongKey): the record cannot be read.
     /// * [`TooLarge`](crate::ErrorKind::TooLarge): the record would be larger than [`max_size`](crate::Builder::max_size).
-    /// * [`Data`](crate::ErrorKind::Data): the session key of a login is empty or too long, or a value that
-    ///   [`modify`](Self::modify) computed at the commit does not fit.
+    /// * [`Data`](crate::ErrorKind::Data): the session key of a login is empty or too long, or a [`modify`](Self::modify)
+    ///   that ran at the commit failed: the old value does not deserialize, or [`insert`](Self::insert) would refuse the new
+    ///   one.
     /// * [`Config`](crate::ErrorKind::Config): the `ttl` of [`set_ttl`](Self::set_ttl) is less than a millisecond.
     ///
     /// # Cancel safety

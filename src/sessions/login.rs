@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::backend::Mark;
 
 /// A pending login, returned by [`Sessions::login`](crate::Sessions::login). It is refused if the user is signed out
-/// everywhere before it is bound, or if it is older than fifteen minutes.
+/// everywhere before it is bound (with two [exceptions](crate::session#when-a-login-or-a-sign-out-is-refused)), or if it is
+/// older than fifteen minutes.
 ///
 /// Checking a password takes about a tenth of a second. In the meantime the user may set a new password and end all sessions. If
 /// you take a `Login` before the check, the login with the old password is refused:

@@ -53,9 +53,9 @@
 //!
 //! On Linux the store also keeps a reserve on the disk, so that sign-outs and one compaction succeed even if other programs
 //! fill the disk to the last byte. The reserve is space after the end of the file, for a few hundred sign-outs, and the file
-//! `sessions.json.compacting`, for the next compaction. While the disk is full, visitors' sessions are evicted to make room for
-//! new sessions. If none are left, changes fail with [`ErrorKind::Unavailable`], except sign-outs. Everything works again as
-//! soon as there is room.
+//! `sessions.json.compacting`, for a compaction, which makes room for more. While the disk is full, visitors' sessions are
+//! evicted to make room for new sessions. If none are left, changes fail with [`ErrorKind::Unavailable`], except sign-outs.
+//! Everything works again as soon as there is room.
 //!
 //! * **Cost:** the reserve takes at most 9/8 of the space of the live sessions, plus 1.5 MiB. All files together, with dead
 //!   lines (about sessions that have changed or ended since), take at most 3¼ times the space of the live sessions, plus 3

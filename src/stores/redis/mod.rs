@@ -179,14 +179,15 @@
 //!
 //! # Memory
 //!
-//! A user's session takes about 350 bytes in addition to its payload, or about 170 if the user has several. A visitor's session
-//! takes about 150. The payload is what [`max_size`](crate::Builder::max_size) limits: about 100 bytes for a visitor and 130
-//! for a user, and the data. A [keyring](crate::keyring) adds 45 bytes, and each previous ID that is still accepted adds 40.
+//! A user's session takes about 350 bytes in addition to its payload, or about 170 if the user has several. A visitor's
+//! session takes about 150. The payload, whose size [`max_size`](crate::Builder::max_size) limits, is the data plus about
+//! 100 bytes for a visitor or 130 for a user. A [keyring](crate::keyring) adds 45 bytes, and each previous ID that is still
+//! accepted adds 40; these do not count towards `max_size`.
 //!
 //! **Under memory pressure visitors are evicted first**, with `maxmemory-policy volatile-ttl`. That policy evicts the Redis
-//! keys that expire first. So a user's Redis key outlives the user's longest session by the longest lifetime of a visitor's
-//! Redis key (the shorter of [`default_ttl`](crate::Builder::default_ttl) and
-//! [`anonymous_lifetime`](crate::Builder::anonymous_lifetime)) plus 17 minutes. A visitor's session with a longer
+//! keys that expire first. Therefore a user's Redis key outlives the user's longest session by 17 minutes more than a
+//! visitor's Redis key can last, which is the shorter of [`default_ttl`](crate::Builder::default_ttl) and
+//! [`anonymous_lifetime`](crate::Builder::anonymous_lifetime). A visitor's session with a longer
 //! [`set_ttl`](crate::Session::set_ttl) competes with users. Without a [limit](#limits), one user with very many sessions
 //! can push out others.
 //!
