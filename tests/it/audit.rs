@@ -146,8 +146,7 @@ async fn p24_a_listener_that_panics_breaks_no_request() {
     let store = Store::memory().await;
     let sessions = Sessions::over(store.watched()).on_event(|_| panic!("a listener")).build().unwrap();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     client.does(bind_ada).await.ok();
     assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
     assert!(
@@ -164,8 +163,7 @@ async fn p24_a_store_that_fails_is_one_line_and_that_it_works_again_another() {
     let store = Store::memory().await;
     let client = Client::new(&store.layer());
     client.does(increment).await.ok();
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     let above_debug = || {
         let text = events.text();
         text.lines().filter(|line| !line.starts_with("DEBUG")).map(str::to_owned).collect::<Vec<_>>()
@@ -201,8 +199,7 @@ async fn p24_what_a_stream_wrote_and_never_saved_is_a_warning() {
     let store = Store::memory().await;
     let client = Client::new(&store.layer());
     client.does(increment).await.ok();
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     let warned = || events.text().lines().filter(|line| line.starts_with("WARN")).count();
     let kept: Arc<Mutex<Option<Session>>> = Arc::default();
     let keep = |session: Session| {
@@ -245,8 +242,7 @@ async fn p24_no_line_has_an_id_a_key_or_data() {
     });
     let sessions = builder.build().unwrap();
     let client = Client::new(&SessionLayer::new(sessions.clone()));
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     let mut ids = Vec::new();
     for _ in 0..2 {
         let bind = |session: &Session| session.create("ada@example.com", json!({"secret": "very secret"}));

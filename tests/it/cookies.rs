@@ -131,8 +131,7 @@ fn keyring(byte: u8) -> Options {
 
 /// The user of the session that these cookies lead to, and what is logged meanwhile.
 async fn found_and_logged(layer: &SessionLayer, cookies: &[&str]) -> (String, String) {
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     let cookies: Vec<_> = cookies.iter().map(|id| format!("__Host-id={id}")).collect();
     let request = Request::builder().header("cookie", cookies.join("; ")).body(axum::body::Body::empty());
     let stranger = Client::new(layer);

@@ -5,11 +5,20 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use tracing::subscriber::{DefaultGuard, set_default};
+
 /// Keeps the events of one thread.
 #[derive(Clone, Default)]
 pub struct Events(Arc<Mutex<String>>);
 
 impl Events {
+    /// Collects the events of this thread until the guard is dropped.
+    pub fn collect() -> (Self, DefaultGuard) {
+        let events = Self::default();
+        let guard = set_default(events.clone());
+        (events, guard)
+    }
+
     pub fn text(&self) -> String {
         self.0.lock().unwrap().clone()
     }

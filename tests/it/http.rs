@@ -102,8 +102,7 @@ async fn what_went_wrong_is_in_the_log_and_not_in_the_body(store: Store) {
     client.does(|session| session.insert("n", 1)).await.ok();
     // That the store fails is said once.
     for (verb, level) in [(Verb::Load, "WARN"), (Verb::Update, "DEBUG")] {
-        let events = Events::default();
-        let _guard = tracing::subscriber::set_default(events.clone());
+        let (events, _guard) = Events::collect();
         store.faults.next(verb, outage());
         let answer = client.does(|session| session.insert("n", 2)).await;
         assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -113,8 +112,7 @@ async fn what_went_wrong_is_in_the_log_and_not_in_the_body(store: Store) {
         assert!(line.is_some_and(|line| line.starts_with(level)), "{said}");
     }
     // What a client causes at will is nothing for the operator.
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     let refused = client.visit(async |_| Err::<(), _>(Error::new(ErrorKind::Unauthorized, "not signed in")));
     assert_eq!(refused.await.status, StatusCode::UNAUTHORIZED);
     assert!(
@@ -133,8 +131,7 @@ async fn p13_what_a_client_causes_at_will_is_in_no_line_above_debug() {
     let client = Client::new(&layer);
     client.does(|session| session.create("ada", json!({}))).await.ok();
     let id = client.id().unwrap();
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     let with_cookies = |text: String| Request::builder().header("cookie", text).body(Body::empty()).unwrap();
     // More cookies than are looked at, and a handler that writes.
     let junk = vec![format!("__Host-id={}", "A".repeat(80)); 17].join("; ");

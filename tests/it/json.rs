@@ -618,8 +618,7 @@ async fn a_torn_end_is_cut_off_and_said() {
     let torn = br#"{"sum":"00000000","n":3,"synced":2,"op":"end","#;
     fs::write(folder.file(), [&whole, torn.as_slice()].concat()).unwrap();
 
-    let events = Events::default();
-    let _guard = tracing::subscriber::set_default(events.clone());
+    let (events, _guard) = Events::collect();
     let sessions = open(&folder.file()).await;
     let said = events.text();
     assert!(said.contains("WARN") && said.contains("torn write"), "{said}");

@@ -19,9 +19,7 @@ const GRACE: &str = "nanoseconds matter";
 #[test]
 fn a_user_sees_all_own_sessions_and_ends_the_one_on_another_device() {
     let app = start();
-    let (mut laptop, mut phone) = (browser_of(&app), browser_of(&app));
-    laptop.sign_in("ada", ADA);
-    phone.sign_in("ada", ADA);
+    let [mut laptop, mut phone] = [(); 2].map(|()| signed_in(&app));
     assert_eq!(laptop.get("/sessions").sessions().len(), 2);
     assert_eq!(phone.get("/sessions").sessions().len(), 2);
 
@@ -40,8 +38,7 @@ fn a_user_sees_all_own_sessions_and_ends_the_one_on_another_device() {
 #[test]
 fn ending_the_session_of_this_device_signs_out_and_removes_the_cookie() {
     let app = start();
-    let mut browser = browser_of(&app);
-    browser.sign_in("ada", ADA);
+    let mut browser = signed_in(&app);
     let own = browser.get("/sessions").this_session();
     browser.post("/sessions/end", &[("handle", &own)]);
     assert!(browser.cookies.is_empty());
@@ -64,9 +61,7 @@ fn p20_who_signs_in_on_too_many_devices_is_told_that_one_was_signed_out() {
 #[test]
 fn p21_a_page_that_is_open_says_that_its_session_was_ended_in_another_browser() {
     let app = start();
-    let (mut laptop, mut phone) = (browser_of(&app), browser_of(&app));
-    laptop.sign_in("ada", ADA);
-    phone.sign_in("ada", ADA);
+    let [mut laptop, mut phone] = [(); 2].map(|()| signed_in(&app));
     let mut tab = browser_of(&app);
     tab.cookies.clone_from(&phone.cookies);
     let mut page = tab.begin("GET", "/sessions/live", "");
@@ -151,8 +146,7 @@ fn after_signing_in_one_sees_the_page_that_one_wanted_and_no_other_site() {
 #[test]
 fn a_new_id_is_the_same_session() {
     let app = start();
-    let mut browser = browser_of(&app);
-    browser.sign_in("ada", ADA);
+    let mut browser = signed_in(&app);
     let (handle, id) = (browser.get("/sessions").this_session(), browser.id());
     browser.post("/sessions/rotate", &[]);
     let home = browser.get("/sessions");
@@ -224,8 +218,7 @@ fn the_counter_of_a_visitor_is_kept_across_sign_in_and_the_id_is_not() {
 #[test]
 fn a_form_from_another_site_is_refused_in_words() {
     let app = start();
-    let mut browser = browser_of(&app);
-    browser.sign_in("ada", ADA);
+    let mut browser = signed_in(&app);
     browser.extra = vec![("Sec-Fetch-Site", "cross-site")];
     let by_site = browser.post("/logout-everywhere", &[]);
     browser.extra = vec![("Origin", "https://attacker.example")];
@@ -288,8 +281,7 @@ fn who_signed_in_is_still_signed_in_when_it_is_stopped_and_started() {
     let folder = Folder::new();
     let store = format!("json:{}", folder.file().display());
     let app = App::start_on(&store);
-    let mut browser = browser_of(&app);
-    browser.sign_in("ada", ADA);
+    let mut browser = signed_in(&app);
     // It gets no chance to say goodbye.
     drop(app);
     let app = App::start_on(&store);
@@ -320,12 +312,10 @@ fn two_processes_on_one_redis_are_one_application() {
     let Some(binary) = binary() else { return };
     let redis = Process::start_on(&binary, ports(1)[0], &[]);
     let apps = [App::start_on(&redis.uri()), App::start_on(&redis.uri())];
-    let mut browser = browser_of(&apps[0]);
-    browser.sign_in("ada", ADA);
+    let mut browser = signed_in(&apps[0]);
     browser.address.clone_from(&apps[1].address);
     assert_eq!(browser.get("/sessions").status, 200);
-    let mut phone = browser_of(&apps[1]);
-    phone.sign_in("ada", ADA);
+    let mut phone = signed_in(&apps[1]);
     assert_eq!(browser.get("/sessions").sessions().len(), 2);
     phone.post("/logout-everywhere", &[]);
     assert_eq!(browser.get("/sessions").status, 401);
@@ -339,6 +329,13 @@ fn start() -> App {
 
 fn browser_of(app: &App) -> Browser {
     Browser { address: app.address.clone(), cookies: BTreeMap::new(), extra: Vec::new() }
+}
+
+/// One that is signed in as `ada`.
+fn signed_in(app: &App) -> Browser {
+    let mut browser = browser_of(app);
+    browser.sign_in("ada", ADA);
+    browser
 }
 
 /// One browser: a connection for each request, and a jar of cookies.

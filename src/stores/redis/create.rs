@@ -30,7 +30,7 @@ const NAMED: i64 = 15 * 60 * 1_000_000;
 
 impl RedisBackend {
     pub(super) async fn create_on(&self, record: Record, terms: Terms) -> Result<Created> {
-        let Terms { since, limit, leaves, retry } = terms;
+        let Terms { since, limit, leaves, mut retry } = terms;
         let (id, ttl, key) = (record.id, ttl(record.ttl), self.keys.of(record.id));
         let (age, mark) = match since {
             None => (None, None),
@@ -43,7 +43,6 @@ impl RedisBackend {
         let (value, payload) = new_value(&record, None);
         let until = Instant::now() + self.deadline;
         let (life, limit) = (self.life(id, ttl).to_string(), limit_text(limit));
-        let mut retry = retry;
         if let Some(batches) = &self.batches
             && id.owner().is_none()
             && (age, mark, &left, retry) == (None, None, &None, false)

@@ -54,10 +54,11 @@ pub struct Op<C, A> {
 }
 
 pub const NEVER: u64 = u64::MAX;
+/// A history seldom needs more than a tenth of this.
 const MOST_TRIED: usize = 30_000;
 
-/// Whether there is an order that explains all answers. One that is not found within so many steps is taken to be there: with
-/// many calls that have no answer, as on a machine that has other things to do, there may be too many orders to try.
+/// Whether there is an order that explains all answers. After [`MOST_TRIED`] states it gives up, says so, and assumes that there
+/// is one: on a busy machine many calls have no answer, and then there are too many orders to try.
 pub fn is_linearizable<M: Model + ?Sized>(model: &M, ops: &[OpOf<M>]) -> bool {
     assert!(ops.len() <= 128, "{} calls are too many for one history", ops.len());
     let answered = ops.iter().enumerate().filter(|(_, op)| op.answer.is_some());
@@ -96,6 +97,7 @@ impl<M: Model + ?Sized> Search<'_, M> {
             }
         };
         if self.tried.len() == MOST_TRIED {
+            println!("too many orders: a history of {} calls was not checked to its end", self.ops.len());
             return true;
         }
         if !self.tried.insert((done, state.clone())) {

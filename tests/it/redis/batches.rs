@@ -6,6 +6,7 @@ use futures_util::future::join_all;
 use jam_session::{
     Backend, Created, Outcome, Record, RecordId, RedisBackend, RedisSessions, Since, Terms, backend::Result as Answer,
 };
+use tokio::runtime::Runtime;
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
@@ -467,84 +468,69 @@ async fn begin<T>(write: &mut (impl Future<Output = Answer<T>> + Unpin), sent: i
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_caller_that_gives_up_takes_no_other_update_with_it() {
-    for binary in binaries() {
-        let server = Process::start(&binary, &[]);
-        let proxy = Proxy::before(&server.address).await;
-        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
-        let (backend, ids) = (sessions.backend(), many());
-        for is_sent in [false, true] {
-            let changes = changes(backend, &ids).await;
-            let trips = proxy.trips();
-            proxy.freeze_all();
-            let mut first = Box::pin(backend.updates(1, changes[0].1.clone()));
-            begin(&mut first, || true).await;
-            let mut others = Box::pin(update_all(backend, &changes[1..]));
-            assert!(waits(&mut others).await);
-            if is_sent {
-                begin(&mut first, || proxy.trips() > trips).await;
-            }
-            drop(first);
-            proxy.thaw();
-            assert!(others.await.iter().all(|said| *said == "done"));
-            let there = payload(backend, ids[0]).await;
-            assert_eq!(there.as_deref(), Some(if is_sent { "y" } else { "x" }));
-            server.ask(&["FLUSHALL"]);
-        }
+/// Gives up the first write of a batch, before or after it was sent. The others are done all the same.
+async fn give_up<T>(
+    proxy: &Proxy,
+    is_sent: bool,
+    first: impl Future<Output = Answer<T>>,
+    others: impl Future<Output = Vec<&'static str>>,
+) {
+    let trips = proxy.trips();
+    proxy.freeze_all();
+    let (mut first, mut others) = (Box::pin(first), Box::pin(others));
+    begin(&mut first, || true).await;
+    assert!(waits(&mut others).await);
+    if is_sent {
+        begin(&mut first, || proxy.trips() > trips).await;
     }
+    drop(first);
+    proxy.thaw();
+    assert!(others.await.iter().all(|said| *said == "done"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_create_that_is_given_up_takes_no_other_with_it() {
+async fn a_caller_that_gives_up_takes_no_other_write_with_it() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
         let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
-        let (backend, new) = (sessions.backend(), visitors(8, 1));
+        let (backend, ids, new) = (sessions.backend(), many(), visitors(8, 1));
         for is_sent in [false, true] {
-            let trips = proxy.trips();
-            proxy.freeze_all();
-            let mut first = Box::pin(backend.creates(new[0].clone()));
-            begin(&mut first, || true).await;
-            let mut others = Box::pin(create_all(backend, &new[1..]));
-            assert!(waits(&mut others).await);
-            if is_sent {
-                begin(&mut first, || proxy.trips() > trips).await;
-            }
-            drop(first);
-            proxy.thaw();
-            assert!(others.await.iter().all(|said| *said == "done"));
+            let changes = changes(backend, &ids).await;
+            let update = backend.updates(1, changes[0].1.clone());
+            give_up(&proxy, is_sent, update, update_all(backend, &changes[1..])).await;
+            let there = payload(backend, ids[0]).await;
+            assert_eq!(there.as_deref(), Some(if is_sent { "y" } else { "x" }));
+            server.ask(&["FLUSHALL"]);
+
+            give_up(&proxy, is_sent, backend.creates(new[0].clone()), create_all(backend, &new[1..])).await;
             assert_eq!(payload(backend, new[0].id).await.is_some(), is_sent);
             server.ask(&["FLUSHALL"]);
         }
     }
 }
 
-#[test]
-fn creates_on_a_runtime_that_stands_still_are_left() {
-    let Some(binary) = binaries().into_iter().next() else { return };
-    let server = Process::start(&binary, &[]);
-    let driven = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let proxy = driven.block_on(Proxy::before(&server.address));
-    let sessions = driven.block_on(patient(RedisSessions::builder(proxy.uri())).connect()).unwrap();
-    let (backend, new) = (sessions.backend(), visitors(8, 1));
-    for is_sent in [false, true] {
-        let trips = proxy.trips();
-        proxy.freeze_all();
-        let still = runtime();
-        let (mut first, mut others) =
-            (Box::pin(backend.creates(new[0].clone())), Box::pin(create_all(backend, &new[1..])));
-        still.block_on(begin(&mut first, || true));
-        driven.block_on(async { assert!(waits(&mut others).await) });
-        if is_sent {
-            still.block_on(begin(&mut first, || proxy.trips() > trips));
-        }
-        proxy.thaw();
-        assert!(driven.block_on(others).iter().all(|said| *said == "done"));
-        assert!(matches!(driven.block_on(first), Ok(true)));
-        server.ask(&["FLUSHALL"]);
+/// Lets the runtime of the first write of a batch stand still, before or after the batch was sent. The others are done, and so
+/// is the first one in the end.
+fn stand_still<T>(
+    driven: &Runtime,
+    proxy: &Proxy,
+    is_sent: bool,
+    first: impl Future<Output = Answer<T>>,
+    others: impl Future<Output = Vec<&'static str>>,
+) -> Answer<T> {
+    let trips = proxy.trips();
+    proxy.freeze_all();
+    let still = runtime();
+    let (mut first, mut others) = (Box::pin(first), Box::pin(others));
+    still.block_on(begin(&mut first, || true));
+    driven.block_on(async { assert!(waits(&mut others).await) });
+    if is_sent {
+        still.block_on(begin(&mut first, || proxy.trips() > trips));
     }
+    proxy.thaw();
+    assert!(driven.block_on(others).iter().all(|said| *said == "done"));
+    driven.block_on(first)
 }
 
 #[test]
@@ -554,22 +540,17 @@ fn a_batch_on_a_runtime_that_stands_still_is_left() {
     let driven = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let proxy = driven.block_on(Proxy::before(&server.address));
     let sessions = driven.block_on(patient(RedisSessions::builder(proxy.uri())).connect()).unwrap();
-    let (backend, ids) = (sessions.backend(), many());
+    let (backend, ids, new) = (sessions.backend(), many(), visitors(8, 1));
     for is_sent in [false, true] {
         let changes = driven.block_on(changes(backend, &ids));
-        let trips = proxy.trips();
-        proxy.freeze_all();
-        let still = runtime();
-        let (mut first, mut others) =
-            (Box::pin(backend.updates(1, changes[0].1.clone())), Box::pin(update_all(backend, &changes[1..])));
-        still.block_on(begin(&mut first, || true));
-        driven.block_on(async { assert!(waits(&mut others).await) });
-        if is_sent {
-            still.block_on(begin(&mut first, || proxy.trips() > trips));
-        }
-        proxy.thaw();
-        assert!(driven.block_on(others).iter().all(|said| *said == "done"));
-        assert!(matches!(driven.block_on(first), Ok(Outcome::Done)));
+        let update = backend.updates(1, changes[0].1.clone());
+        let updated = stand_still(&driven, &proxy, is_sent, update, update_all(backend, &changes[1..]));
+        assert!(matches!(updated, Ok(Outcome::Done)));
+        server.ask(&["FLUSHALL"]);
+
+        let create = backend.creates(new[0].clone());
+        let created = stand_still(&driven, &proxy, is_sent, create, create_all(backend, &new[1..]));
+        assert!(matches!(created, Ok(true)));
         server.ask(&["FLUSHALL"]);
     }
 }

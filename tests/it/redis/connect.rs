@@ -284,8 +284,7 @@ async fn a_server_that_refuses_writes_for_now_connects_with_a_warning() {
                 }
                 _ => {}
             }
-            let events = Events::default();
-            let guard = tracing::subscriber::set_default(events.clone());
+            let (events, guard) = Events::collect();
             let sessions = soon(|| RedisSessions::builder(server.uri())).await.unwrap();
             drop(guard);
             let warned = events.text();

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use jam_session::{Backend, Created, Outcome, Owner, Record, RecordId, RedisBackend, Since, Terms};
+use jam_session::{Backend, Created, Outcome, Owner, Record, RecordId, RedisBackend, Sessions, Since, Terms};
 use serde_json::json;
+use tokio::task::JoinSet;
 
 use super::{
     harness::{AGE, Place, Topology},
@@ -46,6 +47,30 @@ pub fn record(id: RecordId, version: i64, payload: &str) -> Record {
 /// One with an owner, and one without.
 fn both() -> [RecordId; 2] {
     [of(owner("ada"), "one"), anonymous("one")]
+}
+
+/// Creates so many records of visitors.
+pub async fn create_visitors(backend: &RedisBackend, count: usize) {
+    for at in 0..count {
+        assert!(backend.creates(record(anonymous(&format!("v{at}")), 1, "x")).await.unwrap());
+    }
+}
+
+/// Creates so many sessions of one user. Every tenth is too large to be listed with the others.
+pub async fn create_crowd(sessions: &Sessions<RedisBackend>, count: usize) {
+    const AT_ONCE: usize = 25;
+    let mut creating = JoinSet::new();
+    for part in 0..AT_ONCE {
+        let sessions = sessions.clone();
+        creating.spawn(async move {
+            for at in 0..count / AT_ONCE {
+                let id = of(owner("ada"), &format!("s{part}-{at}"));
+                let payload = "x".repeat(if at % 10 == 0 { 1_500 } else { 10 });
+                assert!(sessions.backend().creates(record(id, 1, &payload)).await.unwrap());
+            }
+        });
+    }
+    creating.join_all().await;
 }
 
 pub async fn payload(backend: &RedisBackend, id: RecordId) -> Option<String> {

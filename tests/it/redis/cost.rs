@@ -6,7 +6,7 @@ use jam_session::{Backend, Outcome, RedisSessions, Since, Terms};
 use serde_json::json;
 
 use super::{
-    contract::{HOUR, anonymous, of, owner, record, update},
+    contract::{HOUR, anonymous, create_visitors, of, owner, record, update},
     harness::{binaries, patient},
     process::Process,
     proxy::Proxy,
@@ -72,9 +72,7 @@ async fn every_verb_is_one_trip() {
         assert_eq!(cost(&server, &proxy, backend.clears(owner("ada"), None)).await, one_script);
         server.ask(&["FLUSHALL"]);
         assert!(backend.creates(record(of(ada, "one"), 1, "x")).await.unwrap());
-        for at in 0..60 {
-            assert!(backend.creates(record(anonymous(&format!("v{at}")), 1, "x")).await.unwrap());
-        }
+        create_visitors(backend, 60).await;
         // Two trips for up to a hundred Redis keys: the visitors, and a user.
         let all = (2, "getrange 60, hscan 1, scan 1, time 1".to_owned());
         assert_eq!(cost(&server, &proxy, backend.scan(None, 1_000)).await, all);

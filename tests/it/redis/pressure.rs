@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::task::JoinSet;
 
 use super::{
-    contract::{HOUR, anonymous, of, owner, payload, record, update},
+    contract::{HOUR, anonymous, create_crowd, of, owner, payload, record, update},
     harness::{OfCluster, binaries, binary, patient},
     process::Process,
 };
@@ -94,18 +94,7 @@ async fn a_user_with_very_many_sessions_is_listed_in_pages() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
-        let mut creating = JoinSet::new();
-        for part in 0..30 {
-            let sessions = sessions.clone();
-            creating.spawn(async move {
-                for at in 0..ALL / 30 {
-                    let id = of(owner("ada"), &format!("s{part}-{at}"));
-                    let payload = "x".repeat(if at % 10 == 0 { 1_500 } else { 10 });
-                    assert!(sessions.backend().creates(record(id, 1, &payload)).await.unwrap());
-                }
-            });
-        }
-        creating.join_all().await;
+        create_crowd(&sessions, ALL).await;
         let listed = sessions.backend().list(owner("ada")).await.unwrap();
         assert_eq!(listed.len(), ALL);
         assert_eq!(listed.iter().filter(|record| record.payload.len() == 1_500).count(), ALL / 10);

@@ -6,10 +6,9 @@ use jam_session::{
     Backend, Count, Cursor, ErrorKind, Record, RecordId, RedisBackend, RedisSessions,
     redis::{Client, cluster::ClusterClient},
 };
-use tokio::task::JoinSet;
 
 use super::{
-    contract::{HOUR, anonymous, of, owner, record, update},
+    contract::{HOUR, anonymous, create_crowd, create_visitors, of, owner, record, update},
     harness::{OfCluster, Place, Topology, binaries, binary, patient},
     process::{Process, until},
 };
@@ -226,18 +225,7 @@ async fn a_user_with_very_many_sessions_is_scanned_whole() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
-        let mut creating = JoinSet::new();
-        for part in 0..25 {
-            let sessions = sessions.clone();
-            creating.spawn(async move {
-                for at in 0..ALL / 25 {
-                    let id = of(owner("ada"), &format!("s{part}-{at}"));
-                    let payload = "x".repeat(if at % 10 == 0 { 1_500 } else { 10 });
-                    assert!(sessions.backend().creates(record(id, 1, &payload)).await.unwrap());
-                }
-            });
-        }
-        creating.join_all().await;
+        create_crowd(&sessions, ALL).await;
         let backend = sessions.backend();
         assert!(backend.delete(of(owner("ada"), "s0-0")).await.unwrap());
         assert!(backend.creates(record(anonymous("one"), 1, "x")).await.unwrap());
@@ -252,9 +240,7 @@ async fn a_server_that_starts_again_during_a_scan_is_noticed() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
-        for at in 0..300 {
-            assert!(sessions.backend().creates(record(anonymous(&format!("v{at}")), 1, "x")).await.unwrap());
-        }
+        create_visitors(sessions.backend(), 300).await;
         let page = sessions.backend().scan(None, 10).await.unwrap();
         assert!(!page.moved && page.next.is_some());
         server.signal("KILL");
@@ -273,9 +259,7 @@ async fn a_slot_that_moves_during_a_scan_is_noticed() {
     let cluster = OfCluster::start(&[]);
     let sessions = cluster.builder().connect().await.unwrap();
     let backend = sessions.backend();
-    for at in 0..300 {
-        assert!(backend.creates(record(anonymous(&format!("v{at}")), 1, "x")).await.unwrap());
-    }
+    create_visitors(backend, 300).await;
     assert_eq!(scanned(backend, 20).await.len(), 300);
     let page = backend.scan(None, 20).await.unwrap();
     assert!(!page.moved);
@@ -339,9 +323,7 @@ async fn a_page_is_about_as_large_as_it_was_asked_for() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
-        for at in 0..1_000 {
-            assert!(sessions.backend().creates(record(anonymous(&format!("v{at}")), 1, "x")).await.unwrap());
-        }
+        create_visitors(sessions.backend(), 1_000).await;
         let page = sessions.backend().scan(None, 400).await.unwrap();
         assert!((400..600).contains(&page.records.len()), "{}", page.records.len());
         // Among very many keys of others, a page may be empty.
