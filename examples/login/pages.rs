@@ -328,7 +328,7 @@ fn rounded(time: Duration) -> String {
     format!("{n} {unit}{}", if n == 1 { "" } else { "s" })
 }
 
-/// A time in words, with the exact time as a tooltip and for machines.
+/// Shows a time in words, and the exact time in the tooltip and in the `datetime` attribute.
 fn stamp(time: SystemTime, words: &str) -> Markup {
     let exact = OffsetDateTime::from(time).replace_nanosecond(0).ok().and_then(|time| time.format(&Rfc3339).ok());
     let title = exact.as_deref().map(|exact| exact.replace('T', " ").replace('Z', " UTC"));

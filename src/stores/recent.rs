@@ -22,7 +22,7 @@ pub(super) struct RecentClears {
     /// A random number that identifies this opening of the store.
     opening: i64,
     last: HashMap<Owner, LastClear>,
-    /// All clears, in the order in which they are forgotten. A clear that is no longer its owner's last one is void.
+    /// All clears, oldest first: they are forgotten in this order. Entries of owners with a newer clear are skipped.
     order: VecDeque<(Owner, Duration)>,
     most: usize,
     /// Clears up to this time were forgotten early.

@@ -157,11 +157,9 @@ async fn p02_a_cross_site_post_makes_no_anonymous_session(store: Store) {
     let client = Client::new(&store.layer());
     let post = || sent("POST", &[("sec-fetch-site", "cross-site")]);
     let insert = async |session: Session| session.insert("n", 1);
-    let events = Events::default();
-    let unsaved = {
-        let _guard = tracing::subscriber::set_default(events.clone());
-        client.request(post(), insert).await
-    };
+    let (events, guard) = Events::collect();
+    let unsaved = client.request(post(), insert).await;
+    drop(guard);
     assert!(!unsaved.ok().sets_no_cookie().headers.contains_key("cache-control"));
     let said = events.text();
     let told: Vec<_> = said.lines().filter(|line| line.contains("cross-site request")).collect();

@@ -46,7 +46,8 @@ impl Model {
         })
     }
 
-    /// The same with a limit, and for a login that leaves a visitor's record. `None` if there is no room, `Some(None)` if the limit refuses it.
+    /// The same for a login: with a limit, and with the visitor's record that it ends. Returns `None` if there is no room, and
+    /// `Some(None)` if the limit refuses the login.
     fn make_room_on(
         &mut self,
         id: RecordId,

@@ -5,6 +5,7 @@ use std::{
     fmt,
     sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::{Duration, Instant},
+    vec,
 };
 
 use bytes::Bytes;
@@ -205,20 +206,31 @@ impl RedisBackend {
         }
     }
 
+    /// Runs a script that reads one Redis key. Returns the server's time, which is learned, and the rest of the answer.
+    pub(super) async fn read_with_time(
+        &self,
+        script: &Script,
+        key: &str,
+        args: &[Cow<'_, [u8]>],
+    ) -> std::result::Result<(i64, vec::IntoIter<Value>), Failure> {
+        let (slot, sent) = (self.slot(key), Instant::now());
+        let call = ScriptCall { keys: &[key], args, age: None, again: &AtomicBool::new(false) };
+        let answer = self.link.run(script, &call, slot, sent + self.deadline).await?;
+        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
+        let mut parts = parts.into_iter();
+        let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage()) };
+        self.time.learn(slot, now, sent, Instant::now());
+        Ok((now, parts))
+    }
+
     /// Reads a record and the server's time.
     pub(super) async fn look(&self, id: RecordId, key: &str) -> Result<Option<Record>> {
-        let (slot, sent) = (self.slot(key), Instant::now());
-        let args: Args<'_> = vec![sid(&id).as_bytes().into()];
-        let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
-        let answer = self.link.run(&scripts::LOOK, &call, slot, sent + self.deadline).await.map_err(foreign)?;
-        let Value::Array(parts) = answer else { return Err(Failure::garbage().into()) };
-        let mut parts = parts.into_iter();
-        let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage().into()) };
-        self.time.learn(slot, now, sent, Instant::now());
+        let sid = sid(&id).as_bytes().into();
+        let (now, mut parts) = self.read_with_time(&scripts::LOOK, key, &[sid]).await.map_err(foreign)?;
         let (value, payload) = (parts.next().unwrap_or(Value::Nil), parts.next().unwrap_or(Value::Nil));
         let Some(stored) = read(value, payload)? else { return Ok(None) };
         // What is shown is by the same estimate as elsewhere, so that it never rises.
-        Ok((stored.ends > now).then(|| stored.record(id, self.time.at_most(slot, Instant::now()))))
+        Ok((stored.ends > now).then(|| stored.record(id, self.time.at_most(self.slot(key), Instant::now()))))
     }
 
     /// Reads the conflicting record, unless it has ended in the meantime.

@@ -1,6 +1,6 @@
 //! Logins: the mark that one begins with, and the `create` under its terms.
 
-use std::{borrow::Cow, sync::atomic::AtomicBool, time::Instant};
+use std::{borrow::Cow, time::Instant};
 
 use redis::Value;
 
@@ -11,7 +11,7 @@ use super::{
     },
     batch::{Batched, Swap},
     failure::{Failure, FailureKind},
-    scripts::{self, ScriptCall},
+    scripts,
     source::Source,
 };
 use crate::{
@@ -142,13 +142,7 @@ impl RedisBackend {
 
     /// Reads the server's time and the last clears.
     pub(super) async fn time_and_clears(&self, key: &str) -> std::result::Result<(i64, Value), Failure> {
-        let (slot, sent) = (self.slot(key), Instant::now());
-        let call = ScriptCall { keys: &[key], args: &[b":"[..].into()], age: None, again: &AtomicBool::new(false) };
-        let answer = self.link.run(&scripts::LOOK, &call, slot, sent + self.deadline).await?;
-        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
-        let mut parts = parts.into_iter();
-        let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage()) };
-        self.time.learn(slot, now, sent, Instant::now());
+        let (now, mut parts) = self.read_with_time(&scripts::LOOK, key, &[b":"[..].into()]).await?;
         Ok((now, parts.next().unwrap_or(Value::Nil)))
     }
 }

@@ -1,22 +1,16 @@
 //! The scan: all records of the namespace, by `SCAN` over its Redis keys.
 
-use std::{
-    future::poll_fn,
-    str::FromStr,
-    sync::{LazyLock, atomic::AtomicBool},
-    task::Poll,
-    time::Instant,
-};
+use std::{future::poll_fn, str::FromStr, sync::LazyLock, task::Poll, time::Instant};
 
 use redis::{Cmd, Pipeline, Value};
 
 use super::{
     backend::RedisBackend,
     failure::{Failure, FailureKind, NO_CLUSTER},
-    keys::{Holds, slot},
+    keys::Holds,
     list::{FIELDS, readable, scanned, stored, text},
     operation::Operation,
-    scripts::{self, ScriptCall},
+    scripts,
     slots::Slots,
     source::Source,
     time::time_of,
@@ -186,17 +180,8 @@ impl RedisBackend {
     async fn scan_node(&self, key: &str, cursor: u64, keys: usize) -> std::result::Result<[Value; 3], Failure> {
         let (cursor, pattern, keys) = (cursor.to_string(), self.keys.pattern(), keys.to_string());
         let args = [cursor.as_bytes().into(), pattern.as_bytes().into(), keys.as_bytes().into()];
-        let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
-        let (slot, sent) = (slot(key), Instant::now());
-        let answer = self.link.run(&scripts::SCAN, &call, slot, sent + self.deadline).await?;
-        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
-        match <[Value; 4]>::try_from(parts) {
-            Ok([Value::Int(now), name, next, found]) => {
-                self.time.learn(slot, now, sent, Instant::now());
-                Ok([name, next, found])
-            }
-            _ => Err(Failure::garbage()),
-        }
+        let (_, parts) = self.read_with_time(&scripts::SCAN, key, &args).await?;
+        <[Value; 3]>::try_from(parts.collect::<Vec<_>>()).map_err(|_| Failure::garbage())
     }
 
     /// Keeps only the Redis keys of this namespace.
@@ -263,13 +248,7 @@ impl RedisBackend {
             Holds::Anonymous(_) => (String::new(), part.bytes()),
         };
         let args = [fields.as_bytes().into(), bytes.as_bytes().into()];
-        let call = ScriptCall { keys: &[key], args: &args, age: None, again: &AtomicBool::new(false) };
-        let (slot, sent) = (self.slot(key), Instant::now());
-        let answer = self.link.run(&scripts::PAGE, &call, slot, sent + self.deadline).await?;
-        let Value::Array(parts) = answer else { return Err(Failure::garbage()) };
-        let mut parts = parts.into_iter();
-        let Some(Value::Int(now)) = parts.next() else { return Err(Failure::garbage()) };
-        self.time.learn(slot, now, sent, Instant::now());
+        let (now, mut parts) = self.read_with_time(&scripts::PAGE, key, &args).await?;
         Ok(parts.next().map(|answer| (now, answer)))
     }
 

@@ -778,7 +778,7 @@ impl Stage {
                         }
                         Call::Create { at, version, ttl, age, mark, limit, tried, .. } => {
                             let age = age.map(|age| Since::Age(Duration::from_millis(age)));
-                            // One that names the same clear is as good.
+                            // Any mark that names the same clear will do.
                             let taken = self.mark.lock().unwrap().get(&part).copied();
                             let mark = mark.zip(taken).map(|(clear, taken)| {
                                 Since::Mark(Mark::new(clear, taken.taken).with_opening(taken.opening))
