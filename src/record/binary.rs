@@ -9,15 +9,15 @@
 //! | text | the `sid` |
 //! | text | the session key, if there is one |
 //! | 32 | the hash of the secret |
-//! | 1 | how many previous secrets follow, 40 bytes each: a hash, and the time until which it is accepted |
+//! | 1 | how many previous secrets follow, 38 bytes each: a hash, and the time until which it is accepted |
 //! | 1 | how many superseded secrets follow, in the same format |
-//! | 8 each | created, signed in, written, deadline, idle timeout, when the newest secret was made |
+//! | 6 each | created, signed in, written, deadline, idle timeout, when the newest secret was made |
 //! | 4 | how many logins there were after the first |
 //! | 4 | the number of bytes that follow |
 //! | the rest | the [fields](crate::Data), or what the serializer wrote |
 //!
-//! Each text is preceded by its length. Numbers are big-endian, and times are in milliseconds since 1970. A record with a flag
-//! that this version does not know is unreadable.
+//! Each text is preceded by its length. Numbers are big-endian. Times are in milliseconds since 1970; a later one than the year
+//! 10889 is stored as the last that fits. A record with a flag that this version does not know is unreadable.
 
 use bytes::Bytes;
 
@@ -43,7 +43,7 @@ const ALL: u8 = OWNED | SIGNED_IN | IDLE | ISSUED | OWN | LOGINS;
 /// The length of the parts that depend on new IDs: old secrets, when the newest one was made, and the number of logins.
 pub(super) fn uncounted_len(contents: &Contents) -> usize {
     (contents.previous.len() + contents.superseded.len()) * OLD_SECRET_LEN
-        + if contents.issued.is_some() { 8 } else { 0 }
+        + if contents.issued.is_some() { TIME_LEN } else { 0 }
         + if contents.logins > 0 { 4 } else { 0 }
 }
 
@@ -60,7 +60,7 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
         + contents.hash.as_bytes().len()
         + 2
         + uncounted_len(contents)
-        + times.iter().flatten().count() * 8
+        + times.iter().flatten().count() * TIME_LEN
         + BODY_LEN
         + body_len;
     let mut out = Vec::with_capacity(len);
@@ -88,14 +88,14 @@ pub(super) fn write(namespace: &str, id: RecordId, contents: &Contents, own: Opt
         out.push(secrets.len() as u8);
         for (hash, until) in secrets {
             out.extend_from_slice(hash.as_bytes());
-            out.extend_from_slice(&until.to_be_bytes());
+            push_time(&mut out, *until);
         }
     }
     for time in times.into_iter().flatten() {
-        out.extend_from_slice(&time.to_be_bytes());
+        push_time(&mut out, time);
     }
     if let Some(issued) = contents.issued {
-        out.extend_from_slice(&issued.to_be_bytes());
+        push_time(&mut out, issued);
     }
     if contents.logins > 0 {
         out.extend_from_slice(&contents.logins.to_be_bytes());
@@ -169,8 +169,14 @@ fn take_secrets(rest: &mut &[u8]) -> Option<Vec<(SecretHash, u64)>> {
     (0..count).map(|_| Some((take_hash(rest)?, take_time(rest)?))).collect()
 }
 
+fn push_time(out: &mut Vec<u8>, time: u64) {
+    let [_, _, time @ ..] = time.min(MAX_TIME).to_be_bytes();
+    out.extend_from_slice(&time);
+}
+
 fn take_time(rest: &mut &[u8]) -> Option<u64> {
-    take(rest).map(u64::from_be_bytes)
+    let [a, b, c, d, e, f] = take(rest)?;
+    Some(u64::from_be_bytes([0, 0, a, b, c, d, e, f]))
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
@@ -179,5 +185,7 @@ fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     Some(*taken)
 }
 
-const OLD_SECRET_LEN: usize = 40;
+const TIME_LEN: usize = 6;
+const MAX_TIME: u64 = (1 << 48) - 1;
+const OLD_SECRET_LEN: usize = 32 + TIME_LEN;
 const BODY_LEN: usize = 4;
