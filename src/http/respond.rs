@@ -48,7 +48,7 @@ pub(crate) fn respond<B: Default>(
     let Some(cookies) = session.driver().outcome() else { return response };
     let headers = response.headers_mut();
     vary_by_cookie(headers);
-    let CookieChanges { set, remove_user, remove_visitor, .. } = cookies;
+    let CookieChanges { set, remove_user, remove_visitor } = cookies;
     let mut changes = false;
     for (is_visitors, remove) in [(false, remove_user), (true, remove_visitor)] {
         let line = match &set {

@@ -134,6 +134,21 @@ impl Plan {
         }
     }
 
+    /// Returns whether the recorded login is discarded because the response failed, although a sign-out that was recorded with it
+    /// is not.
+    ///
+    /// It is if the request's session gives the right to sign out. Otherwise it is the login that does (rule 9): recording it
+    /// says that the credential was correct.
+    pub(crate) fn discards_login(base: &Base, staged: &Staged, trigger: Trigger) -> bool {
+        match (&staged.identity, base.signed_in()) {
+            (Identity::Bind(user) | Identity::Create(user), Some((_, key))) => {
+                let is_for_session = key == user.key() || staged.clear == Clearing::All;
+                !trigger.is_kept() && !user.is_login() && is_for_session
+            }
+            _ => false,
+        }
+    }
+
     fn login(authority: Authority, base: &Base, user: &SignIn, clear: Clearing, trigger: Trigger) -> Self {
         let clears = clear == Clearing::All;
         let then = match (clear, trigger.is_kept()) {
@@ -143,14 +158,7 @@ impl Plan {
         };
         match (base.signed_in(), user.is_login()) {
             (Some((_, key)), true) if key == user.key() => Self::RenewOrBegin { then },
-            (Some((_, key)), false) if key == user.key() => match (trigger, clear) {
-                // The handler's login is discarded, but its sign-outs are not.
-                (Trigger::Failure | Trigger::Abandoned, Clearing::All) => Self::SignOut(SignOut::Clear),
-                (Trigger::Abandoned, _) => Self::SignOut(SignOut::Clear),
-                (Trigger::Failure, _) => Self::Renew { login: false, then: Then::EndOthers },
-                (Trigger::Save | Trigger::Response, _) => Self::Renew { login: true, then },
-            },
-            (Some(_), false) if clears && !trigger.is_kept() => Self::SignOut(SignOut::Clear),
+            (Some((_, key)), false) if key == user.key() => Self::Renew { login: true, then },
             (Some(_), false) => Self::Switch { clears, then: if clears { Then::Nothing } else { then } },
             (_, true) => Self::Begin { then },
             (None, false) if authority == Authority::Visitor => Self::Begin { then },
@@ -210,9 +218,15 @@ mod tests {
 
         fn plan(self, changes: &[Change], trigger: Trigger) -> Plan {
             let (authority, base) = self.with();
-            let mut staged = Staged::on_base(&base);
-            changes.iter().for_each(|change| staged.apply(change, base.key()).unwrap());
-            Plan::new(authority, &base, &staged, trigger)
+            let staged = |is_kept: fn(&Change) -> bool| {
+                let mut staged = Staged::on_base(&base);
+                let kept = changes.iter().filter(|change| is_kept(change));
+                kept.for_each(|change| staged.apply(change, base.key()).unwrap());
+                staged
+            };
+            let all = staged(|_| true);
+            let left = if Plan::discards_login(&base, &all, trigger) { staged(Change::is_ending) } else { all };
+            Plan::new(authority, &base, &left, trigger)
         }
     }
 
@@ -393,8 +407,13 @@ mod tests {
         for trigger in [Trigger::Failure, Trigger::Abandoned] {
             assert_eq!(Came::Ada.plan(&[Clear, ada()], trigger), Plan::SignOut(SignOut::Clear));
         }
-        let failed = Came::Ada.plan(&[ClearOthers, ada()], Trigger::Failure);
-        assert_eq!(failed, Plan::Renew { login: false, then: Then::EndOthers });
-        assert_eq!(Came::Ada.plan(&[ClearOthers, ada()], Trigger::Abandoned), Plan::SignOut(SignOut::Clear));
+        for changes in [vec![ClearOthers, ada()], vec![create("ada"), ClearOthers], vec![grace(), ada(), ClearOthers]] {
+            let failed = Came::Ada.plan(&changes, Trigger::Failure);
+            assert_eq!(failed, Plan::Renew { login: false, then: Then::EndOthers });
+            assert_eq!(Came::Ada.plan(&changes, Trigger::Abandoned), Plan::SignOut(SignOut::Clear));
+        }
+        // So is a sign-out before the login.
+        let failed = Came::Ada.plan(&[Delete, ClearOthers, ada()], Trigger::Failure);
+        assert_eq!(failed, Plan::SignOut(SignOut::Clear));
     }
 }

@@ -114,9 +114,6 @@ pub(crate) enum Dropped {
 #[derive(Clone, Default)]
 pub(crate) struct CookieChanges {
     pub(crate) set: Option<NewCookie>,
-    /// Whether the user's session and the visitor's session have ended, so that an earlier cookie for it must not be set.
-    pub(crate) ends_user: bool,
-    pub(crate) ends_visitor: bool,
     pub(crate) remove_user: bool,
     pub(crate) remove_visitor: bool,
 }
@@ -194,12 +191,22 @@ impl CookieChanges {
 
     /// Combines these changes with later ones.
     pub(crate) fn then(self, later: Self) -> Self {
-        let (remove_user, remove_visitor) =
-            (self.remove_user || later.remove_user, self.remove_visitor || later.remove_visitor);
-        let undone = |set: &NewCookie| if set.is_visitors { later.ends_visitor } else { later.ends_user };
-        let set = later.set.clone().or(self.set.filter(|set| !undone(set)));
-        let (ends_user, ends_visitor) = (self.ends_user || later.ends_user, self.ends_visitor || later.ends_visitor);
-        Self { set, ends_user, ends_visitor, remove_user, remove_visitor }
+        Self {
+            set: later.set.or(self.set),
+            remove_user: self.remove_user || later.remove_user,
+            remove_visitor: self.remove_visitor || later.remove_visitor,
+        }
+    }
+
+    /// Keeps the new ID only if it is still the newest one of the request's session, as far as the request knows.
+    pub(crate) fn valid_on(self, base: &Base) -> Self {
+        let is_valid = match base {
+            Base::Live(opened) => opened.is_newest(),
+            // It is not known whether the session has ended.
+            Base::Unreadable(_) => true,
+            Base::Nothing | Base::Superseded(_) | Base::Gone(_) | Base::Refused => false,
+        };
+        Self { set: self.set.filter(|_| is_valid), ..self }
     }
 }
 
@@ -358,4 +365,48 @@ impl Commit {
 fn begun(loaded: Arc<Loaded>, id: SessionId) -> Committed {
     let cookies = CookieChanges::set(&loaded, id);
     Committed { cookies, ..Committed::kept(Base::Live(Opened::newest(loaded))) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sessions::loaded::sample;
+
+    fn sets(text: &str, is_visitors: bool) -> CookieChanges {
+        let set = Some(NewCookie { id: SessionId::known(text), deadline: 0, is_visitors });
+        CookieChanges { set, ..CookieChanges::default() }
+    }
+
+    fn set(cookies: &CookieChanges) -> Option<&str> {
+        cookies.set.as_ref().map(|set| set.id.as_str())
+    }
+
+    #[test]
+    fn the_last_cookie_counts_and_every_removal() {
+        let removes = || CookieChanges { remove_visitor: true, ..CookieChanges::default() };
+        assert_eq!(set(&sets("first", true).then(sets("second", false))), Some("second"));
+        assert_eq!(set(&sets("first", false).then(CookieChanges::default())), Some("first"));
+        let both = removes().then(sets("first", false)).then(CookieChanges { remove_user: true, ..Default::default() });
+        assert!(both.remove_user && both.remove_visitor && set(&both) == Some("first"));
+    }
+
+    /// "It carries an ID that this request has stored, unless the request has learned that its session has ended or has another
+    /// secret."
+    #[test]
+    fn no_id_is_sent_that_the_request_knows_to_be_invalid() {
+        let opened = sample(1, Some("ada"), Data::default());
+        let mut other = Loaded::clone(&opened.loaded);
+        other.contents.hash = SecretHash::from_bytes([2; 32]);
+        let replaced = opened.at(Arc::new(other));
+        for (base, is_sent) in [
+            (Base::Live(opened.clone()), true),
+            (Base::Live(replaced), false),
+            (Base::Gone(opened), false),
+            (Base::Nothing, false),
+            (Base::Refused, false),
+        ] {
+            let changes = CookieChanges { remove_visitor: true, ..sets("an ID", false) }.valid_on(&base);
+            assert_eq!((set(&changes).is_some(), changes.remove_visitor), (is_sent, true));
+        }
+    }
 }

@@ -58,12 +58,15 @@ impl Commit {
             },
             (Plan::RenewOrBegin { then }, Some(user), Some(opened)) => match self.renew(engine, &opened, true).await? {
                 Renewed::Done { opened, id, rebased } => self.finish(engine, opened, id, rebased, true, then).await,
-                Renewed::Refused(base) => {
+                Renewed::Refused(Base::Live(opened)) => {
                     // The secret may have been the newest one at the load, and be a previous one now.
-                    if let Base::Live(_) = base {
-                        self.base = base;
-                    }
+                    self.base = Base::Live(opened);
                     self.begin_and_finish(engine, &user, then).await
+                }
+                Renewed::Refused(gone) => {
+                    let committed = self.begin_and_finish(engine, &user, then).await?;
+                    let keeps_base = committed.refused.is_some() && matches!(committed.base, Base::Live(_));
+                    Ok(if keeps_base { Committed { base: gone, ..committed } } else { committed })
                 }
             },
             (Plan::Begin { then }, Some(user), _) => self.begin_and_finish(engine, &user, then).await,
@@ -286,7 +289,6 @@ impl Commit {
     ) -> Result<Committed, Error> {
         let cookies = CookieChanges {
             // The visitor's session has become the user's.
-            ends_visitor: login,
             remove_visitor: login && self.request.visitor_cookie,
             ..CookieChanges::set(&opened.loaded, id)
         };
@@ -303,8 +305,6 @@ impl Commit {
             Then::EndAll => {
                 let ended = engine.clear_by(&opened, false, name).await?.is_some();
                 let cookies = CookieChanges {
-                    ends_user: true,
-                    ends_visitor: login,
                     // The session of the request's cookie has ended, and not only the one that this login made.
                     remove_user: ended && was_in && self.request.user_cookie,
                     remove_visitor: ended && was_in && self.request.visitor_cookie,
@@ -373,11 +373,10 @@ impl Commit {
 
     /// Refuses a login. A `clear` in the same request still takes effect, for the session that the request came with.
     async fn refuse(&mut self, engine: &Arc<Engine>, base: Base, why: Refused) -> Result<Committed, Error> {
-        if self.staged.clear == Clearing::All {
-            let ended = self.sign_out_all(engine, SignOut::Clear).await?;
-            let base = if ended.anything { Base::Nothing } else { base };
-            return Ok(Committed::refused(base, why));
-        }
+        let base = match self.staged.clear {
+            Clearing::All => self.sign_out_all(engine, SignOut::Clear).await?.left_of(base),
+            Clearing::Nothing | Clearing::Others | Clearing::Rest { .. } => base,
+        };
         Ok(Committed::refused(base, why))
     }
 }

@@ -212,6 +212,10 @@ impl Pending {
         &mut self,
         new_id: &mut dyn FnMut(Plan, &Base, &Staged) -> Result<WriteId, Error>,
     ) -> Result<Option<Commit>, Error> {
+        if self.base.as_ref().is_some_and(|base| Plan::discards_login(base, &self.staged, self.trigger)) {
+            // Logins hold no code of the application, so they can be dropped here.
+            drop(self.discard_all_but(Change::is_ending));
+        }
         let Some(base) = self.base.as_ref().filter(|_| !self.changes.is_empty()) else { return Ok(None) };
         let plan = |staged: &Staged| Plan::new(self.authority, base, staged, self.trigger);
         let (changes, staged, known_id) = match &self.writing {
@@ -400,12 +404,9 @@ impl Pending {
     }
 
     fn take_cookies(&mut self, base: &Base, cookies: CookieChanges) {
-        self.cookies = mem::take(&mut self.cookies).then(cookies);
-        match base {
-            // Do not send an ID that is no longer valid.
-            Base::Gone(_) => self.cookies.set = None,
-            Base::Live(opened) if opened.key().is_some() => self.authority = Authority::Session,
-            _ => {}
+        self.cookies = mem::take(&mut self.cookies).then(cookies).valid_on(base);
+        if base.signed_in().is_some() {
+            self.authority = Authority::Session;
         }
     }
 
@@ -707,6 +708,32 @@ mod tests {
         let again = next(&mut pending).unwrap();
         assert_eq!(again.plan, Plan::SignOut(SignOut::Clear));
         assert_eq!(again.write_id.version, first.write_id.version);
+    }
+
+    /// The session keeps its data and its idle timeout, and a sign-out beside the login counts.
+    #[test]
+    fn after_a_failure_a_login_in_place_leaves_nothing_behind() {
+        let create = || Change::Create("ada".into(), data(json!({"new": 1})));
+        let [ada, grace] = ["ada", "grace"].map(|key| Change::Bind(key.into()));
+        for changes in [
+            vec![Change::ClearOthers, create()],
+            vec![create(), Change::ClearOthers],
+            vec![grace, ada.clone(), Change::ClearOthers],
+        ] {
+            let mut pending = load(loaded(1, data(json!({"n": 1}))));
+            changes.into_iter().for_each(|change| stage(&mut pending, change));
+            pending.begin(Trigger::Failure);
+            let commit = next(&mut pending).unwrap();
+            assert!(matches!(commit.changes[..], [Change::ClearOthers]));
+            assert_eq!(commit.plan, Plan::Renew { login: false, then: Then::EndOthers });
+            assert!(commit.staged.data.same_as(&data(json!({"n": 1}))) && !commit.staged.known);
+        }
+        let mut pending = load(loaded(1, data(json!({"n": 1}))));
+        for change in [Change::Delete, Change::ClearOthers, ada] {
+            stage(&mut pending, change);
+        }
+        pending.begin(Trigger::Failure);
+        assert_eq!(next(&mut pending).unwrap().plan, Plan::SignOut(SignOut::Clear));
     }
 
     /// Rule 9: that the login was recorded says that the credential was right.

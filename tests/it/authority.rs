@@ -43,6 +43,8 @@ on_every_store! {
     p16_a_writer_in_a_loop_holds_off_no_sign_out,
     p08_clear_others_ends_a_copy_of_its_own_cookie,
     p08_clear_others_counts_although_the_handler_fails,
+    p08_clear_others_beside_a_login_of_a_handler_that_fails_leaves_the_session_as_it_was,
+    p10_no_response_brings_an_id_of_a_session_that_it_knows_to_have_ended,
     p08_clear_others_by_an_id_that_was_rotated_ends_nothing,
     p08_a_password_reset_link_ends_every_session_of_the_user,
     p08_two_devices_that_set_a_new_password_at_once_are_not_both_out,
@@ -687,6 +689,59 @@ async fn p08_clear_others_counts_although_the_handler_fails(store: Store) {
     }
 }
 
+async fn p08_clear_others_beside_a_login_of_a_handler_that_fails_leaves_the_session_as_it_was(store: Store) {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let failing: [(Handler, bool); 4] = [
+        (|session| session.create("ada", json!({"n": 9})), true),
+        (calls_create_and_writes, true),
+        (calls_bind_twice, true),
+        (calls_delete_and_bind, false),
+    ];
+    let sessions = store.sessions();
+    for (login, stays) in failing {
+        let (client, other) = (signed_in(&store.layer()).await, signed_in(&store.layer()).await);
+        let stay = client.does(|session| {
+            session.insert("n", 1)?;
+            session.set_ttl(Duration::from_secs(8 * 3600));
+            Ok(())
+        });
+        stay.await.ok();
+        let answer = client.does(|session| {
+            session.clear_others();
+            login(session)?;
+            Ok(StatusCode::INTERNAL_SERVER_ERROR)
+        });
+        let answer = answer.await;
+        assert_eq!((answer.status, answer.new_id().is_some()), (StatusCode::INTERNAL_SERVER_ERROR, stays));
+        assert_eq!(key(&other).await, "");
+        // It may still be idle for as long as before.
+        store.pass(7 * HOUR);
+        match stays {
+            true => assert_eq!((key(&client).await, client.n().await), ("ada".to_owned(), "Some(1)".to_owned())),
+            false => assert_eq!(key(&client).await, ""),
+        }
+        sessions.clear("ada").await.unwrap();
+    }
+}
+
+fn calls_create_and_writes(session: &Session) -> Result<(), jam_session::Error> {
+    session.create("ada", json!({}))?;
+    session.insert("n", 9)
+}
+
+/// The user in between leaves nothing of the data.
+fn calls_bind_twice(session: &Session) -> Result<(), jam_session::Error> {
+    session.bind("grace");
+    session.bind("ada");
+    session.insert("n", 9)
+}
+
+fn calls_delete_and_bind(session: &Session) -> Result<(), jam_session::Error> {
+    session.delete();
+    session.bind("ada");
+    Ok(())
+}
+
 async fn p08_clear_others_by_an_id_that_was_rotated_ends_nothing(store: Store) {
     let (client, other) = (signed_in(&store.layer()).await, signed_in(&store.layer()).await);
     let thief = client.thief();
@@ -1021,6 +1076,67 @@ async fn p08_the_cookie_of_a_session_that_the_request_has_ended_is_not_set(store
         let answer = answer.await.ok();
         assert!(answer.new_id().is_none(), "{answer:?}");
     }
+}
+
+/// Each begins a session and saves it, so that its ID is to be sent, and then learns that the session has ended.
+async fn p10_no_response_brings_an_id_of_a_session_that_it_knows_to_have_ended(store: Store) {
+    let (sessions, layer) = (store.sessions(), store.layer());
+    let visitor: Handler = |session| session.insert("n", 1);
+    let is_without = |answer: Answer, status: StatusCode| {
+        assert_eq!(answer.status, status, "{answer:?}");
+        assert!(answer.new_id().is_none(), "{answer:?}");
+    };
+    for begin in [bind_ada as Handler, visitor] {
+        // The answer to its own sign-out is lost, and asking again finds nothing.
+        let client = Client::new(&layer);
+        let answer = client.visit(async |session: Session| {
+            begin(&session)?;
+            session.save().await?;
+            session.delete();
+            store.faults.next(Verb::Update, Fault::After);
+            assert_eq!(session.save().await.unwrap_err().kind(), ErrorKind::Unavailable);
+            Ok(())
+        });
+        is_without(answer.await, StatusCode::OK);
+        // A login beside its sign-out comes too late, and the sign-out counts.
+        let client = Client::new(&layer);
+        let answer = client.visit(async |session: Session| {
+            begin(&session)?;
+            session.save().await?;
+            store.pass(LATER);
+            sessions.clear("grace").await?;
+            session.clear();
+            session.bind("grace");
+            Ok(())
+        });
+        is_without(answer.await, StatusCode::UNAUTHORIZED);
+    }
+    // Others have signed the user out.
+    for (sign_out, status) in
+        [(Session::delete as fn(&Session), 200), (Session::clear, 401), (Session::clear_others, 401)]
+    {
+        let client = Client::new(&layer);
+        let answer = client.visit(async |session: Session| {
+            bind_ada(&session)?;
+            session.save().await?;
+            sessions.clear("ada").await?;
+            sign_out(&session);
+            Ok(())
+        });
+        is_without(answer.await, StatusCode::from_u16(status).unwrap());
+    }
+    // A login that was begun before that cannot replace it.
+    let before = sessions.login("ada").await.unwrap();
+    let client = Client::new(&layer);
+    let answer = client.visit(async |session: Session| {
+        session.bind(sessions.login("ada").await?);
+        session.save().await?;
+        store.pass(LATER);
+        sessions.clear("ada").await?;
+        session.bind(before);
+        Ok(())
+    });
+    is_without(answer.await, StatusCode::UNAUTHORIZED);
 }
 
 async fn p15_a_login_ends_no_session_that_its_cookies_no_longer_open(store: Store) {

@@ -223,12 +223,7 @@ async fn all_end(streams: impl IntoIterator<Item = &mut Live>, expected: Ending)
 }
 
 /// Lets that time pass, after which all of them end in this way.
-async fn all_end_after(
-    store: &Store,
-    time: Duration,
-    streams: impl IntoIterator<Item = &mut Live>,
-    expected: Ending,
-) {
+async fn all_end_after(store: &Store, time: Duration, streams: impl IntoIterator<Item = &mut Live>, expected: Ending) {
     store.pass(time);
     let looks = async {
         loop {

@@ -64,6 +64,10 @@ pub enum Act {
     FailedClear,
     FailedOthers,
     FailedOthersLogin,
+    FailedOthersCreate,
+    /// The session is signed in to and saved, and then the handler signs out.
+    BindSaveDelete,
+    BindSaveClear,
     /// The application's: `Sessions::revoke`, `Sessions::clear` of the one or the other user, and the first session expires.
     Revoke,
     ModuleClear,
@@ -140,6 +144,9 @@ impl Act {
             FailedClear => Spec { fails: true, ..Clear.spec() },
             FailedOthers => Spec { fails: true, ..Others.spec() },
             FailedOthersLogin => Spec { fails: true, ..OthersLogin.spec() },
+            FailedOthersCreate => Spec { fails: true, ..OthersBind.spec() },
+            BindSaveDelete => Delete.spec(),
+            BindSaveClear => Clear.spec(),
             Write | Rework | Revoke | ModuleClear | ModuleClearGrace | Expire => NOTHING,
         }
     }
@@ -158,7 +165,7 @@ impl Act {
 
     /// Whether its handler may end nothing when no session is there, and that is done.
     pub fn may_end_nothing(self) -> bool {
-        matches!(self, Self::Delete | Self::FailedDelete | Self::DeleteBind | Self::ModuleDelete)
+        matches!(self, Self::Delete | Self::FailedDelete | Self::DeleteBind | Self::BindSaveDelete | Self::ModuleDelete)
     }
 
     /// Whether it may make a session to which the limit does not apply.
@@ -236,6 +243,14 @@ impl Place {
                 session.delete();
                 session.save().await?;
             }
+            Act::BindSaveDelete | Act::BindSaveClear => {
+                let Some(key) = session.key() else { return Ok(StatusCode::FORBIDDEN) };
+                session.bind(&*key);
+                match session.save().await {
+                    Err(error) if error.kind() == ErrorKind::Unauthorized => return Ok(StatusCode::FORBIDDEN),
+                    saved => saved?,
+                }
+            }
             Act::ModuleClearForm => drop(self.sessions.clear("ada").await?),
             Act::DeleteAndForget => return Ok(StatusCode::OK),
             _ => {}
@@ -248,7 +263,9 @@ impl Place {
         }
         match (login, spec.plain) {
             (Some(login), _) => session.bind(login),
-            (None, Some(user)) if act == Act::Create => session.create(user, json!({}))?,
+            (None, Some(user)) if matches!(act, Act::Create | Act::FailedOthersCreate) => {
+                session.create(user, json!({}))?;
+            }
             (None, Some(user)) => session.bind(user),
             (None, None) => {}
         }

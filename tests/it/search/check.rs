@@ -102,6 +102,7 @@ impl World {
     pub fn check_what_leaves(&mut self, at: usize) {
         let events = self.events();
         self.ended_is_ended(&events, false);
+        self.brings_what_is_stored(at, &events);
         if !self.is_ok(at) {
             self.check_what_was_refused(at, &events);
             return;
@@ -175,24 +176,6 @@ impl World {
             }
         }
 
-        // Promise 10: the ID that it brings is stored, if nobody has ended it meanwhile.
-        let brought = self.requests[at].set_cookies.iter().filter(|(_, is_removed)| !is_removed);
-        let dead: Vec<_> =
-            brought.filter(|(cookie, _)| !self.leads(&cookie.1)).map(|(cookie, _)| cookie.1.clone()).collect();
-        for id in dead {
-            let id = record_id(&id);
-            let by_others = events.iter().filter(|event| event.request != at);
-            let has_ended = by_others.clone().any(|event| match event.what {
-                What::Ended(ended) | What::Updated(ended) | What::Limited { ended, .. } => ended == id,
-                What::Cleared { owner, .. } => id.owner() == Some(owner),
-                _ => false,
-            });
-            let expires = self.requests.iter().any(|sent| sent.act == Act::Expire);
-            if !has_ended && !expires {
-                self.wrong(format!("P10: {name} answered 200 with an ID that leads nowhere"));
-            }
-        }
-
         if self.requests.iter().all(|sent| !sent.act.is_unlimited()) {
             self.limit_holds(&events);
         }
@@ -210,6 +193,31 @@ impl World {
                         self.count(&id, at)
                     ));
                 }
+            }
+        }
+    }
+
+    /// Promise 10: the ID that a response brings is stored, if nobody else has ended it meanwhile. An error may bring one that a
+    /// write has replaced whose answer was lost.
+    fn brings_what_is_stored(&mut self, at: usize, events: &[Event]) {
+        if !self.is_ok(at) && self.case.fault.is_some() {
+            return;
+        }
+        let brought = self.requests[at].set_cookies.iter().filter(|(_, is_removed)| !is_removed);
+        let dead: Vec<_> =
+            brought.filter(|(cookie, _)| !self.leads(&cookie.1)).map(|(cookie, _)| cookie.1.clone()).collect();
+        for id in dead {
+            let id = record_id(&id);
+            let by_others = events.iter().filter(|event| event.request != at);
+            let has_ended = by_others.clone().any(|event| match event.what {
+                What::Ended(ended) | What::Updated(ended) | What::Limited { ended, .. } => ended == id,
+                What::Cleared { owner, .. } => id.owner() == Some(owner),
+                _ => false,
+            });
+            let expires = self.requests.iter().any(|sent| sent.act == Act::Expire);
+            if !has_ended && !expires {
+                let name = self.name(at);
+                self.wrong(format!("P10: {name} answered with an ID that leads nowhere"));
             }
         }
     }

@@ -5,11 +5,17 @@ use super::{
     start::Start,
 };
 
-/// What else the thief may do, left to chance: to try every order of each of these too would take too long.
+/// What else may happen, left to chance: to try every order of each of these too would take too long.
 pub fn rare(start: &Start) -> &'static [(Who, Act)] {
-    const OF_THE_THIEF: [(Who, Act); 3] =
-        [(Who::M, Act::ModuleDelete), (Who::M, Act::SwitchOthers), (Who::M, Act::FailedOthers)];
-    if start.name == "signed in" { &OF_THE_THIEF } else { &[] }
+    const RARE: [(Who, Act); 6] = [
+        (Who::A, Act::FailedOthersCreate),
+        (Who::A, Act::BindSaveDelete),
+        (Who::A, Act::BindSaveClear),
+        (Who::M, Act::ModuleDelete),
+        (Who::M, Act::SwitchOthers),
+        (Who::M, Act::FailedOthers),
+    ];
+    if start.name == "signed in" { &RARE } else { &[] }
 }
 
 /// Logins that count under a limit of sessions, and what else may happen beside them.
