@@ -67,7 +67,7 @@ pub async fn a_taken_name_is_left_alone<B: Backend>(subject: &Subject<B>) {
 /// The name of a record that was deleted, cleared, updated with a `ttl` of zero, or has expired can be created again.
 pub async fn a_name_is_free_again_after_its_end<B: Backend>(subject: &Subject<B>) {
     for id in both() {
-        for end in Ending::of(id) {
+        for end in HowItEnds::of(id) {
             let old = subject.made_and_ended(id, end).await;
             let new = record(id);
             assert!(subject.create(&new).await, "`create` refused the name of a record that was over by {end:?}");
@@ -136,7 +136,7 @@ pub async fn an_update_of_another_version_is_a_conflict<B: Backend>(subject: &Su
 /// `update` of a record that has ended is `Gone`, whatever ended it, and stores nothing.
 pub async fn an_update_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     for id in both() {
-        for end in Ending::of(id) {
+        for end in HowItEnds::of(id) {
             let old = subject.made_and_ended(id, end).await;
             let late = record(id);
             let outcome = subject.update(old.version, &late).await;
@@ -315,7 +315,7 @@ pub async fn a_touch_needs_the_version_it_saw<B: Backend>(subject: &Subject<B>) 
 /// `touch` of a record that has ended does nothing, whatever ended it.
 pub async fn a_touch_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
     for id in both() {
-        for end in Ending::of(id) {
+        for end in HowItEnds::of(id) {
             let old = subject.made_and_ended(id, end).await;
             subject.touch(id, old.version, LONG).await;
             assert!(
@@ -362,14 +362,14 @@ pub async fn a_delete_ends_and_says_whether_it_was_live<B: Backend>(subject: &Su
 
 /// How a record ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Ending {
+pub(super) enum HowItEnds {
     Delete,
     UpdateForNoTime,
     Expiry,
     Clear,
 }
 
-impl Ending {
+impl HowItEnds {
     /// Returns the ways in which a record of that name can end.
     pub(super) fn of(id: RecordId) -> &'static [Self] {
         let all = &[Self::Delete, Self::UpdateForNoTime, Self::Expiry, Self::Clear];
@@ -379,24 +379,24 @@ impl Ending {
 
 impl<B: Backend> Subject<B> {
     /// Creates a record and ends it. Returns its last state.
-    pub(super) async fn made_and_ended(&self, id: RecordId, end: &Ending) -> Record {
-        let ttl = if *end == Ending::Expiry { self.short() } else { LONG };
+    pub(super) async fn made_and_ended(&self, id: RecordId, end: &HowItEnds) -> Record {
+        let ttl = if *end == HowItEnds::Expiry { self.short() } else { LONG };
         let there = Record { ttl, ..record(id) };
         assert!(self.create(&there).await, "`create` refused a name that nothing live has");
         self.ends(&there, end).await
     }
 
     /// Ends a record. Returns its last state.
-    pub(super) async fn ends(&self, there: &Record, end: &Ending) -> Record {
+    pub(super) async fn ends(&self, there: &Record, end: &HowItEnds) -> Record {
         let id = there.id;
         match (end, id.owner()) {
-            (Ending::Expiry, _) => self.outlast(there.ttl).await,
-            (Ending::UpdateForNoTime, _) => {
+            (HowItEnds::Expiry, _) => self.outlast(there.ttl).await,
+            (HowItEnds::UpdateForNoTime, _) => {
                 let out = Record { ttl: Duration::ZERO, ..record(id) };
                 self.updates(there.version, &out).await;
                 return out;
             }
-            (Ending::Clear, Some(owner)) => {
+            (HowItEnds::Clear, Some(owner)) => {
                 // Another record stays, so that not all records of the owner are gone.
                 let other = record(of(owner));
                 self.creates(&other).await;

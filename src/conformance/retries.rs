@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{
-    records::Ending,
+    records::HowItEnds,
     samples::{LONG, both, is_same, of, owner, record},
     subject::Subject,
     verbs::since,
@@ -57,10 +57,10 @@ pub async fn a_retried_create_that_was_never_made_is_made_or_an_error<B: Backend
 /// A retried `create` of a user's record that has ended is an error, or `Late` if that applies, and does not bring the
 /// record back.
 pub async fn a_retried_create_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
-    for end in Ending::of(both()[0]) {
+    for end in HowItEnds::of(both()[0]) {
         let id = of(owner());
         let mut old = record(id);
-        if *end == Ending::Expiry {
+        if *end == HowItEnds::Expiry {
             old.ttl = subject.short();
         }
         subject.creates(&old).await;
@@ -177,7 +177,7 @@ pub async fn a_retried_update_that_came_too_late_is_not_done<B: Backend>(subject
 /// A retried `update` of a record that has ended is `Gone`, whatever ended it, and stores nothing.
 pub async fn a_retried_update_of_what_has_ended_is_gone<B: Backend>(subject: &Subject<B>) {
     for id in both() {
-        for end in Ending::of(id) {
+        for end in HowItEnds::of(id) {
             let old = subject.made_and_ended(id, end).await;
             let late = record(id);
             let outcome = subject.updates_again(old.version, &late).await;

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    records::Ending,
+    records::HowItEnds,
     samples::{LONG, anonymous, is_same, of, owner, record},
     subject::Subject,
 };
@@ -47,7 +47,7 @@ pub async fn a_scan_shows_all_that_is_live<B: Backend>(subject: &Subject<B>) {
 pub async fn a_scan_shows_nothing_that_has_ended<B: Backend>(subject: &Subject<B>) {
     let mut gone = Vec::new();
     for id in [of(owner()), anonymous()] {
-        for end in Ending::of(id) {
+        for end in HowItEnds::of(id) {
             gone.push(subject.made_and_ended(if id.owner().is_some() { of(owner()) } else { anonymous() }, end).await);
         }
     }

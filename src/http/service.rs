@@ -33,7 +33,7 @@ pub struct SessionService<S> {
 }
 
 /// The session of a request that enters a layer.
-enum Opened {
+enum Entered {
     New(Session),
     /// The layer was applied twice. Handlers get the session of the outer one.
     Known(Session),
@@ -54,11 +54,11 @@ where
 
     fn call(&mut self, mut request: Request<ReqBody>) -> Self::Future {
         match self.config.open(&request) {
-            Ok(Opened::New(session)) => {
+            Ok(Entered::New(session)) => {
                 request.extensions_mut().insert(session.clone());
                 ResponseFuture::new(self.inner.call(request), session, Arc::clone(&self.config))
             }
-            Ok(Opened::Known(session)) => {
+            Ok(Entered::Known(session)) => {
                 request.extensions_mut().insert(session);
                 ResponseFuture::passing(self.inner.call(request))
             }
@@ -76,11 +76,11 @@ impl<S> SessionService<S> {
 impl HttpConfig {
     /// Creates the session of a request. Nothing is parsed, and the backend is not called.
     #[inline]
-    fn open<B>(&self, request: &Request<B>) -> Result<Opened, Error> {
+    fn open<B>(&self, request: &Request<B>) -> Result<Entered, Error> {
         let outer = request.extensions().get::<Session>().map(Session::driver);
         for driver in std::iter::successors(outer, |driver| Driver::outer(driver)) {
             if Arc::ptr_eq(driver.origin(), &self.origin) {
-                return Ok(Opened::Known(Session::of(driver)));
+                return Ok(Entered::Known(Session::of(driver)));
             }
             if driver.origin().shares_a_name_with(&self.origin) {
                 return Err(Error::new(
@@ -91,7 +91,7 @@ impl HttpConfig {
         }
         let values = self.cookie.values(request.headers());
         let origin = Arc::clone(&self.origin);
-        Ok(Opened::New(Session::new(origin, values, is_barred(request, &self.cookie), outer.cloned())))
+        Ok(Entered::New(Session::new(origin, values, is_barred(request, &self.cookie), outer.cloned())))
     }
 }
 

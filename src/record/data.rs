@@ -74,7 +74,7 @@ impl Data {
 
     /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
-        Stored(&self.stored).all(|(name, _)| self.change(name) == Some(&None)) && self.added().next().is_none()
+        StoredFields(&self.stored).all(|(name, _)| self.change(name) == Some(&None)) && self.added().next().is_none()
     }
 
     /// Creates data from anything that serializes to a JSON object.
@@ -128,7 +128,7 @@ impl Data {
         if self.changed().is_empty() {
             return len;
         }
-        for (name, value) in Stored(&self.stored) {
+        for (name, value) in StoredFields(&self.stored) {
             if let Some(now) = self.change(name) {
                 len -= field_len(name.len(), value.len());
                 len += now.as_ref().map_or(0, |now| field_len(name.len(), now.len()));
@@ -162,7 +162,7 @@ impl Data {
     /// Returns the values of new names since the data was read.
     fn added(&self) -> impl Iterator<Item = (&str, &Raw)> {
         let many = self.changed().len() > FEW;
-        let stored: HashSet<_> = Stored(&self.stored).take_while(|_| many).map(|(name, _)| name).collect();
+        let stored: HashSet<_> = StoredFields(&self.stored).take_while(|_| many).map(|(name, _)| name).collect();
         let is_stored = move |name: &str| match many {
             true => stored.contains(name.as_bytes()),
             false => self.stored(name).is_some(),
@@ -175,16 +175,16 @@ impl Data {
 
     /// Returns the fields that were read, each name once. If a name is there twice, the last one counts, as for JSON readers.
     fn last_stored(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let many = Stored(&self.stored).nth(FEW).is_some();
+        let many = StoredFields(&self.stored).nth(FEW).is_some();
         let last: HashMap<_, _> =
-            Stored(&self.stored).take_while(|_| many).map(|(name, value)| (name, value.as_ptr())).collect();
-        let mut rest = Stored(&self.stored);
+            StoredFields(&self.stored).take_while(|_| many).map(|(name, value)| (name, value.as_ptr())).collect();
+        let mut rest = StoredFields(&self.stored);
         std::iter::from_fn(move || {
             loop {
                 let (name, value) = rest.next()?;
                 let is_last = match many {
                     true => last.get(name) == Some(&value.as_ptr()),
-                    false => Stored(rest.0).all(|(other, _)| other != name),
+                    false => StoredFields(rest.0).all(|(other, _)| other != name),
                 };
                 if is_last {
                     return Some((name, value));
@@ -197,7 +197,7 @@ impl Data {
     fn stored(&self, name: &str) -> Option<&[u8]> {
         // If a name is there twice, the last one counts, as for JSON readers.
         let named = |(stored, value): (_, _)| (stored == name.as_bytes()).then_some(value);
-        Stored(&self.stored).filter_map(named).last()
+        StoredFields(&self.stored).filter_map(named).last()
     }
 
     pub(crate) fn raw(&self, name: &str) -> Option<&[u8]> {
@@ -275,9 +275,9 @@ impl Edits {
 }
 
 /// The fields of what was read.
-struct Stored<'a>(&'a [u8]);
+struct StoredFields<'a>(&'a [u8]);
 
-impl<'a> Iterator for Stored<'a> {
+impl<'a> Iterator for StoredFields<'a> {
     type Item = (&'a [u8], &'a [u8]);
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -75,9 +75,9 @@
 //!
 //! Some outcomes cannot be avoided:
 //!
-//! * If the response of a login, a rotation or a `clear_others` is lost, the browser never gets the new ID. It is then
-//!   signed out: at once after a login or a `clear_others`, and after a rotation when
-//!   [`rework_grace`](crate::Builder::rework_grace) is over.
+//! * If the response of a login, a rotation or a `clear_others` is lost, or if the store's answer is lost and the response is
+//!   therefore a 503, the browser never gets the new ID. It is then signed out: at once after a login or a `clear_others`,
+//!   and after a rotation when [`rework_grace`](crate::Builder::rework_grace) is over.
 //! * If the store's answer to a visitor's login is lost, the response is a 503 and nobody is signed in, but the visitor's session
 //!   may have ended with the login. Its data is then gone.
 //! * If a visitor sends a login form twice, there are two sessions. Both work, and both are in the user's list. The same

@@ -17,7 +17,7 @@ use crate::{
         engine::Engine,
         loaded::Loaded,
         watch::{Ending, Known, Look, Pace, Seen, Watch},
-        watchers::{Looking, Turn, Watcher},
+        watchers::{Looking, NextStep, Watcher},
     },
     timeout::within,
 };
@@ -175,9 +175,9 @@ impl Stream {
             let watcher = &self.watched.watcher;
             let now = self.engine.policy().clock.moment();
             let until = match watcher.turn(&mut self.place, logins, patience, now, cx.waker()) {
-                Turn::Hear(ending) => return Poll::Ready(ending),
-                Turn::Wait(until) => Some(until),
-                Turn::Look(looking) => {
+                NextStep::Hear(ending) => return Poll::Ready(ending),
+                NextStep::Wait(until) => Some(until),
+                NextStep::Look(looking) => {
                     let mut looking = looking.unwrap_or_else(|| self.begin_look());
                     match Pin::new(&mut looking).poll(cx) {
                         Poll::Ready((_, look)) => {

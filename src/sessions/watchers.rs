@@ -27,7 +27,7 @@ use crate::{
 /// The watchers of this process.
 pub(crate) struct Watchers {
     /// The watchers of one owner are in the same shard and adjacent, so that a `clear` finds them.
-    shards: [Mutex<Shard>; 16],
+    shards: [Mutex<ByRecord>; 16],
     hasher: DefaultHashBuilder,
     /// Counts the endings by this process.
     endings: AtomicU64,
@@ -35,7 +35,7 @@ pub(crate) struct Watchers {
     closed: AtomicBool,
 }
 
-type Shard = BTreeMap<RecordId, Weak<Watcher>>;
+type ByRecord = BTreeMap<RecordId, Weak<Watcher>>;
 
 /// A record that streams of this process are watching.
 pub(crate) struct Watcher {
@@ -43,10 +43,10 @@ pub(crate) struct Watcher {
     /// The number of endings when the watcher was made.
     made: u64,
     watchers: Arc<Watchers>,
-    state: Mutex<State>,
+    state: Mutex<WatcherState>,
 }
 
-struct State {
+struct WatcherState {
     watch: Watch,
     /// A pending look that no stream is polling right now.
     looking: Option<Looking>,
@@ -59,7 +59,7 @@ struct State {
 pub(crate) type Looking = Detached<(Weak<Watcher>, Look)>;
 
 /// What a stream does next.
-pub(crate) enum Turn {
+pub(crate) enum NextStep {
     Hear(Ending),
     /// Continue this look, or begin one.
     Look(Option<Looking>),
@@ -100,7 +100,7 @@ impl Watchers {
             match shard.get(&id).and_then(Weak::upgrade) {
                 Some(watcher) => watcher,
                 None => {
-                    let state = State { watch: new(), looking: None, streams: Slab::new(), driver: None };
+                    let state = WatcherState { watch: new(), looking: None, streams: Slab::new(), driver: None };
                     let (made, watchers) = (self.endings(), Arc::clone(self));
                     let watcher = Arc::new(Watcher { id, made, watchers, state: Mutex::new(state) });
                     shard.insert(id, Arc::downgrade(&watcher));
@@ -169,7 +169,7 @@ impl Watchers {
         self.shard(id).get(&id)?.upgrade()
     }
 
-    fn shard(&self, id: RecordId) -> MutexGuard<'_, Shard> {
+    fn shard(&self, id: RecordId) -> MutexGuard<'_, ByRecord> {
         let hash = match id.owner() {
             Some(owner) => self.hasher.hash_one(owner),
             None => self.hasher.hash_one(id),
@@ -243,11 +243,11 @@ impl Watcher {
         patience: Duration,
         now: Duration,
         waker: &Waker,
-    ) -> Turn {
+    ) -> NextStep {
         let mut state = self.state();
-        let State { watch, looking, streams, driver } = &mut *state;
+        let WatcherState { watch, looking, streams, driver } = &mut *state;
         if let Some(ending) = watch.verdict(logins, patience, now) {
-            return Turn::Hear(ending);
+            return NextStep::Hear(ending);
         }
         let place = match *place {
             Some(place) => {
@@ -265,10 +265,10 @@ impl Watcher {
             watch.begin(now);
         }
         if is_due || drives && looking.is_some() {
-            return Turn::Look(looking.take());
+            return NextStep::Look(looking.take());
         }
         let next = if drives { watch.next() } else { watch.overdue() };
-        Turn::Wait(watch.gives_up(patience).map_or(next, |at| at.min(next)))
+        NextStep::Wait(watch.gives_up(patience).map_or(next, |at| at.min(next)))
     }
 
     /// Keeps a pending look. Returns when the stream that drives it gives up.
@@ -308,7 +308,7 @@ impl Watcher {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, WatcherState> {
         lock(&self.state)
     }
 }

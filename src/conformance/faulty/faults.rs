@@ -40,11 +40,11 @@ pub struct Hook(Run);
 
 #[derive(Clone)]
 enum Run {
-    First(First),
+    First(RunsFirst),
     Change(ChangeAnswer),
 }
 
-pub(super) type First = Arc<dyn Fn(Call) -> BoxFuture<()> + Send + Sync>;
+pub(super) type RunsFirst = Arc<dyn Fn(Call) -> BoxFuture<()> + Send + Sync>;
 pub(super) type ChangeAnswer = Arc<dyn Fn(Call, Result<Answer>) -> BoxFuture<Result<Answer>> + Send + Sync>;
 type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
@@ -136,10 +136,10 @@ impl Fault {
 /// [change](Fault::change) of the answer. If several rules have a fault of the same kind for a call, the oldest rule applies,
 /// and the others wait for the next call.
 #[derive(Clone, Default)]
-pub struct Faults(Arc<Mutex<Plan>>);
+pub struct Faults(Arc<Mutex<FaultState>>);
 
 #[derive(Default)]
-struct Plan {
+struct FaultState {
     calls: Vec<Verb>,
     rules: Vec<Rule>,
     total: u64,
@@ -172,7 +172,7 @@ enum Decision {
 /// What a call meets.
 #[derive(Default)]
 pub(super) struct Met {
-    pub(super) first: Option<First>,
+    pub(super) first: Option<RunsFirst>,
     pub(super) wrong: Option<Fault>,
     pub(super) change: Option<ChangeAnswer>,
 }
@@ -215,23 +215,23 @@ impl Faults {
 
     /// Removes all rules. Calls that a [`Gate`] holds stay held.
     pub fn heal(&self) {
-        self.plan().rules.clear();
+        self.state().rules.clear();
     }
 
     /// Returns the calls since the last time `calls` was called, including those that failed.
     pub fn calls(&self) -> Vec<Verb> {
-        std::mem::take(&mut self.plan().calls)
+        std::mem::take(&mut self.state().calls)
     }
 
     /// Counts and notes a call, and decides what it meets.
     pub(super) fn meet(&self, call: &mut Call) -> Met {
-        let mut plan = self.plan();
-        plan.calls.push(call.verb);
-        plan.total += 1;
-        plan.of_verb[call.verb as usize] += 1;
-        (call.number, call.number_of_verb) = (plan.total, plan.of_verb[call.verb as usize]);
+        let mut state = self.state();
+        state.calls.push(call.verb);
+        state.total += 1;
+        state.of_verb[call.verb as usize] += 1;
+        (call.number, call.number_of_verb) = (state.total, state.of_verb[call.verb as usize]);
         let mut met = Met::default();
-        plan.rules.retain_mut(|rule| {
+        state.rules.retain_mut(|rule| {
             if rule.kind.is_some_and(|kind| met.has(kind)) {
                 return true;
             }
@@ -251,10 +251,10 @@ impl Faults {
     }
 
     fn add(&self, kind: Option<Kind>, ask: impl FnMut(&Call) -> Decision + Send + 'static) {
-        self.plan().rules.push(Rule { kind, ask: Box::new(ask) });
+        self.state().rules.push(Rule { kind, ask: Box::new(ask) });
     }
 
-    fn plan(&self) -> MutexGuard<'_, Plan> {
+    fn state(&self) -> MutexGuard<'_, FaultState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -337,12 +337,12 @@ fn a_login_is_late_after_a_clear_and_after_the_file_was_opened_again() {
 }
 
 /// A file in a folder of its own, which is removed again.
-struct Opened {
+struct TestStore {
     backend: JsonBackend,
     folder: PathBuf,
 }
 
-impl Opened {
+impl TestStore {
     async fn new(name: &str, clock: &Clock) -> Self {
         let folder = std::env::temp_dir().join(format!("jam-session-{name}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
@@ -353,7 +353,7 @@ impl Opened {
     }
 }
 
-impl Drop for Opened {
+impl Drop for TestStore {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
     }
@@ -365,7 +365,7 @@ fn record(id: RecordId, ttl: u64) -> Record {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_hundred_logins_at_once_leave_as_many_as_the_limit() {
-    let opened = Arc::new(Opened::new("at-once", &Clock::system()).await);
+    let opened = Arc::new(TestStore::new("at-once", &Clock::system()).await);
     let logins: Vec<_> = (0..100)
         .map(|n| {
             let opened = Arc::clone(&opened);
@@ -389,7 +389,7 @@ async fn a_hundred_logins_at_once_leave_as_many_as_the_limit() {
 #[tokio::test]
 async fn a_scan_finds_what_is_there_all_the_time_whatever_changes_between_its_pages() {
     let clock = Clock::manual();
-    let opened = Opened::new("scan", &clock).await;
+    let opened = TestStore::new("scan", &clock).await;
     let backend = &opened.backend;
     let visitors = SOME as u64 + 100;
     for n in 0..visitors {
@@ -430,7 +430,7 @@ async fn a_scan_finds_what_is_there_all_the_time_whatever_changes_between_its_pa
         let expired = |there: &RecordId| (0..visitors).step_by(10).any(|n| id(None, n) == *there);
         assert!(!found.iter().any(expired), "{most}");
     }
-    let other = Opened::new("scan-other", &clock).await;
+    let other = TestStore::new("scan-other", &clock).await;
     let foreign = backend.scan(None, 1).await.unwrap().next;
     assert!(foreign.is_some() && other.backend.scan(foreign, 1).await.is_err());
     for bytes in [vec![], vec![0; 15], vec![0xff; 16], vec![0; 100]] {
@@ -445,7 +445,7 @@ async fn a_scan_finds_what_is_there_all_the_time_whatever_changes_between_its_pa
 async fn p18_what_a_count_or_a_scan_leaves_out_has_ended_in_the_file_too() {
     for scans in [false, true] {
         let clock = Clock::manual();
-        let opened = Opened::new(if scans { "says-scan" } else { "says-count" }, &clock).await;
+        let opened = TestStore::new(if scans { "says-scan" } else { "says-count" }, &clock).await;
         assert!(opened.backend.create(record(user(0), 1_000), Terms::default()).await.is_ok());
         clock.advance(Duration::from_secs(1));
         if scans {

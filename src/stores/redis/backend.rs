@@ -20,7 +20,7 @@ use super::{
     scripts::{self, Script, ScriptCall},
     source::Source,
     time::{ServerTime, time_of},
-    value::{Known, MAX_INLINE, NewValue, Stored, times, unreadable},
+    value::{KnownHead, MAX_INLINE, NewValue, Stored, times, unreadable},
 };
 use crate::{
     backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
@@ -288,7 +288,7 @@ impl Backend for RedisBackend {
 
     async fn update(&self, expected: i64, record: Record, retry: bool) -> Result<Outcome> {
         let (id, ttl, key) = (record.id, ttl(record.ttl), self.keys.of(record.id));
-        let known = Known::read(record.hint.as_bytes());
+        let known = KnownHead::read(record.hint.as_bytes());
         let (value, payload) = new_value(&record, known.as_ref());
         let life = self.life(id, ttl).to_string();
         let until = Instant::now() + self.deadline;
@@ -474,7 +474,7 @@ pub(super) fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
 }
 
 /// Builds the value of a record, and the payload if it goes into a separate field.
-pub(super) fn new_value<'a>(record: &'a Record, known: Option<&Known<'_>>) -> (NewValue, &'a [u8]) {
+pub(super) fn new_value<'a>(record: &'a Record, known: Option<&KnownHead<'_>>) -> (NewValue, &'a [u8]) {
     let is_beside = record.id.owner().is_some() && record.payload.len() > MAX_INLINE;
     let value = NewValue::new(record.version, &record.payload, is_beside, known);
     (value, if is_beside { &record.payload } else { &[] })

@@ -25,7 +25,7 @@ use crate::record::id::RecordId;
 #[derive(Default)]
 pub(super) struct Batches {
     /// The newest batch, which may be closed.
-    last: Mutex<Arc<Batch>>,
+    last: Mutex<Arc<SwapBatch>>,
 }
 
 /// A write on the fast path.
@@ -48,20 +48,20 @@ pub(super) enum Batched {
 }
 
 #[derive(Default)]
-struct Batch {
+struct SwapBatch {
     /// The runtime of the write that sends the batch.
     runtime: Option<Handle>,
     /// `None` once it is closed.
-    waiting: Mutex<Option<Vec<Waiting>>>,
+    waiting: Mutex<Option<Vec<WaitingSwap>>>,
 }
 
-struct Waiting {
+struct WaitingSwap {
     swap: Swap,
     answer: oneshot::Sender<Result<Batched, Failure>>,
 }
 
 /// The write that sends the batch. If it is dropped, the batch is not sent.
-struct First<'a>(&'a Batch);
+struct BatchSender<'a>(&'a SwapBatch);
 
 impl Batches {
     /// Sends a write together with others. If there are none, it is not sent.
@@ -73,9 +73,9 @@ impl Batches {
         time: &ServerTime,
     ) -> Result<Batched, Failure> {
         let (answer, mut answered) = oneshot::channel();
-        let (batch, is_first) = self.join(Waiting { swap, answer });
+        let (batch, is_first) = self.join(WaitingSwap { swap, answer });
         if is_first {
-            let first = First(&batch);
+            let first = BatchSender(&batch);
             yield_now().await;
             let all = first.0.close();
             if all.len() == 1 {
@@ -99,21 +99,21 @@ impl Batches {
     }
 
     /// Returns the batch for a write, and whether the write is its first one.
-    fn join(&self, write: Waiting) -> (Arc<Batch>, bool) {
+    fn join(&self, write: WaitingSwap) -> (Arc<SwapBatch>, bool) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let rest = last.add(write);
         let is_first = rest.is_some();
         if let Some(write) = rest {
             let waiting = Mutex::new(Some(vec![write]));
-            *last = Arc::new(Batch { runtime: Handle::try_current().ok(), waiting });
+            *last = Arc::new(SwapBatch { runtime: Handle::try_current().ok(), waiting });
         }
         (Arc::clone(&last), is_first)
     }
 }
 
-impl Batch {
+impl SwapBatch {
     /// Adds a write, or returns it if the batch is full.
-    fn add(&self, write: Waiting) -> Option<Waiting> {
+    fn add(&self, write: WaitingSwap) -> Option<WaitingSwap> {
         match &mut *self.waiting() {
             Some(waiting) if waiting.len() < MAX_WRITES => waiting.push(write),
             _ => return Some(write),
@@ -122,7 +122,7 @@ impl Batch {
     }
 
     /// Takes the writes whose callers are still waiting, and closes the batch.
-    fn close(&self) -> Vec<Waiting> {
+    fn close(&self) -> Vec<WaitingSwap> {
         let mut waiting = self.waiting().take().unwrap_or_default();
         waiting.retain(|write| !write.answer.is_closed());
         waiting
@@ -135,23 +135,23 @@ impl Batch {
         }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Option<Vec<Waiting>>> {
+    fn waiting(&self) -> MutexGuard<'_, Option<Vec<WaitingSwap>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for First<'_> {
+impl Drop for BatchSender<'_> {
     fn drop(&mut self) {
         drop(self.0.close());
     }
 }
 
 /// Sends a batch and answers each write. If this future is dropped, the writes get no answer, and notice that.
-async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTime) {
+async fn send(batch: Vec<WaitingSwap>, until: Instant, link: &Link, time: &ServerTime) {
     let (not_after, window) = (time.at(SLOT, until).to_string(), link.window().to_string());
     let keys: Vec<&str> = batch.iter().map(|write| write.swap.key.as_str()).collect();
     let mut args: Vec<Cow<'_, [u8]>> = vec![not_after.as_bytes().into(), window.as_bytes().into()];
-    for Waiting { swap: Swap { id, head, value, life, .. }, .. } in &batch {
+    for WaitingSwap { swap: Swap { id, head, value, life, .. }, .. } in &batch {
         let sid = if id.owner().is_some() { id.sid() } else { "" };
         args.extend([sid.as_bytes(), head, value, life.as_bytes()].map(Cow::from));
     }
@@ -164,7 +164,7 @@ async fn send(batch: Vec<Waiting>, until: Instant, link: &Link, time: &ServerTim
         Ok(left)
     });
     let again = again.into_inner();
-    for (number, Waiting { answer, .. }) in (1..).zip(batch) {
+    for (number, WaitingSwap { answer, .. }) in (1..).zip(batch) {
         // The caller may have given up.
         let _ = answer.send(match &left {
             Ok(left) if !left.contains(&number) => Ok(Batched::Done),

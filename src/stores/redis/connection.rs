@@ -56,7 +56,7 @@ struct LinkState {
     /// The number of the current connection, or of the last one.
     generation: u64,
     since: Option<Instant>,
-    building: Option<Attempt>,
+    building: Option<Connecting>,
     /// The number of the last attempt.
     begun: u64,
     failed: Option<(Instant, Failure)>,
@@ -65,7 +65,7 @@ struct LinkState {
 }
 
 /// A pending attempt to connect.
-struct Attempt {
+struct Connecting {
     number: u64,
     runtime: Handle,
 }
@@ -328,7 +328,7 @@ impl LinkInner {
             }
             state.begun += 1;
             let number = state.begun;
-            state.building = Some(Attempt { number, runtime: runtime.clone() });
+            state.building = Some(Connecting { number, runtime: runtime.clone() });
             Building { link: Arc::clone(self), number }
         };
         runtime.spawn(async move {

@@ -24,7 +24,7 @@ use crate::{
 
 /// The position of a scan, which a [`Cursor`] encodes.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Place {
+struct Position {
     /// The server that is being scanned. The servers of a Cluster are scanned one after the other.
     server: usize,
     /// Its cursor.
@@ -74,8 +74,8 @@ impl RedisBackend {
             None => began_over(self.link.generation()),
         };
         let mut place = match after {
-            Some(after) => Some(Place::read(&after)?),
-            None => slots.as_ref().map(|slots| Place { server: 0, cursor: 0, over: slots.fingerprint() }),
+            Some(after) => Some(Position::read(&after)?),
+            None => slots.as_ref().map(|slots| Position { server: 0, cursor: 0, over: slots.fingerprint() }),
         };
         let servers = slots.as_ref().map_or(1, Slots::servers);
         let mut page = Page::default();
@@ -89,7 +89,7 @@ impl RedisBackend {
                 Some(_) => Step { cursor: 0, keys: Vec::new(), is_elsewhere: true },
             };
             // If the first step is repeated over another connection, the scan has started again.
-            let mut next = place.unwrap_or_else(|| Place { server, cursor, over: now_over(&None) });
+            let mut next = place.unwrap_or_else(|| Position { server, cursor, over: now_over(&None) });
             if step.is_elsewhere {
                 next.over = !slots.as_ref().map_or(0, Slots::fingerprint);
             }
@@ -311,7 +311,7 @@ impl Part {
     }
 }
 
-impl Place {
+impl Position {
     fn cursor(self) -> Cursor {
         Cursor::new(format!("{} {} {}", self.server, self.cursor, self.over))
     }

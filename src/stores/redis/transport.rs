@@ -178,12 +178,12 @@ impl Connect for Node {
 struct InFlight(Arc<AtomicUsize>);
 
 /// One of them, until it is dropped.
-struct Call<'a>(&'a AtomicUsize);
+struct InFlightCall<'a>(&'a AtomicUsize);
 
 impl InFlight {
-    fn begin(&self) -> Call<'_> {
+    fn begin(&self) -> InFlightCall<'_> {
         self.0.fetch_add(1, Relaxed);
-        Call(&self.0)
+        InFlightCall(&self.0)
     }
 
     fn are_many(&self) -> bool {
@@ -191,7 +191,7 @@ impl InFlight {
     }
 }
 
-impl Drop for Call<'_> {
+impl Drop for InFlightCall<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Relaxed);
     }

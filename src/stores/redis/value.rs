@@ -19,7 +19,7 @@ pub(super) struct Stored {
 }
 
 /// The head and the older versions of a loaded record, kept as its [`Hint`](crate::Hint).
-pub(super) struct Known<'a> {
+pub(super) struct KnownHead<'a> {
     head: &'a [u8],
     older: &'a [u8],
 }
@@ -32,7 +32,7 @@ pub(super) struct NewValue {
 impl Stored {
     /// Reads a value. `payload` is its second field, if there is one. Returns `None` if the record was ended.
     pub(super) fn read(value: Bytes, payload: Option<Bytes>) -> Result<Option<Self>> {
-        let Some(known) = Known::read(&value) else { return Err(unreadable().into()) };
+        let Some(known) = KnownHead::read(&value) else { return Err(unreadable().into()) };
         let (version, ends, len) = (known.version(), known.ends(), HEAD + known.older.len());
         let (Some(version), Some(ends)) = (version, ends) else { return Err(unreadable().into()) };
         let payload = match (value.get(PLACE), payload) {
@@ -45,7 +45,7 @@ impl Stored {
     }
 }
 
-impl<'a> Known<'a> {
+impl<'a> KnownHead<'a> {
     /// Reads the beginning of a value. Returns `None` if it has another format.
     pub(super) fn read(value: &'a [u8]) -> Option<Self> {
         let (head, rest) = value.split_at_checked(HEAD)?;
@@ -91,8 +91,8 @@ impl<'a> Known<'a> {
 
 impl NewValue {
     /// Creates a value without times. With `known`, it keeps the older versions.
-    pub(super) fn new(version: i64, payload: &[u8], is_beside: bool, known: Option<&Known<'_>>) -> Self {
-        let older = known.map(Known::older).unwrap_or_default();
+    pub(super) fn new(version: i64, payload: &[u8], is_beside: bool, known: Option<&KnownHead<'_>>) -> Self {
+        let older = known.map(KnownHead::older).unwrap_or_default();
         let payload = if is_beside { &[] } else { payload };
         let mut bytes = Vec::with_capacity(HEAD + older.len() + payload.len());
         // There are at most eight.
@@ -162,7 +162,7 @@ const HEAD: usize = 34;
 mod tests {
     use super::*;
 
-    fn value(version: i64, payload: &str, known: Option<&Known<'_>>) -> Bytes {
+    fn value(version: i64, payload: &str, known: Option<&KnownHead<'_>>) -> Bytes {
         NewValue::new(version, payload.as_bytes(), false, known).at(1_795_000_000_123, 60_000).into_bytes().into()
     }
 
@@ -180,9 +180,9 @@ mod tests {
     fn the_last_versions_and_the_first_are_carried_on() {
         let mut stored = value(0, "", None);
         for version in 1..20 {
-            stored = value(version, "x", Known::read(&stored).as_ref());
+            stored = value(version, "x", KnownHead::read(&stored).as_ref());
         }
-        let known = Known::read(&stored).unwrap();
+        let known = KnownHead::read(&stored).unwrap();
         let older: Vec<i64> = known.older.chunks(8).map(|v| i64::from_be_bytes(v.try_into().unwrap())).collect();
         assert_eq!((known.version(), older), (Some(19), vec![18, 17, 16, 15, 14, 13, 12, 0]));
     }
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn an_update_is_simple_if_nothing_else_has_to_be_looked_at() {
         let old = value(1, "x", None);
-        let known = Known::read(&old).unwrap();
+        let known = KnownHead::read(&old).unwrap();
         let new = |ttl| NewValue::new(2, b"y", false, Some(&known)).at(1_795_000_000_200, ttl);
         let now = 1_795_000_000_200;
         assert_eq!(known.head_for(1, &new(60_000), true, now), Some(&old[..HEAD]));
