@@ -20,9 +20,10 @@ use crate::{
         secrets::Opening,
     },
     sessions::{
-        engine::{Engine, UPDATING},
+        engine::Engine,
         loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
         watch::Ending,
+        writes::UPDATING,
     },
 };
 

@@ -1,4 +1,5 @@
-//! The session engine: loads, creates, compare-and-swaps, rotates, ends and touches records through a [`Backend`].
+//! The session engine: loads and creates records through a [`Backend`], and [writes](super::writes), [touches](super::touches)
+//! and [ends](super::endings) them.
 //!
 //! [`Sessions`](crate::Sessions) and the layer are built on it.
 
@@ -8,15 +9,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, task::yield_now, time::timeout};
-
 use crate::{
-    backend::{Backend, Count, Created, Cursor, Left, Limit, Mark, Outcome, Page, Since, Terms, any::AnyBackend},
+    backend::{Backend, Count, Created, Cursor, Left, Limit, Mark, Page, Since, Terms, any::AnyBackend},
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     events::{Event, EventKind, Refusal},
     log,
-    random::random_version,
     record::{
         Contents, Hint, Record,
         codec::Codec,
@@ -28,9 +26,9 @@ use crate::{
     sessions::{
         background::{Background, Permit, Touching},
         health::Health,
-        loaded::{Found, Loaded, Opened, Unreadable, WriteOutcome},
+        loaded::{Found, Loaded, Opened, Unreadable},
         policy::Policy,
-        turns::Turns,
+        turns::{Turn, Turns},
         watch::Ending,
         watchers::Watchers,
     },
@@ -153,6 +151,16 @@ impl<B: Backend> Engine<B> {
     /// Sends an event about one session.
     pub(crate) fn tell_of(&self, kind: EventKind, loaded: &Loaded) {
         self.tell(kind, Some(loaded.id.sid()), loaded.contents.key.as_deref());
+    }
+
+    /// Waits for the turn of the next writer of a record in this process.
+    pub(super) async fn turn(&self, id: RecordId) -> Turn<'_> {
+        self.shared.turns.take(id).await
+    }
+
+    /// Marks a record as being touched. Returns `None` if it already is.
+    pub(super) fn touching(&self, id: RecordId) -> Option<Touching> {
+        self.shared.background.touching(id)
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -360,181 +368,9 @@ impl<B: Backend> Engine<B> {
         self.answer(self.backend.count().await, "the sessions could not be counted")
     }
 
-    /// Changes a session by compare-and-swap. After a conflict, the same change is applied to the current record.
-    ///
-    /// `change` returns whether there is anything to write. All tries use the same version, so only one of them can be stored,
-    /// and it is recognised by its version.
-    pub(crate) async fn rewrite(
-        &self,
-        mut loaded: Arc<Loaded>,
-        version: i64,
-        mut retry: bool,
-        mut change: impl FnMut(&mut Contents) -> Result<bool, Error>,
-    ) -> Result<WriteOutcome, Error> {
-        let mut turn = None;
-        loop {
-            if turn.is_none() {
-                turn = Some(self.shared.turns.take(loaded.id).await);
-            }
-            let outcome = {
-                // This block keeps its temporaries out of the future, which would be moved with them.
-                let write = {
-                    let mut new = Loaded { version, ..Loaded::clone(&loaded) };
-                    if !change(&mut new.contents)? {
-                        return Ok(WriteOutcome::Done(loaded));
-                    }
-                    self.write(&loaded, new, retry)
-                };
-                let mut write = pin!(write);
-                match within(|| MAX_TURN, write.as_mut()).await {
-                    Some(outcome) => outcome?,
-                    // Turns only avoid conflicts, so a write that hangs gives up its turn and does not block the others.
-                    None => {
-                        turn = None;
-                        write.await?
-                    }
-                }
-            };
-            if let WriteOutcome::Done(current) | WriteOutcome::Conflict(current) = &outcome
-                && !loaded.has_same_login(&current.contents)
-            {
-                self.replaced(current);
-            }
-            match outcome {
-                WriteOutcome::Conflict(current) => loaded = current,
-                outcome => return Ok(outcome),
-            }
-            retry = false;
-            // If the backend never yields, the time limit of the request could not take effect.
-            yield_now().await;
-        }
-    }
-
-    /// Writes new contents, if the session has not changed since it was loaded.
-    fn write(
-        &self,
-        loaded: &Loaded,
-        mut new: Loaded,
-        retry: bool,
-    ) -> impl Future<Output = Result<WriteOutcome, Error>> {
-        new.contents.written = self.now();
-        new.ttl = self.ttl_at(self.idle(&new.contents), new.contents.deadline, new.contents.written);
-        new.stale = false;
-        self.swap(loaded.version, Arc::new(new), retry)
-    }
-
-    /// Compare-and-swap: stores the session if the record still has the expected version.
-    async fn swap(&self, expected: i64, new: Arc<Loaded>, retry: bool) -> Result<WriteOutcome, Error> {
-        let record = self.record(&new)?;
-        let updated = match self.answer(self.backend.update(expected, record, retry).await, UPDATING) {
-            Err(error) if error.kind() == ErrorKind::Unreadable => return Ok(WriteOutcome::Unreadable(error)),
-            updated => updated?,
-        };
-        match updated {
-            // The first try may have been stored with other data than this one, and other requests may have written since.
-            Outcome::Done if retry => match self.load(new.id).await? {
-                Some(stored) => self.read(new.id, stored).map(|stored| WriteOutcome::Done(Arc::new(stored))),
-                None => Ok(WriteOutcome::Gone),
-            },
-            Outcome::Done => Ok(WriteOutcome::Done(new)),
-            Outcome::Gone => Ok(WriteOutcome::Gone),
-            Outcome::Conflict(current) => Ok(self.conflict(&new, current)),
-        }
-    }
-
-    /// Interprets the record that the backend returned in place of the expected one.
-    pub(crate) fn conflict(&self, new: &Loaded, current: Record) -> WriteOutcome {
-        match self.read(new.id, current) {
-            // This is our own write, whose answer was lost. The stored contents count, not what this try would write.
-            Ok(current) if current.version == new.version => WriteOutcome::Done(Arc::new(current)),
-            Ok(current) if current.is_live_at(self.now()) => WriteOutcome::Conflict(Arc::new(current)),
-            Ok(_) => WriteOutcome::Gone,
-            Err(error) => WriteOutcome::Unreadable(error),
-        }
-    }
-
     /// Returns how long a previous secret is accepted, in milliseconds.
     pub(crate) fn grace(&self) -> u64 {
         millis(self.policy().rework_grace)
-    }
-
-    /// Gives a session a new secret because its cookie ends soon. Returns `None` if another request was first.
-    ///
-    /// The previous secret gets a grace even if `rework_grace` is zero, because the browser needs time to pick up the new cookie.
-    pub(crate) async fn renew_secret(&self, opened: &Opened) -> Result<Option<(Opened, SessionId)>, Error> {
-        let (new, version) = (Secret::random()?, random_version());
-        let (id, hash, grace) = (self.id(opened.loaded.id, &new)?, new.hash(), self.grace().max(MIN_GRACE));
-        let write = async |retry| {
-            let rotate = |contents: &mut Contents| Ok(contents.rotate(&opened.secret, hash, grace, self.now()));
-            self.rewrite(Arc::clone(&opened.loaded), version, retry, rotate).await
-        };
-        let written = match write(false).await {
-            // If the secret were stored but never sent, the user would be signed out at the end of the grace.
-            Err(error) if error.kind() == ErrorKind::Unavailable => write(true).await?,
-            written => written?,
-        };
-        Ok(match written {
-            WriteOutcome::Done(loaded) if loaded.contents.hash.matches(&hash) => {
-                self.tell_of(EventKind::Rotated, &loaded);
-                Some((Opened { loaded, secret: hash }, id))
-            }
-            _ => None,
-        })
-    }
-
-    /// Touches the session in the background, unless it was touched recently.
-    ///
-    /// A record that is not encrypted with the current keyring is encrypted again on this occasion.
-    pub(crate) fn touch(self: &Arc<Self>, loaded: &Arc<Loaded>) {
-        if !loaded.stale && !self.is_touch_due(loaded) {
-            return;
-        }
-        let Ok(runtime) = Handle::try_current() else { return };
-        let Ok(permit) = self.permit() else { return };
-        let Some(touching) = self.touching(loaded.id) else { return };
-        let (engine, loaded) = (Arc::clone(self), Arc::clone(loaded));
-        runtime.spawn(async move {
-            let id = loaded.id;
-            match timeout(engine.request_time(), engine.refresh(&loaded)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => log::debug!(%error, session = id.sid(), "could not touch a session"),
-                Err(_) => log::debug!(session = id.sid(), "touching a session timed out"),
-            }
-            drop((touching, permit));
-        });
-    }
-
-    /// Marks a record as being touched. Returns `None` if it already is.
-    pub(super) fn touching(&self, id: RecordId) -> Option<Touching> {
-        self.shared.background.touching(id)
-    }
-
-    pub(super) fn is_touch_due(&self, loaded: &Loaded) -> bool {
-        self.is_use_due(self.idle(&loaded.contents), loaded.contents.deadline, loaded.ttl)
-    }
-
-    /// Returns whether a touch is due, for a session with this idle timeout, deadline and time to live.
-    pub(super) fn is_use_due(&self, idle: Option<u64>, deadline: u64, ttl: Duration) -> bool {
-        let Some(own) = idle.map(Duration::from_millis) else { return false };
-        // At most a tenth of the session's own idle timeout: a longer interval could sign out active users.
-        let interval = self.policy().touch_interval.unwrap_or(MAX_TOUCH_INTERVAL).min(own / 10);
-        let interval = interval.max(Duration::from_millis(1));
-        // The deadline may have shortened the time to live. This check reads the clock, so it comes last.
-        own.saturating_sub(ttl) >= interval && self.ttl_at(idle, deadline, self.now()).saturating_sub(ttl) >= interval
-    }
-
-    async fn refresh(&self, loaded: &Loaded) -> Result<(), Error> {
-        if loaded.stale {
-            // If another request wrote in the meantime, that write encrypted the record again.
-            let new = Loaded { version: random_version(), ..Loaded::clone(loaded) };
-            return self.write(loaded, new, false).await.map(drop);
-        }
-        self.touch_once(loaded.id, loaded.version, self.ttl(&loaded.contents)).await
-    }
-
-    pub(super) async fn touch_once(&self, id: RecordId, version: i64, ttl: Duration) -> Result<(), Error> {
-        let touched = self.backend.touch(id, version, ttl).await;
-        self.answer(touched, "a session could not be touched")
     }
 
     /// Decodes a record that the backend returned for this ID. The record of another session is unreadable, whatever ID it
@@ -545,7 +381,7 @@ impl<B: Backend> Engine<B> {
         Ok(Loaded { id, version, ttl, contents, hint, stale })
     }
 
-    fn record(&self, loaded: &Loaded) -> Result<Record, Error> {
+    pub(super) fn record(&self, loaded: &Loaded) -> Result<Record, Error> {
         let payload = self.codec().write(loaded.id, &loaded.contents)?;
         Ok(Record { hint: loaded.hint.clone(), ..Record::new(loaded.id, loaded.version, loaded.ttl, payload) })
     }
@@ -568,7 +404,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Returns how long the session lives if it is not used.
-    fn ttl(&self, contents: &Contents) -> Duration {
+    pub(super) fn ttl(&self, contents: &Contents) -> Duration {
         self.ttl_at(self.idle(contents), contents.deadline, self.now())
     }
 
@@ -605,9 +441,5 @@ pub(crate) fn check_key(key: &str) -> Result<&str, Error> {
 }
 
 const LOADING: &str = "a session could not be loaded";
-pub(super) const UPDATING: &str = "a session could not be updated";
 const MAX_KEY: usize = 1024;
-const MAX_TURN: Duration = Duration::from_millis(100);
-const MAX_TOUCH_INTERVAL: Duration = Duration::from_secs(300);
-const MIN_GRACE: u64 = 10_000;
 const TRIES_FOR_A_NAME: usize = 5;

@@ -11,9 +11,11 @@ pub(crate) mod loaded;
 pub(crate) mod login;
 pub(crate) mod policy;
 pub(crate) mod stream;
+mod touches;
 mod turns;
 pub(crate) mod watch;
 mod watchers;
+mod writes;
 
 use std::{fmt, sync::Arc};
 

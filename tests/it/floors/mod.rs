@@ -11,6 +11,8 @@
 //! The test reads the sources, and follows every path that begins with `crate`, `self`, `super` or the name of a child module.
 //! It fails on a dependency that is not listed here, on a cycle between files, and on a path that reaches an item through
 //! another module than the one that defines it, because such a path hides the dependency.
+//!
+//! Two more rules keep it readable: a type name stands for one thing, and no file is long.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -61,12 +63,70 @@ const EXCEPTIONS: [(&str, &str); 2] = [
 /// The circles that are allowed: files that are one thing in two parts, such as a product and its builder.
 const PAIRS: [(&str, &str); 2] = [("backend/mod.rs", "backend/any.rs"), ("sessions/mod.rs", "sessions/builder.rs")];
 
+/// The most lines of code in a file of the crate, without its tests, comments and blank lines.
+const MAX_LINES: usize = 450;
+
 #[test]
-fn arrows_between_files_go_down_and_not_in_circles() {
+fn a_type_name_stands_for_one_thing_and_no_file_is_long() {
+    let (mut defined, mut faults) = (BTreeMap::new(), Vec::new());
+    for (file, source) in &crate_sources() {
+        let code: Vec<&str> = code_of(file, source).collect();
+        if code.len() > MAX_LINES {
+            faults.push(format!("{file} has {} lines of code", code.len()));
+        }
+        for name in code.iter().filter_map(|line| type_name(line)) {
+            if let Some(other) = defined.insert(name.to_owned(), file.clone()) {
+                faults.push(format!("{name} is defined in {other} and in {file}"));
+            }
+        }
+    }
+    assert!(defined.len() > 200, "only {} types were found", defined.len());
+    assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
+}
+
+#[test]
+fn types_are_found_however_they_are_written() {
+    let names = ["struct A;", "pub struct B<T>(T);", "pub(in crate::http) enum C {", "trait D: E {", "type F = G;"];
+    assert!(names.iter().map(|line| type_name(line)).eq(["A", "B", "C", "D", "F"].map(Some)));
+    assert!(
+        ["    type Error = E;", "impl A {", "// struct A;", "fn structure() {"]
+            .iter()
+            .all(|line| type_name(line).is_none())
+    );
+    let code = "struct A;\n\n// A.\n#[cfg(test)]\nfn sample() {}\n#[cfg(test)]\nmod tests {\n}\n";
+    assert_eq!(code_of("a.rs", code).count(), 3);
+    assert_eq!(code_of("a/tests.rs", code).count(), 0);
+}
+
+/// The lines of code of a file, without its tests.
+fn code_of<'a>(file: &str, source: &'a str) -> impl Iterator<Item = &'a str> {
+    let tests = if file.ends_with("tests.rs") { Some(0) } else { source.find("#[cfg(test)]\nmod tests") };
+    let code = &source[..tests.unwrap_or(source.len())];
+    code.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with("//"))
+}
+
+/// The type that a line at the top level defines, if it does.
+fn type_name(line: &str) -> Option<&str> {
+    let line = match line.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(") ")?.1,
+        Some(rest) => rest.strip_prefix(' ')?,
+        None => line,
+    };
+    let name = ["struct ", "enum ", "trait ", "type "].iter().find_map(|keyword| line.strip_prefix(keyword))?;
+    name.split(|c: char| !c.is_alphanumeric()).next()
+}
+
+fn crate_sources() -> Vec<(String, String)> {
     let mut sources = Vec::new();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     read(&root, &root, &mut sources);
     assert!(sources.len() > 40, "only {} files were found", sources.len());
+    sources
+}
+
+#[test]
+fn arrows_between_files_go_down_and_not_in_circles() {
+    let sources = crate_sources();
     let sources: Vec<_> = sources.iter().map(|(file, source)| (&**file, &**source)).collect();
     let faults = faults(&sources);
     assert!(faults.is_empty(), "\n{}\n", faults.join("\n"));
