@@ -126,6 +126,9 @@ impl Builder<RedisServer> {
     /// An attempt to connect may take two thirds of this time, or half a second if that is longer. An operation that waits for
     /// it still fails at its own time limit; the attempt then continues in the background.
     ///
+    /// In a Cluster, connecting to one node may take half a second, whatever this time is. An operation is sent again if its
+    /// node does not answer within half of this time, or 400 ms if that is longer.
+    ///
     /// The server refuses a write that arrives after the deadline. To make this work, its clock is compared with ours whenever
     /// it answers a script.
     pub fn deadline(mut self, deadline: Duration) -> Self {

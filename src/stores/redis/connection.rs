@@ -24,7 +24,7 @@ use super::{
     silences::Silences,
     slots::Slots,
     source::{Channel, Established, Source},
-    transport::{CONNECT, is_driven},
+    transport::is_driven,
 };
 use crate::{clock::millis, log};
 
@@ -335,8 +335,7 @@ impl LinkInner {
             let link = Arc::clone(&building.link);
             loop {
                 let generation = link.state().generation;
-                let limit = (link.deadline * 2 / 3).max(CONNECT);
-                let made = timeout(link.source.time(limit), link.source.connect(limit)).await;
+                let made = timeout(link.source.time(link.deadline), link.source.connect(link.deadline)).await;
                 if link.settle(building.number, generation, made.unwrap_or_else(|_| Err(Failure::silent()))) {
                     break;
                 }

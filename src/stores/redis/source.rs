@@ -13,7 +13,7 @@ use redis::{
     AsyncConnectionConfig, Cmd, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, Pipeline, ProtocolVersion,
     PushKind, RedisResult, Value,
     aio::ConnectionLike,
-    cluster::{ClusterClient, ClusterClientBuilder},
+    cluster::ClusterClientBuilder,
     io::tcp::{TcpSettings, socket2::TcpKeepalive},
 };
 use tokio::{
@@ -32,7 +32,8 @@ use crate::log;
 pub(super) enum Source {
     Server(ConnectionInfo),
     Sentinel(Sentinel),
-    Cluster(Box<ClusterClient>),
+    /// Some nodes of a Cluster.
+    Cluster(Vec<ConnectionInfo>),
     /// The application's own connection, which is never replaced.
     Own(Box<dyn Connection>),
 }
@@ -127,24 +128,16 @@ impl Source {
         if nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::Unix(_))) {
             return Err(Failure::new(FailureKind::Config, "a Redis Cluster cannot be reached through unix sockets"));
         }
-        let builder = ClusterClientBuilder::new(nodes)
-            .tcp_settings(tcp())
-            .connection_timeout(Duration::from_millis(300))
-            .response_timeout(Duration::from_millis(400))
-            .overall_response_timeout(Some(Duration::from_secs(1)))
-            .retries(5)
-            .min_retry_wait(20)
-            .max_retry_wait(200)
-            .retry_wait_formula(20, 2);
-        Ok(Self::Cluster(Box::new(builder.build()?)))
+        Ok(Self::Cluster(nodes))
     }
 
-    /// Returns how long an attempt to connect may take, if connecting to one server may take `limit`.
-    pub(super) fn time(&self, limit: Duration) -> Duration {
-        match self {
-            Self::Server(_) | Self::Own(_) => limit + Duration::from_millis(1500),
-            Self::Sentinel(_) | Self::Cluster(_) => limit + Duration::from_millis(2500),
-        }
+    /// Returns how long an attempt to connect may take, if an operation may take `deadline`.
+    pub(super) fn time(&self, deadline: Duration) -> Duration {
+        let more = match self {
+            Self::Server(_) | Self::Own(_) => Duration::from_millis(1500),
+            Self::Sentinel(_) | Self::Cluster(_) => Duration::from_millis(2500),
+        };
+        limit(deadline) + more
     }
 
     /// Returns whether the connections reconnect and retry by themselves.
@@ -152,7 +145,8 @@ impl Source {
         matches!(self, Self::Cluster(_))
     }
 
-    pub(super) async fn connect(&self, limit: Duration) -> Result<Established, Failure> {
+    pub(super) async fn connect(&self, deadline: Duration) -> Result<Established, Failure> {
+        let limit = limit(deadline);
         let ours = |channel, task| Established { channel, task: Some(task), runtime: Handle::try_current().ok() };
         let of_node = |node: Node| {
             let task = node.task();
@@ -161,9 +155,9 @@ impl Source {
         match self {
             Self::Server(info) => open(info, limit).await.map(of_node),
             Self::Sentinel(sentinel) => sentinel.connect(limit).await.map(of_node),
-            Self::Cluster(client) => {
-                let connection = client.get_async_generic_connection::<Node>().await?;
-                Ok(ours(Channel::Other(Box::new(connection)), Arc::new(IoTask::spawn(pending()))))
+            Self::Cluster(nodes) => {
+                let connection = connect_to_cluster(nodes, deadline).await?;
+                Ok(ours(Channel::Other(connection), Arc::new(IoTask::spawn(pending()))))
             }
             Self::Own(connection) => {
                 Ok(Established { channel: Channel::Other(connection.another()), task: None, runtime: None })
@@ -242,6 +236,25 @@ async fn connect_to_master(master: &ConnectionInfo, limit: Duration) -> Result<N
     } else {
         Err(Failure::new(FailureKind::Demoted, "the server that a sentinel named as the master is not a master"))
     }
+}
+
+/// Connects to a Cluster. Its connection retries by itself, within time limits of its own.
+async fn connect_to_cluster(nodes: &[ConnectionInfo], deadline: Duration) -> Result<Box<dyn Connection>, Failure> {
+    let client = ClusterClientBuilder::new(nodes.to_vec())
+        .tcp_settings(tcp())
+        .response_timeout((deadline / 2).max(Duration::from_millis(400)))
+        .overall_response_timeout(Some(deadline.max(Duration::from_secs(1))))
+        .retries(5)
+        .min_retry_wait(20)
+        .max_retry_wait(200)
+        .retry_wait_formula(20, 2)
+        .build()?;
+    Ok(Box::new(client.get_async_generic_connection::<Node>().await?))
+}
+
+/// Returns how long connecting to one server may take, if an operation may take `deadline`.
+fn limit(deadline: Duration) -> Duration {
+    (deadline * 2 / 3).max(CONNECT)
 }
 
 async fn open(info: &ConnectionInfo, limit: Duration) -> Result<Node, Failure> {
