@@ -141,14 +141,14 @@ fn module_alone(seed: u64, wrong: Option<Wrong>) -> Option<String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lost_connections_to_redis_change_no_order() {
     use crate::redis::{
-        harness::{Place, Topology, patient, server},
+        harness::{Place, Topology, connected, server},
         proxy::Proxy,
     };
 
     let Some(place) = Place::new(Topology::Server) else { return };
     let proxy = std::sync::Arc::new(Proxy::before(&server().address).await);
-    let builder = || patient(jam_session::RedisSessions::builder(proxy.uri())).namespace(&place.namespace);
-    let (one, two) = (builder().connect().await.unwrap().erase(), builder().connect().await.unwrap().erase());
+    let builder = || jam_session::RedisSessions::builder(proxy.uri()).namespace(&place.namespace);
+    let (one, two) = (connected(builder).await.erase(), connected(builder).await.erase());
     let at = std::sync::Arc::clone(&proxy);
     let trouble: record::Trouble = std::sync::Arc::new(move |rng: &mut Random| match rng.one_in(2) {
         true => at.swallow_next_answer(),

@@ -1,6 +1,6 @@
 //! Writes that are ready at the same time: they share one script call, and each gets its own answer.
 
-use std::{future::poll_fn, pin::Pin, task::Poll, time::Duration};
+use std::{cell::Cell, future::poll_fn, pin::Pin, task::Poll, time::Duration};
 
 use futures_util::future::join_all;
 use jam_session::{
@@ -10,8 +10,8 @@ use tokio::runtime::Runtime;
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
-    faults::{brief, runtime},
-    harness::{Place, Topology, binaries, patient},
+    faults::{brief, in_time_or_none, is_too_slow, runtime},
+    harness::{Place, Topology, binaries, connected},
     process::{Process, until},
     proxy::Proxy,
     replays::scripts_run,
@@ -50,7 +50,19 @@ async fn changes(backend: &RedisBackend, ids: &[RecordId]) -> Vec<(i64, Record)>
 }
 
 async fn update_all(backend: &RedisBackend, changes: &[(i64, Record)]) -> Vec<&'static str> {
-    join_all(changes.iter().map(|(expected, next)| update(backend, *expected, next.clone()))).await
+    update_all_in_time(backend, changes).await.expect("it is in time")
+}
+
+/// `None` if there was no time for one of them.
+async fn update_all_in_time(backend: &RedisBackend, changes: &[(i64, Record)]) -> Option<Vec<&'static str>> {
+    let updates = changes.iter().map(|(expected, next)| backend.updates(*expected, next.clone()));
+    let said = |answer| match in_time_or_none(answer)? {
+        Outcome::Done => Some("done"),
+        Outcome::Gone => Some("gone"),
+        Outcome::Conflict(_) => Some("conflict"),
+        other => panic!("{other:?}"),
+    };
+    join_all(updates).await.into_iter().map(said).collect()
 }
 
 /// First records of visitors, with this version.
@@ -70,8 +82,15 @@ fn said(answer: Answer<Created>) -> &'static str {
 }
 
 async fn create_all(backend: &RedisBackend, records: &[Record]) -> Vec<&'static str> {
+    create_all_in_time(backend, records).await.expect("it is in time")
+}
+
+/// `None` if there was no time for one of them.
+async fn create_all_in_time(backend: &RedisBackend, records: &[Record]) -> Option<Vec<&'static str>> {
     let all = records.iter().map(|record| backend.create(record.clone(), Terms::default()));
-    join_all(all).await.into_iter().map(said).collect()
+    let answers = join_all(all).await;
+    let are_in_time = !answers.iter().any(|answer| answer.as_ref().is_err_and(is_too_slow));
+    are_in_time.then(|| answers.into_iter().map(said).collect())
 }
 
 async fn updates_at_the_same_moment_are_answered_one_by_one(on: Topology) {
@@ -190,7 +209,7 @@ async fn creates_at_the_same_moment_are_answered_one_by_one(on: Topology) {
 async fn up_to_32_creates_go_in_one_call_also_with_updates() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let backend = sessions.backend();
         let new = visitors(40, 1);
         let calls = async |new: &[Record]| {
@@ -219,26 +238,53 @@ async fn up_to_32_creates_go_in_one_call_also_with_updates() {
     }
 }
 
+/// Loses the request of these writes, or the answer, and lets others do something before it is missed.
+async fn lose<T>(
+    proxy: &Proxy,
+    lost: &str,
+    writes: impl Future<Output = Option<T>>,
+    meanwhile: impl Future<Output = ()>,
+) -> Option<T> {
+    proxy.hold(true);
+    match lost {
+        "request" => proxy.swallow_next_request(),
+        _ => proxy.swallow_next_answer(),
+    }
+    let is_answered = Cell::new(false);
+    let ((), said) = tokio::join!(
+        async {
+            eventually(async || proxy.has_swallowed() || is_answered.get()).await;
+            if proxy.has_swallowed() {
+                meanwhile.await;
+            }
+            proxy.hold(false);
+        },
+        async {
+            let said = writes.await;
+            is_answered.set(true);
+            said
+        }
+    );
+    said
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn creates_whose_answer_was_lost_are_done_once() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
-        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
-        let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(proxy.uri())).await;
+        let direct = connected(|| RedisSessions::builder(server.uri())).await;
         let (backend, others, new) = (sessions.backend(), direct.backend(), visitors(8, 1));
         // Together with others, and alone.
         for (lost, count) in [("request", 8), ("answer", 8), ("request", 1), ("answer", 1)] {
-            // A connection that there is, and the only thing that is lost.
-            assert_eq!(payload(backend, new[0].id).await, None);
-            proxy.hold(true);
-            match lost {
-                "request" => proxy.swallow_next_request(),
-                _ => proxy.swallow_next_answer(),
-            }
-            let ((), said) = tokio::join!(
-                async {
-                    eventually(async || proxy.has_swallowed()).await;
+            // All of that takes no longer than one operation may take, or it is tried again.
+            let said = in_time(async || {
+                server.ask(&["FLUSHALL"]);
+                // A connection that there is, and the only thing that is lost.
+                assert!(in_time_or_none(backend.load(new[0].id).await)?.is_none());
+                let creates = create_all_in_time(backend, &new[..count]);
+                let meanwhile = async {
                     for (at, Record { id, .. }) in new[..count].iter().enumerate() {
                         let is_there = others.load(*id).await.unwrap().is_some();
                         assert_eq!(is_there, lost == "answer");
@@ -249,10 +295,10 @@ async fn creates_whose_answer_was_lost_are_done_once() {
                             _ => {}
                         }
                     }
-                    proxy.hold(false);
-                },
-                create_all(backend, &new[..count])
-            );
+                };
+                lose(&proxy, lost, creates, meanwhile).await
+            })
+            .await;
             for (at, said) in said.into_iter().enumerate() {
                 let there = payload(backend, new[at].id).await;
                 let expected = match (lost, at % 4) {
@@ -264,7 +310,6 @@ async fn creates_whose_answer_was_lost_are_done_once() {
                 };
                 assert_eq!((said, there.as_deref()), expected, "{lost} {at} of {count}");
             }
-            server.ask(&["FLUSHALL"]);
         }
     }
 }
@@ -274,8 +319,8 @@ async fn creates_delivered_again_or_late_do_nothing() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
-        let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
-        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let direct = connected(|| RedisSessions::builder(server.uri())).await;
+        let sessions = connected(|| RedisSessions::builder(proxy.uri())).await;
         let new = visitors(2, 1);
         assert_eq!(create_all(sessions.backend(), &new).await, ["done", "done"]);
         let said = proxy.last_request();
@@ -328,7 +373,7 @@ async fn creates_delivered_again_or_late_do_nothing() {
 async fn up_to_32_updates_go_in_one_call() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let backend = sessions.backend();
         let ids: Vec<RecordId> = (0..40).map(|at| of(owner("ada"), &format!("s{at}"))).collect();
         let first = changes(backend, &ids).await;
@@ -354,7 +399,7 @@ async fn up_to_32_updates_go_in_one_call() {
 async fn a_key_of_another_type_spoils_no_other_update() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let (backend, ids) = (sessions.backend(), many());
         let changes = changes(backend, &ids).await;
         let foreign = format!("sessions:{{{}}}:a", ids[7].sid());
@@ -372,19 +417,15 @@ async fn a_batch_whose_answer_was_lost_is_done_once() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
-        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
-        let (direct, ids) = (patient(RedisSessions::builder(server.uri())).connect().await.unwrap(), many());
+        let sessions = connected(|| RedisSessions::builder(proxy.uri())).await;
+        let (direct, ids) = (connected(|| RedisSessions::builder(server.uri())).await, many());
         let (backend, others) = (sessions.backend(), direct.backend());
         for lost in ["request", "answer"] {
-            let first = changes(backend, &ids).await;
-            proxy.hold(true);
-            match lost {
-                "request" => proxy.swallow_next_request(),
-                _ => proxy.swallow_next_answer(),
-            }
-            let ((), said) = tokio::join!(
-                async {
-                    eventually(async || proxy.has_swallowed()).await;
+            // All of that takes no longer than one operation may take, or it is tried again.
+            let said = in_time(async || {
+                server.ask(&["FLUSHALL"]);
+                let first = changes(backend, &ids).await;
+                let meanwhile = async {
                     for (at, id) in ids.iter().enumerate() {
                         let (expected, next) = change(others, *id, 50, "theirs").await;
                         assert_eq!(expected, if lost == "request" { 1 } else { 2 });
@@ -392,10 +433,10 @@ async fn a_batch_whose_answer_was_lost_is_done_once() {
                             assert_eq!(update(others, expected, next).await, "done");
                         }
                     }
-                    proxy.hold(false);
-                },
-                update_all(backend, &first)
-            );
+                };
+                lose(&proxy, lost, update_all_in_time(backend, &first), meanwhile).await
+            })
+            .await;
             for (at, said) in said.into_iter().enumerate() {
                 let is_written_over = at % 2 == 0;
                 assert_eq!(said, if is_written_over && lost == "request" { "conflict" } else { "done" }, "{at}");
@@ -403,7 +444,6 @@ async fn a_batch_whose_answer_was_lost_is_done_once() {
                 assert_eq!(there.as_deref(), Some(if is_written_over { "theirs" } else { "y" }), "{at}");
                 assert!(backend.delete(ids[at]).await.unwrap());
             }
-            server.ask(&["FLUSHALL"]);
         }
     }
 }
@@ -413,9 +453,9 @@ async fn a_batch_delivered_again_or_late_does_nothing() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
-        let direct = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let direct = connected(|| RedisSessions::builder(server.uri())).await;
         let ids = [of(owner("ada"), "one"), anonymous("one")];
-        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(proxy.uri())).await;
         let first = changes(sessions.backend(), &ids).await;
         assert_eq!(update_all(sessions.backend(), &first).await, ["done", "done"]);
         let said = proxy.last_request();
@@ -493,7 +533,7 @@ async fn a_caller_that_gives_up_takes_no_other_write_with_it() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
-        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(proxy.uri())).await;
         let (backend, ids, new) = (sessions.backend(), many(), visitors(8, 1));
         for is_sent in [false, true] {
             let changes = changes(backend, &ids).await;
@@ -539,7 +579,7 @@ fn a_batch_on_a_runtime_that_stands_still_is_left() {
     let server = Process::start(&binary, &[]);
     let driven = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let proxy = driven.block_on(Proxy::before(&server.address));
-    let sessions = driven.block_on(patient(RedisSessions::builder(proxy.uri())).connect()).unwrap();
+    let sessions = driven.block_on(connected(|| RedisSessions::builder(proxy.uri())));
     let (backend, ids, new) = (sessions.backend(), many(), visitors(8, 1));
     for is_sent in [false, true] {
         let changes = driven.block_on(changes(backend, &ids));

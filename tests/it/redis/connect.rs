@@ -8,13 +8,16 @@ use std::{
 };
 
 use jam_session::{
-    Backend, Builder, Count, Created, Error, ErrorKind, RedisServer, RedisSessions, Terms, redis, stores::redis::Level,
+    Backend, Builder, Count, Created, Error, ErrorKind, RedisServer, RedisSessions, Terms, stores::redis::Level,
 };
 use serde_json::json;
 
 use super::{
     contract::{anonymous, of, owner, record},
-    harness::{Place, Topology, binaries, binary, cluster, grant, patient, rights, sentinel, server},
+    harness::{
+        Place, Topology, binaries, binary, cluster, connected, connected_over, grant, patient, rights, sentinel,
+        server, soon,
+    },
     process::{Process, until},
     wire::{Address, Reply, Wire},
 };
@@ -46,16 +49,6 @@ async fn config_soon_though_lazy(builder: impl Fn() -> Builder<RedisServer>) -> 
         match patient(builder()).lazy(true).connect().await {
             Ok(_) => assert!(begun.elapsed() < Duration::from_secs(300), "it connects"),
             refused => return config(refused),
-        }
-    }
-}
-
-async fn soon(builder: impl Fn() -> Builder<RedisServer>) -> Result<RedisSessions, Error> {
-    let begun = Instant::now();
-    loop {
-        match patient(builder()).connect().await {
-            Err(error) if error.kind() == ErrorKind::Unavailable && begun.elapsed() < Duration::from_secs(300) => {}
-            result => return result,
         }
     }
 }
@@ -94,13 +87,14 @@ async fn a_password_that_is_wrong_is_said_at_once() {
     for binary in binaries() {
         let server = Process::start_on(&binary, ports(1)[0], &["--requirepass", "sesame"]);
         let at = |who: &str| format!("redis://{who}127.0.0.1:{}", server.address.port());
-        let message = config(patient(RedisSessions::builder(at(":wrong@"))).connect().await);
+        let wrong = || RedisSessions::builder(at(":wrong@"));
+        let message = config_soon(wrong).await;
         assert!(message.contains("credentials") && !message.contains("wrong"), "{message}");
-        config(patient(RedisSessions::builder(at(":wrong@"))).lazy(true).connect().await);
-        config(patient(RedisSessions::builder(at(""))).connect().await);
-        config(patient(RedisSessions::builder(at("nobody:sesame@"))).connect().await);
+        config_soon_though_lazy(wrong).await;
+        config_soon(|| RedisSessions::builder(at(""))).await;
+        config_soon(|| RedisSessions::builder(at("nobody:sesame@"))).await;
 
-        let sessions = patient(RedisSessions::builder(at(":sesame@") + "/3")).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(at(":sesame@") + "/3")).await;
         sessions.create("ada", json!({})).await.unwrap();
         let mut wire = Wire::connect(&server.address).unwrap();
         wire.ask(&["AUTH", "sesame"]);
@@ -110,7 +104,7 @@ async fn a_password_that_is_wrong_is_said_at_once() {
         let user = ["ACL", "SETUSER", "app", "on", ">pw"];
         let all: Vec<&str> = user.into_iter().chain(rights.iter().map(String::as_str)).collect();
         assert!(!wire.ask(&all).is_error());
-        let sessions = patient(RedisSessions::builder(at("app:pw@"))).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(at("app:pw@"))).await;
         let id = sessions.create("ada", json!({})).await.unwrap();
         sessions.update(&id, json!({"a": 1})).await.unwrap();
         assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
@@ -127,8 +121,8 @@ async fn a_password_of_a_cluster_that_is_wrong_is_said_too() {
     let Some(binary) = binary() else { return };
     let node = Process::start_on(&binary, ports(1)[0], &["--cluster-enabled", "yes", "--requirepass", "sesame"]);
     let uri = format!("redis://:wrong@127.0.0.1:{}", node.address.port());
-    let builder = patient(RedisSessions::builder(uri)).cluster(Vec::<String>::new());
-    assert!(config(builder.connect().await).contains("credentials"));
+    let message = config_soon(|| RedisSessions::builder(&uri).cluster(Vec::<String>::new())).await;
+    assert!(message.contains("credentials"), "{message}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -156,17 +150,16 @@ async fn each_topology_has_its_own_way() {
     if binary().is_none() {
         return;
     }
-    let node = cluster().nodes[0].uri();
-    assert!(config(patient(RedisSessions::builder(node)).connect().await).contains("cluster"));
-    let sentinels = [sentinel().sentinels[0].uri()];
-    let builder = patient(RedisSessions::builder("redis://master")).sentinel(sentinels, "nobody");
-    let message = config(builder.connect().await);
+    let (node, nobody) = (cluster().nodes[0].uri(), nobody());
+    let message = config_soon(|| RedisSessions::builder(&node)).await;
+    assert!(message.contains("cluster"), "{message}");
+    let sentinel = sentinel().sentinels[0].uri();
+    let message = config_soon(|| RedisSessions::builder("redis://master").sentinel([&sentinel], "nobody")).await;
     assert!(message.contains("sentinel"), "{message}");
     // One node of it is enough to find the others, and one sentinel of two.
-    let nodes = [nobody(), cluster().nodes[4].uri()];
-    patient(RedisSessions::builder(nobody())).cluster(nodes).connect().await.unwrap();
-    let sentinels = [nobody(), sentinel().sentinels[0].uri()];
-    patient(RedisSessions::builder("redis://master")).sentinel(sentinels, "mymaster").connect().await.unwrap();
+    let node = cluster().nodes[4].uri();
+    connected(|| RedisSessions::builder(&nobody).cluster([&nobody, &node])).await;
+    connected(|| RedisSessions::builder("redis://master").sentinel([&nobody, &sentinel], "mymaster")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -318,7 +311,7 @@ async fn the_doctor_tries_every_server_of_a_cluster() {
     for node in &cluster.nodes {
         grant(&node.address, "patient", &all);
     }
-    let sessions = cluster.builder_as("patient").connect().await.unwrap();
+    let sessions = connected(|| cluster.builder_as("patient")).await;
     let problems = async || {
         let findings = sessions.doctor().await;
         findings.into_iter().filter(|finding| finding.level == Level::Problem).collect::<Vec<_>>()
@@ -334,8 +327,8 @@ async fn the_doctor_tries_every_server_of_a_cluster() {
 
 async fn the_documented_rights_are_enough(on: Topology) {
     let place = Place::new(on).unwrap();
-    for user in ["app", "operator"] {
-        let sessions = place.builder(user).connect().await.unwrap();
+    for user in ["lone-app", "lone-operator"] {
+        let sessions = connected(|| place.builder(user)).await;
         let id = sessions.create("ada", json!({})).await.unwrap();
         sessions.update(&id, json!({"a": 1})).await.unwrap();
         assert_eq!(sessions.list("ada").await.unwrap().len(), 1);
@@ -352,7 +345,7 @@ async fn the_documented_rights_are_enough(on: Topology) {
         assert!(findings.iter().all(|finding| finding.level != Level::Problem), "{findings:?}");
         // What else was tried is only what one may go without.
         let optional = match user {
-            "app" => &["client|setinfo", "ping", "info", "config|get", "script|load"][..],
+            "lone-app" => &["client|setinfo", "ping", "info", "config|get", "script|load"][..],
             _ => &["client|setinfo", "ping"],
         };
         for master in place.masters() {
@@ -380,7 +373,7 @@ async fn what_is_closed_stays_closed() {
     if binary().is_none() {
         return;
     }
-    let sessions = patient(RedisSessions::builder(server().uri())).namespace("closed").connect().await.unwrap();
+    let sessions = connected(|| RedisSessions::builder(server().uri()).namespace("closed")).await;
     let id = sessions.create("ada", json!({})).await.unwrap();
     sessions.close().await.unwrap();
     assert_eq!(sessions.get(&id).await.unwrap_err().kind(), ErrorKind::Unavailable);
@@ -390,18 +383,12 @@ async fn what_is_closed_stays_closed() {
 async fn a_connection_of_the_application_will_do(on: Topology) {
     let place = Place::new(on).unwrap();
     let id = of(owner("ada"), "one");
-    let builder = patient(RedisSessions::builder("")).namespace(&place.namespace);
-    let sessions = match on {
-        Topology::Cluster => {
-            let nodes = cluster().nodes.iter().map(Process::uri);
-            let client = redis::cluster::ClusterClient::new(nodes).unwrap();
-            builder.connection(client.get_async_connection().await.unwrap()).connect().await.unwrap()
-        }
-        _ => {
-            let client = redis::Client::open(place.masters()[0].uri() + "?protocol=resp3").unwrap();
-            builder.connection(client.get_multiplexed_async_connection().await.unwrap()).connect().await.unwrap()
-        }
+    let uris = match on {
+        Topology::Cluster => cluster().nodes.iter().map(Process::uri).collect(),
+        _ => vec![place.masters()[0].uri() + "?protocol=resp3"],
     };
+    let builder = || RedisSessions::builder("").namespace(&place.namespace);
+    let sessions = connected_over(on, &uris, builder).await;
     assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
     assert!(sessions.backend().load(id).await.unwrap().is_some());
     assert!(sessions.backend().updates(9, record(id, 2, "y")).await.is_ok());
@@ -412,7 +399,7 @@ async fn a_connection_of_the_application_will_do(on: Topology) {
 
 async fn the_doctor_knows_the_server(on: Topology) {
     let place = Place::new(on).unwrap();
-    let sessions = place.builder("operator").connect().await.unwrap();
+    let sessions = connected(|| place.builder("operator")).await;
     let findings = sessions.doctor().await;
     let about = |subject: &str| findings.iter().any(|finding| finding.subject == subject);
     for subject in ["version", "memory", "persistence", "replicas", "latency", "clock"] {
@@ -430,7 +417,7 @@ async fn the_doctor_knows_the_server(on: Topology) {
 async fn the_doctor_sees_what_is_wrong() {
     for binary in binaries() {
         let server = Process::start(&binary, &["--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru"]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let says = async |subject: &str, level: Level| {
             let findings = sessions.doctor().await;
             assert!(findings.iter().any(|found| found.subject == subject && found.level == level), "{findings:?}");
@@ -474,7 +461,7 @@ async fn tls_is_spoken_to_a_server_that_is_trusted() {
         assert!(message.contains("use rediss://"), "{message}");
     }
     let insecure = format!("rediss://localhost:{port}/#insecure");
-    config(patient(RedisSessions::builder(insecure)).connect().await);
+    config_soon(|| RedisSessions::builder(&insecure)).await;
 
     // A Cluster names its nodes by their addresses.
     let Some((other, key)) = self::certificate(&files.folder, "node", "DNS:localhost,IP:127.0.0.1") else { return };
@@ -510,8 +497,8 @@ async fn speaks_tls() {
     let (Ok(port), Ok(cluster)) = (std::env::var("TLS_PORT"), std::env::var("TLS_CLUSTER")) else { return };
     let message = config_soon(|| RedisSessions::builder(format!("rediss://127.0.0.1:{port}"))).await;
     assert!(message.contains("another host"), "{message}");
-    let server = || patient(RedisSessions::builder(format!("rediss://localhost:{port}")));
-    let cluster = || patient(RedisSessions::builder(&cluster)).cluster(Vec::<String>::new());
+    let server = || RedisSessions::builder(format!("rediss://localhost:{port}"));
+    let cluster = || RedisSessions::builder(&cluster).cluster(Vec::<String>::new());
     for connected in [soon(server).await, soon(cluster).await, soon(server).await] {
         let sessions = connected.unwrap();
         let id = sessions.create("ada", json!({"a": 1})).await.unwrap();

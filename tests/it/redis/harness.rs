@@ -7,10 +7,13 @@ use std::{
         LazyLock, OnceLock,
         atomic::{AtomicUsize, Ordering::SeqCst},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use jam_session::{Builder, RedisServer, RedisSessions};
+use jam_session::{
+    Builder, Error, ErrorKind, RedisServer, RedisSessions,
+    redis::{AsyncConnectionConfig, Client, cluster::ClusterClientBuilder},
+};
 
 use super::{
     process::{Process, until},
@@ -85,11 +88,8 @@ impl Place {
         self.sessions_with(|builder| builder).await
     }
 
-    pub async fn sessions_with(
-        &self,
-        options: impl FnOnce(Builder<RedisServer>) -> Builder<RedisServer>,
-    ) -> RedisSessions {
-        options(self.builder("app")).connect().await.unwrap()
+    pub async fn sessions_with(&self, options: impl Fn(Builder<RedisServer>) -> Builder<RedisServer>) -> RedisSessions {
+        connected(|| options(self.builder("app"))).await
     }
 
     /// As `app`, or as `operator`, who may also do what only the doctor needs.
@@ -182,16 +182,56 @@ pub fn grant(server: &Address, user: &str, rights: &[String]) {
     assert!(!answer.is_error(), "{command:?}: {answer:?}");
 }
 
-/// Makes the users `app` and `operator`, with what sessions need in this mode and what the doctor can use.
+/// With what sessions need, in the mode of the server.
+const APPS: [&str; 2] = ["app", "lone-app"];
+/// With what the doctor can use, too.
+const OPERATORS: [&str; 2] = ["operator", "lone-operator"];
+
+/// Makes the users. One test alone uses those that are called so: it reads what they were denied.
 fn make_users(server: &Address, mode: &[String]) {
     let app = [rights("always", 0), mode.to_vec()].concat();
-    grant(server, "app", &app);
-    grant(server, "operator", &[app, rights("for all that", 1)].concat());
+    let operator = [app.clone(), rights("for all that", 1)].concat();
+    for (users, rights) in [(APPS, app), (OPERATORS, operator)] {
+        users.iter().for_each(|user| grant(server, user, &rights));
+    }
 }
 
 /// Two cores and many tests: nothing here waits for a deadline to pass, unless it says so.
 pub fn patient(builder: Builder<RedisServer>) -> Builder<RedisServer> {
     builder.deadline(Duration::from_secs(4)).request_time(PATIENCE)
+}
+
+/// Connects, and tries again for as long as nothing is reached: a machine that stands still for a moment may be too slow.
+pub async fn soon(builder: impl Fn() -> Builder<RedisServer>) -> Result<RedisSessions, Error> {
+    let begun = Instant::now();
+    loop {
+        match patient(builder()).connect().await {
+            Err(error) if error.kind() == ErrorKind::Unavailable && begun.elapsed() < PATIENCE => {}
+            result => return result,
+        }
+    }
+}
+
+pub async fn connected(builder: impl Fn() -> Builder<RedisServer>) -> RedisSessions {
+    soon(builder).await.unwrap()
+}
+
+/// The same over a connection that an application has made, to one server or to a Cluster.
+pub async fn connected_over(
+    on: Topology,
+    uris: &[String],
+    builder: impl Fn() -> Builder<RedisServer>,
+) -> RedisSessions {
+    if on == Topology::Cluster {
+        let client = ClusterClientBuilder::new(uris.to_vec()).connection_timeout(PATIENCE).response_timeout(PATIENCE);
+        let connection = client.build().unwrap().get_async_connection().await.unwrap();
+        return connected(|| builder().connection(connection.clone())).await;
+    }
+    let time = Some(PATIENCE);
+    let config = AsyncConnectionConfig::new().set_connection_timeout(time).set_response_timeout(time);
+    let client = Client::open(&uris[0][..]).unwrap();
+    let connection = client.get_multiplexed_async_connection_with_config(&config).await.unwrap();
+    connected(|| builder().connection(connection.clone())).await
 }
 
 impl WithSentinels {
@@ -209,7 +249,7 @@ impl WithSentinels {
         let sentinels: Vec<Process> =
             ports[2..].iter().map(|port| Process::start_sentinel(&binary, *port, ports[0], quorum)).collect();
         for sentinel in &sentinels {
-            for user in ["app", "operator"] {
+            for user in APPS.into_iter().chain(OPERATORS) {
                 grant(&sentinel.address, user, &rights("behind Sentinel", 1));
             }
             let knows = |field: &str| {
@@ -240,12 +280,25 @@ impl WithSentinels {
         Address::Port(answer[1].text().parse().unwrap())
     }
 
-    /// A master that does not answer is dead from now on, and not only slow.
+    /// A master that does not answer is dead from now on, and not only slow. A failover that takes long is given up, and soon
+    /// begun again.
     pub fn lose_patience(&self) {
         for sentinel in &self.sentinels {
-            let told = sentinel.ask(&["SENTINEL", "SET", "mymaster", "down-after-milliseconds", "500"]);
-            assert!(!told.is_error(), "{told:?}");
+            for (option, ms) in [("failover-timeout", "2000"), ("down-after-milliseconds", "500")] {
+                let told = sentinel.ask(&["SENTINEL", "SET", "mymaster", option, ms]);
+                assert!(!told.is_error(), "{told:?}");
+            }
         }
+    }
+
+    /// Whether there is another master than that one. Until then it asks for one: sentinels give up a failover that takes them
+    /// too long, and refuse another while one is under way.
+    pub fn has_left(&self, old: &Address) -> bool {
+        let has_left = self.master().port() != old.port();
+        if !has_left {
+            self.sentinels[0].ask(&["SENTINEL", "FAILOVER", "mymaster"]);
+        }
+        has_left
     }
 
     pub fn process(&self, address: &Address) -> &Process {
@@ -300,13 +353,36 @@ impl OfCluster {
         }
         let cluster = Self { nodes };
         cluster.be_patient(&[0, 1, 2, 3, 4, 5]);
+        for node in &cluster.nodes {
+            until("the cluster is still up", || node.address.info_of_cluster("cluster_state") == "ok");
+        }
         cluster
     }
 
-    /// For these nodes one that does not answer is slow, and not dead.
+    /// For these nodes one that does not answer is slow, and not dead. None of them takes another for dead.
     pub fn be_patient(&self, nodes: &[usize]) {
         self.set(nodes, "cluster-replica-no-failover", "yes");
-        self.set(nodes, "cluster-node-timeout", "600000");
+        until("no node takes another for dead", || {
+            self.set(nodes, "cluster-node-timeout", "600000");
+            let all_live = || nodes.iter().all(|at| self.takes_none_for_dead(*at, nodes));
+            if all_live() {
+                return true;
+            }
+            // One that was too slow is dead to them for twice the time that it has to answer in.
+            self.lose_patience(nodes);
+            until("they have heard of each other", all_live);
+            false
+        });
+    }
+
+    fn takes_none_for_dead(&self, at: usize, others: &[usize]) -> bool {
+        let all = self.nodes[at].ask(&["CLUSTER", "NODES"]).text();
+        let is_alive = |at: &usize| {
+            let address = format!("127.0.0.1:{}@", self.nodes[*at].address.port());
+            let flags = all.lines().find(|line| line.contains(&address)).and_then(|line| line.split(' ').nth(2));
+            flags.is_some_and(|flags| !flags.split(',').any(|flag| flag == "fail" || flag == "fail?"))
+        };
+        others.iter().all(is_alive)
     }
 
     /// For these nodes one that does not answer is dead from now on.

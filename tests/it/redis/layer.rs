@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
-    harness::{binaries, patient},
+    harness::{binaries, connected},
     process::Process,
     proxy::Proxy,
 };
@@ -42,12 +42,17 @@ async fn count(client: &Client) -> u64 {
 async fn p05_a_thousand_increments_at_two_processes_are_a_thousand() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
-    let layer = async || SessionLayer::new(patient(RedisSessions::builder(server.uri())).connect().await.unwrap());
+    let layer = async || SessionLayer::new(connected(|| RedisSessions::builder(server.uri())).await);
     let layers = [layer().await, layer().await];
-    let client = Client::new(&layers[0]);
-    client.does(|session| session.create("ada", json!({}))).await.ok();
-    assert_eq!(increments(&layers, &client).await, 1000);
-    assert_eq!(count(&client).await, 1000);
+    // Of a request that a machine is too slow for, it is not known whether it counts. Then a new session is counted in.
+    in_time(async || {
+        let client = Client::new(&layers[0]);
+        client.does(|session| session.create("ada", json!({}))).await.ok();
+        let (success, n) = (increments(&layers, &client).await, count(&client).await);
+        assert!((success..=1000).contains(&n), "{success} were answered with success, and {n} were counted");
+        (success == 1000).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -55,7 +60,7 @@ async fn p05_what_was_answered_with_success_counts_once_also_when_answers_are_lo
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
     let proxy = Arc::new(Proxy::before(&server.address).await);
-    let layer = async || SessionLayer::new(patient(RedisSessions::builder(proxy.uri())).connect().await.unwrap());
+    let layer = async || SessionLayer::new(connected(|| RedisSessions::builder(proxy.uri())).await);
     let layers = [layer().await, layer().await];
     let client = Client::new(&layers[0]);
     client.does(|session| session.create("ada", json!({"n": 0}))).await.ok();
@@ -73,7 +78,7 @@ async fn p05_what_was_answered_with_success_counts_once_also_when_answers_are_lo
     });
     let success = increments(&layers, &client).await;
     losing.abort();
-    let direct = SessionLayer::new(patient(RedisSessions::builder(server.uri())).connect().await.unwrap());
+    let direct = SessionLayer::new(connected(|| RedisSessions::builder(server.uri())).await);
     let n = count(&client.at(&direct)).await;
     // A 503 says that it is not known.
     assert!((success..=1000).contains(&n), "{success} were answered with success, and {n} were counted");
@@ -86,7 +91,7 @@ async fn p09_while_redis_is_away_only_those_are_refused_who_need_it_and_nobody_i
     let server = Process::start(&binary, &[]);
     let brief = || RedisSessions::builder(server.uri()).deadline(Duration::from_millis(200));
     let layer = SessionLayer::new(in_time(async || brief().connect().await.ok()).await);
-    let patient = SessionLayer::new(patient(RedisSessions::builder(server.uri())).connect().await.unwrap());
+    let patient = SessionLayer::new(connected(|| RedisSessions::builder(server.uri())).await);
     let client = Client::new(&patient);
     client.does(|session| session.create("ada", json!({"n": 1}))).await.ok();
     let client = client.at(&layer);
@@ -117,7 +122,7 @@ async fn p09_while_redis_is_away_only_those_are_refused_who_need_it_and_nobody_i
 async fn p04_a_slow_request_at_one_process_revives_nothing_that_another_has_ended() {
     let Some(binary) = binaries().into_iter().next() else { return };
     let server = Process::start(&binary, &[]);
-    let connect = async || patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+    let connect = async || connected(|| RedisSessions::builder(server.uri())).await;
     let (slow, fast) = (SessionLayer::new(connect().await), connect().await);
     for ending in ["logout", "clear", "rework"] {
         let client = Client::new(&slow);
@@ -155,11 +160,11 @@ async fn p13_a_dump_of_redis_signs_nobody_in_and_shows_nothing_that_is_sealed() 
     let Some(binary) = binaries().into_iter().next() else { return };
     for keyring in [Some(Keyring::generate().unwrap()), None] {
         let server = Process::start(&binary, &[]);
-        let mut builder = patient(RedisSessions::builder(server.uri()));
-        if let Some(keyring) = &keyring {
-            builder = builder.encrypt(keyring.clone());
-        }
-        let sessions = builder.connect().await.unwrap();
+        let builder = || RedisSessions::builder(server.uri());
+        let sessions = match &keyring {
+            Some(keyring) => connected(|| builder().encrypt(keyring.clone())).await,
+            None => connected(builder).await,
+        };
         let client = Client::new(&SessionLayer::new(sessions.clone()));
         client.does(|session| session.insert("cart", "teapot")).await.ok();
         let mut ids = vec![client.id().unwrap()];

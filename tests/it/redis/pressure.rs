@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 
 use super::{
     contract::{HOUR, anonymous, create_crowd, of, owner, payload, record, update},
-    harness::{OfCluster, binaries, binary, patient},
+    harness::{OfCluster, binaries, binary, connected},
     process::Process,
 };
 use crate::store::{Plain, lasting};
@@ -18,7 +18,7 @@ use crate::store::{Plain, lasting};
 async fn p19_sixty_thousand_visitors_sign_no_user_out() {
     for binary in binaries() {
         let server = Process::start(&binary, &["--maxmemory", "10mb", "--maxmemory-policy", "volatile-ttl"]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let mut users = Vec::new();
         for at in 0..1_000 {
             users.push(sessions.create(format!("user {at}"), json!({"n": at})).await.unwrap());
@@ -54,7 +54,7 @@ async fn p19_sixty_thousand_visitors_sign_no_user_out() {
 async fn when_memory_is_used_up_sessions_end_and_none_begin() {
     for binary in binaries() {
         let server = Process::start(&binary, &["--maxmemory-policy", "noeviction"]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let backend = sessions.backend();
         for round in 0..2 {
             let ids = ["one", "two", "three", "four"].map(|sid| of(owner("ada"), &format!("{sid}{round}")));
@@ -93,7 +93,7 @@ async fn a_user_with_very_many_sessions_is_listed_in_pages() {
     const ALL: usize = 3_000;
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         create_crowd(&sessions, ALL).await;
         let listed = sessions.backend().list(owner("ada")).await.unwrap();
         assert_eq!(listed.len(), ALL);
@@ -117,7 +117,7 @@ async fn in_a_slot_that_is_half_migrated_every_verb_works() {
         let slot = cluster.nodes[0].ask(&["CLUSTER", "KEYSLOT", &key]).number().to_string();
         let from = (slot.parse::<usize>().unwrap() * 3 / 16384).min(2);
         let (source, target) = (&cluster.nodes[from], &cluster.nodes[(from + 1) % 3]);
-        let sessions = cluster.builder_as("app").connect().await.unwrap();
+        let sessions = connected(|| cluster.builder_as("app")).await;
         let backend = sessions.backend();
         let (one, two) = (of(ada, "one"), of(ada, "two"));
         assert!(backend.creates(record(one, 1, "x")).await.unwrap());
@@ -128,7 +128,7 @@ async fn in_a_slot_that_is_half_migrated_every_verb_works() {
             let moved = source.ask(&["MIGRATE", "127.0.0.1", &target.address.port().to_string(), &key, "0", "5000"]);
             assert_eq!(moved.text(), "OK");
         }
-        let stranger = cluster.builder_as("app").connect().await.unwrap();
+        let stranger = connected(|| cluster.builder_as("app")).await;
         assert_eq!(payload(stranger.backend(), one).await.as_deref(), Some("x"), "moved: {has_moved}");
         assert_eq!(payload(backend, one).await.as_deref(), Some("x"));
         assert_eq!(update(backend, 1, record(one, 2, "y")).await, "done");
@@ -150,7 +150,7 @@ async fn in_a_slot_that_is_half_migrated_every_verb_works() {
 async fn p11_a_record_of_a_later_format_keeps_nobody_from_starting_again() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let id = sessions.create("ada", json!({"n": 1})).await.unwrap();
         let key = server.ask(&["KEYS", "*"]).list()[0].text();
         let field = server.ask(&["HKEYS", &key]).list()[0].text();

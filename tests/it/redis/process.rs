@@ -51,7 +51,7 @@ impl Process {
         let config = folder.join("sentinel.conf");
         let text = format!(
             "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {master} {quorum}\n\
-             sentinel down-after-milliseconds mymaster 600000\nsentinel failover-timeout mymaster 2000\n"
+             sentinel down-after-milliseconds mymaster 600000\nsentinel failover-timeout mymaster 20000\n"
         );
         fs::write(&config, text).unwrap();
         let config = config.display().to_string();

@@ -2,14 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jam_session::{
-    Backend, Count, Cursor, ErrorKind, Record, RecordId, RedisBackend, RedisSessions,
-    redis::{Client, cluster::ClusterClient},
-};
+use jam_session::{Backend, Count, Cursor, ErrorKind, Record, RecordId, RedisBackend, RedisSessions};
 
 use super::{
     contract::{HOUR, anonymous, create_crowd, create_visitors, of, owner, record, update},
-    harness::{OfCluster, Place, Topology, binaries, binary, patient},
+    harness::{OfCluster, Place, Topology, binaries, binary, connected, connected_over},
     process::{Process, until},
 };
 use crate::store::{Plain, lasting};
@@ -208,8 +205,7 @@ async fn a_namespace_is_no_pattern() {
         let namespaces = ["a", "a*", "a?", "[a]", "a\\", "*", "a:b", "ä"];
         let mut all = Vec::new();
         for namespace in namespaces {
-            let builder = patient(RedisSessions::builder(server.uri())).namespace(namespace);
-            let sessions = builder.connect().await.unwrap();
+            let sessions = connected(|| RedisSessions::builder(server.uri()).namespace(namespace)).await;
             assert!(sessions.backend().creates(record(anonymous(&format!("n{}", all.len())), 1, "x")).await.unwrap());
             all.push(sessions);
         }
@@ -224,7 +220,7 @@ async fn a_user_with_very_many_sessions_is_scanned_whole() {
     const ALL: usize = 2_500;
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         create_crowd(&sessions, ALL).await;
         let backend = sessions.backend();
         assert!(backend.delete(of(owner("ada"), "s0-0")).await.unwrap());
@@ -239,7 +235,7 @@ async fn a_user_with_very_many_sessions_is_scanned_whole() {
 async fn a_server_that_starts_again_during_a_scan_is_noticed() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         create_visitors(sessions.backend(), 300).await;
         let page = sessions.backend().scan(None, 10).await.unwrap();
         assert!(!page.moved && page.next.is_some());
@@ -257,7 +253,7 @@ async fn a_slot_that_moves_during_a_scan_is_noticed() {
         return;
     }
     let cluster = OfCluster::start(&[]);
-    let sessions = cluster.builder().connect().await.unwrap();
+    let sessions = connected(|| cluster.builder()).await;
     let backend = sessions.backend();
     create_visitors(backend, 300).await;
     assert_eq!(scanned(backend, 20).await.len(), 300);
@@ -296,17 +292,8 @@ async fn over_a_connection_of_the_application_everything_is_scanned() {
     for on in [Topology::Server, Topology::Cluster] {
         let Some(place) = Place::new(on) else { return };
         let uris: Vec<String> = place.masters().iter().map(|master| master.uri_as("app")).collect();
-        let builder = patient(RedisSessions::builder("redis://unused")).namespace(&place.namespace);
-        let sessions = match on {
-            Topology::Cluster => {
-                let client = ClusterClient::new(uris).unwrap();
-                builder.connection(client.get_async_connection().await.unwrap()).connect().await.unwrap()
-            }
-            _ => {
-                let client = Client::open(&uris[0][..]).unwrap();
-                builder.connection(client.get_multiplexed_async_connection().await.unwrap()).connect().await.unwrap()
-            }
-        };
+        let builder = || RedisSessions::builder("redis://unused").namespace(&place.namespace);
+        let sessions = connected_over(on, &uris, builder).await;
         let all: BTreeSet<RecordId> =
             (0..40).flat_map(|at| [of(owner(&format!("u{at}")), "one"), anonymous(&format!("v{at}"))]).collect();
         for id in &all {
@@ -322,7 +309,7 @@ async fn over_a_connection_of_the_application_everything_is_scanned() {
 async fn a_page_is_about_as_large_as_it_was_asked_for() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
-        let sessions = patient(RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         create_visitors(sessions.backend(), 1_000).await;
         let page = sessions.backend().scan(None, 400).await.unwrap();
         assert!((400..600).contains(&page.records.len()), "{}", page.records.len());
@@ -330,7 +317,7 @@ async fn a_page_is_about_as_large_as_it_was_asked_for() {
         let fill = "for at = 1, 20000 do redis.call('SET', 'of others' .. at, 'x') end";
         server.ask(&["EVAL", fill, "0"]);
         assert_eq!(scanned(sessions.backend(), 400).await.len(), 1_000);
-        let none = patient(RedisSessions::builder(server.uri())).namespace("none").connect().await.unwrap();
+        let none = connected(|| RedisSessions::builder(server.uri()).namespace("none")).await;
         let first = none.backend().scan(None, 400).await.unwrap();
         assert!(first.records.is_empty() && first.next.is_some());
         assert_eq!(none.backend().count().await.unwrap(), Count::new(0, 0));

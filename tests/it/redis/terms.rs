@@ -3,17 +3,17 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use jam_session::{
-    Backend, BoxError, Clear, Cleared, Created, Left, Limit, Mark, Owner, Record, RecordId, RedisBackend, Since, Terms,
-    backend,
+    Backend, BoxError, Clear, Cleared, Created, Left, Limit, Mark, Owner, Record, RecordId, RedisBackend,
+    RedisSessions, Since, Terms, backend,
 };
 use tokio::task::JoinSet;
 
 use super::{
     contract::{HOUR, anonymous, of, owner, payload, record, update},
-    harness::{AGE, Place, Topology, WithSentinels, binaries, binary, patient},
+    harness::{AGE, Place, Topology, WithSentinels, binaries, binary, connected},
     process::{Process, until},
     proxy::Proxy,
-    wire::{Address, Reply, Wire},
+    wire::{Address, Wire},
 };
 use crate::store::{Plain, in_time, lasting, name};
 
@@ -85,32 +85,56 @@ async fn live(backend: &RedisBackend, owner: Owner) -> BTreeSet<RecordId> {
     backend.list(owner).await.unwrap().iter().map(|record| record.id).collect()
 }
 
+/// The records that ended, which the answer names. In a Cluster, a call that is answered late is sent again without our knowledge,
+/// and the second answer names none.
+async fn ends(on: Topology, backend: &RedisBackend, id: RecordId, terms: Terms) -> BTreeSet<RecordId> {
+    let owner = id.owner().unwrap();
+    let before = live(backend, owner).await;
+    let named = create(backend, id, terms).await;
+    let after = live(backend, owner).await;
+    assert!(after.contains(&id), "the new one never ends");
+    let ended: BTreeSet<RecordId> = before.difference(&after).copied().collect();
+    assert!(named == ended || (named.is_empty() && on == Topology::Cluster), "{named:?} are named, {ended:?} ended");
+    ended
+}
+
 async fn a_hundred_logins_at_once_leave_as_many_as_the_limit(on: Topology) {
     let place = Place::new(on).unwrap();
-    let ada = owner("ada");
     let mut processes = Vec::new();
     for _ in 0..4 {
         processes.push(place.sessions().await);
     }
-    let mut logins = JoinSet::new();
-    for at in 0..100 {
-        let sessions = processes[at % processes.len()].clone();
-        logins.spawn(async move {
-            let id = of(ada, &format!("s{at}"));
-            let ended = create(sessions.backend(), id, limited(5)).await;
-            assert!(!ended.contains(&id), "the new one never ends");
-            assert!(sessions.backend().list(ada).await.unwrap().len() <= 5);
-            ended.into_iter().collect::<Vec<_>>()
-        });
-    }
-    let ended = logins.join_all().await.concat();
-    let all: BTreeSet<RecordId> = (0..100).map(|at| of(ada, &format!("s{at}"))).collect();
-    let left = live(processes[0].backend(), ada).await;
-    assert_eq!((left.len(), ended.len()), (5, 95));
-    assert_eq!(ended.into_iter().chain(left).collect::<BTreeSet<_>>(), all, "each has ended once, or lives");
-    let last = of(ada, "last");
-    assert_eq!(create(processes[0].backend(), last, limited(5)).await.len(), 1);
-    assert!(live(processes[1].backend(), ada).await.contains(&last));
+    let mut users = 0;
+    in_time(async || {
+        users += 1;
+        let ada = owner(&format!("ada{users}"));
+        let mut logins = JoinSet::new();
+        for at in 0..100 {
+            let sessions = processes[at % processes.len()].clone();
+            logins.spawn(async move {
+                let id = of(ada, &format!("s{at}"));
+                let ended = create(sessions.backend(), id, limited(5)).await;
+                assert!(!ended.contains(&id), "the new one never ends");
+                assert!(sessions.backend().list(ada).await.unwrap().len() <= 5);
+                ended.into_iter().collect::<Vec<_>>()
+            });
+        }
+        let ended = logins.join_all().await.concat();
+        let all: BTreeSet<RecordId> = (0..100).map(|at| of(ada, &format!("s{at}"))).collect();
+        let left = live(processes[0].backend(), ada).await;
+        assert_eq!(left.len(), 5);
+        // The answers of calls that were sent again are missing, as in `ends`.
+        if ended.len() < 95 && on == Topology::Cluster {
+            return None;
+        }
+        assert_eq!(ended.len(), 95);
+        assert_eq!(ended.into_iter().chain(left).collect::<BTreeSet<_>>(), all, "each has ended once, or lives");
+        let last = of(ada, "last");
+        assert_eq!(ends(on, processes[0].backend(), last, limited(5)).await.len(), 1);
+        assert!(live(processes[1].backend(), ada).await.contains(&last));
+        Some(())
+    })
+    .await;
 }
 
 async fn who_was_heard_of_longest_ago_ends_first(on: Topology) {
@@ -125,7 +149,7 @@ async fn who_was_heard_of_longest_ago_ends_first(on: Topology) {
     backend.touch(touched, 1, HOUR).await.unwrap();
     assert_eq!(update(backend, 1, record(updated, 2, "y")).await, "done");
     backend.load(loaded).await.unwrap().unwrap();
-    assert_eq!(create(backend, new, limited(3)).await, [loaded].into());
+    assert_eq!(ends(on, backend, new, limited(3)).await, [loaded].into());
     // A repeat of the same login ends no other, and the one that has ended is not created again.
     assert!(create(backend, new, again(limited(3))).await.is_empty());
     assert!(backend.create(record(loaded, 1, "x"), again(Terms::default())).await.is_err());
@@ -145,10 +169,10 @@ async fn who_was_heard_of_longest_ago_ends_first(on: Topology) {
         server.ask(&["EVAL", UNUSED, "1", &key, id.sid(), &(-later).to_string()]);
     }
     let third = of(ada, "third");
-    assert_eq!(create(backend, third, limited(3)).await, [updated].into());
+    assert_eq!(ends(on, backend, third, limited(3)).await, [updated].into());
     // None but the new one.
     let only = of(ada, "only");
-    assert_eq!(create(backend, only, limited(0)).await, [touched, new, third].into());
+    assert_eq!(ends(on, backend, only, limited(0)).await, [touched, new, third].into());
     assert_eq!(live(backend, ada).await, [only].into());
     // Others have their own, and visitors none.
     assert!(create(backend, of(owner("grace"), "one"), limited(1)).await.is_empty());
@@ -201,7 +225,7 @@ async fn what_has_ended_does_not_count(on: Topology) {
     // One of a later format is not counted either, and not ended.
     server.ask(&["HSET", &key, of(ada, "later").sid(), "\u{3}of a later version, and as long as a head is"]);
     assert!(create(backend, of(ada, "three"), limited(3)).await.is_empty());
-    assert_eq!(create(backend, of(ada, "four"), limited(3)).await.len(), 1);
+    assert_eq!(ends(on, backend, of(ada, "four"), limited(3)).await.len(), 1);
     assert_eq!(live(backend, ada).await.len(), 3);
     // What was looked at and is dead is gone.
     assert_eq!(server.ask(&["HEXISTS", &key, of(ada, "short").sid()]).number(), 0);
@@ -219,7 +243,7 @@ async fn a_limit_that_was_lowered_is_kept_with_the_next_login(on: Topology) {
         assert!(backend.creates(record(of(ada, &format!("s{at}")), 1, payload)).await.unwrap());
     }
     let new = of(ada, "new");
-    assert_eq!(create(backend, new, limited(5)).await.len(), 1_296);
+    assert_eq!(ends(on, backend, new, limited(5)).await.len(), 1_296);
     let left = live(backend, ada).await;
     assert!(left.len() == 5 && left.contains(&new));
     // Nothing is left of their payloads.
@@ -443,7 +467,7 @@ async fn the_visitor_ends_with_the_login(on: Topology) {
 async fn when_memory_is_used_up_a_limit_ends_nothing() {
     for binary in binaries() {
         let server = Process::start(&binary, &["--maxmemory-policy", "noeviction"]);
-        let sessions = patient(jam_session::RedisSessions::builder(server.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(server.uri())).await;
         let (backend, ada, visitor) = (sessions.backend(), owner("ada"), anonymous("visitor"));
         for sid in ["one", "two", "three"] {
             assert!(backend.creates(record(of(ada, sid), 1, &"x".repeat(2_000))).await.unwrap());
@@ -472,7 +496,7 @@ async fn a_login_delivered_twice_ends_nothing_more() {
     for binary in binaries() {
         let server = Process::start(&binary, &[]);
         let proxy = Proxy::before(&server.address).await;
-        let sessions = patient(jam_session::RedisSessions::builder(proxy.uri())).connect().await.unwrap();
+        let sessions = connected(|| RedisSessions::builder(proxy.uri())).await;
         let (backend, ada, visitor) = (sessions.backend(), owner("ada"), anonymous("visitor"));
         let deliver = |said: &[u8]| Wire::connect(&server.address).unwrap().send(said).unwrap().list()[0].number();
         assert!(backend.creates(record(visitor, 1, "x")).await.unwrap());
@@ -486,8 +510,10 @@ async fn a_login_delivered_twice_ends_nothing_more() {
         assert!(backend.creates(record(visitor, 5, "x")).await.unwrap());
         assert_eq!(update(backend, 5, record(visitor, 6, "y")).await, "done");
         assert!(backend.creates(record(of(ada, "three"), 1, "x")).await.unwrap());
-        // The one that has ended does not come back, and nothing else ends.
-        assert_eq!((deliver(&one), deliver(&two)), (1, 1));
+        // The one that has ended does not come back, and nothing else ends. A machine may be so slow that the second is late.
+        assert_eq!(deliver(&one), 1);
+        let again = deliver(&two);
+        assert!(again == 1 || again == -1, "{again}");
         assert_eq!(live(backend, ada).await, [of(ada, "two"), of(ada, "three")].into());
         assert_eq!(payload(backend, visitor).await.as_deref(), Some("y"));
         backend.clears(ada, None).await.unwrap();
@@ -510,18 +536,15 @@ async fn a_mark_outlives_a_failover() {
         return;
     }
     let redis = WithSentinels::start(3);
-    let sessions = redis.builder().connect().await.unwrap();
+    let sessions = connected(|| redis.builder()).await;
     let (backend, ada, grace) = (sessions.backend(), owner("ada"), owner("grace"));
     backend.clears(ada, None).await.unwrap();
     let marks = [backend.mark(ada).await.unwrap(), backend.mark(grace).await.unwrap()];
     backend.clears(grace, None).await.unwrap();
     let old = redis.master();
     let replica = redis.servers.iter().find(|server| server.address.port() != old.port()).unwrap();
-    until("both clears are replicated", || replica.address.info("keyspace", "db0").contains("keys=2"));
-    until("a failover begins", || {
-        redis.sentinels[0].ask(&["SENTINEL", "FAILOVER", "mymaster"]) == Reply::Text(b"OK".into())
-    });
-    until("there is another master", || redis.master().port() != old.port());
+    until("both clears are replicated", || replica.address.info("keyspace", "db0").contains("keys=2,"));
+    until("there is another master", || redis.has_left(&old));
     let new = redis.master();
     in_time(async || {
         let made = backend.create(record(of(ada, "one"), 1, "x"), marked(marks[0])).await.ok()?;
