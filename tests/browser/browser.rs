@@ -124,6 +124,16 @@ impl Browser {
         wait(async { self.client.find(Locator::Css("body")).await?.text().await }).unwrap_or_default()
     }
 
+    /// Waits until the element with this ID has the focus. It comes there by itself, after the page is loaded.
+    #[track_caller]
+    pub fn comes_to_focus(&self, id: &str) {
+        let begun = Instant::now();
+        while self.run("return document.activeElement.id") != id {
+            assert!(begun.elapsed() < PATIENCE, "{id:?} never gets the focus on {}", self.path());
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     // What is on them.
 
     #[track_caller]

@@ -61,6 +61,7 @@ async fn connect() -> Result<Client, NewSessionError> {
         "goog:loggingPrefs": {"browser": "ALL"},
         // The tests wait themselves: for one tab while another one loads.
         "pageLoadStrategy": "none",
+        "timeouts": {"script": PATIENCE.as_secs() * 1_000},
     }) else {
         unreachable!("it is an object")
     };

@@ -99,7 +99,7 @@ fn a_wrong_password_is_told_in_words(scene: &Scene) {
     assert_eq!(browser.text_of("[role=alert]"), "That user name and that password do not go together.");
     assert_eq!(browser.run("return document.getElementById('username').value"), "ada", "it need not be typed again");
     assert_eq!(browser.run("return document.getElementById('password').value"), "");
-    assert_eq!(browser.run("return document.activeElement.id"), "password");
+    browser.comes_to_focus("password");
     for field in ["username", "password"] {
         let script = format!(
             "const field = document.getElementById('{field}'); \
@@ -455,7 +455,7 @@ fn it_all_works_by_keyboard(scene: &Scene) {
     browser.keys(TAB);
     assert_eq!(focused(), "Sign in");
     browser.leaves_by(|| browser.keys(ENTER));
-    assert_eq!(focused(), "username");
+    browser.comes_to_focus("username");
     browser.keys(&format!("ada{TAB}{ADA}{TAB} "));
     assert_eq!(browser.run("return document.activeElement.checked"), true);
     browser.leaves_by(|| browser.keys(ENTER));
