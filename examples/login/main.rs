@@ -31,7 +31,7 @@ use axum::{
     response::{IntoResponse, Redirect, Response},
     routing::{get, post},
 };
-use futures_util::{StreamExt, stream};
+use futures_util::{FutureExt, StreamExt, stream};
 use jam_session::{Builder, Error, JsonSessions, MemorySessions, Session, SessionKey, SessionLayer, Sessions};
 use maud::Markup;
 use serde::Deserialize;
@@ -54,17 +54,20 @@ async fn main() -> Result<(), Box<dyn StdError>> {
     let address = env::var("LISTEN").unwrap_or_else(|_| "127.0.0.1:3000".to_owned());
     let listener = TcpListener::bind(&address).await.map_err(|error| format!("LISTEN={address}: {error}"))?;
     let app = app(App { sessions: sessions.clone(), accounts: Accounts::demo()?, limited });
+    // Ctrl+C is handled from the first poll on, so poll once before anybody is told that the server runs.
+    let interrupted = interrupted().shared();
+    interrupted.clone().now_or_never();
     println!("listening on http://{}", listener.local_addr()?);
     for (name, password) in accounts::DEMO {
         println!("  sign in as {name}, password: {password}");
     }
 
     let app = app.into_make_service_with_connect_info::<SocketAddr>();
-    let serving = axum::serve(listener, app).with_graceful_shutdown(interrupted());
+    let serving = axum::serve(listener, app).with_graceful_shutdown(interrupted.clone());
     select! {
         ended = serving.into_future() => ended?,
         // Some request does not end. All others have had enough time.
-        () = async { interrupted().await; sleep(PATIENCE).await } => {}
+        () = async { interrupted.await; sleep(PATIENCE).await } => {}
     }
     Ok(sessions.close().await?)
 }
