@@ -2,10 +2,13 @@
 
 use std::{
     fmt::Write,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
 };
 
-use tracing::subscriber::{DefaultGuard, set_default};
+use tracing::{
+    Dispatch,
+    subscriber::{DefaultGuard, NoSubscriber, set_default},
+};
 
 /// Keeps the events of one thread.
 #[derive(Clone, Default)]
@@ -14,6 +17,7 @@ pub struct Events(Arc<Mutex<String>>);
 impl Events {
     /// Collects the events of this thread until the guard is dropped.
     pub fn collect() -> (Self, DefaultGuard) {
+        LazyLock::force(&OTHERS);
         let events = Self::default();
         let guard = set_default(events.clone());
         (events, guard)
@@ -23,6 +27,12 @@ impl Events {
         self.0.lock().unwrap().clone()
     }
 }
+
+/// Two dispatchers that are always there.
+///
+/// While there is only one, tracing-core 0.1 asks the thread that first reaches a callsite whether anybody wants its events, and
+/// keeps the answer. That may be the thread of another test, which collects nothing.
+static OTHERS: LazyLock<[Dispatch; 2]> = LazyLock::new(|| [(); 2].map(|()| Dispatch::new(NoSubscriber::new())));
 
 impl tracing::Subscriber for Events {
     fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
