@@ -5,6 +5,8 @@ use std::{
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
     process::{Child, ChildStdout, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use crate::ports::ports;
@@ -14,7 +16,7 @@ pub struct App {
     pub child: Child,
     pub address: String,
     /// Kept open: whoever prints into a closed pipe fails.
-    _stdout: BufReader<ChildStdout>,
+    stdout: BufReader<ChildStdout>,
 }
 
 impl App {
@@ -23,17 +25,18 @@ impl App {
         Self::start_at(&format!("127.0.0.1:{}", ports(1)[0]), store)
     }
 
+    /// Starts it again if its store was too late: the example has the default timeouts.
     pub fn start_at(address: &str, store: &str) -> Self {
-        let command = &mut example();
-        let mut child =
-            command.env("LISTEN", address).env("SESSION_STORE", store).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening on http://").map(str::to_owned);
-        let mut app = Self { child, address: String::new(), _stdout: stdout };
-        app.address = address.unwrap_or_else(|| panic!("the example said {line:?}"));
-        app
+        retry(|| {
+            let command = &mut example();
+            let mut child =
+                command.env("LISTEN", address).env("SESSION_STORE", store).stdout(Stdio::piped()).spawn().unwrap();
+            let mut app = Self { stdout: BufReader::new(child.stdout.take().unwrap()), address: String::new(), child };
+            let mut line = String::new();
+            app.stdout.read_line(&mut line).unwrap();
+            app.address = line.trim().strip_prefix("listening on http://")?.to_owned();
+            Some(app)
+        })
     }
 }
 
@@ -42,6 +45,19 @@ impl Drop for App {
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Repeats what a busy machine may be too slow for until it has a result, and not for ever.
+#[track_caller]
+pub fn retry<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(result) = attempt() {
+            return result;
+        }
+        assert!(began.elapsed() < Duration::from_secs(300), "it never is in time");
+        sleep(Duration::from_millis(50));
     }
 }
 
