@@ -19,7 +19,7 @@ use serde_json::json;
 use crate::{
     client::{Answer, Client, bind_ada, clear_others, delete, increment, rework},
     on_every_store,
-    store::{Options, Store, Watched, eventually, record_id},
+    store::{Options, PATIENCE, Store, Watched, eventually, record_id},
 };
 
 on_every_store! {
@@ -534,7 +534,8 @@ async fn p08_a_request_of_a_revoked_session_ends_no_others(store: Store) {
 
 /// Another process writes to the session of that ID, if it is there.
 fn writer(store: &Store, id: &str) -> (Fault, Arc<AtomicU64>) {
-    let sessions = Sessions::over(store.inner().backend().clone()).clock(store.clock.clone()).build().unwrap();
+    let sessions = Sessions::over(store.inner().backend().clone()).clock(store.clock.clone()).request_time(PATIENCE);
+    let sessions = sessions.build().unwrap();
     let written = Arc::new(AtomicU64::new(0));
     let (id, count) = (id.to_owned(), Arc::clone(&written));
     let writes = Fault::first(move |_| {

@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    iter,
     pin::Pin,
     task::{Context, Poll, Waker},
     time::Duration,
@@ -222,13 +223,18 @@ async fn all_end(streams: impl IntoIterator<Item = &mut Live>, expected: Ending)
     }
 }
 
+/// How long to wait for a look before an interval passes again: a look that began before may be over only now, and the next one is
+/// due an interval later. After the first time it is so long that even a machine that stalls ends no session by it.
+fn pauses() -> impl Iterator<Item = Duration> {
+    iter::once(BRIEF).chain(iter::repeat(Duration::from_secs(1)))
+}
+
 /// Lets that time pass, after which all of them end in this way.
 async fn all_end_after(store: &Store, time: Duration, streams: impl IntoIterator<Item = &mut Live>, expected: Ending) {
     store.pass(time);
     let looks = async {
-        loop {
-            // A look that began before may be over only now, and the next one is due an interval later.
-            tokio::time::sleep(BRIEF).await;
+        for pause in pauses() {
+            tokio::time::sleep(pause).await;
             store.pass(LOOK);
         }
     };
@@ -262,11 +268,11 @@ fn loads(store: &Store) -> usize {
 /// Lets the time pass until the next look is due, and waits until it has been.
 async fn look(store: &Store) {
     loads(store);
+    let mut pauses = pauses();
     in_time(async || {
-        // A look may be under way, and the next one then has its turn after it.
         store.pass(LOOK);
         let seen = eventually(async || loads(store) > 0);
-        tokio::time::timeout(BRIEF, seen).await.ok()
+        tokio::time::timeout(pauses.next()?, seen).await.ok()
     })
     .await;
 }

@@ -10,7 +10,7 @@ use crate::{
     client::{Answer, Client, bind_ada, clear_others, delete, rework},
     folder::Folder,
     on_every_store,
-    store::{Options, Store, Watched},
+    store::{Options, PATIENCE, Store, Watched},
 };
 
 on_every_store! {
@@ -315,7 +315,10 @@ async fn p22_parallel_logins_and_a_sign_out_leave_none_of_the_logins(store: Stor
 async fn p22_a_login_ends_with_the_store_that_forgets() {
     let folder = Folder::new();
     let clock = Clock::manual();
-    let open = async || JsonSessions::builder(folder.file()).clock(clock.clone()).open().await.unwrap();
+    let open = async || {
+        let builder = JsonSessions::builder(folder.file()).clock(clock.clone()).request_time(PATIENCE);
+        builder.open().await.unwrap()
+    };
     let text = {
         let sessions = open().await;
         let text = serde_json::to_string(&sessions.login("ada").await.unwrap()).unwrap();

@@ -18,7 +18,7 @@ use crate::{
     client::Client,
     folder::Folder,
     on_every_store,
-    store::{Options, Store, record_id},
+    store::{Options, PATIENCE, Store, record_id},
 };
 
 on_every_store! {
@@ -278,15 +278,16 @@ async fn p14_in_bounds_that_are_accepted_a_session_fits() {
             Err(_) => bytes += 1,
         }
     };
+    let patient = |name| JsonSessions::builder(folder.path(name)).request_time(PATIENCE);
     let (mut text, mut cost) = (180, 300);
     let file = loop {
-        match JsonSessions::builder(folder.path("size.json")).max_size(text).open().await {
+        match patient("size.json").max_size(text).open().await {
             Ok(sessions) => break sessions.erase(),
             Err(_) => text += 1,
         }
     };
     let short = loop {
-        match JsonSessions::builder(folder.path("bytes.json")).max_bytes(cost).open().await {
+        match patient("bytes.json").max_bytes(cost).open().await {
             Ok(sessions) => break sessions.erase(),
             Err(_) => cost += 1,
         }

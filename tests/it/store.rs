@@ -233,6 +233,15 @@ impl Store {
         Verb::Create
     }
 
+    /// How many tasks the store may begin by itself, at any time: one listens to each sentinel, as soon as it is connected.
+    pub fn listeners(&self) -> usize {
+        #[cfg(feature = "redis")]
+        if self.place.as_ref().is_some_and(|place| place.topology == crate::redis::harness::Topology::Sentinel) {
+            return crate::redis::harness::sentinel().sentinels.len();
+        }
+        0
+    }
+
     pub fn is_file(&self) -> bool {
         self.folder.is_some()
     }
@@ -342,11 +351,17 @@ pub fn lasting(ttl: Duration, mut record: Record) -> Record {
     record
 }
 
-/// Waits until that is so, and not for ever.
+/// Waits until that is so, and not for ever. Not where time is paused: it would pass while this sleeps.
 pub async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     let wait = async {
+        let mut rounds = 0;
         while !condition().await {
-            tokio::task::yield_now().await;
+            rounds += 1;
+            match rounds {
+                ..100 => tokio::task::yield_now().await,
+                // What takes this long may need the processor that this would keep busy.
+                _ => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
         }
     };
     tokio::time::timeout(PATIENCE, wait).await.expect("it never is");

@@ -2,7 +2,7 @@
 //!
 //! tests/values runs these tests again, with the unusual features of serde_json.
 
-use std::{cell::Cell, collections::BTreeMap, convert::Infallible, sync::Mutex};
+use std::{cell::Cell, collections::BTreeMap, convert::Infallible, sync::Mutex, time::Duration};
 
 use http::{Request, Response, header};
 use jam_session::{
@@ -41,7 +41,10 @@ struct Forms {
 impl Forms {
     async fn new() -> Self {
         let folder = Folder::new();
-        let file = |name| JsonSessions::builder(folder.path(name)).durability(Durability::Flush);
+        // With more time than any machine needs.
+        let file = |name| {
+            JsonSessions::builder(folder.path(name)).durability(Durability::Flush).request_time(Duration::from_secs(60))
+        };
         let sessions = [
             (true, MemorySessions::new().erase()),
             (true, file("json.json").open().await.unwrap().erase()),
