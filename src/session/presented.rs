@@ -98,10 +98,7 @@ impl Presented {
     /// Returns whether the visitor's cookies count, because no user's cookie leads to a session.
     pub(crate) fn wants_visitors(&self) -> bool {
         let is_visitors = |live: &Opened| live.loaded.owner().is_none();
-        self.live.as_ref().is_none_or(is_visitors)
-            && self.superseded.is_none()
-            && self.unreadable.is_empty()
-            && !self.refused
+        self.live.as_ref().is_none_or(is_visitors) && self.superseded.is_none() && self.unreadable.is_empty()
     }
 
     /// Returns whether there is a session that counts.
@@ -217,6 +214,17 @@ mod tests {
             assert!(matches!(base, Base::Refused));
             assert_eq!(besides.others.len(), 2);
         }
+    }
+
+    /// Rule 14: a sign-out ends each of them.
+    #[test]
+    fn a_third_visitors_session_is_looked_up_as_well() {
+        let mut presented = Presented::default();
+        for number in 1..=3 {
+            assert!(presented.wants_visitors());
+            presented.take(found(number, None, Opening::Newest));
+        }
+        assert_eq!(presented.finish().1.unwrap().others.len(), 3);
     }
 
     #[test]
