@@ -166,7 +166,14 @@ impl App {
         self.recorded.lock().unwrap().insert(ask.id, said.seen.as_ref().and_then(|seen| seen.handle.clone()));
         self.wait(&ask, Moment::Recorded).await;
         if ask.save {
-            match session.save().await {
+            let saved = match session.save().await {
+                Err(error) if ask.again && error.kind() == ErrorKind::Unavailable => {
+                    said.again = true;
+                    session.save().await
+                }
+                saved => saved,
+            };
+            match saved {
                 Ok(()) => {
                     self.saved.lock().unwrap().push(ask.id);
                     said.saved = Some("ok".to_owned());

@@ -13,6 +13,8 @@ pub struct Ask {
     /// Recorded after that.
     pub writes: Vec<Write>,
     pub save: bool,
+    /// It saves once more if the store's answer to the first save was lost.
+    pub again: bool,
     /// Recorded after the save.
     pub late: Vec<Write>,
     /// Where the handler waits until it is let go on.
@@ -98,6 +100,8 @@ pub struct Said {
     pub seen: Option<Seen>,
     /// `ok`, `gone` or `cross-site`.
     pub saved: Option<String>,
+    /// That was the answer to its second try.
+    pub again: bool,
     /// What there was after the save.
     pub after: Option<Seen>,
     pub list: Option<Vec<Seen>>,
@@ -126,7 +130,8 @@ impl Ask {
     pub fn new(id: usize, what: What) -> Self {
         let (writes, late) = (vec![], vec![]);
         let (wait, kept) = (None, None);
-        Self { id, what, writes, save: false, late, wait, end: End::Well, blind: false, takes_login: false, kept }
+        let (save, again, blind, takes_login) = (false, false, false, false);
+        Self { id, what, writes, save, again, late, wait, end: End::Well, blind, takes_login, kept }
     }
 
     /// The user whom it signs in.

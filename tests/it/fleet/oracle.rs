@@ -439,6 +439,7 @@ impl Oracle {
                 }
                 if let Some(saved) = &said.saved {
                     text += &format!(", saved: {saved}");
+                    text += if said.again { ", the second time" } else { "" };
                 }
                 if let Some(after) = &said.after {
                     text += &format!(", then {}", shown(after));
@@ -633,6 +634,13 @@ impl Oracle {
         self.lineage(a).contains(&b) || self.lineage(b).contains(&a)
     }
 
+    /// The request that made its record. The logins in place since then are never too late.
+    fn maker(&self, session: usize) -> usize {
+        let before = |at: &usize| self.sessions.iter().position(|known| known.next == Some(*at));
+        let first = std::iter::successors(Some(session), before).last();
+        self.sessions[first.unwrap_or(session)].born_by
+    }
+
     fn settle_writes(&mut self, session: usize, id: usize, late: bool, fate: Fate) {
         let now = self.now;
         for (at, session) in self.lineage(session).into_iter().enumerate() {
@@ -662,7 +670,7 @@ impl Oracle {
             for effect in enders.iter_mut().filter(of_it) {
                 // Of a session that began meanwhile it is not known whether it was cleared. But if its login was under way when
                 // the clear was sent, either it was, or the login would have been refused.
-                let was_there = known.born < effect.sent || self.would_refuse(known.born_by, effect);
+                let was_there = known.born < effect.sent || self.would_refuse(self.maker(at), effect);
                 let is_known = fate != Fate::Sure || !is_clear || was_there;
                 effect.fate = if is_known { fate } else { Fate::Maybe };
                 effect.done = Some(now);
@@ -1154,9 +1162,15 @@ impl Oracle {
                 self.count("503");
                 return self.check_unavailable(id, reply, &got, witnessed);
             }
+            (401, None) if ask.what == What::ClearOthers && got.user.text().is_some() => {
+                return self.check_others_ended(id, &got);
+            }
             (401, None) => {
-                ensure(got == Got::default(), || format!("a 401 came with {got:?}"))?;
-                return self.check_refused(id, ms).map(|()| Jar::default());
+                // The first try signed in, and what it made had ended before the second one ended the others.
+                let had_begun = ask.again && ask.logs_in_and_clears();
+                let is_right = got == Got { visitor: Change::Remove, ..Got::default() } && had_begun;
+                ensure(is_right || got == Got::default(), || format!("a 401 came with {got:?}"))?;
+                return self.check_refused(id, ms).map(|()| got.removals());
             }
             (409, None) if ask.is_limited() => {
                 ensure(got == Got::default(), || "a refused login set a cookie".to_owned())?;
@@ -1202,7 +1216,11 @@ impl Oracle {
         })?;
         let is_dropped = matches!(saved, Some("gone" | "cross-site"));
         let early = if saved.is_some() { saved == Some("ok") } else { !failed };
-        let done = Done { early, late: !failed && !is_dropped, is_dropped, saved: saved == Some("ok") };
+        let (late, saved) = (!failed && !is_dropped, saved == Some("ok"));
+        let done = Done { early, late, is_dropped, saved, again: said.again };
+        if said.again {
+            self.count(if saved { "second tries" } else { "second tries in vain" });
+        }
         let jar = match &ask.what {
             What::Delete => self.check_delete(id, &got, &said, found, done, ms)?,
             What::Clear => self.check_clear(id, &got, &said, found, done, ms)?,
@@ -1299,9 +1317,9 @@ impl Oracle {
                         "a visitor's session was found beside an ID that a login had replaced".to_owned()
                     })?;
                 }
-                &cookies.visitors
+                &cookies.visitors[..]
             }
-            _ => &cookies.users,
+            _ => &cookies.users[..],
         };
         if cookies.is_several() {
             self.count("two cookies");
@@ -1309,64 +1327,81 @@ impl Oracle {
         if !is_found {
             self.count(if cookies.is_empty() { "strangers" } else { "found nothing" });
         }
-        let is_over = |value: usize| self.sessions[self.values[value].session].is_over(loads);
-        let must = |value: usize| self.must_lead(id, value, ms);
         if !is_found {
-            let key = |value: usize| &self.sessions[self.values[value].session].key;
-            let is_wrong = match (&cookies.users[..], &cookies.visitors[..]) {
-                ([user], _) if must(*user) => true,
-                ([a, b], _) => {
-                    (must(*a) && must(*b) && key(*a) == key(*b))
-                        || (must(*a) && is_over(*b))
-                        || (must(*b) && is_over(*a))
-                }
-                (users, [visitor]) => must(*visitor) && users.iter().all(|user| !self.may_be_superseded(id, *user)),
-                ([], [a, b]) => (must(*a) && is_over(*b)) || (must(*b) && is_over(*a)),
-                _ => false,
-            };
-            ensure(!is_wrong, || "signed out, and nobody asked for it".to_owned())?;
+            ensure(!self.must_find(id, ms), || "signed out, and nobody asked for it".to_owned())?;
             return Ok(Found::Nobody);
         }
-        let value = match values[..] {
-            [] => return Err("a stranger was given a session".to_owned()),
-            [value] => value,
-            _ => {
-                let (first, second) = (values[0], values[1]);
-                let session = |value: usize| &self.sessions[self.values[value].session];
-                let same_owner = session(first).key.is_some() && session(first).key == session(second).key;
-                let is_one = session(first).handle.is_some() && session(first).handle == session(second).handle;
-                let is_unknown = !seen.handle.as_ref().is_some_and(|handle| self.handles.contains_key(handle));
-                let is = |value: usize| {
-                    let known = session(value);
-                    known.handle == seen.handle || (is_unknown && known.handle.is_none() && known.key == seen.key)
-                };
-                ensure(is(first) || is(second), || "two cookies led to a third session".to_owned())?;
-                ensure(is_one || !(must(first) && must(second) && !same_owner), || {
-                    "one of two users' cookies was taken".to_owned()
-                })?;
-                ensure(is_one || !must(first) || is(first) || !same_owner, || {
-                    "the second cookie was taken".to_owned()
-                })?;
-                match is(first) && !(is(second) && is_over(first)) {
-                    // With two IDs of one session either may be the one that led there.
-                    true if is_one && self.may_lead(id, first).is_err() => second,
-                    // The newest counts.
-                    true if self.values[first].session == self.values[second].session
-                        && self.values[first].successor.is_some()
-                        && self.values[second].successor.is_none() =>
-                    {
-                        second
-                    }
-                    true => first,
-                    false => second,
-                }
-            }
-        };
+        ensure(!self.are_too_many(id, seen.key.is_none()), || {
+            "more cookies than are tried led to a session".to_owned()
+        })?;
+        let value = self.which_counts(id, seen, values, ms)?;
         self.observe(id, self.values[value].session, seen, false)?;
         self.may_lead(id, value)?;
         self.is_not_limited(self.values[value].session, loads);
         self.count("found");
         Ok(if seen.key.is_some() { Found::User(value) } else { Found::Visitor(value) })
+    }
+
+    /// Whether the cookies surely lead to a session: no other one that may be live makes it doubtful which one counts.
+    fn must_find(&self, id: usize, ms: u64) -> bool {
+        let Cookies { users, visitors, .. } = &self.asked[id].cookies;
+        let loads = self.loads(id).at;
+        let session = |value: usize| &self.sessions[self.values[value].session];
+        let must = |value: &usize| self.must_lead(id, *value, ms);
+        let alive = |values: &[usize]| -> Vec<usize> {
+            values.iter().copied().filter(|value| !session(*value).is_over(loads)).collect()
+        };
+        let (users_alive, visitors_alive) = (alive(users), alive(visitors));
+        // Of one user either may count.
+        let is_one_user = users_alive.windows(2).all(|pair| session(pair[0]).key == session(pair[1]).key);
+        let is_one_visitor =
+            visitors_alive.windows(2).all(|pair| self.values[pair[0]].session == self.values[pair[1]].session);
+        let of_users = !self.are_too_many(id, false) && is_one_user && users.iter().any(must);
+        let of_visitors = !self.are_too_many(id, true) && is_one_user && is_one_visitor && visitors.iter().any(must);
+        of_users || of_visitors && users.iter().all(|user| !self.may_be_superseded(id, *user))
+    }
+
+    /// Whether there are more cookies than are tried. A visitor's are tried if no user's leads anywhere.
+    fn are_too_many(&self, id: usize, with_visitors: bool) -> bool {
+        let Cookies { users, visitors, .. } = &self.asked[id].cookies;
+        users.len() + if with_visitors { visitors.len() } else { 0 } > MOST_COOKIES
+    }
+
+    /// By which of the cookies of that kind a session was found.
+    fn which_counts(&mut self, id: usize, seen: &Seen, values: &[usize], ms: u64) -> Checked<usize> {
+        ensure(!values.is_empty(), || "a stranger was given a session".to_owned())?;
+        if let [value] = values {
+            return Ok(*value);
+        }
+        let session = |value: usize| &self.sessions[self.values[value].session];
+        let is_unknown = !seen.handle.as_ref().is_some_and(|handle| self.handles.contains_key(handle));
+        let is = |value: &usize| {
+            let known = session(*value);
+            known.handle == seen.handle || (is_unknown && known.handle.is_none() && known.key == seen.key)
+        };
+        let first = values.iter().position(is).ok_or("several cookies led to another session")?;
+        for (at, value) in values.iter().enumerate().filter(|(_, value)| !is(value)) {
+            let is_other = seen.key.is_none() || session(*value).key != seen.key;
+            let must = self.must_lead(id, *value, ms);
+            ensure(!must || !is_other, || "one of two users' cookies was taken".to_owned())?;
+            ensure(!must || at > first, || "a later cookie was taken".to_owned())?;
+        }
+        let mine: Vec<usize> = values.iter().copied().filter(is).collect();
+        Ok(self.newest_of(id, &mine))
+    }
+
+    /// Of several IDs of one record, the one that counts: it leads somewhere, and no other one has replaced it.
+    fn newest_of(&mut self, id: usize, values: &[usize]) -> usize {
+        let loads = self.loads(id).at;
+        let session = |oracle: &Self, value: usize| oracle.values[value].session;
+        let rank = |oracle: &mut Self, value: usize| {
+            let is_over = oracle.sessions[session(oracle, value)].is_over(loads);
+            let is_dead = is_over || oracle.may_lead(id, value).is_err();
+            (is_dead, oracle.values[value].successor.is_some())
+        };
+        let mut ranked: Vec<_> = values.iter().map(|value| (rank(self, *value), *value)).collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
+        ranked[0].1
     }
 
     /// Nobody knows what happened, unless a cookie tells.
@@ -1416,7 +1451,13 @@ impl Oracle {
         ensure(ask.save || ask.logs_in_and_clears() || ask.what == What::ClearOthers, || {
             "an outage set a cookie".to_owned()
         })?;
-        let user = cookies.users.first().copied();
+        let mine: Vec<usize> = match ask.what {
+            What::ClearOthers => {
+                cookies.users.iter().copied().filter(|user| self.is_same_session(*user, text)).collect()
+            }
+            _ => vec![],
+        };
+        let user = if mine.is_empty() { cookies.users.first().copied() } else { Some(self.newest_of(id, &mine)) };
         let is_same = user.is_some_and(|value| self.is_same_session(value, text));
         jar.user = Slot::Set(match (&ask.what, user) {
             (What::Rework, Some(value)) if is_same => {
@@ -1464,11 +1505,17 @@ impl Oracle {
             |value: usize| !self.must_open(id, value, ms) && !self.is_record_over(session(value), loads);
         let is_newest_for_sure = |value: usize| self.must_be_newest(id, value) && self.is_alone(id, session(value));
         let may = match &ask.what {
-            What::Delete => cookies.forges_user() || cookies.forged.is_some() || cookies.all().any(may_be_closed),
+            What::Delete => {
+                self.are_too_many(id, true)
+                    || cookies.forges_user()
+                    || cookies.forged.is_some()
+                    || cookies.all().any(may_be_closed)
+            }
             What::Clear => {
                 let user =
                     |value: &usize| !self.must_open(id, *value, ms) || !self.is_record_alone(id, session(*value));
-                cookies.forged.is_some()
+                self.are_too_many(id, true)
+                    || cookies.forged.is_some()
                     || cookies.users.iter().any(user)
                     || cookies.visitors.iter().any(|value| may_be_closed(*value))
             }
@@ -1493,6 +1540,8 @@ impl Oracle {
         };
         ensure(may, || "a 401, and nothing explains it".to_owned())?;
         match &ask.what {
+            // What its first try did is not known.
+            _ if ask.again => {}
             // What could be ended was.
             What::Delete if cookies.all().count() > 1 => {}
             What::Clear if cookies.is_several() => {}
@@ -1509,6 +1558,9 @@ impl Oracle {
                 }
             }
             What::ClearOthers => {
+                if cookies.users.len() > 1 {
+                    self.count("other sessions not ended by several cookies");
+                }
                 // It has a new ID all the same, if it ended only then; and nothing else did.
                 self.settle_endings(id, Fate::Not);
                 for value in cookies.users {
@@ -1566,6 +1618,8 @@ impl Oracle {
                 _ if ask.what == What::Huge => Fate::Not,
                 Some(false) => Fate::Not,
                 None => Fate::Maybe,
+                // The first try may have been in time.
+                Some(true) if done.is_dropped && done.again => Fate::Maybe,
                 Some(true) if !counts => Fate::Not,
                 Some(true) if may_be_late && !told => Fate::Maybe,
                 Some(true) => Fate::Sure,
@@ -1594,7 +1648,7 @@ impl Oracle {
                         "a rotation while four IDs are in their grace".to_owned()
                     })?;
                     let new = self.replace(value, id, text, session)?;
-                    self.check_after(id, session, said.after.as_ref())?;
+                    self.check_after(id, session, said)?;
                     let slot = Slot::Set(new);
                     return Ok(if is_user { Jar { user: slot, ..jar } } else { Jar { visitor: slot, ..jar } });
                 }
@@ -1606,7 +1660,7 @@ impl Oracle {
                 ensure(!must, || "a rework gave no new ID".to_owned())?;
             }
         }
-        for value in cookies.all().filter(|_| ask.what == What::Rework) {
+        for value in cookies.all().filter(|_| ask.what == What::Rework && !(done.is_dropped && done.again)) {
             self.settle_link(value, id, Fate::Not);
         }
         ensure(got.user == Change::Nothing, || "a user's cookie was set, and nobody signed in".to_owned())?;
@@ -1616,6 +1670,7 @@ impl Oracle {
                 self.count("first writes");
                 ensure(kept, || "a cookie was set, and nothing was written".to_owned())?;
                 ensure(!cross_site, || "a request from another site made a session".to_owned())?;
+                ensure(!self.are_too_many(id, false), || "more cookies than are tried were given another".to_owned())?;
                 for value in cookies.all() {
                     ensure(!self.must_lead(id, value, ms), || "a second session was made".to_owned())?;
                     ensure(self.is_visitors(value) || !self.must_be_superseded(id, value, ms), || {
@@ -1624,10 +1679,10 @@ impl Oracle {
                 }
                 let late = done.late.then_some(true).filter(|_| ask.save);
                 let new = self.bear_visitor(id, text, (Some(done.early), late))?;
-                self.check_after(id, self.values[new].session, said.after.as_ref())?;
+                self.check_after(id, self.values[new].session, said)?;
                 jar.visitor = Slot::Set(new);
             }
-            (None, Some(value)) => self.check_after(id, self.values[value].session, said.after.as_ref())?,
+            (None, Some(value)) => self.check_after(id, self.values[value].session, said)?,
             (None, None) => {
                 let loads = self.loads(id).at;
                 let is_over = |value: usize| self.is_record_over(self.values[value].session, loads);
@@ -1671,6 +1726,7 @@ impl Oracle {
         let loads = self.loads(id).at;
         let session = |oracle: &Self, value: usize| oracle.values[value].session;
         let user_ended = got.user == Change::Remove;
+        ensure(!self.are_too_many(id, cookies.users.is_empty()), || NOT_ALL_TRIED.to_owned())?;
         if user_ended {
             self.count("logouts");
             let may = |value: &usize| self.may_open(id, *value) && !self.is_record_over(session(self, *value), loads);
@@ -1686,10 +1742,11 @@ impl Oracle {
         }
         for value in cookies.users.clone() {
             let session = session(self, value);
-            ensure(user_ended || !self.is_record_alone(id, session), || {
+            // The first try may have ended it; the second one then finds nothing.
+            ensure(user_ended || done.again || !self.is_record_alone(id, session), || {
                 "a sign-out was answered as done, and its session is there".to_owned()
             })?;
-            ensure(cookies.users.len() > 1 || !self.is_closed(id, value), || {
+            ensure(!self.is_closed(id, value), || {
                 "a sign-out by an ID that does not count was answered as done".to_owned()
             })?;
             // Nothing lives under its name by now.
@@ -1708,7 +1765,7 @@ impl Oracle {
                 None if cookies.users.is_empty() => Fate::Sure,
                 None => Fate::Maybe,
             };
-            if fate == Fate::Sure && got.visitor == Change::Nothing {
+            if fate == Fate::Sure && got.visitor == Change::Nothing && !done.again {
                 ensure(!self.is_record_alone(id, session), || "a sign-out left the visitor's session".to_owned())?;
             }
             self.settle_ending_of(id, session, fate);
@@ -1730,11 +1787,12 @@ impl Oracle {
         let cookies = self.asked[id].cookies.clone();
         let loads = self.loads(id).at;
         let user_ended = got.user == Change::Remove;
+        ensure(!self.are_too_many(id, cookies.users.is_empty()), || NOT_ALL_TRIED.to_owned())?;
         if cookies.users.is_empty() {
             ensure(!cookies.forges_user(), || "an ID of nobody has signed out everywhere".to_owned())?;
             for value in cookies.visitors.clone() {
                 let session = self.values[value].session;
-                ensure(got.visitor == Change::Remove || !self.is_record_alone(id, session), || {
+                ensure(got.visitor == Change::Remove || done.again || !self.is_record_alone(id, session), || {
                     "a sign-out left the visitor's session".to_owned()
                 })?;
                 self.settle_ending_of(id, session, Fate::Sure);
@@ -1794,7 +1852,7 @@ impl Oracle {
                 let may = !cross_site || cookies.all().next().is_some();
                 ensure(may, || "a request from another site made a session".to_owned())?;
                 let new = self.bear_visitor(id, text, (Some(true), None))?;
-                self.check_after(id, self.values[new].session, said.after.as_ref())?;
+                self.check_after(id, self.values[new].session, said)?;
                 jar.visitor = Slot::Set(new);
             }
             None => ensure(!kept || cross_site || !cookies.is_empty(), || "the first write set no cookie".to_owned())?,
@@ -1815,13 +1873,56 @@ impl Oracle {
         };
         let text = got.user.text().ok_or("`clear_others` gave no new ID")?;
         ensure(got.visitor == Change::Nothing, || "`clear_others` changed the visitor's cookie".to_owned())?;
-        self.count("other sessions ended");
-        let new = self.renew(id, value, text, (None, None), true)?;
-        let key = self.sessions[self.values[value].session].key.clone().unwrap_or_default();
-        self.settle_clear(id, &key, Fate::Sure, Some(self.values[value].session));
-        self.settle_ending_of(id, self.values[value].session, Fate::Not);
-        self.check_after(id, self.values[new].session, said.after.as_ref())?;
+        if cookies.users.len() > 1 {
+            self.count("other sessions ended by several cookies");
+        }
+        for other in cookies.users {
+            ensure(!self.is_closed(id, other), || {
+                "`clear_others` was answered as done beside an ID that does not count".to_owned()
+            })?;
+        }
+        let new = self.end_others(id, value, text)?;
+        self.check_after(id, self.values[new].session, said)?;
         Ok(Jar { user: Slot::Set(new), ..Jar::default() })
+    }
+
+    /// A 401 after it has acted: a cookie beside the one that counts may lead to a session that lives on.
+    fn check_others_ended(&mut self, id: usize, got: &Got) -> Checked<Jar> {
+        let cookies = self.asked[id].cookies.clone();
+        let text = got.user.text().unwrap_or_default();
+        ensure(got.visitor == Change::Nothing, || "`clear_others` changed the visitor's cookie".to_owned())?;
+        let mine: Vec<usize> =
+            cookies.users.iter().copied().filter(|value| self.is_same_session(*value, text)).collect();
+        ensure(!mine.is_empty(), || "`clear_others` made another session".to_owned())?;
+        let value = self.newest_of(id, &mine);
+        let mut others = cookies.users.iter().filter(|other| **other != value);
+        let loads = self.loads(id).at;
+        let may_live_on = others.any(|other| {
+            !self.replacers(id, *other).is_empty() && !self.is_record_over(self.values[*other].session, loads)
+        });
+        ensure(may_live_on, || "a 401 after `clear_others`, and nothing explains it".to_owned())?;
+        self.count("other sessions ended beside one that may live on");
+        let new = self.end_others(id, value, text)?;
+        Ok(Jar { user: Slot::Set(new), ..Jar::default() })
+    }
+
+    /// `clear_others` by that value has ended all others of its user, and no other user's.
+    fn end_others(&mut self, id: usize, value: usize, text: &str) -> Checked<usize> {
+        self.count("other sessions ended");
+        let cookies = self.asked[id].cookies.clone();
+        let session = self.values[value].session;
+        let key = self.sessions[session].key.clone().unwrap_or_default();
+        for other in cookies.users.into_iter().filter(|other| *other != value) {
+            self.settle_link(other, id, Fate::Not);
+            match self.sessions[self.values[other].session].key.clone() {
+                Some(other) if other != key => self.settle_clear(id, &other, Fate::Not, None),
+                _ => {}
+            }
+        }
+        let new = self.renew(id, value, text, (None, None), true)?;
+        self.settle_clear(id, &key, Fate::Sure, Some(session));
+        self.settle_ending_of(id, session, Fate::Not);
+        Ok(new)
     }
 
     /// A login, alone or with what ends other sessions.
@@ -1888,7 +1989,9 @@ impl Oracle {
                 }
                 _ => {
                     ensure(got == &Got::default(), || format!("a login that was discarded answered with {got:?}"))?;
-                    self.settle_nothing(id);
+                    if !done.again {
+                        self.settle_nothing(id);
+                    }
                     Ok(Jar::default())
                 }
             };
@@ -1898,7 +2001,8 @@ impl Oracle {
         ensure((got.visitor == Change::Remove) == cookies.came(true) && got.visitor.text().is_none(), || {
             format!("a login left the visitor's cookie, or set it: {got:?}")
         })?;
-        if let (false, Some(value)) = (ask.takes_login, cookies.users.first()) {
+        // With more cookies there may be sessions of two others.
+        if let (false, Some(value), 0..=2) = (ask.takes_login, cookies.users.first(), cookies.users.len()) {
             ensure(found != Some(Found::Nobody) || !self.must_be_superseded(id, *value, ms), || {
                 "a login by an ID that a login had replaced".to_owned()
             })?;
@@ -1914,7 +2018,7 @@ impl Oracle {
         for value in cookies.all() {
             let session = self.values[value].session;
             let is_it = matches!(found, Some(Found::User(it) | Found::Visitor(it)) if it == value);
-            if in_place.is_none_or(|(it, _)| it != value) {
+            if in_place.is_none_or(|(it, _)| it != value) && !done.again {
                 self.settle_link(value, id, Fate::Not);
             }
             let has_left = is_it && in_place.is_none() && is_same_user;
@@ -1989,7 +2093,7 @@ impl Oracle {
                 }
             }
         }
-        self.check_after(id, session, said.after.as_ref())?;
+        self.check_after(id, session, said)?;
         Ok(Jar { user: Slot::Set(new), ..got.removals() })
     }
 
@@ -2019,7 +2123,9 @@ impl Oracle {
     /// A 409: the user has as many sessions as may be.
     fn check_full(&mut self, id: usize) -> Checked {
         self.count("refused by the limit");
-        self.settle_nothing(id);
+        if !self.asked[id].ask.again {
+            self.settle_nothing(id);
+        }
         let Limit::Refuse(most) = self.limit else { return Err("a 409, and logins are not refused".to_owned()) };
         let user = self.asked[id].ask.login().unwrap_or_default();
         let may_be = self.others_of(id, user).iter().filter(|other| other.may_be).count() + self.unknown_of(id, user);
@@ -2103,7 +2209,9 @@ impl Oracle {
         let commits = self.commits(id).at;
         let may = |(at, asked): &(usize, &Asked)| {
             let is_done = asked.answered.is_some_and(|answered| answered.at < commits);
-            let may_be_discarded = asked.ask.logs_in_and_clears() && !is_done;
+            // A switch that is refused in the end has made one first.
+            let switches = !asked.ask.takes_login && !asked.cookies.users.is_empty();
+            let may_be_discarded = (asked.ask.logs_in_and_clears() || switches) && !is_done;
             *at != id
                 && asked.ask.login() == Some(user)
                 && (asked.answered.is_none() || may_be_discarded || self.is_open(*at))
@@ -2148,7 +2256,9 @@ impl Oracle {
     /// looked at beside a user's.
     fn fate_beside(&mut self, id: usize, value: usize, found: Option<Found>, ms: u64) -> Fate {
         let is_visitors = self.is_visitors(value);
-        let is_looked_at = !is_visitors || self.asked[id].cookies.users.is_empty();
+        let cookies = &self.asked[id].cookies;
+        let is_looked_at =
+            (!is_visitors || cookies.users.is_empty()) && cookies.all().take(MOST_COOKIES).any(|tried| tried == value);
         match found {
             Some(Found::User(_)) if is_visitors => Fate::Not,
             _ if self.steady && is_looked_at && self.must_lead(id, value, ms) && self.must_open(id, value, ms) => {
@@ -2237,8 +2347,8 @@ impl Oracle {
     }
 
     /// What there was after a save that said yes.
-    fn check_after(&mut self, id: usize, session: usize, after: Option<&Seen>) -> Checked {
-        let Some(after) = after else { return Ok(()) };
+    fn check_after(&mut self, id: usize, session: usize, said: &Said) -> Checked {
+        let (Some(after), again) = (&said.after, said.again) else { return Ok(()) };
         let writes = self.asked[id].ask.writes.clone();
         if after.handle.is_none() && self.sessions[session].born_by == id && !Ask::is_kept(&writes) {
             // The session began with what was written later.
@@ -2248,9 +2358,21 @@ impl Oracle {
             let must = self.asked[id].cookies.all().any(|value| self.must_lead(id, value, self.ms));
             return ensure(!must, || "a session that nobody has ended was not found".to_owned());
         }
+        if after.handle.is_none() && again && !self.is_alone(id, session) {
+            // The first try was in time, and the session has ended or has a new ID since.
+            return Ok(());
+        }
         self.observe(id, session, after, true)?;
+        if again {
+            // It may be what there was at the first try, before what was written to the visitor's session was taken over.
+            for counter in &mut self.sessions[session].counters {
+                counter.sights.pop();
+            }
+        }
         for counter in 0..COUNTERS {
-            if writes.iter().filter(|write| **write == Write::Add(counter)).count() == 1 {
+            // Since the first try others may have made it larger.
+            let is_own = !again && writes.iter().filter(|write| **write == Write::Add(counter)).count() == 1;
+            if is_own {
                 let is_new = self.made.insert((session, counter, count_in(after, counter)));
                 ensure(is_new, || format!("two increments of n{counter} made the same number"))?;
             }
@@ -2399,11 +2521,13 @@ impl Oracle {
         self.bear(login, birth)
     }
 
-    /// Whether what a login did is not known: its answer was a 503, or a 401 after what it had begun was not undone.
+    /// Whether what a login did is not known: its answer was a 503, or a 401 after what it had begun was not undone. A second try
+    /// says nothing of the first.
     fn is_open(&self, login: usize) -> bool {
         let is_open =
             |line: &Line| line.text.starts_with("<- 503") || (!self.steady && line.text.starts_with("<- 401"));
-        self.log.iter().any(|line| line.ask == login && is_open(line))
+        let is_full = |line: &Line| self.asked[login].ask.again && line.text.starts_with("<- 409");
+        self.log.iter().any(|line| line.ask == login && (is_open(line) || is_full(line)))
     }
 
     /// The handle of a session that was not known by it.
@@ -2529,6 +2653,8 @@ struct Done {
     is_dropped: bool,
     /// `save` has said so.
     saved: bool,
+    /// At its second try. Of the first one it is not known whether it did the same.
+    again: bool,
 }
 
 /// What a response says about the cookies.
@@ -2640,6 +2766,9 @@ fn told(ask: &Ask) -> String {
     if ask.save {
         text += ", saves";
     }
+    if ask.again {
+        text += ", again if need be";
+    }
     if !ask.late.is_empty() {
         text += &format!(", writes {:?}", ask.late);
     }
@@ -2657,6 +2786,8 @@ fn told(ask: &Ask) -> String {
 /// The names of the cookies.
 const USERS: &str = "__Host-id";
 const VISITORS: &str = "__Host-id-visitor";
+/// So many IDs are tried.
+const MOST_COOKIES: usize = 3;
 /// So many IDs from before reworks are in their grace at most, and so many in all are kept that a login has replaced.
 const MOST_PREVIOUS: usize = 4;
 const MOST_SUPERSEDED: usize = 11;
@@ -2665,5 +2796,6 @@ const SUPERSEDED_FOR: u64 = 10_000;
 const LOGINS_ARE_GOOD_FOR: u64 = 14 * 60_000;
 /// What a login under a limit has done to another session, as in [`Fate`].
 const LIMITED: [&str; 3] = ["perhaps ended by a limit", "ended by a limit", "spared by a limit"];
+const NOT_ALL_TRIED: &str = "a sign-out was answered as done, and not all of its cookies were tried";
 const SIGHTS: usize = 24;
 const LINES: usize = 60;

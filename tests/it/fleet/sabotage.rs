@@ -17,7 +17,7 @@ use jam_session::{
 };
 use tower::Service;
 
-use super::ask::Ask;
+use super::ask::{Ask, What};
 use crate::store::Plain;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,8 +73,14 @@ pub enum Sabotage {
     OneCookieName,
     /// A login looks at the first of several cookies, and leaves the session of the other.
     LoginsByTheFirstCookie,
+    /// And so does a `clear_others`, which is then done.
+    ClearsOthersByTheFirstCookie,
+    /// Looks at three cookies, as if there were no more.
+    HidesTheFourthCookie,
     /// A cookie that cannot be decrypted is none, and so a sign-out with it is done.
     ForeignCookiesAreNone,
+    /// A login whose first answer was lost is removed, although it was tried again.
+    RemovesRetriedLogins,
     /// A login that was kept since before a sign-out everywhere signs in.
     ForgetsMarks,
     /// One session more than the limit allows.
@@ -91,7 +97,7 @@ pub enum Sabotage {
     RefusesOneMore,
 }
 
-pub const ALL: [Sabotage; 34] = [
+pub const ALL: [Sabotage; 37] = [
     Sabotage::Upserts,
     Sabotage::DropsUpdates,
     Sabotage::DropsEndings,
@@ -118,7 +124,10 @@ pub const ALL: [Sabotage; 34] = [
     Sabotage::RemovesDeadCookies,
     Sabotage::OneCookieName,
     Sabotage::LoginsByTheFirstCookie,
+    Sabotage::ClearsOthersByTheFirstCookie,
+    Sabotage::HidesTheFourthCookie,
     Sabotage::ForeignCookiesAreNone,
+    Sabotage::RemovesRetriedLogins,
     Sabotage::ForgetsMarks,
     Sabotage::LimitOneMore,
     Sabotage::LimitOneLess,
@@ -189,7 +198,7 @@ impl Saboteur {
             Sabotage::LimitOneLess | Sabotage::RefusesOneLess => Terms { limit: more(-1), ..terms },
             _ => terms,
         };
-        let (id, limit) = (record.id, terms.limit);
+        let (id, limit, retry) = (record.id, terms.limit, terms.retry);
         let there = match id.owner() {
             Some(owner) => backend.list(owner).await?,
             None => Vec::new(),
@@ -201,6 +210,9 @@ impl Saboteur {
         };
         let mut created = backend.create(record, Terms { limit, ..terms }).await?;
         let Created::Done { ended, .. } = &mut created else { return Ok(created) };
+        if self.what == Sabotage::RemovesRetriedLogins && retry && id.owner().is_some() {
+            backend.delete(id).await?;
+        }
         if there.len() >= left_alone {
             let written = self.written.lock().unwrap().clone();
             let when = |id: RecordId| written.iter().position(|written| *written == id);
@@ -297,7 +309,13 @@ pub fn around(what: Option<Sabotage>, lacks_key: bool, router: Router) -> Router
         let cookies = request.headers().get(header::COOKIE).and_then(|cookies| cookies.to_str().ok());
         let users_came = cookies.is_some_and(|cookies| cookies.contains("__Host-id="));
         let request = match what {
-            Sabotage::LoginsByTheFirstCookie => with_first_cookies_at_logins(request).await,
+            Sabotage::LoginsByTheFirstCookie => {
+                with_cookies(request, |ask| ask.login().is_some(), first_of_each_name).await
+            }
+            Sabotage::ClearsOthersByTheFirstCookie => {
+                with_cookies(request, |ask| ask.what == What::ClearOthers, first_of_each_name).await
+            }
+            Sabotage::HidesTheFourthCookie => with_cookies(request, |_| true, first_three).await,
             Sabotage::ForeignCookiesAreNone if lacks_key => without_cookies(request),
             _ => request,
         };
@@ -350,17 +368,25 @@ pub fn around(what: Option<Sabotage>, lacks_key: bool, router: Router) -> Router
     }))
 }
 
-async fn with_first_cookies_at_logins(request: Request) -> Request {
+/// With fewer cookies, if it asks for that.
+async fn with_cookies(request: Request, if_asked: fn(&Ask) -> bool, pick: fn(&str) -> Vec<&str>) -> Request {
     let (mut parts, body) = request.into_parts();
     let body = to_bytes(body, usize::MAX).await.unwrap();
-    let is_login = serde_json::from_slice(&body).is_ok_and(|ask: Ask| ask.login().is_some());
-    if let Some(cookies) = parts.headers.get(header::COOKIE).filter(|_| is_login) {
-        let cookies = cookies.to_str().unwrap().to_owned();
-        let mut names = HashSet::new();
-        let first: Vec<&str> = cookies.split("; ").filter(|cookie| names.insert(cookie.split('=').next())).collect();
-        parts.headers.insert(header::COOKIE, first.join("; ").parse().unwrap());
+    let is_asked = serde_json::from_slice(&body).is_ok_and(|ask: Ask| if_asked(&ask));
+    if let Some(cookies) = parts.headers.get(header::COOKIE).filter(|_| is_asked) {
+        let picked = pick(cookies.to_str().unwrap()).join("; ");
+        parts.headers.insert(header::COOKIE, picked.parse().unwrap());
     }
     Request::from_parts(parts, body.into())
+}
+
+fn first_of_each_name(cookies: &str) -> Vec<&str> {
+    let mut names = HashSet::new();
+    cookies.split("; ").filter(|cookie| names.insert(cookie.split('=').next())).collect()
+}
+
+fn first_three(cookies: &str) -> Vec<&str> {
+    cookies.split("; ").take(3).collect()
 }
 
 fn without_cookies(mut request: Request) -> Request {

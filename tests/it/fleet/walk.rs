@@ -278,7 +278,7 @@ impl<S: Site> Walk<S> {
         task.await.unwrap();
     }
 
-    /// A browser in which somebody has planted a cookie of their own, with a longer path or a shorter one.
+    /// A browser in which somebody has planted up to four cookies, with a longer path or a shorter one.
     async fn come_with_planted(self: &Rc<Self>, browser: usize, random: &mut Random) {
         let Held { user, visitor } = &self.jars[browser];
         let mut values: Vec<usize> = user.get().into_iter().chain(visitor.get()).collect();
@@ -286,9 +286,11 @@ impl<S: Site> Walk<S> {
         if count == 0 {
             return;
         }
-        let planted = count - 1 - random.below(count.min(20));
-        if !values.contains(&planted) {
-            values.insert(if random.percent(50) { 0 } else { values.len() }, planted);
+        for _ in 0..random.one(&[1, 1, 1, 2, 2, 3, 4]).copied().unwrap_or(1) {
+            let planted = count - 1 - random.below(count.min(20));
+            if !values.contains(&planted) && values.len() < 4 {
+                values.insert(if random.percent(50) { 0 } else { values.len() }, planted);
+            }
         }
         let mut cookie = self.oracle.borrow().cookies(values);
         if !self.oracle.borrow().tells_apart(&cookie) {
@@ -306,12 +308,14 @@ impl<S: Site> Walk<S> {
     fn ask_of_several(&self, random: &mut Random) -> Ask {
         let id = self.oracle.borrow().next_id();
         let user = (*random.one(&USERS).unwrap()).to_owned();
-        let what = match random.below(10) {
+        let what = match random.below(11) {
             0..4 => What::Visit,
             4 => What::List,
             5 => What::Delete,
             6 => What::Clear,
-            7 => What::Create(user),
+            // In a sealed cookie nobody reads which session it has kept.
+            7 if !self.is_sealed => What::ClearOthers,
+            7 | 8 => What::Create(user),
             _ => What::Bind(user),
         };
         let mut ask = Ask::new(id, what);
@@ -410,13 +414,14 @@ impl<S: Site> Walk<S> {
     fn send(
         self: &Rc<Self>,
         browser: usize,
-        ask: Ask,
+        mut ask: Ask,
         cookie: Cookies,
         way: Way,
         server: usize,
         keeps: bool,
     ) -> (JoinHandle<()>, usize, usize) {
         let id = ask.id;
+        ask.again = ask.save && !id.is_multiple_of(4) && !self.oracle.borrow().is_steady();
         let mut headers = Vec::new();
         {
             let mut oracle = self.oracle.borrow_mut();
