@@ -2,7 +2,10 @@
 
 use std::{borrow::Cow, error::Error as StdError, fmt, sync::Arc};
 
-use crate::{events::Refusal, log};
+use crate::{
+    events::Refusal,
+    log::{self, RateLimit},
+};
 
 /// Any error: the error type of a [`Backend`](crate::Backend) and of a [`Serializer`](crate::Serializer).
 pub type BoxError = Box<dyn StdError + Send + Sync>;
@@ -148,22 +151,32 @@ impl Error {
         matches!(self.kind, Unauthorized | CrossSite | NotFound | TooLarge | Full)
     }
 
+    /// Whether a record could not be read. The engine logs a warning about it.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        matches!(self.kind, ErrorKind::Unreadable | ErrorKind::Corrupt | ErrorKind::WrongKey)
+    }
+
     /// Logs an error that is not returned to any caller.
-    pub(crate) fn log(&self, what: &str) {
-        match self.is_clients() {
-            true => log::debug!(error = %self.chain(), "{what}"),
-            false => log::warn!(error = %self.chain(), "{what}"),
+    pub(crate) fn log(&self, what: &'static str) {
+        let error = self.chain();
+        match if self.is_clients() { None } else { RateLimit::of_process().admit(what) } {
+            Some(repeats) => log::warn!(repeats, %error, "{what}"),
+            None => log::debug!(%error, "{what}"),
         }
     }
 
     /// Logs an error that a request is answered with.
     ///
-    /// Errors that clients can cause are logged at `debug`, and so are failures of the store: the engine logs a warning when an
-    /// outage begins. Everything else needs the operator's attention.
-    pub(crate) fn log_answer(&self, what: &str) {
-        match self.is_clients() || self.kind == ErrorKind::Unavailable {
-            true => log::debug!(error = %self.chain(), "{what}"),
-            false => log::error!(error = %self.chain(), "{what}"),
+    /// Errors that clients can cause are logged at `debug`. So are failures of the store and unreadable records, because the
+    /// engine logs a warning about them. Everything else needs the operator's attention.
+    pub(crate) fn log_answer(&self, what: &'static str) {
+        let error = self.chain();
+        let is_known = self.is_clients() || self.is_unreadable() || self.kind == ErrorKind::Unavailable;
+        // One error must not keep a different one out of the log.
+        let message = if let Cow::Borrowed(message) = self.message { message } else { what };
+        match if is_known { None } else { RateLimit::of_process().admit(message) } {
+            Some(repeats) => log::error!(repeats, %error, "{what}"),
+            None => log::debug!(%error, "{what}"),
         }
     }
 

@@ -30,16 +30,25 @@
 //! All messages have the target `jam_session`. Targets, levels and field names are stable; the texts may change. No message
 //! contains a session ID, a session key or session data. The [fields](#fields) are explained below the table.
 //!
-//! Everything that a client can trigger is logged at DEBUG, so that clients cannot flood the log. Four messages are listed at
-//! two levels, because their level depends on the error's [status](crate::ErrorKind::status):
+//! Clients cannot flood the log:
 //!
-//! * The two about the answer to a request are logged at DEBUG for a 4xx, 503 or 507, and at ERROR for a 500.
+//! * A message that a client can cause at any time is logged at DEBUG.
+//! * A message about a fault that a client can meet again and again has the field `repeats`. An example is a session that cannot
+//!   be read: a client can send its cookie with every request. Such a message is logged at the level in the table at most
+//!   once a minute, and otherwise at DEBUG, without that field. The limit applies to each [`Sessions`](crate::Sessions)
+//!   separately, except for five messages: the two about answers, the two about cancelled calls, and the one about an
+//!   unreadable record in a list. They have one limit for the process.
+//!
+//! Four messages are listed at two levels, because their level depends on the [kind](crate::ErrorKind) of the error:
+//!
+//! * The two about the answer to a request are logged at DEBUG for a 4xx, 503 or 507, and for a session that cannot be read.
+//!   They are logged at ERROR for any other 500, and limited separately for each error.
 //! * The two about cancelled calls are logged at DEBUG for a 4xx or 507, and at WARN for a 500 or 503.
 //!
 //! | level | message | fields | what to do |
 //! |---|---|---|---|
 //! | DEBUG | a session event | `event`, `session`, `ended`, `others`, `why` | nothing: see [`EventKind`] |
-//! | DEBUG | a request was answered with a session error | `error` | nothing: the client caused it, or the store is failing, which has a WARN of its own |
+//! | DEBUG | a request was answered with a session error | `error` | nothing: the client caused it, or the store is failing or a session cannot be read, which have a WARN of their own |
 //! | DEBUG | the layer answered a request with an error | `error` | the same |
 //! | DEBUG | could not write the changes of a cancelled request | `error` | nothing: the client caused it |
 //! | DEBUG | a cancelled `clear_others` failed | `error` | the same |
@@ -60,33 +69,33 @@
 //! | DEBUG | could not subscribe to a sentinel | `error` | |
 //! | INFO | the store works again | `failed_for`, in seconds | |
 //! | INFO | the disk of the sessions file has room again | `path` | |
-//! | INFO | the sessions file was rewritten and accepts writes again | `path` | |
+//! | INFO | the sessions file was rewritten and accepts writes again | `path`, `repeats` | |
 //! | INFO | Sentinel promoted another server to master | | |
 //! | WARN | the store is failing: requests that need it are answered with 503 | `error` | check the store; this is logged once per outage, and the INFO above when it is over |
-//! | WARN | a session cannot be read | `error`, `session` | check whether a newer version wrote it, or whether its encryption key is missing from the keyring |
-//! | WARN | a session that cannot be read was left out of a list | `error` | the same |
-//! | WARN | an unreadable record was left out of a list | `error`, `session` | the same |
-//! | WARN | changes that were made after the response was sent were never saved: call `save` | | add a call of `save` to the stream or task that makes them |
+//! | WARN | a session cannot be read | `error`, `session`, `repeats` | check whether a newer version wrote it, or whether its encryption key is missing from the keyring |
+//! | WARN | a session that cannot be read was left out of a list | `error`, `repeats` | the same |
+//! | WARN | an unreadable record was left out of a list | `error`, `session`, `repeats` | the same |
+//! | WARN | changes that were made after the response was sent were never saved: call `save` | `repeats` | add a call of `save` to the stream or task that makes them |
 //! | WARN | the changes of a cancelled request were not written: the tokio runtime has ended | | call [`close`](crate::Sessions::close) before the runtime ends |
-//! | WARN | could not write the changes of a cancelled request | `error` | look at the error |
-//! | WARN | a cancelled `clear_others` failed | `error` | the same |
-//! | WARN | a login could not end another session that its cookies open | `error` | nothing: the other session stays until it expires |
-//! | WARN | could not remove a session whose ID no client has | `error`, `session` | nothing: the session expires |
+//! | WARN | could not write the changes of a cancelled request | `error`, `repeats` | look at the error |
+//! | WARN | a cancelled `clear_others` failed | `error`, `repeats` | the same |
+//! | WARN | a login could not end another session that its cookies open | `error`, `repeats` | nothing: the other session stays until it expires |
+//! | WARN | could not remove a session whose ID no client has | `error`, `session`, `repeats` | nothing: the session expires |
 //! | WARN | the disk of the sessions file is full | `error`, `path` | free disk space |
-//! | WARN | another program wrote to the sessions file | `path`, `damage` | stop the other program: only one process may write to the file |
-//! | WARN | could not write the sessions file, and could not undo the write | `error`, `path` | check the disk |
-//! | WARN | could not sync the sessions file | `error`, `path` | the same |
-//! | WARN | could not compact the sessions file | `error`, `path` | the same |
+//! | WARN | another program wrote to the sessions file | `path`, `damage`, `repeats` | stop the other program: only one process may write to the file |
+//! | WARN | could not write the sessions file, and could not undo the write | `error`, `path`, `repeats` | check the disk |
+//! | WARN | could not sync the sessions file | `error`, `path`, `repeats` | the same |
+//! | WARN | could not compact the sessions file | `error`, `path`, `repeats` | the same |
 //! | WARN | a torn write was cut off the end of the sessions file | `path`, `line`, `bytes` | nothing: the process or the machine stopped during a write |
 //! | WARN | the folder of the sessions file is a symbolic link that now points elsewhere: this process keeps the old file, and the next one will not find its sessions | `path`, `given` | move the file to a folder that deployments do not replace |
 //! | WARN | Redis cannot be reached yet | `error` | check the server; the sessions were built all the same, because `lazy` is set |
 //! | WARN | connected to Redis, but it is refusing operations | `error` | check the server |
 //! | WARN | a Redis key in this namespace held foreign data and was replaced | | find out what else writes to this namespace |
-//! | ERROR | a request was answered with a session error | `error` | fix the application or its configuration, as the error says |
-//! | ERROR | the layer answered a request with an error | `error` | the same |
-//! | ERROR | could not record a change to a session | `error` | the same |
-//! | ERROR | the `on_event` callback panicked | `event` | fix the callback |
-//! | ERROR | the backend listed another user's sessions | `foreign` | fix the backend |
+//! | ERROR | a request was answered with a session error | `error`, `repeats` | fix the application or its configuration, as the error says |
+//! | ERROR | the layer answered a request with an error | `error`, `repeats` | the same |
+//! | ERROR | could not record a change to a session | `error`, `repeats` | the same |
+//! | ERROR | the `on_event` callback panicked | `event`, `repeats` | fix the callback |
+//! | ERROR | the backend listed another user's sessions | `foreign`, `repeats` | fix the backend |
 //!
 //! ## Fields
 //!
@@ -105,6 +114,7 @@
 //! | `line` | the number of the damaged line |
 //! | `others` | in the event `cleared`: whether the session that made the call was kept |
 //! | `path` | the path of the sessions file |
+//! | `repeats` | how often the message was repeated, at DEBUG, since it was last logged at this level |
 //! | `session` | the [handle](crate::SessionInfo::handle) of the session, which identifies it in lists and logs |
 //! | `why` | in the event `refused`: the [name](Refusal::name) of the [`Refusal`] |
 
@@ -114,7 +124,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::log;
+use crate::log::{self, RateLimit};
 
 /// Something that happened to a session. See [the module](self).
 #[derive(Clone, Copy)]
@@ -212,7 +222,7 @@ impl Listener {
         Self(Some(Arc::new(listener)))
     }
 
-    pub(crate) fn tell(&self, event: &Event<'_>) {
+    pub(crate) fn tell(&self, event: &Event<'_>, limit: &RateLimit) {
         let Event { kind, session, .. } = *event;
         let (ended, others) = match kind {
             EventKind::Cleared { ended, others } => (Some(ended), Some(others)),
@@ -227,7 +237,7 @@ impl Listener {
             && catch_unwind(AssertUnwindSafe(|| listener(event))).is_err()
         {
             // The event has already happened, so the request continues.
-            log::error!(event = kind.name(), "the `on_event` callback panicked");
+            log::limited!(error, limit, (event = kind.name(),), "the `on_event` callback panicked");
         }
     }
 }

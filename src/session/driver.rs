@@ -193,7 +193,8 @@ impl Driver {
     /// Records a change that cannot fail.
     pub(crate) fn stage_plain(&self, change: Change) {
         if let Err(error) = self.stage(change) {
-            log::error!(error = %error.chain(), "could not record a change to a session");
+            let error = error.chain();
+            log::limited!(error, self.engine().limit(), (%error,), "could not record a change to a session");
         }
     }
 
@@ -456,7 +457,12 @@ impl Drop for Driver {
             None => None,
         };
         if shared.is_some_and(|shared| shared.pending(|pending| pending.is_left_unsaved())) {
-            log::warn!("changes that were made after the response was sent were never saved: call `save`");
+            log::limited!(
+                warn,
+                self.engine().limit(),
+                (),
+                "changes that were made after the response was sent were never saved: call `save`"
+            );
         }
     }
 }

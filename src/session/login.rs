@@ -339,7 +339,13 @@ impl Commit {
         };
         let ended = timeout(engine.request_time() / 2, end).await.unwrap_or_else(|_| Err(Error::too_late()));
         if let Err(error) = ended {
-            log::warn!(error = %error.chain(), "a login could not end another session that its cookies open");
+            let error = error.chain();
+            log::limited!(
+                warn,
+                engine.limit(),
+                (%error,),
+                "a login could not end another session that its cookies open"
+            );
         }
     }
 

@@ -224,8 +224,13 @@ impl<B: Backend> Engine<B> {
             let deleted = timeout(engine.request_time(), engine.delete(id, Ending::SignedOut)).await;
             if let Err(error) = deleted.unwrap_or_else(|_| Err(Error::too_late())) {
                 // The session expires anyway.
-                let error = error.chain();
-                log::warn!(%error, session = id.sid(), "could not remove a session whose ID no client has");
+                let (error, session) = (error.chain(), id.sid());
+                log::limited!(
+                    warn,
+                    engine.limit(),
+                    (%error, session,),
+                    "could not remove a session whose ID no client has"
+                );
             }
             drop(permit);
         });

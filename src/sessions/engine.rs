@@ -14,7 +14,7 @@ use crate::{
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     events::{Event, EventKind, Refusal},
-    log,
+    log::{self, RateLimit},
     record::{
         Contents, Hint, Record,
         codec::Codec,
@@ -86,6 +86,7 @@ struct Shared {
     codec: Codec,
     turns: Turns,
     health: Health,
+    limit: RateLimit,
     watchers: Arc<Watchers>,
     background: Arc<Background>,
 }
@@ -93,7 +94,8 @@ struct Shared {
 impl<B: Backend> Engine<B> {
     pub(crate) fn new(backend: B, policy: Policy, codec: Codec) -> Self {
         let (turns, health, watchers) = (Turns::default(), Health::default(), Watchers::new());
-        let shared = Shared { policy, codec, turns, health, watchers, background: Arc::default() };
+        let limit = RateLimit::new(policy.clock.clone());
+        let shared = Shared { policy, codec, turns, health, limit, watchers, background: Arc::default() };
         Self { backend: Arc::new(backend), shared: Arc::new(shared) }
     }
 
@@ -121,6 +123,16 @@ impl<B: Backend> Engine<B> {
 
     /// Turns a backend's answer into a result, and updates the store's health.
     pub(super) fn answer<T>(&self, answer: Result<T, BoxError>, doing: &'static str) -> Result<T, Error> {
+        self.answer_about(None, answer, doing)
+    }
+
+    /// The same, for a call about one record.
+    pub(super) fn answer_about<T>(
+        &self,
+        id: Option<RecordId>,
+        answer: Result<T, BoxError>,
+        doing: &'static str,
+    ) -> Result<T, Error> {
         match answer {
             Ok(answer) => {
                 self.shared.health.answered(|| self.policy().clock.elapsed());
@@ -128,8 +140,11 @@ impl<B: Backend> Engine<B> {
             }
             Err(error) => {
                 let error = Error::backend(doing, error);
-                if error.kind() == ErrorKind::Unavailable {
-                    self.shared.health.failed(&error, self.policy().clock.elapsed());
+                match error.kind() {
+                    ErrorKind::Unavailable => self.shared.health.failed(&error, self.policy().clock.elapsed()),
+                    // The store has a record that it cannot read.
+                    _ if error.is_unreadable() => self.warn_unreadable(id, &error),
+                    _ => {}
                 }
                 Err(error)
             }
@@ -145,7 +160,7 @@ impl<B: Backend> Engine<B> {
 
     /// Sends an event to the application and to the log.
     pub(crate) fn tell(&self, kind: EventKind, session: Option<&str>, key: Option<&str>) {
-        self.policy().on_event.tell(&Event { kind, session, key });
+        self.policy().on_event.tell(&Event { kind, session, key }, self.limit());
     }
 
     /// Sends an event about one session.
@@ -161,6 +176,16 @@ impl<B: Backend> Engine<B> {
     /// Marks a record as being touched. Returns `None` if it already is.
     pub(super) fn touching(&self, id: RecordId) -> Option<Touching> {
         self.shared.background.touching(id)
+    }
+
+    /// Returns the rate limit of the messages that clients can repeat.
+    pub(crate) fn limit(&self) -> &RateLimit {
+        &self.shared.limit
+    }
+
+    fn warn_unreadable(&self, id: Option<RecordId>, error: &Error) {
+        let (error, session) = (error.chain(), id.as_ref().map(RecordId::sid));
+        log::limited!(warn, self.limit(), (%error, session,), "a session cannot be read");
     }
 
     pub(crate) fn now(&self) -> u64 {
@@ -213,10 +238,9 @@ impl<B: Backend> Engine<B> {
         let (id, secret, mut now) = (credentials.record, credentials.secret.hash(), self.now());
         loop {
             // This does not call `load`, because a nested future would be moved together with this one.
-            let record = match self.answer(self.backend.load(id).await, LOADING) {
+            let record = match self.answer_about(Some(id), self.backend.load(id).await, LOADING) {
                 Ok(Some(record)) => record,
                 Ok(None) => return Ok(Found::Nothing),
-                // The store has a record that it cannot read.
                 Err(error) if error.kind() == ErrorKind::Unreadable => return Ok(unreadable(credentials, error)),
                 Err(error) => return Err(error),
             };
@@ -244,13 +268,16 @@ impl<B: Backend> Engine<B> {
                     return Ok(Found::Closed);
                 }
                 (Ok(_), _) => return Ok(Found::Nothing),
-                (Err(error), _) => return Ok(unreadable(credentials, error)),
+                (Err(error), _) => {
+                    self.warn_unreadable(Some(id), &error);
+                    return Ok(unreadable(credentials, error));
+                }
             }
         }
     }
 
     pub(crate) async fn load(&self, id: RecordId) -> Result<Option<Record>, Error> {
-        self.answer(self.backend.load(id).await, LOADING)
+        self.answer_about(Some(id), self.backend.load(id).await, LOADING)
     }
 
     pub(crate) async fn list(&self, owner: Owner) -> Result<Vec<Record>, Error> {
@@ -258,7 +285,8 @@ impl<B: Backend> Engine<B> {
         let all = records.len();
         records.retain(|record| record.id.owner() == Some(owner));
         if records.len() < all {
-            log::error!(foreign = all - records.len(), "the backend listed another user's sessions");
+            let foreign = all - records.len();
+            log::limited!(error, self.limit(), (foreign,), "the backend listed another user's sessions");
         }
         Ok(records)
     }
@@ -374,8 +402,13 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Decodes a record that the backend returned for this ID. The record of another session is unreadable, whatever ID it
-    /// claims.
+    /// claims. That is logged.
     pub(crate) fn read(&self, id: RecordId, record: Record) -> Result<Loaded, Error> {
+        self.decode(id, record).inspect_err(|error| self.warn_unreadable(Some(id), error))
+    }
+
+    /// The same, for a caller that logs the error.
+    pub(super) fn decode(&self, id: RecordId, record: Record) -> Result<Loaded, Error> {
         let (contents, stale) = self.codec().read(id, &record.payload, self.now())?;
         let Record { version, ttl, hint, .. } = record;
         Ok(Loaded { id, version, ttl, contents, hint, stale })
@@ -428,7 +461,6 @@ impl NewId {
 
 fn unreadable(credentials: &Credentials, error: Error) -> Found {
     let Credentials { record: id, is_proven, .. } = *credentials;
-    log::warn!(error = %error.chain(), session = id.sid(), "a session cannot be read");
     Found::Unreadable(Box::new(Unreadable { id, error, is_proven }))
 }
 

@@ -36,9 +36,11 @@ pub struct SessionInfo {
 impl<B: Backend> Engine<B> {
     /// Decodes these records. A record that cannot be read is left out, and logged.
     pub(super) fn readable(&self, records: Vec<Record>) -> Vec<Loaded> {
-        let read = records.into_iter().map(|record| self.read(record.id, record));
-        let warn =
-            |error: &Error| log::warn!(error = %error.chain(), "a session that cannot be read was left out of a list");
+        let read = records.into_iter().map(|record| self.decode(record.id, record));
+        let warn = |error: &Error| {
+            let error = error.chain();
+            log::limited!(warn, self.limit(), (%error,), "a session that cannot be read was left out of a list");
+        };
         read.filter_map(|read| read.inspect_err(warn).ok()).collect()
     }
 

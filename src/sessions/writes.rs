@@ -87,7 +87,8 @@ impl<B: Backend> Engine<B> {
     /// Compare-and-swap: stores the session if the record still has the expected version.
     async fn swap(&self, expected: i64, new: Arc<Loaded>, retry: bool) -> Result<WriteOutcome, Error> {
         let record = self.record(&new)?;
-        let updated = match self.answer(self.backend().update(expected, record, retry).await, UPDATING) {
+        let updated = self.backend().update(expected, record, retry).await;
+        let updated = match self.answer_about(Some(new.id), updated, UPDATING) {
             Err(error) if error.kind() == ErrorKind::Unreadable => return Ok(WriteOutcome::Unreadable(error)),
             updated => updated?,
         };

@@ -1,6 +1,11 @@
 //! The layer in a stack: headers, extractors, rejections, nesting, plain tower.
 
-use std::sync::Arc;
+use std::{
+    collections::BTreeMap,
+    future::ready,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -11,7 +16,7 @@ use axum::{
 };
 use http::{Request, Response, StatusCode};
 use jam_session::{
-    Backend, Error, ErrorKind, MemorySessions, Session, SessionKey, SessionLayer,
+    Backend, Error, ErrorKind, Limit, MemorySessions, Outcome, Record, Session, SessionKey, SessionLayer, Sessions,
     conformance::{Fault, Verb},
 };
 use serde_json::json;
@@ -19,10 +24,10 @@ use tokio::sync::Notify;
 use tower::{Layer, ServiceExt, service_fn};
 
 use crate::{
-    client::{Answer, Client},
+    client::{Answer, Client, bind_ada, increment, rework},
     events::Events,
     on_every_store,
-    store::{Store, record_id},
+    store::{Options, Plain, Store, record_id},
 };
 
 on_every_store! {
@@ -39,6 +44,8 @@ on_every_store! {
     p05_a_grpc_call_that_failed_discards_its_writes,
     p05_an_application_decides_which_responses_discard_their_writes,
     what_went_wrong_is_in_the_log_and_not_in_the_body,
+    p13_an_error_that_a_client_causes_is_in_no_line_above_debug,
+    p13_three_cookies_of_unreadable_sessions_write_one_line_a_minute,
     plain_tower_services_load_themselves,
 }
 
@@ -85,19 +92,30 @@ async fn p05_an_application_decides_which_responses_discard_their_writes(store: 
     assert_eq!(answers(200, "grpc-status", 5).await, "Some(5)");
 }
 
+/// An error whose cause has a cause.
 #[derive(Debug)]
-struct Outage;
+struct Outage(&'static str, Option<Box<Outage>>);
 
 impl std::fmt::Display for Outage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("OOM command not allowed, at /var/lib/secret-place")
+        f.write_str(self.0)
     }
 }
 
-impl std::error::Error for Outage {}
+impl std::error::Error for Outage {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.1.as_deref().map(|cause| cause as _)
+    }
+}
 
 async fn what_went_wrong_is_in_the_log_and_not_in_the_body(store: Store) {
-    let outage = || Fault::change(async |_, _| Err(Outage.into()));
+    let outage = || {
+        let chain = ["maxmemory is reached", "OOM command not allowed, at /var/lib/secret-place", "the script failed"];
+        let outage = chain.into_iter().fold(None, |cause, message| Some(Box::new(Outage(message, cause))));
+        let outage = Mutex::new(outage);
+        Fault::change(move |_, _| ready(Err(outage.lock().unwrap().take().unwrap().into())))
+    };
+    const CHAIN: &str = ": the script failed: OOM command not allowed, at /var/lib/secret-place: maxmemory is reached";
     let client = Client::new(&store.layer());
     client.does(|session| session.insert("n", 1)).await.ok();
     // That the store fails is said once.
@@ -110,16 +128,150 @@ async fn what_went_wrong_is_in_the_log_and_not_in_the_body(store: Store) {
         let said = events.text();
         let line = said.lines().find(|line| line.contains("OOM command not allowed"));
         assert!(line.is_some_and(|line| line.starts_with(level)), "{said}");
+        assert!(said.lines().filter(|line| line.contains("error=")).all(|line| line.contains(CHAIN)), "{said}");
     }
-    // What a client causes at will is nothing for the operator.
+}
+
+/// The lines that an operator sees who has turned DEBUG off.
+fn above_debug(events: &Events) -> Vec<String> {
+    let text = events.text();
+    let is_above = |line: &&str| !line.starts_with("DEBUG") && !line.starts_with("TRACE");
+    text.lines().filter(is_above).map(str::to_owned).collect()
+}
+
+/// Every status that is the client's fault, both from the layer and from a handler that passes the error on.
+async fn p13_an_error_that_a_client_causes_is_in_no_line_above_debug(store: Store) {
+    let limits = Options { sessions_per_key: Some(Limit::refuse(1)), max_size: Some(4096), ..Options::default() };
+    let layer = store.layer_with(limits);
+    let (ada, stranger) = (Client::new(&layer), || Client::new(&layer));
+    ada.does(bind_ada).await.ok();
+    let outdated = ada.thief();
+    ada.does(rework).await.ok();
+    let save = async |session: Session, change: fn(&Session) -> Result<(), Error>| {
+        session.load().await?;
+        change(&session)?;
+        session.save().await
+    };
+    let too_large = |session: &Session| session.insert("n", "x".repeat(8192));
+    let cross_site = || Request::post("/").header("sec-fetch-site", "cross-site").body(Body::empty()).unwrap();
     let (events, _guard) = Events::collect();
-    let refused = client.visit(async |_| Err::<(), _>(Error::new(ErrorKind::Unauthorized, "not signed in")));
-    assert_eq!(refused.await.status, StatusCode::UNAUTHORIZED);
+    let answers = [
+        (StatusCode::UNAUTHORIZED, outdated.does(bind_ada).await),
+        (StatusCode::UNAUTHORIZED, outdated.visit(async |session| save(session, bind_ada).await).await),
+        (StatusCode::FORBIDDEN, stranger().request(cross_site(), async |session| save(session, increment).await).await),
+        (StatusCode::NOT_FOUND, stranger().visit(async |session| session.touch().await).await),
+        (StatusCode::CONFLICT, stranger().does(bind_ada).await),
+        (StatusCode::CONFLICT, stranger().visit(async |session| save(session, bind_ada).await).await),
+        (StatusCode::INSUFFICIENT_STORAGE, stranger().does(too_large).await),
+        (StatusCode::INSUFFICIENT_STORAGE, stranger().visit(async |session| save(session, too_large).await).await),
+    ];
+    for (i, (status, answer)) in answers.iter().enumerate() {
+        assert_eq!(answer.status, *status, "{i}: {answer:?}");
+    }
+    let said = events.text();
+    assert_eq!(above_debug(&events), <[String; 0]>::default(), "{said}");
+    for (message, times) in [("the layer answered a request", 3), ("a request was answered", 5)] {
+        let lines = said.lines().filter(|line| line.starts_with("DEBUG") && line.contains(message));
+        assert_eq!(lines.count(), times, "{message}: {said}");
+    }
+}
+
+/// As after an encryption key was dropped, or while servers of two versions run: anybody who has old cookies can repeat it.
+async fn p13_three_cookies_of_unreadable_sessions_write_one_line_a_minute(store: Store) {
+    let sessions = store.sessions();
+    let layer = SessionLayer::new(sessions.clone());
+    let mut cookies = Vec::new();
+    for payload in [&b"{\"v\":2}"[..], b"", b"\xff"] {
+        let client = Client::new(&layer);
+        client.does(bind_ada).await.ok();
+        let id = client.id().unwrap();
+        let good = store.backend().load(record_id(&id)).await.unwrap().unwrap();
+        let spoilt = Record::new(good.id, good.version + 1, good.ttl, payload);
+        assert!(matches!(store.backend().updates(good.version, spoilt).await, Ok(Outcome::Done)));
+        cookies.push(format!("__Host-id={id}"));
+    }
+    let (events, _guard) = Events::collect();
+    let repeat = async || {
+        for _ in 0..20 {
+            let request = Request::builder().header("cookie", cookies.join("; ")).body(Body::empty()).unwrap();
+            let stranger = Client::new(&layer);
+            let answer = stranger.request(request, async |session: Session| {
+                session.load().await?;
+                session.get::<u8>("n").map(drop)
+            });
+            assert_eq!(answer.await.status, StatusCode::INTERNAL_SERVER_ERROR);
+        }
+    };
+    repeat().await;
+    let lines = above_debug(&events);
     assert!(
-        events.text().lines().all(|line| line.starts_with("DEBUG") || line.starts_with("TRACE")),
-        "{}",
-        events.text()
+        matches!(&lines[..], [line] if line.starts_with("WARN") && line.contains("a session cannot be read") && line.contains("repeats=0")),
+        "{lines:?}"
     );
+    // The rest is there for those who look for it.
+    let debug =
+        |what: &str| events.text().lines().filter(|line| line.starts_with("DEBUG") && line.contains(what)).count();
+    assert_eq!((debug("a session cannot be read"), debug("a request was answered")), (59, 20));
+    // A page with a list of devices is another line, once.
+    for _ in 0..5 {
+        assert!(sessions.list("ada").await.unwrap().is_empty());
+    }
+    let lines = above_debug(&events);
+    assert!(lines.len() == 2 && lines[1].contains("left out of a list"), "{lines:?}");
+    store.clock.advance(Duration::from_secs(60));
+    repeat().await;
+    let lines = above_debug(&events);
+    assert!(lines.len() == 3 && lines[2].starts_with("WARN") && lines[2].contains("repeats=59"), "{lines:?}");
+}
+
+/// An application's mistake, which a client meets as often as it likes.
+#[tokio::test]
+async fn p13_a_mistake_that_a_client_can_repeat_is_one_line_a_minute() {
+    let store = Store::memory().await;
+    let sessions = Sessions::over(store.watched()).clock(store.clock.clone()).on_event(|_| panic!("a listener"));
+    let sessions = sessions.build().unwrap();
+    let layer = SessionLayer::new(sessions);
+    let ((events, _guard), began) = (Events::collect(), Instant::now());
+    for _ in 0..20 {
+        let client = Client::new(&layer);
+        client.does(increment).await.ok();
+        // A login form without a name, both ways.
+        let nobody = |session: &Session| {
+            session.bind("");
+            Ok(())
+        };
+        client.does(nobody).await;
+        let refused = client.does(|session| session.create("", json!({})));
+        assert_eq!(refused.await.status, StatusCode::INTERNAL_SERVER_ERROR);
+        // A value of another type.
+        let odd = client.does(|session| session.get::<Vec<u8>>("n").map(drop));
+        assert_eq!(odd.await.status, StatusCode::INTERNAL_SERVER_ERROR);
+        // A stream that never saves.
+        let mut kept = None;
+        let keep = client.visit(async |session| {
+            kept = Some(session);
+            Ok(())
+        });
+        keep.await.ok();
+        kept.unwrap().insert("n", 7).unwrap();
+    }
+    let lines = above_debug(&events);
+    let is_answer = |line: &&String| line.contains("answered");
+    let own: Vec<_> = lines.iter().filter(|line| !is_answer(line)).collect();
+    assert!(own.len() == 2 && own[0].contains("callback panicked") && own[1].contains("never saved"), "{own:?}");
+    // Answers are counted for the whole process, by the machine's clock: another test may have been first.
+    let minutes = began.elapsed().as_secs() / 60 + 1;
+    let mut answers = BTreeMap::new();
+    for line in lines.iter().filter(is_answer) {
+        *answers.entry(line.split("error=").nth(1).unwrap()).or_insert(0) += 1;
+    }
+    assert!(answers.values().all(|times| *times <= minutes), "{answers:?}");
+    for _ in 0..2 {
+        store.clock.advance(Duration::from_secs(60));
+        Client::new(&layer).does(increment).await.ok();
+    }
+    let panicked = above_debug(&events).iter().filter(|line| line.contains("callback panicked")).count();
+    assert_eq!(panicked, 3);
 }
 
 /// Whoever can send requests could fill the log otherwise.

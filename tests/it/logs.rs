@@ -64,25 +64,39 @@ fn lines_of(source: &str) -> Vec<Line> {
             if message == "{what}" {
                 continue;
             }
-            let name =
-                |field: &String| field.split('=').next().unwrap().trim().trim_start_matches(['%', '?']).to_owned();
-            let mut fields: Vec<String> = fields.iter().map(name).collect();
+            let mut fields: Vec<String> = fields.iter().map(|field| name_of(field)).collect();
             fields.sort();
             lines.push((level.to_uppercase(), message, fields));
         }
     }
+    // Those that clients can repeat.
+    for (at, call) in source.match_indices("log::limited!(") {
+        let arguments = arguments(&source[at + call.len()..]);
+        let [level, _, fields, message] = &arguments[..] else { panic!("{arguments:?}") };
+        lines.push((level.to_uppercase(), message.trim_matches('"').to_owned(), limited_fields(fields)));
+    }
     // Those of an error, whose level depends on its kind.
-    for (call, levels) in [(".log(", ["DEBUG", "WARN"]), (".log_answer(", ["DEBUG", "ERROR"])] {
+    for (call, level) in [(".log(", "WARN"), (".log_answer(", "ERROR")] {
         for (at, _) in source.match_indices(call) {
-            let arguments = arguments(&source[at + call.len()..]);
-            lines.extend(
-                levels.map(|level| {
-                    (level.to_owned(), arguments[0].trim_matches('"').to_owned(), vec!["error".to_owned()])
-                }),
-            );
+            let message = arguments(&source[at + call.len()..])[0].trim_matches('"').to_owned();
+            lines.push(("DEBUG".to_owned(), message.clone(), vec!["error".to_owned()]));
+            lines.push((level.to_owned(), message, vec!["error".to_owned(), "repeats".to_owned()]));
         }
     }
     lines
+}
+
+/// The names of the fields in parentheses, and of the one that the macro adds.
+fn limited_fields(fields: &str) -> Vec<String> {
+    let fields = fields.strip_prefix('(').and_then(|fields| fields.strip_suffix(')')).unwrap();
+    let mut names: Vec<String> = arguments(fields).iter().map(|field| name_of(field)).collect();
+    names.push("repeats".to_owned());
+    names.sort();
+    names
+}
+
+fn name_of(field: &str) -> String {
+    field.split('=').next().unwrap().trim().trim_start_matches(['%', '?']).to_owned()
 }
 
 /// The arguments of a call, up to the parenthesis that ends it.

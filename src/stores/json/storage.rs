@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, ErrorKind},
-    log,
+    log::{self, RateLimit},
     record::id::RecordId,
 };
 
@@ -38,6 +38,7 @@ pub(super) struct Storage {
     /// After a failed compaction, the next one begins above this many dead bytes.
     put_off: u64,
     pub(super) last_sync: Instant,
+    limit: RateLimit,
 }
 
 /// When background work is due.
@@ -77,6 +78,7 @@ impl Storage {
             compaction: None,
             put_off: 0,
             last_sync: Instant::now(),
+            limit: RateLimit::default(),
         }
     }
 
@@ -111,7 +113,7 @@ impl Storage {
         }
         if let Ok(Some(damage)) = self.journal.damage() {
             let path = self.disk.path().display();
-            log::warn!(%path, %damage, "another program wrote to the sessions file");
+            log::limited!(warn, self.limit, (%path, %damage,), "another program wrote to the sessions file");
             self.break_off(&format!("another program wrote to it: {damage}"));
         }
     }
@@ -258,7 +260,12 @@ impl Storage {
                 let message = format!(
                     "{path} could not be written or cut back, so the change may or may not have been applied: {error}"
                 );
-                log::warn!(%error, %path, "could not write the sessions file, and could not undo the write");
+                log::limited!(
+                    warn,
+                    self.limit,
+                    (%error, %path,),
+                    "could not write the sessions file, and could not undo the write"
+                );
                 self.break_off(&error);
                 (message, error)
             }
@@ -325,7 +332,8 @@ impl Storage {
             Ok(()) => self.mark(),
             Err(error) => {
                 // The acknowledged changes are in memory. The file may have lost them, so only a new file certainly has them.
-                log::warn!(%error, path = %self.disk.path().display(), "could not sync the sessions file");
+                let path = self.disk.path().display();
+                log::limited!(warn, self.limit, (%error, %path,), "could not sync the sessions file");
                 self.break_off(&error);
             }
         }
@@ -388,7 +396,8 @@ impl Storage {
     fn put_off(&mut self, error: &io::Error) {
         let dead = self.journal.good().offset.saturating_sub(read(&self.table).cost());
         self.put_off = dead.saturating_mul(2);
-        log::warn!(%error, path = %self.disk.path().display(), "could not compact the sessions file");
+        let path = self.disk.path().display();
+        log::limited!(warn, self.limit, (%error, %path,), "could not compact the sessions file");
         // The half-written file is useless. If it cannot be removed now, the next compaction removes it.
         self.reserve.forget_next();
         let _ = self.disk.remove_beside();
@@ -407,7 +416,13 @@ impl Storage {
             Ok(()) => {
                 self.outage = None;
                 self.put_off = 0;
-                log::info!(path = %self.disk.path().display(), "the sessions file was rewritten and accepts writes again");
+                let path = self.disk.path().display();
+                log::limited!(
+                    info,
+                    self.limit,
+                    (%path,),
+                    "the sessions file was rewritten and accepts writes again"
+                );
             }
             Err(error) => {
                 let _ = self.disk.remove_beside();

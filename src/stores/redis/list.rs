@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     backend::Result,
-    log,
+    log::{self, RateLimit},
     record::{
         Record,
         id::{Owner, RecordId, Sid},
@@ -90,7 +90,8 @@ pub(super) fn stored(owner: Owner, found: Vec<(String, Value)>) -> impl Iterator
 /// An unreadable record must not hide the others. `clear` ends it like any other.
 pub(super) fn readable(id: RecordId, value: Value, payload: Value) -> Option<Stored> {
     read(value, payload).unwrap_or_else(|error| {
-        log::warn!(error, session = id.sid(), "an unreadable record was left out of a list");
+        let (limit, session) = (RateLimit::of_process(), id.sid());
+        log::limited!(warn, limit, (error, session,), "an unreadable record was left out of a list");
         None
     })
 }
