@@ -14,7 +14,8 @@ use jam_session::{
 use serde_json::json;
 
 use crate::{
-    client::Client,
+    client::{Client, increment},
+    events::Events,
     folder::Folder,
     store::{Plain, eventually},
 };
@@ -264,6 +265,35 @@ async fn p14_a_private_file_of_another_user_is_refused_even_for_root() {
     assert_eq!(fs::read_dir(folder.path("")).unwrap().count(), 1);
     std::os::unix::fs::chown(folder.file(), Some(0), None).unwrap();
     assert_eq!(builder(folder.file()).open().await.unwrap().list("ada").await.unwrap().len(), 1);
+}
+
+/// The folder is removed with the file in it, as on a disk that is gone.
+#[cfg(unix)]
+#[tokio::test]
+async fn p13_when_the_disk_fails_the_log_names_the_file_and_the_answer_does_not() {
+    let folder = Folder::new();
+    let sessions = builder(folder.file()).open().await.unwrap();
+    let client = Client::new(&SessionLayer::new(sessions));
+    client.does(increment).await.ok();
+    fs::remove_dir_all(folder.path("")).unwrap();
+    let (events, _guard) = Events::collect();
+    let by_the_layer = client.does(increment).await;
+    let by_the_handler = client.visit(async |session| {
+        increment(&session)?;
+        session.save().await
+    });
+    for answer in [by_the_layer, by_the_handler.await] {
+        assert_eq!(answer.status, http::StatusCode::SERVICE_UNAVAILABLE);
+        let whole = format!("{answer:?}");
+        let parts = folder.file();
+        let parts = parts.iter().map(|part| part.to_str().unwrap()).filter(|part| part.len() > 1);
+        for part in parts.chain(["os error", "No such file"]) {
+            assert!(!whole.contains(part), "{part}: {whole}");
+        }
+    }
+    let (said, path) = (events.text(), folder.file().display().to_string());
+    let warned: Vec<_> = said.lines().filter(|line| line.starts_with("WARN")).collect();
+    assert!(matches!(warned[..], [line] if line.contains(&path)), "{said}");
 }
 
 #[cfg(unix)]
