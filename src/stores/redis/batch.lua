@@ -3,7 +3,7 @@
 -- The fast paths of an update, and of a visitor's create, which has no head, for writes that are ready at the same time.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local is_late = now > tonumber(ARGV[1]) or tonumber(ARGV[1]) > now + ARGV[2]
+local is_late = now >= tonumber(ARGV[1]) or tonumber(ARGV[1]) > now + ARGV[2]
 local left = {now}
 for n, key in ipairs(KEYS) do
   local at, is_done = 4 * n - 1, false

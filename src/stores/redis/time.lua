@@ -3,6 +3,7 @@
 -- script was sent before, by this call or by an earlier call of the caller, and its answer was lost.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
--- Too late, or so early that the clocks do not match. The caller then learns the time and sends the script again.
-local is_late = now > tonumber(ARGV[1]) or tonumber(ARGV[1]) > now + ARGV[2]
+-- Too late, or so early that the clocks do not match. The limit is never ahead of this clock, in whole milliseconds, so whoever
+-- gave the write up did so when this clock showed at least the limit. The caller then learns the time and sends the script again.
+local is_late = now >= tonumber(ARGV[1]) or tonumber(ARGV[1]) > now + ARGV[2]
 local sid = ARGV[4]
