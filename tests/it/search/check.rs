@@ -103,6 +103,7 @@ impl World {
         let events = self.events();
         self.ended_is_ended(&events, false);
         self.brings_what_is_stored(at, &events);
+        self.check_what_came_of_another_key(at);
         if !self.is_ok(at) {
             self.check_what_was_refused(at, &events);
             return;
@@ -222,6 +223,20 @@ impl World {
         }
     }
 
+    /// A sign-out with a cookie that this process cannot decrypt is never done, and the cookie stays (rule 11).
+    fn check_what_came_of_another_key(&mut self, at: usize) {
+        let (sent, name) = (&self.requests[at], self.name(at));
+        let (spec, is_foreign) = (sent.act.spec(), sent.is_foreign);
+        let is_sign_out = sent.act.user().is_none() && spec.out != Out::Nothing;
+        let removes = sent.set_cookies.iter().any(|(cookie, is_removed)| *is_removed && cookie.0 == USERS);
+        if is_foreign && is_sign_out && sent.status == Some(StatusCode::OK) {
+            self.wrong(format!("P8: {name} answered 200, and what its cookie leads to elsewhere lives on"));
+        }
+        if is_foreign && removes {
+            self.wrong(format!("P6: {name} removes a cookie that it could not decrypt"));
+        }
+    }
+
     /// A `clear` beside a login by a session key that is refused acts all the same (rule 6).
     fn check_what_was_refused(&mut self, at: usize, events: &[Event]) {
         let (sent, spec) = (&self.requests[at], self.requests[at].act.spec());
@@ -249,7 +264,9 @@ impl World {
         for at in 0..self.requests.len() {
             let Some(made) = self.made(at, events) else { continue };
             let brings = |(cookie, _): &(Cookie, bool)| !cookie.1.is_empty() && record_id(&cookie.1) == made.session;
-            if !(is_end || self.requests[at].set_cookies.iter().any(brings)) || !self.is_live(made.session) {
+            // What is left of a process that died is removed by nobody, and no client has its ID.
+            let stays = is_end && !self.shared.state().crashed[at];
+            if !(stays || self.requests[at].set_cookies.iter().any(brings)) || !self.is_live(made.session) {
                 continue;
             }
             for event in events.iter().filter(|event| event.request != at) {
@@ -326,7 +343,12 @@ impl World {
             let by_login =
                 spec.login.is_some() || spec.checks_password && !is_users || sent.act == Act::ModuleClearForm;
             let visitors = matches!(event.what, What::Ended(id) if id.owner().is_none()) && sent.act.user().is_some();
-            if ends && !by_login && !visitors {
+            // It has made the newest ID itself.
+            let is_renewed = matches!(sent.act, Act::BindSaveDelete | Act::BindSaveClear)
+                && events.iter().any(|before| {
+                    before.request == event.request && before.at < event.at && matches!(before.what, What::Updated(_))
+                });
+            if ends && !by_login && !visitors && !is_renewed {
                 let name = self.name(event.request);
                 self.wrong(format!("P8: {name} ended sessions, though its ID opened none any more"));
             }
@@ -370,8 +392,16 @@ impl World {
         let is_one = |made: Made| made.by_session.is_none() && made.session.owner() == Some(self.case.start.ada);
         let made_one = |at: usize| self.made(at, events).is_some_and(is_one);
         let is_limited = |at: usize| self.is_ok(at) && made_one(at) && !self.requests[at].act.is_unlimited();
+        // The limit does not apply to a switch of user by a session key, even if that fails in the end.
+        let is_adas = |id: RecordId| id.owner() == Some(self.case.start.ada);
+        let switches = |at: usize| {
+            let from_others = self.base(at).is_some_and(|(base, _)| base.owner().is_some() && !is_adas(base));
+            let made = |event: &Event| matches!(event.what, What::Created(id) if event.request == at && is_adas(id));
+            from_others && self.requests[at].act.spec().login.is_none() && events.iter().any(made)
+        };
+        let switches = (0..self.requests.len()).filter(|at| switches(*at)).count();
         // Until then there may be as many as there were.
-        if there > most && (0..self.requests.len()).any(is_limited) {
+        if there > most + switches && (0..self.requests.len()).any(is_limited) {
             self.wrong(format!("P20: {there} sessions of a user who may have {most}"));
         }
     }

@@ -146,6 +146,15 @@ pub fn menu(start: &Start) -> Vec<(Who, Act)> {
             of(Who::E, &[ModuleClear]),
         ]
         .concat(),
+        "another key" => [
+            of(
+                Who::A,
+                &[Write, BindLogin, FormBind, Delete, Clear, Others, OthersLogin, OthersForm, ClearForm, FailedClear],
+            ),
+            of(Who::B, &[Write, Delete, Clear, Others, OthersLogin]),
+            of(Who::E, &[ModuleClear]),
+        ]
+        .concat(),
         _ => [
             of(
                 Who::A,

@@ -11,8 +11,8 @@
 //! Lost answers, failing stores, dying processes, disconnecting clients and three requests at once are tried at random: from
 //! fixed seeds, or with `SESSION_TEST_LONG` from new ones, as for the histories.
 //!
-//! The search does not cover a clear while a login's age is on its way to the store, several clocks, sessions that cannot be
-//! read, the limits on cookies and secrets, and two windows of ten seconds.
+//! The search does not cover a clear while a login's age is on its way to the store, several clocks, damaged records, the limits
+//! on cookies and secrets, and two windows of ten seconds.
 
 mod acts;
 mod check;
@@ -43,6 +43,7 @@ static TWO_OF_ONE: LazyLock<Start> = LazyLock::new(|| Start::new("two of one use
 static TWO_USERS: LazyLock<Start> = LazyLock::new(|| Start::new("two users"));
 static TWO_VISITORS: LazyLock<Start> = LazyLock::new(|| Start::new("two visitors"));
 static USER_AND_VISITOR: LazyLock<Start> = LazyLock::new(|| Start::new("user and visitor"));
+static ANOTHER_KEY: LazyLock<Start> = LazyLock::new(|| Start::new("another key"));
 
 #[test]
 fn every_order_of_two_requests_of_a_user_keeps_the_promises() {
@@ -65,6 +66,12 @@ fn every_order_of_two_requests_with_two_cookies_keeps_the_promises() {
     for start in [&TWO_OF_ONE, &TWO_USERS, &TWO_VISITORS, &USER_AND_VISITOR] {
         every_pair(start, |_, _| true);
     }
+}
+
+/// A was signed in by a process that has another key.
+#[test]
+fn every_order_of_two_requests_beside_a_cookie_of_another_key_keeps_the_promises() {
+    every_pair(&ANOTHER_KEY, |_, _| true);
 }
 
 #[test]
@@ -159,8 +166,17 @@ fn every_pair(start: &'static Start, wanted: impl Fn(Who, Who) -> bool) {
 }
 
 fn by_chance(rng: &mut Random, requests: usize) -> Case {
-    let starts: [&'static Start; 8] =
-        [&SIGNED_IN, &SIGNED_IN, &VISITOR, &EMPTY, &TWO_OF_ONE, &TWO_USERS, &TWO_VISITORS, &USER_AND_VISITOR];
+    let starts: [&'static Start; 9] = [
+        &SIGNED_IN,
+        &SIGNED_IN,
+        &VISITOR,
+        &EMPTY,
+        &TWO_OF_ONE,
+        &TWO_USERS,
+        &TWO_VISITORS,
+        &USER_AND_VISITOR,
+        &ANOTHER_KEY,
+    ];
     let start = rng.one(&starts).unwrap();
     let menu = [&*menu(start), rare(start)].concat();
     let requests: Vec<_> = (0..requests).map(|_| *rng.one(&menu).unwrap()).collect();

@@ -11,7 +11,7 @@ use axum::{
 };
 use futures_util::FutureExt;
 use http::{Request, StatusCode, header};
-use jam_session::{Backend, Clock, MemorySessions, Owner, Record, RecordId, Session, SessionLayer, Sessions};
+use jam_session::{Backend, Clock, Keyring, MemorySessions, Owner, Record, RecordId, Session, SessionLayer, Sessions};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use tower::{Layer, ServiceExt, service_fn};
@@ -30,6 +30,8 @@ pub struct Start {
     /// A's cookies, B's, and the ID that the thief has.
     pub jars: [Vec<Cookie>; 2],
     pub stolen: Vec<String>,
+    /// A user's cookie that A sends until it has another one, and that another key has encrypted.
+    pub foreign: Option<Cookie>,
     /// The first session, which is revoked or expires.
     pub first: Option<RecordId>,
     pub ada: Owner,
@@ -52,6 +54,7 @@ impl Start {
             records: Vec::new(),
             jars: Default::default(),
             stolen: Vec::new(),
+            foreign: (name == "another key").then(foreign),
             first: None,
             ada: record_id(&create("ada").1).owner().unwrap(),
             now: clock.now(),
@@ -64,6 +67,7 @@ impl Start {
             "signed in" => [vec![create("ada")], vec![create("ada")]],
             "visitor" => [vec![visitor()], vec![create("ada")]],
             "empty" => [vec![], vec![]],
+            "another key" => [vec![], vec![create("ada")]],
             "two of one user" => [vec![create("ada"), create("ada")], vec![]],
             "two users" => [vec![create("ada"), create("grace")], vec![]],
             "two visitors" => [vec![visitor(), visitor()], vec![]],
@@ -79,6 +83,12 @@ impl Start {
         start.jars = [a, b];
         start
     }
+}
+
+/// A cookie that no key of the search decrypts.
+fn foreign() -> Cookie {
+    let sessions = MemorySessions::builder().encrypt(Keyring::generate().unwrap()).build().unwrap();
+    (USERS.to_owned(), now(sessions.create("ada", json!({}))).unwrap().as_str().to_owned())
 }
 
 /// A request to sessions that never wait.

@@ -64,6 +64,8 @@ pub struct Sent {
     pub is_dropped: bool,
     pub sent_at: usize,
     pub cookies: Vec<Cookie>,
+    /// Whether a cookie of another key came along.
+    pub is_foreign: bool,
     /// Where the cookies led when they were loaded: whether to a session.
     pub loaded: Vec<(RecordId, usize, bool)>,
     pub status: Option<StatusCode>,
@@ -106,6 +108,7 @@ impl World {
             is_dropped: false,
             sent_at: 0,
             cookies: Vec::new(),
+            is_foreign: false,
             loaded: Vec::new(),
             status: None,
             left_at: usize::MAX,
@@ -267,6 +270,10 @@ impl World {
             }
             Who::E => vec![],
         };
+        let is_users = |cookie: &Cookie| cookie.0 == USERS;
+        let foreign = self.case.start.foreign.iter().filter(|_| who == Who::A && !cookies.iter().any(is_users));
+        let all: Vec<_> = foreign.chain(&cookies).cloned().collect();
+        let is_foreign = all.len() > cookies.len();
         let tells = self.shared.state().story.is_some();
         if tells {
             let ids: Vec<_> = cookies.iter().map(|(_, id)| short(id)).collect();
@@ -323,13 +330,14 @@ impl World {
                     let place = Arc::clone(&place);
                     async move { Ok::<Response, Infallible>(place.handle(act, session).await.into_response()) }
                 }));
-                let request = request(&cookies);
+                let request = request(&all);
                 Box::pin(async move { service.oneshot(request).await.unwrap() })
             }
         };
         let moves = self.shared.state().moves;
         let sent = &mut self.requests[at];
         (sent.is_sent, sent.sent_at, sent.cookies, sent.running) = (true, moves, cookies, Some(running));
+        sent.is_foreign = is_foreign;
         self.note_what_leads();
         self.poll(at);
     }
