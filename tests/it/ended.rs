@@ -223,8 +223,9 @@ async fn all_end(streams: impl IntoIterator<Item = &mut Live>, expected: Ending)
     }
 }
 
-/// How long to wait for a look before an interval passes again: a look that began before may be over only now, and the next one is
-/// due an interval later. After the first time it is so long that even a machine that stalls ends no session by it.
+/// How long a test waits for a look before it lets another interval pass. That is needed if a look was still under way when the
+/// clock was advanced, because the next one is then due an interval later. The waits are long, so that the intervals cannot add
+/// up to the idle timeout of a session on a slow machine.
 fn pauses() -> impl Iterator<Item = Duration> {
     iter::once(BRIEF).chain(iter::repeat(Duration::from_secs(1)))
 }

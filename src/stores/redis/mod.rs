@@ -181,8 +181,8 @@
 //!
 //! A user's session takes about 350 bytes in addition to its payload, or about 170 if the user has several. A visitor's
 //! session takes about 150. The payload, whose size [`max_size`](crate::Builder::max_size) limits, is the data plus about
-//! 100 bytes for a visitor or 130 for a user. A [keyring](crate::keyring) adds 45 bytes, and each previous ID that is still
-//! accepted adds 40; these do not count towards `max_size`.
+//! 90 bytes for a visitor or 120 for a user. A [keyring](crate::keyring) adds 45 bytes, and each previous ID that is still
+//! accepted adds 38; these do not count towards `max_size`.
 //!
 //! **Under memory pressure visitors are evicted first**, with `maxmemory-policy volatile-ttl`. That policy evicts the Redis
 //! keys that expire first. Therefore a user's Redis key outlives the user's longest session by 17 minutes more than a

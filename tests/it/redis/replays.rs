@@ -447,74 +447,66 @@ async fn repeat(
     foreign: i64,
     lost: Lost,
 ) -> (&'static str, i64) {
-    // All of that takes no longer than one operation may take, or it is tried again.
-    in_time(async || try_to_repeat(road, direct, id, before, foreign, lost).await).await
-}
-
-async fn try_to_repeat(
-    road: &Road,
-    direct: &RedisSessions,
-    id: RecordId,
-    before: i64,
-    foreign: i64,
-    lost: Lost,
-) -> Option<(&'static str, i64)> {
     const MINE: i64 = 1000;
-    let others = direct.backend();
-    let _ = others.delete(id).await.unwrap();
-    road.server.ask(&["FLUSHALL"]);
-    assert!(others.creates(record(id, 1, "0")).await.unwrap());
-    let add = async |version| {
-        let there = others.load(id).await.unwrap().unwrap();
-        let next = record(id, version, &(count_of(&there) + 1).to_string());
-        assert_eq!(update(others, there.version, next).await, "done");
-    };
-    for version in 0..before {
-        add(2 + version).await;
-    }
-    // A connection that there is, and the only thing that is lost.
-    let there = in_time_or_none(road.backend().load(id).await)?.unwrap();
-    road.proxy.hold(true);
-    match lost {
-        Lost::Request => road.proxy.swallow_next_request(),
-        _ => road.proxy.swallow_next_answer(),
-    }
-    let mine = record(id, MINE, &(count_of(&there) + 1).to_string());
-    let is_answered = Cell::new(false);
-    let ((), said) = tokio::join!(
-        async {
-            while !road.proxy.has_swallowed() && !is_answered.get() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-            for version in 0..foreign {
-                add(MINE + 1 + version).await;
-            }
-            match lost {
-                Lost::AnswerAndScripts => drop(road.server.ask(&["SCRIPT", "FLUSH"])),
-                Lost::AnswerAndRecord => assert!(others.delete(id).await.unwrap()),
-                _ => {}
-            }
-            road.proxy.hold(false);
-        },
-        async {
-            let said = road.backend().updates(there.version, mine).await;
-            is_answered.set(true);
-            said
+    // All of that takes no longer than one operation may take, or it is tried again.
+    in_time(async || {
+        let others = direct.backend();
+        let _ = others.delete(id).await.unwrap();
+        road.server.ask(&["FLUSHALL"]);
+        assert!(others.creates(record(id, 1, "0")).await.unwrap());
+        let add = async |version| {
+            let there = others.load(id).await.unwrap().unwrap();
+            let next = record(id, version, &(count_of(&there) + 1).to_string());
+            assert_eq!(update(others, there.version, next).await, "done");
+        };
+        for version in 0..before {
+            add(2 + version).await;
         }
-    );
-    let said = match said {
-        Err(error) if is_too_slow(&error) => return None,
-        Ok(Outcome::Done) => "done",
-        Ok(Outcome::Gone) => "gone",
-        Ok(Outcome::Conflict(_)) => "conflict",
-        Ok(other) => panic!("{other:?}"),
-        Err(error) => {
-            assert!(error.to_string().contains("it is not known whether"), "{error}");
-            assert_eq!(unavailable(Err(error)), ErrorKind::Unavailable);
-            "unknown"
+        // A connection that there is, and the only thing that is lost.
+        let there = in_time_or_none(road.backend().load(id).await)?.unwrap();
+        road.proxy.hold(true);
+        match lost {
+            Lost::Request => road.proxy.swallow_next_request(),
+            _ => road.proxy.swallow_next_answer(),
         }
-    };
-    Some((said, others.load(id).await.unwrap().map_or(0, |there| count_of(&there))))
+        let mine = record(id, MINE, &(count_of(&there) + 1).to_string());
+        let is_answered = Cell::new(false);
+        let ((), said) = tokio::join!(
+            async {
+                while !road.proxy.has_swallowed() && !is_answered.get() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                for version in 0..foreign {
+                    add(MINE + 1 + version).await;
+                }
+                match lost {
+                    Lost::AnswerAndScripts => drop(road.server.ask(&["SCRIPT", "FLUSH"])),
+                    Lost::AnswerAndRecord => assert!(others.delete(id).await.unwrap()),
+                    _ => {}
+                }
+                road.proxy.hold(false);
+            },
+            async {
+                let said = road.backend().updates(there.version, mine).await;
+                is_answered.set(true);
+                said
+            }
+        );
+        let said = match said {
+            Err(error) if is_too_slow(&error) => return None,
+            Ok(Outcome::Done) => "done",
+            Ok(Outcome::Gone) => "gone",
+            Ok(Outcome::Conflict(_)) => "conflict",
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => {
+                assert!(error.to_string().contains("it is not known whether"), "{error}");
+                assert_eq!(unavailable(Err(error)), ErrorKind::Unavailable);
+                "unknown"
+            }
+        };
+        Some((said, others.load(id).await.unwrap().map_or(0, |there| count_of(&there))))
+    })
+    .await
 }
 
 fn count_of(there: &Record) -> i64 {

@@ -198,8 +198,8 @@ impl World {
         }
     }
 
-    /// Promise 10: the ID that a response brings is stored, if nobody else has ended it meanwhile. An error may bring one that a
-    /// write has replaced whose answer was lost.
+    /// Promise 10: a response only sets an ID that is stored, unless another request has ended it since. After a lost answer, an
+    /// error may set an ID that has been replaced.
     fn brings_what_is_stored(&mut self, at: usize, events: &[Event]) {
         if !self.is_ok(at) && self.case.fault.is_some() {
             return;
