@@ -1,8 +1,13 @@
-//! The type-erased backend, which keeps type parameters out of the HTTP layer.
+//! Backends behind a pointer: the type-erased one, which keeps type parameters out of the HTTP layer, and shared ones.
 
 use std::{pin::Pin, sync::Arc, time::Duration};
 
-use super::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms};
+use super::{
+    Backend, Outcome, Result,
+    clear::{Clear, Cleared},
+    scan::{Count, Cursor, Page},
+    terms::{Created, Mark, Terms},
+};
 use crate::{
     clock::Clock,
     record::{
@@ -139,5 +144,56 @@ impl Backend for AnyBackend {
 
     fn close(&self) -> impl Future<Output = Result<()>> + Send {
         self.0.close()
+    }
+}
+
+/// Several [`Sessions`](crate::Sessions) can share one backend in an [`Arc`].
+impl<B: Backend> Backend for Arc<B> {
+    fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send {
+        B::load(self, id)
+    }
+
+    fn create(&self, record: Record, terms: Terms) -> impl Future<Output = Result<Created>> + Send {
+        B::create(self, record, terms)
+    }
+
+    fn update(&self, expected: i64, record: Record, retry: bool) -> impl Future<Output = Result<Outcome>> + Send {
+        B::update(self, expected, record, retry)
+    }
+
+    fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> impl Future<Output = Result<()>> + Send {
+        B::touch(self, id, version, ttl)
+    }
+
+    fn delete(&self, id: RecordId) -> impl Future<Output = Result<bool>> + Send {
+        B::delete(self, id)
+    }
+
+    fn list(&self, owner: Owner) -> impl Future<Output = Result<Vec<Record>>> + Send {
+        B::list(self, owner)
+    }
+
+    fn clear(&self, owner: Owner, clear: Clear) -> impl Future<Output = Result<Cleared>> + Send {
+        B::clear(self, owner, clear)
+    }
+
+    fn mark(&self, owner: Owner) -> impl Future<Output = Result<Mark>> + Send {
+        B::mark(self, owner)
+    }
+
+    fn scan(&self, after: Option<Cursor>, most: usize) -> impl Future<Output = Result<Page>> + Send {
+        B::scan(self, after, most)
+    }
+
+    fn count(&self) -> impl Future<Output = Result<Count>> + Send {
+        B::count(self)
+    }
+
+    fn set_clock(&self, clock: Clock) {
+        B::set_clock(self, clock);
+    }
+
+    fn close(&self) -> impl Future<Output = Result<()>> + Send {
+        B::close(self)
     }
 }

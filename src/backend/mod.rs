@@ -299,13 +299,18 @@
 //! ```
 
 pub(crate) mod any;
+pub(crate) mod clear;
+pub(crate) mod scan;
+pub(crate) mod terms;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
-
-pub use self::any::AnyBackend;
+pub use self::{
+    any::AnyBackend,
+    clear::{By, Clear, Cleared},
+    scan::{Count, Cursor, Page},
+    terms::{Created, Left, Limit, Mark, Since, Terms},
+};
 use crate::{
     clock::Clock,
     error::BoxError,
@@ -321,101 +326,6 @@ use crate::{
 /// passed on unchanged.
 pub type Result<T> = std::result::Result<T, BoxError>;
 
-/// The conditions of a [`create`](Backend::create). Default: none.
-///
-/// A backend should destructure this completely, so that it stops compiling when a field is added that it does not handle yet.
-#[derive(Clone, Debug, Default)]
-pub struct Terms {
-    /// Refuses the record if its owner was cleared since then. `None` never refuses it.
-    pub since: Option<Since>,
-    /// How many records the owner may have, and what happens above that. It does not apply to records without an owner.
-    pub limit: Limit,
-    /// A visitor's record that the new record replaces, when a visitor signs in: its name and its version. It ends atomically
-    /// with the `create`, if it still has this version.
-    pub leaves: Option<(RecordId, i64)>,
-    /// Whether this is a [retry](self#retries), because the answer to the first try was lost.
-    pub retry: bool,
-}
-
-/// The point from which on a clear of the owner causes a new record to be refused.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Since {
-    /// Since the [`mark`](Backend::mark) was taken. The owner's last clear must still be the one that the mark names.
-    Mark(Mark),
-    /// Since the request arrived, this long ago. If that is more than fifteen minutes, the record is refused.
-    Age(Duration),
-}
-
-/// Identifies an owner's last clear, so that a later call can tell whether there was another one since.
-///
-/// It compares names and not times, because clocks can jump.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct Mark {
-    /// The [name](Clear::name) of the owner's last clear. `None` if there was none within the last fifteen minutes.
-    pub clear: Option<i64>,
-    /// When the mark was taken, in milliseconds of the backend's clock.
-    pub taken: u64,
-    /// Which run of the backend (from opening to closing) made the mark, if the backend forgets its clears when it is
-    /// closed. Otherwise 0.
-    pub opening: i64,
-}
-
-/// How many sessions a user may have, and what happens to a login above the limit.
-///
-/// ```
-/// use jam_session::Limit;
-///
-/// assert_eq!(Limit::from(5), Limit::LeastRecent(5));
-/// assert_eq!(Limit::refuse(5), Limit::Refuse(5));
-/// ```
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Limit {
-    /// No limit.
-    #[default]
-    None,
-    /// At most this many sessions. A login above the limit ends the least recently used ones.
-    LeastRecent(usize),
-    /// At most this many sessions. A login above the limit is refused.
-    Refuse(usize),
-}
-
-/// The result of a [`create`](Backend::create). Any answer other than `Done` means that nothing changed.
-#[derive(Clone, Debug)]
-#[must_use]
-#[non_exhaustive]
-pub enum Created {
-    /// The record is stored, or it was already there with the same name and the same version.
-    Done {
-        /// The records of the owner that ended because of the [limit](Terms::limit). Empty if the record was already there.
-        ended: Vec<RecordId>,
-        /// What happened to the visitor's record in [`Terms::leaves`].
-        left: Left,
-    },
-    /// The owner was cleared after the time that [`Terms::since`] gives, or that time is too long ago to tell.
-    Late,
-    /// There is a live record with that name. It was not changed.
-    Taken,
-    /// The owner already has as many records as the [limit](Terms::limit) allows, and the limit refuses more.
-    Full,
-}
-
-/// What happened to the visitor's record that a `create` was to end, as [`Terms::leaves`] says.
-#[derive(Clone, Debug, Default)]
-#[non_exhaustive]
-pub enum Left {
-    /// The record has ended.
-    Done,
-    /// There is no such record.
-    Gone,
-    /// The record has another version, and was not changed. This is the current record.
-    Conflict(Record),
-    /// There was no such record in the terms, or the backend cannot end it atomically. The caller then ends it itself.
-    #[default]
-    NotTried,
-}
-
 /// The result of an [`update`](Backend::update).
 #[derive(Clone, Debug)]
 #[must_use]
@@ -427,128 +337,6 @@ pub enum Outcome {
     Gone,
     /// The record has another version, and was not changed. This is the current record.
     Conflict(Record),
-}
-
-/// The arguments of a [`clear`](Backend::clear).
-#[derive(Clone, Copy, Debug)]
-pub struct Clear {
-    /// A random, non-negative number that identifies this clear. A clear with the number of the owner's last one is a retry.
-    pub name: i64,
-    /// The record that the clear depends on. `None` means that all records end unconditionally.
-    pub by: Option<By>,
-}
-
-/// The record that a [`clear`](Backend::clear) depends on: the owner's records end only if this one is live and has this version.
-#[derive(Clone, Copy, Debug)]
-pub struct By {
-    /// The name of the record. If it belongs to another owner, or to none, the answer is [`Gone`](Cleared::Gone).
-    pub id: RecordId,
-    /// The version that it must have.
-    pub version: i64,
-    /// Whether this record stays when all others of its owner end.
-    pub keep: bool,
-}
-
-/// The result of a [`clear`](Backend::clear).
-#[derive(Clone, Debug)]
-#[must_use]
-#[non_exhaustive]
-pub enum Cleared {
-    /// This many records ended. A retry returns the same number again.
-    Done(u64),
-    /// The record that the clear was made [by](Clear::by) is not live. No record ended.
-    Gone,
-    /// The record that the clear was made [by](Clear::by) has another version, and no record ended. This is the current record.
-    Conflict(Record),
-}
-
-/// The position of a [`scan`](Backend::scan), as bytes that only the backend understands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cursor(Bytes);
-
-/// One page of a [`scan`](Backend::scan).
-#[derive(Clone, Debug, Default)]
-pub struct Page {
-    /// Live records, in any order.
-    pub records: Vec<Record>,
-    /// Where the next page begins. `None` after the last page.
-    pub next: Option<Cursor>,
-    /// Whether records may be missing, for example because some moved between servers, or because a server restarted.
-    pub moved: bool,
-}
-
-/// The number of live sessions, as returned by [`Sessions::count`](crate::Sessions::count).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Count {
-    /// Sessions of users.
-    pub signed_in: u64,
-    /// Sessions of visitors.
-    pub visitors: u64,
-}
-
-impl Created {
-    /// Returns a `Done` that affected no other records.
-    pub const fn done() -> Self {
-        Self::Done { ended: Vec::new(), left: Left::NotTried }
-    }
-}
-
-impl Mark {
-    /// Creates a mark that names this clear, taken at this time.
-    pub const fn new(clear: Option<i64>, taken: u64) -> Self {
-        Self { clear, taken, opening: 0 }
-    }
-
-    /// Makes the mark valid only for this [run](Self::opening) of the backend.
-    pub const fn with_opening(self, opening: i64) -> Self {
-        Self { opening, ..self }
-    }
-}
-
-impl Limit {
-    /// Allows any number of sessions.
-    pub const fn none() -> Self {
-        Self::None
-    }
-
-    /// Allows this many sessions, and refuses logins above it.
-    pub const fn refuse(sessions: usize) -> Self {
-        Self::Refuse(sessions)
-    }
-}
-
-impl From<usize> for Limit {
-    fn from(sessions: usize) -> Self {
-        Self::LeastRecent(sessions)
-    }
-}
-
-impl Cursor {
-    /// Creates a cursor from bytes that only the backend understands.
-    pub fn new(bytes: impl Into<Bytes>) -> Self {
-        Self(bytes.into())
-    }
-
-    /// Returns the bytes.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl Count {
-    /// Creates a count.
-    pub const fn new(signed_in: u64, visitors: u64) -> Self {
-        Self { signed_in, visitors }
-    }
-
-    /// Counts one more record.
-    pub fn add(&mut self, id: RecordId) {
-        match id.owner() {
-            Some(_) => self.signed_in += 1,
-            None => self.visitors += 1,
-        }
-    }
 }
 
 /// A store of records. The [module docs](self) have its contract and a complete example.
@@ -640,57 +428,6 @@ pub trait Backend: Send + Sync + 'static {
     /// Releases files, locks and connections. No other method is called afterwards.
     fn close(&self) -> impl Future<Output = Result<()>> + Send {
         async { Ok(()) }
-    }
-}
-
-/// Several [`Sessions`](crate::Sessions) can share one backend in an [`Arc`].
-impl<B: Backend> Backend for Arc<B> {
-    fn load(&self, id: RecordId) -> impl Future<Output = Result<Option<Record>>> + Send {
-        B::load(self, id)
-    }
-
-    fn create(&self, record: Record, terms: Terms) -> impl Future<Output = Result<Created>> + Send {
-        B::create(self, record, terms)
-    }
-
-    fn update(&self, expected: i64, record: Record, retry: bool) -> impl Future<Output = Result<Outcome>> + Send {
-        B::update(self, expected, record, retry)
-    }
-
-    fn touch(&self, id: RecordId, version: i64, ttl: Duration) -> impl Future<Output = Result<()>> + Send {
-        B::touch(self, id, version, ttl)
-    }
-
-    fn delete(&self, id: RecordId) -> impl Future<Output = Result<bool>> + Send {
-        B::delete(self, id)
-    }
-
-    fn list(&self, owner: Owner) -> impl Future<Output = Result<Vec<Record>>> + Send {
-        B::list(self, owner)
-    }
-
-    fn clear(&self, owner: Owner, clear: Clear) -> impl Future<Output = Result<Cleared>> + Send {
-        B::clear(self, owner, clear)
-    }
-
-    fn mark(&self, owner: Owner) -> impl Future<Output = Result<Mark>> + Send {
-        B::mark(self, owner)
-    }
-
-    fn scan(&self, after: Option<Cursor>, most: usize) -> impl Future<Output = Result<Page>> + Send {
-        B::scan(self, after, most)
-    }
-
-    fn count(&self) -> impl Future<Output = Result<Count>> + Send {
-        B::count(self)
-    }
-
-    fn set_clock(&self, clock: Clock) {
-        B::set_clock(self, clock);
-    }
-
-    fn close(&self) -> impl Future<Output = Result<()>> + Send {
-        B::close(self)
     }
 }
 

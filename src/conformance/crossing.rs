@@ -9,7 +9,11 @@ use super::{
     verbs::{by, everything, since, together},
 };
 use crate::{
-    backend::{Backend, Clear, Cleared, Created, Terms},
+    backend::{
+        Backend,
+        clear::{Clear, Cleared},
+        terms::{Created, Terms},
+    },
     record::{Record, id::Owner},
 };
 
@@ -245,7 +249,7 @@ pub async fn a_clear_that_ended_nothing_is_not_remembered<B: Backend>(subject: &
     );
     subject.creates(&there).await;
     let mut conflict = by(&there, true);
-    conflict.by = conflict.by.map(|by| crate::backend::By { version: by.version ^ 1, ..by });
+    conflict.by = conflict.by.map(|by| crate::backend::clear::By { version: by.version ^ 1, ..by });
     assert!(
         matches!(subject.clear_as(owner, conflict).await, Cleared::Conflict(_)),
         "`clear` by another version is no `Conflict`"

@@ -6,7 +6,10 @@ use super::{
     verbs::{at_most, leaving, marked, since, together},
 };
 use crate::{
-    backend::{Backend, Created, Left, Limit, Outcome, Terms},
+    backend::{
+        Backend, Outcome,
+        terms::{Created, Left, Limit, Terms},
+    },
     record::Record,
 };
 

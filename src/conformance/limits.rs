@@ -8,7 +8,11 @@ use super::{
     verbs::{at_most, by, marked, since, together},
 };
 use crate::{
-    backend::{Backend, Cleared, Created, Left, Limit, Outcome, Terms},
+    backend::{
+        Backend, Outcome,
+        clear::Cleared,
+        terms::{Created, Left, Limit, Terms},
+    },
     record::{
         Record,
         id::{Owner, RecordId},

@@ -8,7 +8,11 @@ use super::{
     verbs::{by, everything, marked, since},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Created, Mark},
+    backend::{
+        Backend,
+        clear::{By, Clear, Cleared},
+        terms::{Created, Mark},
+    },
     record::{Record, id::Owner},
 };
 

@@ -8,7 +8,7 @@ use super::{
     verbs::by,
 };
 use crate::{
-    backend::{Backend, Cleared, Outcome},
+    backend::{Backend, Outcome, clear::Cleared},
     record::{
         Record,
         id::{Owner, RecordId},

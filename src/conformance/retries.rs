@@ -9,7 +9,10 @@ use super::{
     verbs::since,
 };
 use crate::{
-    backend::{Backend, Created, Outcome, Terms},
+    backend::{
+        Backend, Outcome,
+        terms::{Created, Terms},
+    },
     record::Record,
 };
 

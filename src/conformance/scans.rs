@@ -11,7 +11,10 @@ use super::{
     subject::Subject,
 };
 use crate::{
-    backend::{Backend, Count, Cursor},
+    backend::{
+        Backend,
+        scan::{Count, Cursor},
+    },
     record::{Record, id::RecordId},
 };
 

@@ -10,7 +10,10 @@ use super::{
     verbs::{at_most, everything, leaving, polled, together},
 };
 use crate::{
-    backend::{Backend, Created, Outcome, Terms},
+    backend::{
+        Backend, Outcome,
+        terms::{Created, Terms},
+    },
     record::{Record, id::RecordId},
 };
 

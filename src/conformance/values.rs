@@ -9,7 +9,7 @@ use super::{
     subject::Subject,
 };
 use crate::{
-    backend::{Backend, Outcome, Terms},
+    backend::{Backend, Outcome, terms::Terms},
     record::Record,
 };
 

@@ -9,7 +9,12 @@ use super::{
     subject::{PATIENCE, Subject},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Limit, Mark, Outcome, Page, Result, Since, Terms},
+    backend::{
+        Backend, Outcome, Result,
+        clear::{By, Clear, Cleared},
+        scan::{Count, Cursor, Page},
+        terms::{Created, Limit, Mark, Since, Terms},
+    },
     record::{
         Record,
         id::{Owner, RecordId},

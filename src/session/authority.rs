@@ -186,7 +186,7 @@ impl Plan {
 mod tests {
     use super::*;
     use crate::{
-        backend::Mark,
+        backend::terms::Mark,
         record::data::Data,
         session::change::Change::{self, Bind, Clear, ClearOthers, Create, Delete, Rework},
         sessions::{loaded::sample, login::Login},

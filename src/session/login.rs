@@ -5,7 +5,7 @@ use std::{mem, sync::Arc};
 use tokio::{task::yield_now, time::timeout};
 
 use crate::{
-    backend::Left,
+    backend::terms::Left,
     clock::millis,
     error::{Error, ErrorKind},
     events::{EventKind, Refusal},

@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use crate::{
-    backend::{Backend, Cursor, any::AnyBackend},
+    backend::{Backend, any::AnyBackend, scan::Cursor},
     error::Error,
     sessions::{engine::Engine, info::SessionInfo},
 };

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::{
-    backend::{Backend, Limit},
+    backend::{Backend, terms::Limit},
     clock::Clock,
     error::{Error, ErrorKind},
     events::{Event, Listener},

@@ -9,7 +9,10 @@ use bytes::Bytes;
 use tokio::{runtime::Handle, task::yield_now, time::timeout};
 
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Outcome},
+    backend::{
+        Backend, Outcome,
+        clear::{By, Clear, Cleared},
+    },
     error::Error,
     events::EventKind,
     log,

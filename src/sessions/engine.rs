@@ -10,7 +10,12 @@ use std::{
 };
 
 use crate::{
-    backend::{Backend, Count, Created, Cursor, Left, Limit, Mark, Page, Since, Terms, any::AnyBackend},
+    backend::{
+        Backend,
+        any::AnyBackend,
+        scan::{Count, Cursor, Page},
+        terms::{Created, Left, Limit, Mark, Since, Terms},
+    },
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     events::{Event, EventKind, Refusal},

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Mark;
+use crate::backend::terms::Mark;
 
 /// A pending login, returned by [`Sessions::login`](crate::Sessions::login). It is refused if the user is signed out
 /// everywhere before it is bound (with two [exceptions](crate::session#when-a-login-or-a-sign-out-is-refused)), or if it is

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 pub use self::{all::AllSessions, info::SessionInfo};
 use crate::{
-    backend::{Backend, Count, any::AnyBackend},
+    backend::{Backend, any::AnyBackend, scan::Count},
     detached::Detached,
     error::{Error, ErrorKind},
     events::{EventKind, Refusal},

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use zeroize::Zeroizing;
 
 use crate::{
-    backend::Limit,
+    backend::terms::Limit,
     clock::{Clock, millis},
     error::{Error, ErrorKind},
     events::Listener,

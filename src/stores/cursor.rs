@@ -1,7 +1,7 @@
 //! Cursors of the in-process stores: a slot in the table, which a record keeps as long as it lives.
 
 use crate::{
-    backend::Cursor,
+    backend::scan::Cursor,
     error::{Error, ErrorKind},
 };
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use crate::{
-    backend::{Limit, Mark, Since, Terms},
+    backend::terms::{Limit, Mark, Since, Terms},
     clock::millis,
     error::{Error, ErrorKind},
     record::id::{Owner, RecordId},

@@ -3,7 +3,12 @@
 use std::time::Duration;
 
 use crate::{
-    backend::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{
+        Backend, Outcome, Result,
+        clear::{Clear, Cleared},
+        scan::{Count, Cursor, Page},
+        terms::{Created, Mark, Terms},
+    },
     record::{
         Record,
         id::{Owner, RecordId},

@@ -13,7 +13,12 @@ pub use self::{
     gate::Gate,
 };
 use crate::{
-    backend::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{
+        Backend, Outcome, Result,
+        clear::{Clear, Cleared},
+        scan::{Count, Cursor, Page},
+        terms::{Created, Mark, Terms},
+    },
     clock::Clock,
     error::BoxError,
     record::{

@@ -12,7 +12,11 @@ use super::{
     table::{FileUsage, Kept, Space, Table},
 };
 use crate::{
-    backend::{By, Clear, Cleared, Created, Left, Outcome},
+    backend::{
+        Outcome,
+        clear::{By, Clear, Cleared},
+        terms::{Created, Left},
+    },
     error::{Error, ErrorKind},
     record::id::{Owner, RecordId},
     stores::recent::{RecentEndings, TermsAt, above, unknown},

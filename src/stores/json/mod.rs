@@ -216,7 +216,12 @@ use self::{
     writer::Writer,
 };
 use crate::{
-    backend::{Backend, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{
+        Backend, Outcome, Result,
+        clear::{Clear, Cleared},
+        scan::{Count, Cursor, Page},
+        terms::{Created, Mark, Terms},
+    },
     clock::{Clock, millis},
     error::{Error, ErrorKind},
     log,

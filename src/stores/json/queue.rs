@@ -16,7 +16,11 @@ use super::{
     table::Table,
 };
 use crate::{
-    backend::{Clear, Cleared, Created, Outcome},
+    backend::{
+        Outcome,
+        clear::{Clear, Cleared},
+        terms::Created,
+    },
     error::{Error, ErrorKind},
     record::{
         Record,
@@ -268,7 +272,7 @@ const MAX_SIZE: usize = 32 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backend::Terms;
+    use crate::backend::terms::Terms;
 
     fn request(size: usize) -> QueuedOp {
         let id: RecordId = "AAAAAAAAAAAAAAAAAAAAAA".parse().unwrap();

@@ -14,7 +14,7 @@ use slab::Slab;
 
 use super::line::{Expiry, Line, Moment, Payload};
 use crate::{
-    backend::Count,
+    backend::scan::Count,
     clock::{Clock, millis},
     random::random_version,
     record::{

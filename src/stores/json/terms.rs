@@ -17,7 +17,12 @@ use super::{
     tests::{Ask, Hooked, Rig, hooked},
 };
 use crate::{
-    backend::{Backend, Clear, Cleared, Created, Cursor, Left, Limit, Outcome, Since, Terms},
+    backend::{
+        Backend, Outcome,
+        clear::{Clear, Cleared},
+        scan::Cursor,
+        terms::{Created, Left, Limit, Since, Terms},
+    },
     clock::Clock,
     error::{Error, ErrorKind},
     record::{

@@ -25,7 +25,11 @@ use super::{
     writer::Writer,
 };
 use crate::{
-    backend::{By, Clear, Cleared, Created, Limit, Outcome, Terms},
+    backend::{
+        Outcome,
+        clear::{By, Clear, Cleared},
+        terms::{Created, Limit, Terms},
+    },
     clock::Clock,
     error::{Error, ErrorKind},
     random::random_version,

@@ -4,7 +4,10 @@ use std::{sync::MutexGuard, time::Duration};
 
 use super::{MemoryBackend, PURGE_PER_WRITE, bounds::Room, lock, shard::Shard};
 use crate::{
-    backend::{Created, Left, Result},
+    backend::{
+        Result,
+        terms::{Created, Left},
+    },
     record::{Record, id::RecordId},
     stores::recent::{TermsAt, unknown},
 };

@@ -56,7 +56,12 @@ use self::{
     shard::{Due, SOME, Shard, nanos},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{
+        Backend, Outcome, Result,
+        clear::{By, Clear, Cleared},
+        scan::{Count, Cursor, Page},
+        terms::{Created, Mark, Terms},
+    },
     clock::Clock,
     error::{Error, ErrorKind},
     random::random_version,

@@ -19,7 +19,7 @@ use slab::Slab;
 
 use super::bounds::Room;
 use crate::{
-    backend::Limit,
+    backend::terms::Limit,
     record::{
         Record,
         id::{Owner, RecordId},

@@ -15,7 +15,7 @@ use super::{
     *,
 };
 use crate::{
-    backend::{Left, Limit, Since},
+    backend::terms::{Left, Limit, Since},
     random::{STEP, mix},
     sessions::tests::{TWO_HOURS, nothing_comes_back},
 };

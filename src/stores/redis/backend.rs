@@ -23,7 +23,12 @@ use super::{
     value::{KnownHead, MAX_INLINE, NewValue, Stored, times, unreadable},
 };
 use crate::{
-    backend::{Backend, By, Clear, Cleared, Count, Created, Cursor, Mark, Outcome, Page, Result, Terms},
+    backend::{
+        Backend, Outcome, Result,
+        clear::{By, Clear, Cleared},
+        scan::{Count, Cursor, Page},
+        terms::{Created, Mark, Terms},
+    },
     clock::millis,
     error::{BoxError, Error, ErrorKind},
     log,

@@ -15,7 +15,10 @@ use super::{
     source::Source,
 };
 use crate::{
-    backend::{Created, Left, Limit, Mark, Result, Since, Terms},
+    backend::{
+        Result,
+        terms::{Created, Left, Limit, Mark, Since, Terms},
+    },
     record::{
         Record,
         id::{Owner, RecordId, Sid},

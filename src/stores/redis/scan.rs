@@ -16,7 +16,10 @@ use super::{
     time::time_of,
 };
 use crate::{
-    backend::{Count, Cursor, Page, Result},
+    backend::{
+        Result,
+        scan::{Count, Cursor, Page},
+    },
     error::{Error, ErrorKind},
     random::{mix, random_version},
     record::{Record, id::Owner},

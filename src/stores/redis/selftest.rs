@@ -12,7 +12,11 @@ use super::{
     operation::Operation,
 };
 use crate::{
-    backend::{Backend, Clear, Result, Since, Terms},
+    backend::{
+        Backend, Result,
+        clear::Clear,
+        terms::{Since, Terms},
+    },
     error::Error,
     random::{random, random_version},
     record::{
