@@ -9,7 +9,8 @@ use super::{
     journal::LineBuffer,
     line::{Line, Moment},
     queue::{Op, OpReply, Put},
-    table::{FileUsage, Kept, Space, Table},
+    table::{Kept, Table},
+    usage::{FileUsage, Space},
 };
 use crate::{
     backend::{

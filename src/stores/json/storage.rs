@@ -17,6 +17,7 @@ use super::{
     queue::{Queue, QueuedOp},
     reserve::Reserve,
     table::{Table, read, write},
+    thresholds::{MIN_GAIN, Thresholds},
 };
 use crate::{
     error::{Error, ErrorKind},
@@ -39,23 +40,6 @@ pub(super) struct Storage {
     put_off: u64,
     pub(super) last_sync: Instant,
     limit: RateLimit,
-}
-
-/// When background work is due.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Thresholds {
-    /// The file is compacted when it has more dead bytes than this, and more than live ones.
-    pub(super) dead: u64,
-    /// With [`Durability::Flush`], how long a change may stay unsynced in the page cache.
-    pub(super) sync: Duration,
-    /// How long to wait after the file could not be rewritten. It doubles each time, up to a limit.
-    pub(super) retry: Duration,
-}
-
-impl Default for Thresholds {
-    fn default() -> Self {
-        Self { dead: 1 << 20, sync: Duration::from_secs(1), retry: Duration::from_millis(50) }
-    }
 }
 
 impl Storage {
@@ -464,6 +448,3 @@ impl Storage {
         })
     }
 }
-
-/// A compaction that frees less space is not worth it.
-const MIN_GAIN: u64 = 64 << 10;

@@ -12,7 +12,10 @@ use std::{
 use bytes::Bytes;
 use slab::Slab;
 
-use super::line::{Expiry, Line, Moment, Payload};
+use super::{
+    line::{Expiry, Line, Moment, Payload},
+    usage::FileUsage,
+};
 use crate::{
     backend::scan::Count,
     clock::{Clock, millis},
@@ -77,20 +80,6 @@ pub(super) enum Lookup {
     Nothing,
     /// The record has expired, but the file does not record it yet.
     Expired,
-}
-
-/// The space used by signed-in sessions and by visitors' sessions.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct FileUsage {
-    pub(super) keyed: Space,
-    pub(super) anonymous: Space,
-}
-
-/// A number of records, and the bytes that they take in a file without dead lines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Space {
-    pub(super) records: usize,
-    pub(super) bytes: u64,
 }
 
 impl Table {
@@ -410,32 +399,6 @@ impl Kept {
         // The payload is read next anyway, while a reference count would be one more cache miss.
         let payload = if payload.len() <= COPIED { Bytes::copy_from_slice(payload) } else { payload.clone() };
         Record::new(id, self.version, self.expires.saturating_sub(now), payload)
-    }
-}
-
-impl FileUsage {
-    pub(super) fn of(&mut self, id: &RecordId) -> &mut Space {
-        if id.owner().is_some() { &mut self.keyed } else { &mut self.anonymous }
-    }
-
-    pub(super) fn records(&self) -> usize {
-        self.keyed.records + self.anonymous.records
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.keyed.bytes + self.anonymous.bytes
-    }
-}
-
-impl Space {
-    /// Adds a record of that many bytes.
-    pub(super) fn add(&mut self, bytes: u64) {
-        *self = Self { records: self.records + 1, bytes: self.bytes + bytes };
-    }
-
-    /// Subtracts a record of that many bytes.
-    pub(super) fn subtract(&mut self, bytes: u64) {
-        *self = Self { records: self.records.saturating_sub(1), bytes: self.bytes.saturating_sub(bytes) };
     }
 }
 

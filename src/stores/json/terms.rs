@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::{
-    JsonBackend, JsonFile,
+    backend::{JsonBackend, JsonFile},
     batch::FileBounds,
     journal::Durability,
     queue::{Op, OpReply},

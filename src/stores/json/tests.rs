@@ -12,16 +12,16 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    JsonSessions,
     beside::write_beside,
+    builder::JsonSessions,
     disk::{Disk, FileIdentity, Handle},
     journal::Durability,
     line::{Line, Payload, Place},
     queue::{Incoming, Op, OpReply, Put, Queue, QueuedOp},
     recovery::{self, Cut, Recovered},
     sim::{PAGE, Random, SimDisk, World},
-    storage::Thresholds,
     table::{Lookup, Table, read},
+    thresholds::Thresholds,
     writer::Writer,
 };
 use crate::{

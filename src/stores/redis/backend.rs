@@ -8,7 +8,6 @@ use std::{
     vec,
 };
 
-use bytes::Bytes;
 use redis::{Cmd, Value};
 
 use super::{
@@ -20,7 +19,11 @@ use super::{
     scripts::{self, Script, ScriptCall},
     source::Source,
     time::{ServerTime, time_of},
-    value::{KnownHead, MAX_INLINE, NewValue, Stored, times, unreadable},
+    value::{KnownHead, NewValue, new_value, read, times, unreadable},
+    write::{
+        Args, Attempt, CLEARED_SINCE, CONFLICT, DONE, LARGE_CONFLICT, LATE, NAME, NOT_THERE, REPLACED, Reply, UNKNOWN,
+        UNREADABLE, Write, unknown,
+    },
 };
 use crate::{
     backend::{
@@ -34,7 +37,7 @@ use crate::{
     log,
     random::random,
     record::{
-        Hint, Record,
+        Record,
         id::{Owner, RecordId, Sid},
     },
     sessions::Sessions,
@@ -53,41 +56,6 @@ pub struct RedisBackend {
     pub(super) batches: Option<Batches>,
     /// How much longer a user's key lives than the longest session in it, in milliseconds.
     extra: i64,
-}
-
-/// A call of a script that writes.
-pub(super) struct Write<'a> {
-    pub(super) script: &'a Script,
-    pub(super) key: &'a str,
-    /// The Redis key of a record that the script also ends.
-    pub(super) leaves: Option<&'a str>,
-    /// The version to write, or the name of a clear. It identifies a duplicate.
-    pub(super) nonce: i64,
-    /// Empty for a visitor's record.
-    pub(super) sid: &'a str,
-    /// The age of the request. A younger clear refuses it.
-    pub(super) age: Option<Duration>,
-    /// Whether the caller retries.
-    pub(super) retry: bool,
-}
-
-/// The arguments of a script after those of a [`Write`].
-pub(super) type Args<'a> = Vec<Cow<'a, [u8]>>;
-
-/// The context of one attempt to write.
-pub(super) struct Attempt<'a> {
-    /// The server's time, in milliseconds since 1970, or a little before.
-    pub(super) now: i64,
-    /// The server refuses the write from this time on.
-    not_after: i64,
-    /// The last clear of the owner, if the server has named it.
-    pub(super) named: &'a [u8],
-}
-
-/// The answer of a script.
-pub(super) struct Reply {
-    pub(super) code: i64,
-    pub(super) rest: Vec<Value>,
 }
 
 impl RedisBackend {
@@ -435,54 +403,10 @@ impl Backend for RedisBackend {
     }
 }
 
-impl Stored {
-    pub(super) fn record(self, id: RecordId, now: i64) -> Record {
-        let ttl = Duration::from_millis(u64::try_from(self.ends.saturating_sub(now)).unwrap_or_default().max(1));
-        Record { hint: Hint::new(self.hint), ..Record::new(id, self.version, ttl, self.payload) }
-    }
-}
-
-impl Reply {
-    /// Reads a code, the server's time, and the rest. The time alone means success.
-    fn read(answer: Value) -> std::result::Result<(Self, i64), Failure> {
-        let parts = match answer {
-            Value::Int(now) => return Ok((Self { code: DONE, rest: Vec::new() }, now)),
-            Value::Array(parts) => parts,
-            _ => return Err(Failure::garbage()),
-        };
-        let mut parts = parts.into_iter();
-        match (parts.next(), parts.next()) {
-            (Some(Value::Int(code)), Some(Value::Int(now))) => Ok((Self { code, rest: parts.collect() }, now)),
-            _ => Err(Failure::garbage()),
-        }
-    }
-}
-
 impl fmt::Debug for RedisBackend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RedisBackend").finish_non_exhaustive()
     }
-}
-
-/// Reads a value, and the payload if it is in a separate field.
-pub(super) fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
-    let payload = match payload {
-        Value::BulkString(payload) => Some(Bytes::from(payload)),
-        Value::Nil => None,
-        _ => return Err(Failure::garbage().into()),
-    };
-    match value {
-        Value::BulkString(value) => Stored::read(value.into(), payload),
-        Value::Nil => Ok(None),
-        _ => Err(Failure::garbage().into()),
-    }
-}
-
-/// Builds the value of a record, and the payload if it goes into a separate field.
-pub(super) fn new_value<'a>(record: &'a Record, known: Option<&KnownHead<'_>>) -> (NewValue, &'a [u8]) {
-    let is_beside = record.id.owner().is_some() && record.payload.len() > MAX_INLINE;
-    let value = NewValue::new(record.version, &record.payload, is_beside, known);
-    (value, if is_beside { &record.payload } else { &[] })
 }
 
 /// A key of another type is not a record.
@@ -491,11 +415,6 @@ pub(super) fn foreign(failure: Failure) -> BoxError {
         FailureKind::OtherType => Error::new(ErrorKind::Unreadable, failure.to_string()).into(),
         _ => failure.into(),
     }
-}
-
-pub(super) fn unknown() -> Failure {
-    let unknown = "the answer of Redis was lost, so it is not known whether the change was applied";
-    Failure::new(FailureKind::Lost, unknown)
 }
 
 /// The field for the payload of a record, if it is separate.
@@ -512,19 +431,6 @@ pub(super) fn sid(id: &RecordId) -> &str {
 pub(super) fn ttl(ttl: Duration) -> i64 {
     i64::try_from(millis(ttl)).unwrap_or(CENTURY).min(CENTURY)
 }
-
-// The codes at the beginning of a script's answer.
-pub(super) const DONE: i64 = 1;
-pub(super) const NOT_THERE: i64 = 0;
-const CONFLICT: i64 = 2;
-const LARGE_CONFLICT: i64 = 3;
-pub(super) const CLEARED_SINCE: i64 = 4;
-const NAME: i64 = 5;
-const REPLACED: i64 = 6;
-pub(super) const FULL: i64 = 7;
-const LATE: i64 = -1;
-const UNREADABLE: i64 = -2;
-pub(super) const UNKNOWN: i64 = -3;
 
 /// How often a `create` is sent again because of a concurrent clear.
 const NAMINGS: u32 = 3;

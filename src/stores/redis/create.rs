@@ -5,14 +5,13 @@ use std::{borrow::Cow, time::Instant};
 use redis::Value;
 
 use super::{
-    backend::{
-        Args, Attempt, CLEARED_SINCE, DONE, FULL, MAX_BATCHED, NOT_THERE, RedisBackend, Reply, UNKNOWN, Write,
-        new_value, read, sid, ttl, unknown,
-    },
+    backend::{MAX_BATCHED, RedisBackend, sid, ttl},
     batch::{Batched, Swap},
     failure::{Failure, FailureKind},
     scripts,
     source::Source,
+    value::{new_value, read},
+    write::{Args, Attempt, CLEARED_SINCE, DONE, FULL, NOT_THERE, Reply, UNKNOWN, Write, unknown},
 };
 use crate::{
     backend::{

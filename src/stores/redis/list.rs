@@ -5,9 +5,9 @@ use std::{collections::HashMap, time::Instant};
 use redis::Value;
 
 use super::{
-    backend::{RedisBackend, beside, foreign, read},
+    backend::{RedisBackend, beside, foreign},
     failure::Failure,
-    value::Stored,
+    value::{Stored, read},
 };
 use crate::{
     backend::Result,

@@ -205,6 +205,7 @@
 mod backend;
 mod batch;
 mod builder;
+mod connecting;
 mod connection;
 mod create;
 mod doctor;
@@ -221,6 +222,7 @@ mod source;
 mod time;
 mod transport;
 mod value;
+mod write;
 
 pub use self::{
     backend::{RedisBackend, RedisSessions},

@@ -1,10 +1,15 @@
 //! The format of a stored record: the head, the older versions, and the payload. `record.lua` reads the same format.
 
-use bytes::Bytes;
+use std::time::Duration;
 
+use bytes::Bytes;
+use redis::Value;
+
+use super::failure::Failure;
 use crate::{
     backend::Result,
     error::{Error, ErrorKind},
+    record::{Hint, Record, id::RecordId},
 };
 
 /// A parsed record.
@@ -42,6 +47,12 @@ impl Stored {
             _ => return Err(unreadable().into()),
         };
         Ok(Some(Self { version, ends, payload, hint: value.slice(..len) }))
+    }
+
+    /// Returns the record, as of that time.
+    pub(super) fn record(self, id: RecordId, now: i64) -> Record {
+        let ttl = Duration::from_millis(u64::try_from(self.ends.saturating_sub(now)).unwrap_or_default().max(1));
+        Record { hint: Hint::new(self.hint), ..Record::new(id, self.version, ttl, self.payload) }
     }
 }
 
@@ -138,6 +149,27 @@ fn put_digits(place: Option<&mut [u8]>, number: i64) {
         *digit = b'0' + (left % 10) as u8;
         left /= 10;
     }
+}
+
+/// Reads a value, and the payload if it is in a separate field.
+pub(super) fn read(value: Value, payload: Value) -> Result<Option<Stored>> {
+    let payload = match payload {
+        Value::BulkString(payload) => Some(Bytes::from(payload)),
+        Value::Nil => None,
+        _ => return Err(Failure::garbage().into()),
+    };
+    match value {
+        Value::BulkString(value) => Stored::read(value.into(), payload),
+        Value::Nil => Ok(None),
+        _ => Err(Failure::garbage().into()),
+    }
+}
+
+/// Builds the value of a record, and the payload if it goes into a separate field.
+pub(super) fn new_value<'a>(record: &'a Record, known: Option<&KnownHead<'_>>) -> (NewValue, &'a [u8]) {
+    let is_beside = record.id.owner().is_some() && record.payload.len() > MAX_INLINE;
+    let value = NewValue::new(record.version, &record.payload, is_beside, known);
+    (value, if is_beside { &record.payload } else { &[] })
 }
 
 pub(super) fn unreadable() -> Error {
