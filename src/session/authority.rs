@@ -92,6 +92,17 @@ pub(crate) enum SignOut {
     Others,
 }
 
+impl Authority {
+    /// Returns the authority of a request that loaded this session.
+    pub(crate) fn of(base: &Base) -> Self {
+        match base {
+            Base::Live(opened) if opened.key().is_some() => Self::Session,
+            Base::Superseded(_) => Self::Superseded,
+            _ => Self::Visitor,
+        }
+    }
+}
+
 impl SignOut {
     /// Returns whether the sign-out ends a session that an ID of the request opened. `with_users` says whether the request had
     /// an ID of a user's session.

@@ -13,7 +13,7 @@ use crate::{
         value::{Raw, from_raw, json},
     },
     session::{presented::Base, sign_in::SignIn},
-    sessions::engine::check_key,
+    sessions::creation::check_key,
 };
 
 /// One operation that a handler recorded.

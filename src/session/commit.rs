@@ -8,18 +8,20 @@ use crate::{
     clock::millis,
     error::{Error, ErrorKind},
     events::{EventKind, Refusal},
+    log,
     random::random_version,
     record::{
         data::Data,
         token::{Secret, SecretHash, SessionId},
     },
     session::{
-        authority::{Plan, SignOut},
+        authority::{Authority, Plan, SignOut, Trigger},
         change::{Change, Identity, Staged},
         presented::{Base, Besides},
     },
     sessions::{
-        engine::{Conditions, Engine, NewId, NewSession, check_key},
+        creation::{Conditions, NewId, NewSession, check_key},
+        engine::Engine,
         loaded::{Loaded, Opened, WriteOutcome},
     },
 };
@@ -179,6 +181,26 @@ impl Refused {
 impl From<Refusal> for Refused {
     fn from(why: Refusal) -> Self {
         Self { why: Some(why), error: Error::refused(why) }
+    }
+}
+
+impl Dropped {
+    /// Returns the outcome of the commits for [`Session::save`](super::Session::save), which reports it, or for the response.
+    pub(crate) fn outcome(self, trigger: Trigger, came_with: Authority) -> Result<(), Error> {
+        match (self, trigger) {
+            (Self::Gone, Trigger::Save) => Err(Error::not_found()),
+            (Self::CrossSite, Trigger::Save) => Err(Error::cross_site()),
+            (Self::Gone, _) => {
+                // Logged at debug, because a client can cause it by sending many cookies.
+                log::debug!(?came_with, "changes to a session that has ended were dropped");
+                Ok(())
+            }
+            (Self::CrossSite, _) => {
+                // Logged at debug, because any site can cause it.
+                log::debug!("a cross-site request has no session, so its changes were dropped");
+                Ok(())
+            }
+        }
     }
 }
 

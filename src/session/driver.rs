@@ -16,14 +16,16 @@ use crate::{
     detached::Detached,
     error::{Error, ErrorKind},
     log,
-    record::token::{Credentials, IdText},
+    record::token::Credentials,
     session::{
         authority::Trigger,
         change::{Change, Staged},
         commit::{CookieChanges, RequestFacts, WriteId},
-        origin::{CookieValue, Origin},
-        pending::{Adopted, Pending},
+        cookies::{CookieValue, Cookies},
+        origin::Origin,
+        pending::Pending,
         presented::{Base, Besides, Presented},
+        rebase::Adopted,
     },
     sessions::{
         background::{OnDrop, Permit},
@@ -70,13 +72,6 @@ pub(crate) enum Bound {
     ToNothing,
 }
 
-/// The values of the session cookies, as received.
-struct Cookies {
-    /// The user's cookies and then the visitor's, each with a semicolon after it.
-    text: Box<str>,
-    visitors_at: usize,
-}
-
 /// When the session was first used. The response depends on the cookie only if that was before the response was sent.
 enum FirstUse {
     BeforeResponse(Box<InUse>),
@@ -100,28 +95,10 @@ impl Driver {
         cross_site: bool,
         outer: Option<Arc<Self>>,
     ) -> Self {
-        let (mut users, mut visitors) = (String::new(), String::new());
-        for cookie in cookies {
-            let (joined, value) = match cookie {
-                CookieValue::User(value) => (&mut users, value),
-                CookieValue::Visitor(value) => (&mut visitors, value),
-            };
-            if joined.is_empty() {
-                // There is rarely more than one cookie.
-                joined.reserve_exact(value.len() + 1);
-            }
-            joined.push_str(value);
-            joined.push(';');
-        }
-        let (user_cookie, visitor_cookie) = (!users.is_empty(), !visitors.is_empty());
-        let visitors_at = users.len();
-        let slot = match user_cookie || visitor_cookie {
-            true => {
-                users.push_str(&visitors);
-                Slot::Cookies(Cookies { text: users.into_boxed_str(), visitors_at })
-            }
-            false => Slot::Watching(Watching::default()),
-        };
+        let cookies = Cookies::collect(cookies);
+        let user_cookie = cookies.as_ref().is_some_and(Cookies::has_users);
+        let visitor_cookie = cookies.as_ref().is_some_and(Cookies::has_visitors);
+        let slot = cookies.map_or_else(|| Slot::Watching(Watching::default()), Slot::Cookies);
         let arrived = origin.engine().policy().clock.elapsed();
         let request = RequestFacts { arrived, cross_site, user_cookie, visitor_cookie, user_id: false };
         Self { origin, slot: Mutex::new(slot), request, outer, first_use: OnceLock::new() }
@@ -225,6 +202,7 @@ impl Driver {
         let (base, had_session) = self.pending(|pending| (pending.base().cloned(), pending.had_session()));
         let mut slot = self.slot();
         let Watching { endings, mut watched } = slot.take_watching();
+        let why_gone = |watched: Option<&Watched>| watched.and_then(Watched::ending).unwrap_or(Ending::SignedOut);
         let bound = match base {
             Some(Base::Live(opened)) => {
                 let loaded = &opened.loaded;
@@ -236,8 +214,8 @@ impl Driver {
                 watched = Some(Box::new(now.clone()));
                 Bound::To(now)
             }
-            Some(Base::Gone(_)) => Bound::Gone(gone(watched.as_deref())),
-            Some(Base::Nothing) if had_session => Bound::Gone(gone(watched.as_deref())),
+            Some(Base::Gone(_)) => Bound::Gone(why_gone(watched.as_deref())),
+            Some(Base::Nothing) if had_session => Bound::Gone(why_gone(watched.as_deref())),
             _ => Bound::ToNothing,
         };
         *slot = Slot::Watching(Watching { endings, watched });
@@ -282,28 +260,11 @@ impl Driver {
         Ok((base, besides, user_id))
     }
 
-    /// Returns the next ID in the cookies from this position. Visitors' cookies come last, and count only if no user's cookie
-    /// did.
+    /// Returns the next ID in the cookies from this position.
     fn next_id(&self, at: &mut usize, presented: &mut Presented) -> Option<Credentials> {
-        let slot = self.slot();
-        let Slot::Cookies(Cookies { text, visitors_at }) = &*slot else { return None };
-        loop {
-            let is_visitors = *at >= *visitors_at;
-            let rest = text.get(*at..).filter(|rest| !rest.is_empty())?;
-            if is_visitors && !presented.wants_visitors() || !presented.may_look_at_one_more() {
-                return None;
-            }
-            let value = &rest[..memchr::memchr(b';', rest.as_bytes()).unwrap_or(rest.len())];
-            *at += value.len() + 1;
-            match self.engine().credentials(value) {
-                IdText::Id(id) if id.record.owner().is_none() == is_visitors => {
-                    presented.user_id |= !is_visitors;
-                    return Some(id);
-                }
-                // It may be one of our IDs, encrypted with a key that this process does not have.
-                IdText::Foreign if !is_visitors => presented.besides.unproven = true,
-                IdText::Id(_) | IdText::Foreign | IdText::Malformed => presented.malformed += 1,
-            }
+        match &*self.slot() {
+            Slot::Cookies(cookies) => cookies.next_id(at, presented, self.engine()),
+            Slot::Watching(_) => None,
         }
     }
 
@@ -398,15 +359,10 @@ impl Driver {
         }
     }
 
-    /// Returns the session if its cookie ends before the session does, and half of the cookie's lifetime has passed.
+    /// Returns the session if its cookie has to be renewed.
     fn due(&self, pending: &Pending) -> Option<Opened> {
         let max_age = self.origin.max_age.map(millis)?;
-        pending.due(|opened| {
-            let contents = &opened.loaded.contents;
-            let issued = contents.issued.unwrap_or(contents.created);
-            contents.deadline.saturating_sub(issued) > max_age
-                && self.engine().now().saturating_sub(issued) >= max_age / 2
-        })
+        pending.due(|opened| opened.loaded.contents.needs_new_secret(max_age, self.engine().now()))
     }
 
     /// Gives a session a new secret, which sets a new cookie, long before the old cookie ends. If this fails, the next request
@@ -487,11 +443,6 @@ impl InUse {
         // No application code runs under the lock, so a poisoned state cannot be half-changed.
         run(&mut self.pending.lock().unwrap_or_else(PoisonError::into_inner))
     }
-}
-
-/// Why a session has ended, if a stream watched it.
-fn gone(watched: Option<&Watched>) -> Ending {
-    watched.and_then(Watched::ending).unwrap_or(Ending::SignedOut)
 }
 
 /// How many sessions are loaded for the cookies of one request.

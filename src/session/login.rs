@@ -21,7 +21,8 @@ use crate::{
     },
     sessions::{
         background::OnDrop,
-        engine::{Conditions, Engine, NewId, NewSession, Start},
+        creation::{Conditions, NewId, NewSession, Start},
+        engine::Engine,
         loaded::{EndOutcome, Loaded, Opened, WriteOutcome},
         watch::Ending,
     },

@@ -241,12 +241,14 @@
 pub(crate) mod authority;
 pub(crate) mod change;
 pub(crate) mod commit;
+pub(crate) mod cookies;
 pub(crate) mod driver;
 pub(crate) mod ended;
 mod login;
 pub(crate) mod origin;
 pub(crate) mod pending;
 pub(crate) mod presented;
+pub(crate) mod rebase;
 pub(crate) mod sign_in;
 mod sign_out;
 
@@ -265,9 +267,10 @@ use crate::{
     session::{
         authority::Trigger,
         change::{Change, Clearing, Identity, Staged},
+        cookies::CookieValue,
         driver::Driver,
         ended::Ended,
-        origin::{CookieValue, Origin},
+        origin::Origin,
         presented::Base,
         sign_in::SignIn,
     },

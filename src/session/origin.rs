@@ -14,12 +14,6 @@ pub(crate) struct Origin {
     pub(crate) max_age: Option<Duration>,
 }
 
-/// The value of a session cookie.
-pub(crate) enum CookieValue<'a> {
-    User(&'a str),
-    Visitor(&'a str),
-}
-
 /// The suffix of the visitor's cookie name, so that this cookie never replaces the user's.
 pub(crate) const VISITOR: &str = "-visitor";
 

@@ -8,15 +8,15 @@ use std::{mem, sync::Arc};
 
 use crate::{
     error::{Error, ErrorKind},
-    log,
     record::{data::Data, id::RecordId},
     session::{
         authority::{Authority, Plan, SignOut, Trigger},
         change::{Change, Identity, Staged},
         commit::{Commit, Committed, CookieChanges, Dropped, Progress, RequestFacts, WriteId},
         presented::{Base, Besides},
+        rebase::{Adopted, Discarded, Rebase},
     },
-    sessions::{engine::NewId, loaded::Opened},
+    sessions::{creation::NewId, loaded::Opened},
 };
 
 /// The recorded changes of a request, and their state.
@@ -55,30 +55,6 @@ enum Writing {
     /// They may have been written, because the answer was lost. They are written again alone and with the same ID, so that
     /// nothing is applied twice.
     Unknown(usize, WriteId),
-}
-
-/// Changes that are no longer needed. They hold the application's closures, which must be dropped outside every lock.
-pub(crate) type Discarded = Vec<Change>;
-
-/// A rebase: applies the recorded changes to another base. It owns a copy of the data, because it runs closures outside the lock.
-pub(crate) struct Rebase {
-    base: Base,
-    staged: Staged,
-    /// The changes that were resolved so far, and how many recorded ones they stand for.
-    resolved: Vec<Change>,
-    seen: usize,
-    todo: Vec<Change>,
-    /// Whether the changes were recorded on another base, so that closures run again.
-    again: bool,
-    revision: u64,
-    discarded: Discarded,
-}
-
-/// The result of replacing the base.
-pub(crate) enum Adopted {
-    Done(#[allow(dead_code, reason = "it is there to be dropped outside the lock")] Discarded),
-    /// The base is replaced after this rebase has run, because there are changes to apply to it.
-    After(Box<Rebase>),
 }
 
 impl Pending {
@@ -177,11 +153,7 @@ impl Pending {
 
     /// Takes the result of the load. Changes that were recorded before are applied to it.
     pub(crate) fn load(&mut self, base: Base, besides: Option<Box<Besides>>, user_id: bool) -> Adopted {
-        self.authority = match &base {
-            Base::Live(opened) if opened.key().is_some() => Authority::Session,
-            Base::Superseded(_) => Authority::Superseded,
-            _ => Authority::Visitor,
-        };
+        self.authority = Authority::of(&base);
         self.besides = besides.map(Arc::from);
         self.request.user_id = user_id;
         // A request with a session came with its cookie, so a new cookie would not replace an unknown one.
@@ -334,20 +306,9 @@ impl Pending {
 
     /// Returns the outcome of the commits since the last call.
     pub(crate) fn outcome(&mut self, trigger: Trigger) -> Result<(), Error> {
-        match (mem::take(&mut self.dropped), trigger) {
-            (None, _) => Ok(()),
-            (Some(Dropped::Gone), Trigger::Save) => Err(Error::not_found()),
-            (Some(Dropped::CrossSite), Trigger::Save) => Err(Error::cross_site()),
-            (Some(Dropped::Gone), _) => {
-                // Logged at debug, because a client can cause it by sending many cookies.
-                log::debug!(came_with = ?self.authority, "changes to a session that has ended were dropped");
-                Ok(())
-            }
-            (Some(Dropped::CrossSite), _) => {
-                // Logged at debug, because any site can cause it.
-                log::debug!("a cross-site request has no session, so its changes were dropped");
-                Ok(())
-            }
+        match mem::take(&mut self.dropped) {
+            Some(dropped) => dropped.outcome(trigger, self.authority),
+            None => Ok(()),
         }
     }
 
@@ -483,22 +444,6 @@ impl Writing {
         match self {
             Self::Nothing => 0,
             Self::InFlight(count, ..) | Self::Unknown(count, _) => *count,
-        }
-    }
-}
-
-impl Rebase {
-    /// Applies the changes to the base in order, each to the result of the one before. The application's closures run here,
-    /// outside every lock.
-    pub(crate) fn run(&mut self) {
-        self.seen += self.todo.len();
-        for change in mem::take(&mut self.todo) {
-            let change = if self.again { change.unresolved() } else { change };
-            for change in change.resolve(&self.staged) {
-                // A failing change fails at the commit.
-                let _ = self.staged.apply(&change, self.base.key());
-                self.resolved.push(change);
-            }
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::{
         Backend, Outcome,
         clear::{By, Clear, Cleared},
     },
-    error::Error,
+    error::{Error, ErrorKind},
     events::EventKind,
     log,
     random::random_version,
@@ -21,6 +21,7 @@ use crate::{
         Record,
         id::{Owner, RecordId},
         secrets::Opening,
+        token::{Secret, SessionId},
     },
     sessions::{
         engine::Engine,
@@ -200,6 +201,28 @@ impl<B: Backend> Engine<B> {
             yield_now().await;
         }
         Ok(None)
+    }
+
+    /// Gives a session of a user a new secret, and ends the user's other sessions. Returns how many ended.
+    pub(crate) async fn renew_and_clear(&self, old: &Opened) -> Result<(SessionId, u64), Error> {
+        let (new, name) = (Secret::random()?, random_version());
+        let (new_id, hash) = (self.id(old.loaded.id, &new)?, new.hash());
+        let renewed = self.rewrite(Arc::clone(&old.loaded), name, false, |contents| {
+            Ok(contents.supersede(&old.secret, hash, self.now()))
+        });
+        let loaded = match renewed.await? {
+            WriteOutcome::Done(loaded) if loaded.contents.hash.matches(&hash) => loaded,
+            WriteOutcome::Unreadable(error) => return Err(error),
+            _ => return Err(Error::not_newest()),
+        };
+        let kept = Opened { loaded, secret: hash };
+        let cleared = match self.clear_by(&kept, true, name).await {
+            // The new ID is stored, so a retry is worth it. It has the same name, which makes it idempotent.
+            Err(error) if error.kind() == ErrorKind::Unavailable => self.clear_by(&kept, true, name).await?,
+            cleared => cleared?,
+        };
+        let cleared = cleared.ok_or_else(Error::not_newest)?;
+        Ok((new_id, cleared.ended))
     }
 
     async fn clear_once(&self, owner: Owner, clear: Clear) -> Result<Cleared, Error> {

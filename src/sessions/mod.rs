@@ -3,6 +3,7 @@
 mod all;
 pub(crate) mod background;
 pub(crate) mod builder;
+pub(crate) mod creation;
 pub(crate) mod endings;
 pub(crate) mod engine;
 mod health;
@@ -33,13 +34,12 @@ use crate::{
         data::Data,
         id::{RecordId, Sid},
         secrets::Opening,
-        token::{IdText, Secret, SessionId},
+        token::{IdText, SessionId},
     },
     sessions::{
-        background::OnDrop,
         builder::Builder,
-        engine::{Conditions, Engine, NewSession},
-        loaded::{EndOutcome, Found, Loaded, Opened, WriteOutcome},
+        engine::Engine,
+        loaded::{EndOutcome, Found, Loaded, Opened},
         login::Login,
         policy::Policy,
         watch::Ending,
@@ -115,28 +115,8 @@ impl<B: Backend> Sessions<B> {
     /// * [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails.
     #[doc(alias = "login", alias = "sign_in")]
     pub async fn create(&self, key: impl AsRef<str>, data: impl Serialize) -> Result<SessionId, Error> {
-        let engine = &self.0;
-        let contents = Data::from_serialize(data).map(|data| engine.contents(Some(key.as_ref()), data, None));
-        self.within_time(async {
-            let new = engine.new_id(random_version())?;
-            // There is no retry: if the answer is lost, no client ever gets this ID, so the record is removed.
-            let orphan = OnDrop::new(|| {
-                if let Some(id) = new.sent() {
-                    engine.remove_orphan(id);
-                }
-            });
-            let conditions = Conditions { limited: true, ..Conditions::default() };
-            let created = engine.create(contents?, &new, conditions, false).await?;
-            orphan.disarm();
-            match created {
-                NewSession::Done { id, .. } => Ok(id),
-                NewSession::Refused(why) => {
-                    engine.tell(EventKind::Refused(why), None, Some(key.as_ref()));
-                    Err(Error::refused(why))
-                }
-            }
-        })
-        .await
+        let data = Data::from_serialize(data);
+        self.within_time(async { self.0.create_once(key.as_ref(), data?).await }).await
     }
 
     /// Begins a login. Call it before you check the credential, and pass the result to [`Session::bind`](crate::Session::bind) or
@@ -205,27 +185,8 @@ impl<B: Backend> Sessions<B> {
     #[doc(alias = "rotate", alias = "regenerate", alias = "cycle_id", alias = "renew")]
     pub async fn rework(&self, id: impl AsRef<str>) -> Result<SessionId, Error> {
         self.within_time(async {
-            let engine = &self.0;
             let old = self.opened(id.as_ref()).await?.ok_or_else(Error::not_found)?;
-            let new = Secret::random()?;
-            let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
-            let rotated = engine.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
-                contents.rotate(&old.secret, hash, engine.grace(), engine.now());
-                // Never write to the session of a later login, not even a touch.
-                Ok(old.loaded.has_same_login(contents))
-            });
-            let loaded = rotated.await?.done()?;
-            let now = engine.now();
-            match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, now)) {
-                (true, _) => {
-                    engine.tell_of(EventKind::Rotated, &loaded);
-                    Ok(new_id)
-                }
-                // Another call rotated the session, or it already holds as many previous secrets as it can.
-                (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id.as_ref())),
-                // With a grace of zero the ID is no longer valid.
-                (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
-            }
+            self.0.rework(&old, id.as_ref()).await
         })
         .await
     }
@@ -295,39 +256,22 @@ impl<B: Backend> Sessions<B> {
     #[doc(alias = "revoke_all")]
     pub async fn clear_others(&self, id: impl AsRef<str>) -> Result<(SessionId, u64), Error> {
         let (sessions, id) = (self.clone(), id.as_ref().to_owned());
-        let cleared = async move { sessions.within_time(sessions.renew_and_clear(&id)).await };
+        let cleared = async move {
+            let clear = async {
+                let old = sessions.opened(&id).await?.ok_or_else(Error::not_newest)?;
+                match old.loaded.owner() {
+                    Some(_) => sessions.0.renew_and_clear(&old).await,
+                    None => Ok((SessionId::known(&id), 0)),
+                }
+            };
+            sessions.within_time(clear).await
+        };
         Detached::new(cleared, |cleared| {
             if let Err(error) = cleared {
                 error.log("a cancelled `clear_others` failed");
             }
         })
         .await
-    }
-
-    async fn renew_and_clear(&self, id: &str) -> Result<(SessionId, u64), Error> {
-        let engine = &self.0;
-        let old = self.opened(id).await?.ok_or_else(Error::not_newest)?;
-        if old.loaded.owner().is_none() {
-            return Ok((SessionId::known(id), 0));
-        }
-        let (new, name) = (Secret::random()?, random_version());
-        let (new_id, hash) = (engine.id(old.loaded.id, &new)?, new.hash());
-        let renewed = engine.rewrite(Arc::clone(&old.loaded), name, false, |contents| {
-            Ok(contents.supersede(&old.secret, hash, engine.now()))
-        });
-        let loaded = match renewed.await? {
-            WriteOutcome::Done(loaded) if loaded.contents.hash.matches(&hash) => loaded,
-            WriteOutcome::Unreadable(error) => return Err(error),
-            _ => return Err(Error::not_newest()),
-        };
-        let kept = Opened { loaded, secret: hash };
-        let cleared = match engine.clear_by(&kept, true, name).await {
-            // The new ID is stored, so a retry is worth it. It has the same name, which makes it idempotent.
-            Err(error) if error.kind() == ErrorKind::Unavailable => engine.clear_by(&kept, true, name).await?,
-            cleared => cleared?,
-        };
-        let cleared = cleared.ok_or_else(Error::not_newest)?;
-        Ok((new_id, cleared.ended))
     }
 
     /// Returns all live sessions of a session key, oldest first. The list never contains an ID.

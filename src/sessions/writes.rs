@@ -11,6 +11,7 @@ use crate::{
     random::random_version,
     record::{
         Contents, Record,
+        secrets::Opening,
         token::{Secret, SessionId},
     },
     sessions::{
@@ -112,6 +113,28 @@ impl<B: Backend> Engine<B> {
             Ok(current) if current.is_live_at(self.now()) => WriteOutcome::Conflict(Arc::new(current)),
             Ok(_) => WriteOutcome::Gone,
             Err(error) => WriteOutcome::Unreadable(error),
+        }
+    }
+
+    /// Gives a session a new secret and returns its new ID. If the given ID is itself a previous one, it is returned unchanged.
+    pub(crate) async fn rework(&self, old: &Opened, id: &str) -> Result<SessionId, Error> {
+        let new = Secret::random()?;
+        let (new_id, hash) = (self.id(old.loaded.id, &new)?, new.hash());
+        let rotated = self.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
+            contents.rotate(&old.secret, hash, self.grace(), self.now());
+            // Never write to the session of a later login, not even a touch.
+            Ok(old.loaded.has_same_login(contents))
+        });
+        let loaded = rotated.await?.done()?;
+        match (loaded.contents.hash.matches(&hash), loaded.contents.opening(&old.secret, self.now())) {
+            (true, _) => {
+                self.tell_of(EventKind::Rotated, &loaded);
+                Ok(new_id)
+            }
+            // Another call rotated the session, or it already holds as many previous secrets as it can.
+            (false, Some(Opening::Newest | Opening::Previous)) => Ok(SessionId::known(id)),
+            // With a grace of zero the ID is no longer valid.
+            (false, Some(Opening::Superseded) | None) => Err(Error::not_found()),
         }
     }
 
