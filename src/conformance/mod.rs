@@ -81,6 +81,7 @@
 #![allow(clippy::panic)]
 
 mod crossing;
+mod dropped;
 mod faulty;
 mod leaves;
 mod limits;
@@ -197,7 +198,7 @@ macro_rules! __every_promise {
             together::an_end_beside_updates_and_touches_is_the_end,
             together::a_repeated_update_is_not_applied_again,
             together::a_repeated_create_leaves_its_record_alone,
-            together::a_dropped_verb_is_all_or_nothing,
+            dropped::a_dropped_verb_is_all_or_nothing,
         }
     };
 }
