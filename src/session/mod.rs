@@ -43,50 +43,7 @@
 //! response is a 500, and all sessions of the user who was signed in have ended. A login that is *refused* is different: the
 //! next section says what happens to a sign-out in the same request.
 //!
-//! # When a login or a sign-out is refused
-//!
-//! Between the load and the commit of a request, the user may sign out everywhere. A thief with a copy of the cookie could delay
-//! a request until after that. Therefore some logins and sign-outs are refused: the response is a 401, and
-//! [`save`](Session::save) returns [`Unauthorized`](crate::ErrorKind::Unauthorized).
-//!
-//! * **Signing in again as the same user** ([`bind`](Session::bind) or [`create`](Session::create)) needs the newest ID of a
-//!   session that is still live at the commit. So it is also refused while another tab rotates the ID or signs in. With a
-//!   [`Login`](crate::Login) it is not refused for this reason: if the request does not have the newest ID, the login makes
-//!   a new session, as in the next case.
-//! * **Signing in when the request has no session, a visitor's session, or another user's session,** makes a new session. It
-//!   is refused if all sessions of the user who signs in were ended since the request arrived, or if the request arrived
-//!   more than fifteen minutes ago. With a `Login`, it is refused if they were ended since the `Login` was taken, or if the
-//!   `Login` is older than fifteen minutes. If another user is signed in, a plain session key also needs the newest ID of
-//!   that user's session, which must still be live.
-//! * **[`delete`](Session::delete) and [`clear`](Session::clear)** need an ID that is valid for the session at the commit,
-//!   or that a login or a `clear_others` has replaced less than ten seconds ago.
-//! * **[`clear_others`](Session::clear_others)** needs the newest ID of the session.
-//! * **After the session has ended,** a `delete` succeeds, and so does a visitor's `clear`, which ends only its own session.
-//!   A user's `clear` or `clear_others` is refused.
-//!
-//! A refused login or sign-out is dropped, together with all other changes of the request. There is one exception: if a
-//! login with a plain session key is refused, a `clear` in the same request still takes effect.
-//!
-//! Refusing late logins has a side effect: every `clear` and `clear_others` also refuses the user's own pending logins.
-//! There are two exceptions: a `Login` that the same request binds, and one that renews the session that `clear_others`
-//! kept. **Limit how often each user can call them, or ask for the password first.** Otherwise a thief with a live session
-//! can repeat them and keep its owner from signing in. A limit per IP address does not prevent that, because a thief can use
-//! many addresses.
-//!
-//! Some outcomes cannot be avoided:
-//!
-//! * If the response of a login, a rotation or a `clear_others` is lost, or if the store's answer is lost and the response is
-//!   therefore a 503, the browser never gets the new ID. It is then signed out: at once after a login or a `clear_others`,
-//!   and after a rotation when [`rework_grace`](crate::Builder::rework_grace) is over.
-//! * If the store's answer to a visitor's login is lost, the response is a 503 and nobody is signed in, but the visitor's session
-//!   may have ended with the login. Its data is then gone.
-//! * If a visitor sends a login form twice, there are two sessions. Both work, and both are in the user's list. The same
-//!   happens if a request with a `Login` runs at the same time as a rotation.
-//! * If two requests of one browser run at the same time, one may set a new cookie just as the other ends that session. The
-//!   browser may then keep the cookie of a session that has ended, and the user has to sign in again.
-//! * A sign-out can be answered with 200 although the browser stays signed in. This happens when a `delete`, or a visitor's
-//!   `clear`, arrives with the ID of a session that a login has already replaced by a new one, and the browser already has
-//!   the new session.
+#![doc = include_str!("refused.md")]
 //!
 //! # When the session is gone
 //!
@@ -94,149 +51,9 @@
 //! new ID, because the user signs in again or calls `clear_others`. In both cases the request's changes are dropped, and its
 //! response is sent unchanged. [`save`](Session::save) returns [`NotFound`](crate::ErrorKind::NotFound).
 //!
-//! # Two cookies
+#![doc = include_str!("cross_site.md")]
 //!
-//! A visitor's session has a separate cookie: its name is that of the user's cookie with `-visitor` appended. So whatever a
-//! visitor's page writes, and in whatever order responses arrive, it never replaces the cookie of a user who is signed in.
-//!
-//! If a user's session expired or was ended elsewhere, its cookie stays in the browser until the next login. If that browser
-//! also has a visitor's cookie, each request that uses the session costs two loads.
-//!
-//! # Requests from other sites
-//!
-//! If a page of another site makes the browser send a request, [`SameSite`](crate::SessionLayer::same_site) decides whether the
-//! request has the cookie. Without it, the request looks like a new visitor's, and a session created for it would replace the
-//! one that the browser has. So that option also decides whether a request *without a session* may begin a visitor's session:
-//!
-//! | `SameSite` | a request without a session begins a visitor's session |
-//! |---|---|
-//! | `None` | always |
-//! | `Lax` | unless it came from another site with an unsafe method, such as `POST` |
-//! | `Strict` | unless it came from another site |
-//!
-//! If it may not, its writes are dropped. The response is sent unchanged and without a cookie, and a line is logged at `debug`.
-//! [`save`](Session::save) returns [`CrossSite`](crate::ErrorKind::CrossSite), whose docs list the login providers that this
-//! concerns.
-//!
-//! The rule applies to nothing else. A request that has a session can write to it, and a login is always allowed, whatever site
-//! the request came from. Protecting forms against forgery (CSRF) is the application's part.
-//!
-//! How a request from another site is recognised:
-//!
-//! * If it has the header `Sec-Fetch-Site`, the value `cross-site` means another site. Browsers send this header over HTTPS and
-//!   to `localhost`.
-//! * Otherwise the host of its `Origin` is compared, without the port. The request is from this site if that host is one of:
-//!   the host that was requested (the authority of the URI, or else `Host`), a host in `X-Forwarded-Host` or `Forwarded`,
-//!   the layer's [`domain`](crate::SessionLayer::domain), or a subdomain of that domain. Any other host is another site, and
-//!   so is `Origin: null`. A proxy that replaces `Host` should send one of the two forwarding headers.
-//! * A request with neither `Sec-Fetch-Site` nor `Origin` counts as coming from this site.
-//!
-//! Over plain HTTP this has three consequences:
-//!
-//! * A link from another site has neither header, and looks like a first visit. It can replace a visitor's session, so `Strict`
-//!   needs HTTPS.
-//! * Without a `domain`, the first `POST` from a sibling subdomain counts as coming from another site, because this crate has
-//!   no list of public suffixes.
-//! * A form on a page with `Referrer-Policy: no-referrer` sends `Origin: null`, even to its own site. Use `same-origin` instead.
-//!
-//! # Streams and sockets
-//!
-//! With server-sent events, WebSocket upgrades and streaming bodies, the response is ready before the stream begins, and the
-//! changes are committed at that point. If the stream keeps a clone of the session and changes it later, it has to call
-//! [`save`](Session::save). A cookie can no longer be set by then, so a change of the ID, such as a login, fails with
-//! [`ResponseSent`](crate::ErrorKind::ResponseSent).
-//!
-//! ## Ending together with the session
-//!
-//! A stream does not end by itself when its user signs out. [`Session::ended`] is a future that resolves when the session ends.
-//! This ends a stream of server-sent events:
-//!
-//! ```
-//! # #[cfg(feature = "axum")] mod example {
-//! use std::convert::Infallible;
-//! use axum::response::{IntoResponse, Response, Sse, sse::Event};
-//! use futures_util::{Stream, StreamExt};
-//! use http::StatusCode;
-//! use jam_session::Session;
-//!
-//! # fn updates() -> impl Stream<Item = Result<Event, Infallible>> + Send + 'static { futures_util::stream::pending() }
-//! async fn events(session: Session) -> Response {
-//!     if session.key().is_none() {
-//!         // An `EventSource` reconnects three seconds after its stream ended. A 204 tells it to stop.
-//!         return StatusCode::NO_CONTENT.into_response();
-//!     }
-//!     Sse::new(updates().take_until(session.ended())).into_response()
-//! }
-//! # }
-//! ```
-//!
-//! A WebSocket handler selects between it and the next message. `biased` and the order make sure that no message is answered once
-//! the session is known to have ended:
-//!
-//! ```
-//! # #[cfg(feature = "axum")] mod example {
-//! use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-//! use axum::response::Response;
-//! use jam_session::{Ending, Session};
-//!
-//! async fn open(session: Session, upgrade: WebSocketUpgrade) -> Response {
-//!     upgrade.on_upgrade(|socket| serve(socket, session))
-//! }
-//!
-//! async fn serve(mut socket: WebSocket, session: Session) {
-//!     let mut ended = session.ended(); // outside the loop
-//!     loop {
-//!         tokio::select! {
-//!             biased;
-//!             ending = &mut ended => {
-//!                 let code = match ending {
-//!                     Ending::SignedOut | Ending::Expired => 1008, // policy violation: sign in first
-//!                     _ => 1012,                                   // service restart: reconnect with the current cookie
-//!                 };
-//!                 let _ = socket.send(Message::Close(Some(CloseFrame { code, reason: "".into() }))).await;
-//!                 break;
-//!             }
-//!             message = socket.recv() => {
-//!                 let Some(Ok(message)) = message else { break };
-//!                 // Each message counts as use of the session, as a request does.
-//!                 let _ = session.touch().await;
-//!                 answer(&mut socket, message).await;
-//!             }
-//!         }
-//!     }
-//! }
-//! # async fn answer(_: &mut WebSocket, _: Message) {}
-//! # }
-//! ```
-//!
-//! * **Fail closed.** [`Unknown`](crate::Ending::Unknown) means that the store has failed for
-//!   [`unknown_after`](crate::Builder::unknown_after), so the session may have ended. End the stream then, as these examples do.
-//! * **Waiting does not count as use.** If nothing else uses the session, it expires, and the stream ends with it.
-//!   [`Session::touch`] counts as use.
-//! * **Graceful shutdown.** The server waits for open responses, and streams stay open. End them with a shutdown signal beside
-//!   `ended`, as shown here, and [close](crate::Sessions::close) the sessions afterwards.
-//!
-//! ```
-//! use jam_session::Ended;
-//! use tokio::sync::watch;
-//!
-//! /// For `take_until(stop(session.ended(), shutdown))`.
-//! async fn stop(ended: Ended, mut shutdown: watch::Receiver<bool>) {
-//!     tokio::select! {
-//!         _ = ended => {}
-//!         _ = shutdown.wait_for(|down| *down) => {}
-//!     }
-//! }
-//! ```
-//!
-//! ## What it costs
-//!
-//! If this process ends a session, its streams learn of it at once. Endings by other processes are found by polling the
-//! store: one [`load`](crate::Backend::load) per session and [`watch_interval`](crate::Builder::watch_interval) (5 seconds
-//! by default), however many streams the session has. The calls are spread evenly, even if all streams began at the same
-//! time. No background task is needed: the streams themselves poll the store whenever the runtime polls them.
-//!
-//! Ten thousand streams of ten thousand sessions make 2,000 calls per second at that interval.
+#![doc = include_str!("streams.md")]
 
 pub(crate) mod authority;
 pub(crate) mod change;
@@ -251,6 +68,7 @@ pub(crate) mod presented;
 pub(crate) mod rebase;
 pub(crate) mod sign_in;
 mod sign_out;
+mod values;
 
 use std::{
     fmt,
@@ -258,15 +76,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::Serialize;
 
 use crate::{
     clock::time,
     error::Error,
-    record::{data::Data, value::json},
+    record::data::Data,
     session::{
         authority::Trigger,
-        change::{Change, Clearing, Identity, Staged},
+        change::{Change, Clearing, Identity},
         cookies::CookieValue,
         driver::Driver,
         ended::Ended,
@@ -327,149 +145,6 @@ impl Session {
     /// [closed](crate::Sessions::close). If the record cannot be read, this call succeeds and [`get`](Self::get) fails.
     pub async fn load(&self) -> Result<(), Error> {
         self.0.load().await
-    }
-
-    /// Returns the value with this name, or `None`.
-    ///
-    /// # Errors
-    /// * [`Data`](crate::ErrorKind::Data) if the value does not deserialize as a `T`.
-    /// * [`NotLoaded`](crate::ErrorKind::NotLoaded) before [`load`](Self::load).
-    /// * [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
-    ///   [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read.
-    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
-        // Deserializing is the application's code, and runs outside the lock.
-        let value = self.0.pending(|pending| pending.data().map(|data| data.value(name)))?;
-        value.map(|value| value.read()).transpose()
-    }
-
-    /// Returns all data, including the changes of this request.
-    ///
-    /// # Errors
-    /// [`NotLoaded`](crate::ErrorKind::NotLoaded) before [`load`](Self::load). [`Unreadable`](crate::ErrorKind::Unreadable),
-    /// [`Corrupt`](crate::ErrorKind::Corrupt) or [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read.
-    pub fn data(&self) -> Result<Data, Error> {
-        self.0.pending(|pending| pending.data().cloned())
-    }
-
-    /// Writes one value. If there is no session yet, a visitor's session begins. Writing a value that is already there does
-    /// nothing.
-    ///
-    /// An accepted value is read back exactly: numbers to the last bit, integers up to 128 bits, strings, bytes, sequences and
-    /// maps. Three details:
-    ///
-    /// * As in serde_json, a `Some` of something that serializes as `null`, such as `Some(())`, is read back as `None`.
-    /// * A custom [`Serializer`](crate::Serializer) takes only integers that fit in an `i64` or a `u64`.
-    /// * If a value serializes the same field twice, as `#[serde(flatten)]` can, reading it back as a map returns the last
-    ///   one. Reading it as a struct with that field fails.
-    ///
-    /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the value does not serialize, or would not be read back equal: a number that is
-    /// `NaN` or infinite, more than 127 levels of nesting, a map with one of the two names that serde_json reserves
-    /// (`$serde_json::private::Number` and `…RawValue`), or a value that a custom `Serializer` does not write or read back.
-    ///
-    /// If the record cannot be read, or would be larger than [`max_size`](crate::Builder::max_size), this call succeeds and
-    /// the commit fails.
-    pub fn insert(&self, name: &str, value: impl Serialize) -> Result<(), Error> {
-        let (name, value) = (name.into(), json(value)?);
-        self.0.engine().codec().check_value(&name, &value)?;
-        self.0.stage(Change::Set(name, value))
-    }
-
-    /// Computes the new value from the old one. Concurrent `modify` calls never lose an update.
-    ///
-    /// The closure runs again each time another request has written to the session in the meantime, so it should have no side
-    /// effects. Write out the type of its argument: `|n: Option<u64>| n.unwrap_or(0) + 1`.
-    ///
-    /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if the new value would be refused by [`insert`](Self::insert), or if the old one
-    /// does not deserialize as a `T`. If the session is not [loaded](Self::load) yet, the closure runs at the commit, and
-    /// any such error is returned there. As with `insert`, the commit fails if the record cannot be read, or would be too
-    /// large.
-    pub fn modify<T: Serialize + DeserializeOwned>(
-        &self,
-        name: &str,
-        change: impl Fn(Option<T>) -> T + Send + Sync + 'static,
-    ) -> Result<(), Error> {
-        let change = Change::Modify(name.into(), Change::modifier(change), None);
-        let mut tries = 0..TRIES_TO_MODIFY;
-        loop {
-            let known = self.0.pending(|pending| match pending.is_known() {
-                true => Ok(Some(Staged::on(pending.staged().data.clone()))),
-                false => pending.stage(change.clone()).map(|_| None),
-            });
-            // The closure is the application's code, and runs outside the lock.
-            let Some(before) = known? else { return Ok(()) };
-            let resolved = change.clone().resolve(&before);
-            if let [Change::Failed(error)] = &resolved[..] {
-                return Err(error.clone());
-            }
-            if let [Change::Modify(name, _, Some(value))] = &resolved[..] {
-                self.0.engine().codec().check_value(name, value)?;
-            }
-            let may_retry = tries.next().is_some();
-            let staged = self.0.pending(|pending| {
-                // Another clone may have written this name in the meantime, or the closure itself. So the retries are bounded.
-                let changed = pending.staged().data.raw(name) != before.data.raw(name);
-                if changed && may_retry {
-                    return Ok(false);
-                }
-                // Dropped first, so that the change does not have to copy all of the data.
-                drop(before);
-                resolved.into_iter().try_for_each(|change| pending.stage(change).map(drop)).map(|()| true)
-            });
-            if staged? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Removes one value. Removing a value that is not there does nothing.
-    pub fn remove(&self, name: &str) {
-        self.0.stage_plain(Change::Remove(name.into()));
-    }
-
-    /// Returns one value and removes it, for example a message for the next page.
-    ///
-    /// If the response fails, the value stays. Two requests at the same time may both return it.
-    ///
-    /// ```
-    /// use jam_session::{Error, Session};
-    ///
-    /// // POST /profile, which then redirects to /profile
-    /// async fn save(session: Session) -> Result<(), Error> {
-    ///     session.insert("notice", "Your profile is saved.")
-    /// }
-    ///
-    /// // GET /profile
-    /// async fn show(session: Session) -> Result<String, Error> {
-    ///     Ok(session.take::<String>("notice")?.unwrap_or_default())
-    /// }
-    /// ```
-    ///
-    /// # Errors
-    /// The errors of [`get`](Self::get). The value then stays.
-    #[doc(alias = "flash")]
-    pub fn take<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
-        let value = self.get(name)?;
-        if value.is_some() {
-            self.remove(name);
-        }
-        Ok(value)
-    }
-
-    /// Replaces all data. The new data can be anything that serializes to a JSON object.
-    ///
-    /// If the new data has the same value for a name as the old data, a change to that name by a parallel request is kept.
-    ///
-    /// # Errors
-    /// [`Data`](crate::ErrorKind::Data) if it does not serialize to an object, or a value in it would be refused by
-    /// [`insert`](Self::insert). [`Unreadable`](crate::ErrorKind::Unreadable), [`Corrupt`](crate::ErrorKind::Corrupt) or
-    /// [`WrongKey`](crate::ErrorKind::WrongKey) if the record cannot be read; if the session is not [loaded](Self::load)
-    /// yet, the commit returns this error instead.
-    pub fn update(&self, data: impl Serialize) -> Result<(), Error> {
-        let data = Data::from_serialize(data)?;
-        self.0.engine().codec().check_data(&data)?;
-        self.0.pending(|pending| pending.replace(data)).map(drop)
     }
 
     /// Signs in: gives the session a session key and a new ID, and keeps its data. The old ID becomes invalid.
@@ -710,6 +385,3 @@ impl fmt::Debug for Session {
         f.debug_struct("Session").finish_non_exhaustive()
     }
 }
-
-/// How often a closure runs again because other clones write the same name.
-const TRIES_TO_MODIFY: usize = 8;
