@@ -7,7 +7,11 @@ use http::{HeaderMap, HeaderValue, header};
 
 use crate::{
     record::token::SessionId,
-    session::{commit::NewCookie, cookies::CookieValue, origin::VISITOR, presented::MAX_COOKIES},
+    session::{
+        commit::NewCookie,
+        origin::VISITOR,
+        presented::{CookieValue, MAX_COOKIES},
+    },
 };
 
 /// The name and attributes of the cookie. Each setter checks its option against all earlier ones.

@@ -21,10 +21,9 @@ use crate::{
         authority::Trigger,
         change::{Change, Staged},
         commit::{CookieChanges, RequestFacts, WriteId},
-        cookies::{CookieValue, Cookies},
         origin::Origin,
         pending::Pending,
-        presented::{Base, Besides, Presented},
+        presented::{Base, Besides, CookieValue, Cookies, Presented},
         rebase::Adopted,
     },
     sessions::{

@@ -58,16 +58,13 @@
 pub(crate) mod authority;
 pub(crate) mod change;
 pub(crate) mod commit;
-pub(crate) mod cookies;
 pub(crate) mod driver;
 pub(crate) mod ended;
-mod login;
 pub(crate) mod origin;
 pub(crate) mod pending;
 pub(crate) mod presented;
 pub(crate) mod rebase;
 pub(crate) mod sign_in;
-mod sign_out;
 mod values;
 
 use std::{
@@ -85,11 +82,10 @@ use crate::{
     session::{
         authority::Trigger,
         change::{Change, Clearing, Identity},
-        cookies::CookieValue,
         driver::Driver,
         ended::Ended,
         origin::Origin,
-        presented::Base,
+        presented::{Base, CookieValue},
         sign_in::SignIn,
     },
 };

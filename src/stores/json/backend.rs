@@ -47,7 +47,7 @@ pub struct JsonBackend {
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// The path and options of the file, for a [`Builder`] of [`JsonSessions`].
+/// The path and options of the file, for a [`Builder`](crate::Builder) of [`JsonSessions`](super::JsonSessions).
 #[derive(Clone, Debug)]
 pub struct JsonFile {
     pub(super) path: PathBuf,

@@ -30,10 +30,10 @@
 //! | [`Durability::Sync`], the default | the end of the process and a power cut, provided that the disk keeps what it reported as synced |
 //! | [`Durability::Flush`] | the end of the process. A power cut may lose all changes of the last second |
 //!
-//! A change that fails is [`Unavailable`](ErrorKind::Unavailable). The message says whether nothing was applied, or whether
-//! that is unknown. In the second case, the change has been applied completely or not at all: read the session once the store
-//! accepts changes again to find out which. After a failed write, changes fail with `Unavailable` until the file has been
-//! rewritten. Reads keep working.
+//! A change that fails is [`Unavailable`](crate::ErrorKind::Unavailable). The message says whether nothing was applied, or
+//! whether that is unknown. In the second case, the change has been applied completely or not at all: read the session once
+//! the store accepts changes again to find out which. After a failed write, changes fail with `Unavailable` until the file
+//! has been rewritten. Reads keep working.
 //!
 //! Opening fails, and leaves the file unchanged, if the file was not written by this crate, or if it is damaged in a part
 //! that had been synced. Damage after that part is a torn write: the machine stopped during the write. With
@@ -41,21 +41,21 @@
 //! the process was killed before it could record that its last batch was synced, then damage to that batch is also treated
 //! as a torn write. Sessions that expired while no process used the file are gone.
 //!
-//! [`close`](Sessions::close) waits for running changes and releases the file. Dropping the last clone of the sessions does the
-//! same, and blocks its thread for a moment.
+//! [`close`](crate::Sessions::close) waits for running changes and releases the file. Dropping the last clone of the
+//! sessions does the same, and blocks its thread for a moment.
 //!
 //! # A full disk
 //!
-//! [`max_bytes`](Builder::<JsonFile>::max_bytes) and [`max_sessions`](Builder::<JsonFile>::max_sessions) limit the sessions. At
-//! a limit, visitors' sessions (those without a session key) are evicted, the least recently used first. Reading a session
-//! counts as use here, but the file records only writes and touches. So after a restart, the session that was written or
-//! touched least recently is evicted first. Expired sessions do not count.
+//! [`max_bytes`](crate::Builder::<JsonFile>::max_bytes) and [`max_sessions`](crate::Builder::<JsonFile>::max_sessions) limit
+//! the sessions. At a limit, visitors' sessions (those without a session key) are evicted, the least recently used first.
+//! Reading a session counts as use here, but the file records only writes and touches. So after a restart, the session that
+//! was written or touched least recently is evicted first. Expired sessions do not count.
 //!
 //! On Linux the store also keeps a reserve on the disk, so that sign-outs and one compaction succeed even if other programs
 //! fill the disk to the last byte. The reserve is space after the end of the file, for a few hundred sign-outs, and the file
 //! `sessions.json.compacting`, for a compaction, which makes room for more. While the disk is full, visitors' sessions are
-//! evicted to make room for new sessions. If none are left, changes fail with [`ErrorKind::Unavailable`], except sign-outs.
-//! Everything works again as soon as there is room.
+//! evicted to make room for new sessions. If none are left, changes fail with
+//! [`Unavailable`](crate::ErrorKind::Unavailable), except sign-outs. Everything works again as soon as there is room.
 //!
 //! * **Cost:** the reserve takes at most 9/8 of the space of the live sessions, plus 1.5 MiB. All files together, with dead
 //!   lines (about sessions that have changed or ended since), take at most 3¼ times the space of the live sessions, plus 3
@@ -63,7 +63,7 @@
 //! * **Where it works:** on file systems that support `fallocate`, such as ext4, XFS and tmpfs. Btrfs may still need space for
 //!   its own trees. ZFS, NFS before 4.2, and systems other than Linux reserve nothing: if other programs fill the disk there,
 //!   sign-outs fail too, with an error.
-//! * [`close`](Sessions::close) removes `sessions.json.compacting`, and opening the file creates it again.
+//! * [`close`](crate::Sessions::close) removes `sessions.json.compacting`, and opening the file creates it again.
 //!
 //! # A limit of sessions per user
 //!
@@ -78,8 +78,8 @@
 //!
 //! # Cost of listing and counting all sessions
 //!
-//! [`all`](Sessions::all) copies at most 1,024 sessions in memory at a time, and blocks changes only for that long.
-//! [`count`](Sessions::count) reads two counters, and looks at the sessions that expired since the last change. Neither touches
+//! [`all`](crate::Sessions::all) copies at most 1,024 sessions in memory at a time, and blocks changes only for that long.
+//! [`count`](crate::Sessions::count) reads two counters, and looks at the sessions that expired since the last change. Neither touches
 //! the disk, unless a session has expired and the file does not record it yet, in which case one line is written.
 //!
 //! # Time
@@ -92,7 +92,7 @@
 //! * If the wall clock is set back while the file is in use, no session lives longer. If it is set back while no process
 //!   uses the file, a session may live longer, by at most that amount.
 //!
-//! [`Clock`] explains the price of a clock that never goes back.
+//! [`Clock`](crate::Clock) explains the price of a clock that never goes back.
 //!
 //! # The file
 //!
@@ -150,7 +150,7 @@
 //! (mode 0600), and a symbolic link in place of one is refused. On other systems the folder decides who may read them, and
 //! links are followed.
 //!
-//! If the file is removed or replaced while it is in use, changes fail with [`ErrorKind::Unavailable`], and reads keep working.
+//! If the file is removed or replaced while it is in use, changes fail with [`Unavailable`](crate::ErrorKind::Unavailable), and reads keep working.
 //! This lasts until the original file is back in its place, or the process has opened the file again. If another program writes
 //! to the file so that its length changes, it is rewritten from memory.
 //!

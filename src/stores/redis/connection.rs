@@ -13,9 +13,9 @@ use redis::{Cmd, Value};
 use tokio::{task::AbortHandle, time::timeout_at};
 
 use super::{
-    connecting::LinkInner,
     failure::{Failure, FailureKind, LOST},
     operation::Operation,
+    reconnect::LinkInner,
     scripts::{Script, ScriptCall},
     slots::Slots,
     source::{Channel, Source},

@@ -205,7 +205,6 @@
 mod backend;
 mod batch;
 mod builder;
-mod connecting;
 mod connection;
 mod create;
 mod doctor;
@@ -213,6 +212,7 @@ mod failure;
 mod keys;
 mod list;
 mod operation;
+mod reconnect;
 mod scan;
 mod scripts;
 mod selftest;

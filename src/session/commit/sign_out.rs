@@ -7,8 +7,7 @@ use crate::{
     record::id::Owner,
     session::{
         authority::SignOut,
-        commit::{Commit, Committed, CookieChanges, Refused},
-        login::NOT_OPENED,
+        commit::{Commit, Committed, CookieChanges, Refused, login::NOT_OPENED},
         presented::Base,
     },
     sessions::{

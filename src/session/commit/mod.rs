@@ -1,6 +1,9 @@
 //! The commit: turns a request's changes into calls of the session engine.
 //!
-//! This module commits plain changes. Logins are in [`login`](super::login), and sign-outs in [`sign_out`](super::sign_out).
+//! This module commits plain changes. Logins are in [`login`], and sign-outs in [`sign_out`].
+
+mod login;
+mod sign_out;
 
 use std::{mem, sync::Arc, time::Duration};
 
