@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, fmt, sync::Arc};
 
-use crate::{backend::Mark, sessions::login::Login};
+use crate::{backend::terms::Mark, sessions::login::Login};
 
 /// The user who signs in: a session key or a [`Login`]. Both convert into it.
 #[derive(Clone, PartialEq, Eq)]

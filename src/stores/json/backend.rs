@@ -77,7 +77,7 @@ impl JsonBackend {
         let work = {
             let (table, queue) = (Arc::clone(&table), Arc::clone(&queue));
             move || {
-                let _ended = Ended(&queue);
+                let _guard = WriterGuard(&queue);
                 let writer = match start(&file, &table, &queue) {
                     Ok((writer, cut)) => tell.send(Ok(cut)).is_ok().then_some(writer),
                     Err(error) => {
@@ -257,9 +257,9 @@ impl fmt::Debug for JsonBackend {
 }
 
 /// Says that the writer has ended, even if its thread panicked.
-struct Ended<'a>(&'a Queue);
+struct WriterGuard<'a>(&'a Queue);
 
-impl Drop for Ended<'_> {
+impl Drop for WriterGuard<'_> {
     fn drop(&mut self) {
         self.0.ended(Err(stopped()));
     }
