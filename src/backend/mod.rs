@@ -306,7 +306,6 @@ pub(crate) mod terms;
 use std::time::Duration;
 
 pub use self::{
-    any::AnyBackend,
     clear::{By, Clear, Cleared},
     scan::{Count, Cursor, Page},
     terms::{Created, Left, Limit, Mark, Since, Terms},

@@ -92,6 +92,7 @@ mod retries;
 mod samples;
 mod scans;
 mod subject;
+mod time;
 mod together;
 mod values;
 mod verbs;
@@ -120,13 +121,13 @@ macro_rules! __every_promise {
             records::an_update_of_another_version_is_a_conflict,
             records::an_update_brings_nothing_back,
             records::an_update_for_no_time_ends_the_record,
-            records::an_update_starts_the_time_anew,
-            records::an_update_can_shorten_the_time,
-            records::a_touch_starts_the_time_anew,
-            records::a_touch_can_shorten_the_time,
+            records::an_update_restarts_the_time_to_live,
+            records::an_update_can_shorten_the_time_to_live,
+            records::a_touch_restarts_the_time_to_live,
+            records::a_touch_can_shorten_the_time_to_live,
             records::a_touch_needs_the_version_it_saw,
             records::a_touch_brings_nothing_back,
-            records::a_touch_changes_nothing_but_the_time,
+            records::a_touch_changes_nothing_but_the_time_to_live,
             records::a_delete_ends_and_says_whether_it_was_live,
             owners::a_list_is_complete_and_only_its_owners,
             owners::a_list_follows_every_write,

@@ -176,7 +176,7 @@ pub async fn an_update_for_no_time_ends_the_record<B: Backend>(subject: &Subject
 }
 
 /// `update` gives the record the whole new time to live, counted from that moment.
-pub async fn an_update_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
+pub async fn an_update_restarts_the_time_to_live<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let mut there = record(id);
         subject.creates(&there).await;
@@ -217,7 +217,7 @@ pub async fn an_update_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
 }
 
 /// `update` with less time to live than is left makes the record expire earlier, for every method.
-pub async fn an_update_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
+pub async fn an_update_can_shorten_the_time_to_live<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
         subject.creates(&there).await;
@@ -232,7 +232,7 @@ pub async fn an_update_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
 }
 
 /// `touch` gives the record the whole time to live, counted from that moment.
-pub async fn a_touch_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
+pub async fn a_touch_restarts_the_time_to_live<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
         subject.creates(&there).await;
@@ -268,7 +268,7 @@ pub async fn a_touch_starts_the_time_anew<B: Backend>(subject: &Subject<B>) {
 }
 
 /// `touch` with less time to live than is left makes the record expire earlier, for every method. Zero ends it at once.
-pub async fn a_touch_can_shorten_the_time<B: Backend>(subject: &Subject<B>) {
+pub async fn a_touch_can_shorten_the_time_to_live<B: Backend>(subject: &Subject<B>) {
     for ttl in [subject.short(), Duration::ZERO] {
         for id in both() {
             let there = record(id);
@@ -328,7 +328,7 @@ pub async fn a_touch_brings_nothing_back<B: Backend>(subject: &Subject<B>) {
 }
 
 /// `touch` changes neither version nor payload.
-pub async fn a_touch_changes_nothing_but_the_time<B: Backend>(subject: &Subject<B>) {
+pub async fn a_touch_changes_nothing_but_the_time_to_live<B: Backend>(subject: &Subject<B>) {
     for id in both() {
         let there = record(id);
         subject.creates(&there).await;

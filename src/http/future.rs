@@ -28,13 +28,13 @@ pin_project! {
     /// the commit, a task finishes the commit.
     pub struct ResponseFuture<F, B> {
         #[pin]
-        state: State<F, B>,
+        state: Phase<F, B>,
     }
 }
 
 pin_project! {
-    #[project = StateProj]
-    enum State<F, B> {
+    #[project = PhaseProj]
+    enum Phase<F, B> {
         /// The handler runs.
         Handling { #[pin] inner: F, session: Option<(Guard, Arc<HttpConfig>)> },
         /// The handler has answered, and its changes are being written.
@@ -46,16 +46,16 @@ pin_project! {
 
 impl<F, B: Default> ResponseFuture<F, B> {
     pub(crate) fn new(inner: F, session: Session, config: Arc<HttpConfig>) -> Self {
-        Self { state: State::Handling { inner, session: Some((Guard::new(session), config)) } }
+        Self { state: Phase::Handling { inner, session: Some((Guard::new(session), config)) } }
     }
 
     /// Creates a future without a session, because the same layer was already applied outside.
     pub(crate) fn passing(inner: F) -> Self {
-        Self { state: State::Handling { inner, session: None } }
+        Self { state: Phase::Handling { inner, session: None } }
     }
 
     pub(crate) fn refusing(error: &Error) -> Self {
-        Self { state: State::Refusing { response: Some(refuse(error)) } }
+        Self { state: Phase::Refusing { response: Some(refuse(error)) } }
     }
 }
 
@@ -70,7 +70,7 @@ where
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
-                StateProj::Handling { inner, session } => {
+                PhaseProj::Handling { inner, session } => {
                     let mut response = ready!(inner.poll(cx))?;
                     let Some((mut guard, config)) = session.take() else { return Poll::Ready(Ok(response)) };
                     let commit = guard.session().driver().respond(|| config.is_failure(&mut response));
@@ -79,16 +79,16 @@ where
                         None => return Poll::Ready(Ok(respond(&config, guard.session(), Ok(()), response))),
                         Some(commit) => {
                             let response = Some(response);
-                            state.set(State::Committing { commit, guard, config, response });
+                            state.set(Phase::Committing { commit, guard, config, response });
                         }
                     }
                 }
-                StateProj::Committing { commit, guard, config, response } => {
+                PhaseProj::Committing { commit, guard, config, response } => {
                     let committed = ready!(commit.poll(cx));
                     let response = response.take().unwrap_or_default();
                     return Poll::Ready(Ok(respond(config, guard.session(), committed, response)));
                 }
-                StateProj::Refusing { response } => return Poll::Ready(Ok(response.take().unwrap_or_default())),
+                PhaseProj::Refusing { response } => return Poll::Ready(Ok(response.take().unwrap_or_default())),
             }
         }
     }

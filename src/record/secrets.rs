@@ -37,11 +37,11 @@ impl<K, D> Contents<K, D> {
         }
     }
 
-    /// Returns whether a client that keeps an ID for so many milliseconds will drop it before the session ends, and half of that
+    /// Returns whether a client that keeps an ID for this many milliseconds will drop it before the session ends, and half of that
     /// time has passed.
-    pub(crate) fn needs_new_secret(&self, kept_for: u64, now: u64) -> bool {
+    pub(crate) fn needs_new_secret(&self, kept_for: u64, now: impl FnOnce() -> u64) -> bool {
         let issued = self.issued.unwrap_or(self.created);
-        self.deadline.saturating_sub(issued) > kept_for && now.saturating_sub(issued) >= kept_for / 2
+        self.deadline.saturating_sub(issued) > kept_for && now().saturating_sub(issued) >= kept_for / 2
     }
 
     /// Rotates: gives the session a new secret if this is the newest one. That one stays valid for `grace` milliseconds.

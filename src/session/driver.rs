@@ -20,11 +20,12 @@ use crate::{
     session::{
         authority::Trigger,
         change::{Change, Staged},
-        commit::{CookieChanges, RequestFacts, WriteId},
+        commit::{CookieChanges, RequestFacts},
         origin::Origin,
         pending::Pending,
         presented::{Base, Besides, CookieValue, Cookies, Presented},
         rebase::Adopted,
+        write_id::WriteId,
     },
     sessions::{
         background::{OnDrop, Permit},
@@ -353,7 +354,7 @@ impl Driver {
 
     /// Removes a new session whose ID no response will carry.
     fn remove_orphan(&self) {
-        if let Some(id) = self.pending(Pending::orphan) {
+        if let Some(id) = self.pending(Pending::orphan).and_then(|new| new.sent()) {
             self.engine().remove_orphan(id);
         }
     }
@@ -361,7 +362,7 @@ impl Driver {
     /// Returns the session if its cookie has to be renewed.
     fn due(&self, pending: &Pending) -> Option<Opened> {
         let max_age = self.origin.max_age.map(millis)?;
-        pending.due(|opened| opened.loaded.contents.needs_new_secret(max_age, self.engine().now()))
+        pending.due(|opened| opened.loaded.contents.needs_new_secret(max_age, || self.engine().now()))
     }
 
     /// Gives a session a new secret, which sets a new cookie, long before the old cookie ends. If this fails, the next request

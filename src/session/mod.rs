@@ -66,6 +66,7 @@ pub(crate) mod presented;
 pub(crate) mod rebase;
 pub(crate) mod sign_in;
 mod values;
+pub(crate) mod write_id;
 
 use std::{
     fmt,

@@ -1,20 +1,20 @@
 //! The state machine of a session: the loaded base, the staged changes, and how many of them are being written.
 //!
 //! [`Pending`] has no lock, no await, no clock, no randomness and no backend. It is told what happened and asked what to do
-//! next; [`Session`](super::Session) waits in between. The [diagram](super) shows base, changes, staged, commit, conflict and
-//! rebase.
+//! next; the [driver](super::driver) waits in between. The [diagram](super) shows the steps.
 
 use std::{mem, sync::Arc};
 
 use crate::{
     error::{Error, ErrorKind},
-    record::{data::Data, id::RecordId},
+    record::data::Data,
     session::{
         authority::{Authority, Plan, SignOut, Trigger},
         change::{Change, Identity, Staged},
-        commit::{Commit, Committed, CookieChanges, Dropped, Progress, RequestFacts, WriteId},
+        commit::{Commit, Committed, CookieChanges, Dropped, Progress, RequestFacts},
         presented::{Base, Besides},
         rebase::{Adopted, Discarded, Rebase},
+        write_id::WriteId,
     },
     sessions::{creation::NewId, loaded::Opened},
 };
@@ -37,7 +37,7 @@ pub(crate) struct Pending {
     /// A commit whose answer was lost, and that is not retried. Its secret may be the session's newest one.
     lost: Option<WriteId>,
     /// A new session whose answer was lost, and that is not retried.
-    orphan: Option<RecordId>,
+    orphan: Option<Box<NewId>>,
     /// Counts how often changes were removed from the list. A rebase that began before that starts again.
     revision: u64,
     /// Why changes were dropped since the last [`outcome`](Self::outcome), if some were.
@@ -341,7 +341,7 @@ impl Pending {
     }
 
     /// Returns a new session that may be stored, but whose ID no response will carry. It is returned only once.
-    pub(crate) fn orphan(&mut self) -> Option<RecordId> {
+    pub(crate) fn orphan(&mut self) -> Option<Box<NewId>> {
         self.orphan.take()
     }
 
@@ -375,7 +375,7 @@ impl Pending {
     fn abandon(&mut self, writing: &Writing) {
         if let Writing::InFlight(_, id, _) | Writing::Unknown(_, id) = writing {
             self.lost = Some(id.clone());
-            self.orphan = id.new.as_deref().and_then(NewId::sent);
+            self.orphan = id.new.clone();
         }
     }
 

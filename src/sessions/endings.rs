@@ -39,26 +39,6 @@ pub(crate) struct ClearedBy {
     pub(crate) by_newest: bool,
 }
 
-/// Notifications for the streams of this process, after sessions have ended.
-impl<B: Backend> Engine<B> {
-    /// Tells the streams that these sessions have ended.
-    pub(crate) fn ended(&self, ids: &[RecordId], ending: Ending) {
-        ids.iter().for_each(|id| self.watchers().ended(*id, ending));
-    }
-
-    /// Tells the streams that all sessions of an owner have ended, except the one that is kept.
-    ///
-    /// `began` is what [`begin`](crate::sessions::watchers::Watchers::begin) returned before the call.
-    fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64) {
-        self.watchers().cleared(owner, kept, began, self.policy().clock.moment());
-    }
-
-    /// Tells the streams that a session had another login or `clear_others`, which ends the older ones.
-    pub(super) fn replaced(&self, now: &Loaded) {
-        self.watchers().replaced(now.id, now.contents.logins);
-    }
-}
-
 impl<B: Backend> Engine<B> {
     /// Ends a session if the secret of the request opens it.
     pub(crate) async fn sign_out(&self, opened: &Opened, ending: Ending) -> Result<EndOutcome, Error> {

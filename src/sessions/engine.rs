@@ -30,6 +30,7 @@ use crate::{
         loaded::{Found, Loaded, Opened, Unreadable},
         policy::Policy,
         turns::{Turn, Turns},
+        watch::Ending,
         watchers::Watchers,
     },
     timeout::within,
@@ -311,6 +312,26 @@ impl<B: Backend> Engine<B> {
     pub(super) fn ttl_at(&self, idle: Option<u64>, deadline: u64, now: u64) -> Duration {
         let left = deadline.saturating_sub(now);
         Duration::from_millis(idle.unwrap_or(u64::MAX).min(left).max(1))
+    }
+}
+
+/// Notifications for the streams of this process, after sessions have ended.
+impl<B: Backend> Engine<B> {
+    /// Tells the streams that these sessions have ended.
+    pub(crate) fn ended(&self, ids: &[RecordId], ending: Ending) {
+        ids.iter().for_each(|id| self.watchers().ended(*id, ending));
+    }
+
+    /// Tells the streams that all sessions of an owner have ended, except the one that is kept.
+    ///
+    /// `began` is what [`begin`](crate::sessions::watchers::Watchers::begin) returned before the call.
+    pub(super) fn cleared(&self, owner: Owner, kept: Option<RecordId>, began: u64) {
+        self.watchers().cleared(owner, kept, began, self.policy().clock.moment());
+    }
+
+    /// Tells the streams that a session had another login or `clear_others`, which ends the older ones.
+    pub(super) fn replaced(&self, now: &Loaded) {
+        self.watchers().replaced(now.id, now.contents.logins);
     }
 }
 

@@ -15,9 +15,10 @@ use crate::{
     session::{
         authority::{Plan, SignOut, Then},
         change::{Clearing, Identity, Staged},
-        commit::{Commit, Committed, CookieChanges, Progress, Refused, WriteId},
+        commit::{Commit, Committed, CookieChanges, Progress, Refused},
         presented::Base,
         sign_in::SignIn,
+        write_id::WriteId,
     },
     sessions::{
         background::OnDrop,
@@ -375,7 +376,7 @@ impl Commit {
     /// not accepted.
     fn unproven_beside(&self, login: bool) -> Option<Refused> {
         let unproven = !login && self.besides.as_ref().is_some_and(|besides| besides.unproven);
-        unproven.then(|| Refused::not_newest(NOT_OPENED))
+        unproven.then(Refused::not_opened)
     }
 
     /// Refuses a login. A `clear` in the same request still takes effect, for the session that the request came with.
@@ -388,8 +389,6 @@ impl Commit {
     }
 }
 
-/// The message if a session that should be signed out may live on.
-pub(super) const NOT_OPENED: &str = "the session to sign out has a newer ID, or has ended: sign in again";
 const NOT_NEWEST: &str = "the session has a newer ID, or has ended: sign in again";
 /// How often concurrent writes to a visitor's session are taken over.
 const MERGES: u32 = 3;

@@ -1,32 +1,26 @@
 //! The commit: turns a request's changes into calls of the session engine.
 //!
-//! This module commits plain changes. Logins are in [`login`], and sign-outs in [`sign_out`].
+//! A commit [runs](run) as a [login], as a [sign-out](sign_out), or as a [write](mod@write) of all other changes.
 
 mod login;
+mod run;
 mod sign_out;
+mod write;
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use crate::{
-    clock::millis,
     error::{Error, ErrorKind},
-    events::{EventKind, Refusal},
+    events::Refusal,
     log,
-    random::random_version,
-    record::{
-        data::Data,
-        token::{Secret, SecretHash, SessionId},
-    },
+    record::token::SessionId,
     session::{
-        authority::{Authority, Plan, SignOut, Trigger},
-        change::{Change, Identity, Staged},
+        authority::{Authority, Plan, Trigger},
+        change::{Change, Staged},
         presented::{Base, Besides},
+        write_id::WriteId,
     },
-    sessions::{
-        creation::{Conditions, NewId, NewSession, check_key},
-        engine::Engine,
-        loaded::{Loaded, Opened, WriteOutcome},
-    },
+    sessions::loaded::Loaded,
 };
 
 /// The changes of a request, with all that is needed to write them.
@@ -59,22 +53,6 @@ pub(crate) struct RequestFacts {
     pub(crate) visitor_cookie: bool,
     /// Whether the request came with an ID of a user's session, even if no session has that ID any more.
     pub(crate) user_id: bool,
-}
-
-/// Identifies a write, so that a retry after a lost answer is recognised.
-#[derive(Clone)]
-pub(crate) struct WriteId {
-    pub(crate) version: i64,
-    /// The new secret of the existing session.
-    pub(crate) secret: Option<Secret>,
-    /// Whether the new secret supersedes all others, which a rotation does not do.
-    pub(crate) renews: bool,
-    /// Whether all sessions of the session's owner end, by a clear whose name is the version.
-    pub(crate) clears: bool,
-    /// The secret of an earlier rotation by this request whose answer was lost. It may be the newest one.
-    pub(crate) rotated: Option<SecretHash>,
-    /// The name and the secret of a new session.
-    pub(crate) new: Option<Box<NewId>>,
 }
 
 /// The completed part of a commit. The browser must get its cookie even if the rest of the commit fails.
@@ -131,27 +109,6 @@ pub(crate) struct NewCookie {
     pub(crate) is_visitors: bool,
 }
 
-impl WriteId {
-    /// Creates the names and secrets that a commit with this plan needs.
-    pub(crate) fn new(engine: &Engine, plan: Plan, base: &Base, staged: &Staged) -> Result<Self, Error> {
-        let renews = matches!(plan, Plan::Renew { .. } | Plan::RenewOrBegin { .. });
-        let rotates = matches!(plan, Plan::Write | Plan::SignOut(SignOut::Others))
-            && staged.identity == Identity::Rework
-            && matches!(base, Base::Live(_));
-        let begins = match plan {
-            Plan::Write | Plan::SignOut(SignOut::Others) => matches!(base, Base::Nothing) && !staged.data.is_empty(),
-            Plan::SignOut(_) => staged.is_left_behind(),
-            Plan::Begin { .. } | Plan::RenewOrBegin { .. } | Plan::Switch { .. } => true,
-            Plan::Renew { .. } | Plan::EndOthers { .. } | Plan::Refuse { .. } => false,
-        };
-        let secret = if renews || rotates { Some(Secret::random()?) } else { None };
-        let version = random_version();
-        let new = if begins { Some(Box::new(engine.new_id(version)?)) } else { None };
-        let clears = matches!(plan, Plan::SignOut(SignOut::Clear) | Plan::Switch { clears: true, .. });
-        Ok(Self { version, secret, renews, clears, rotated: None, new })
-    }
-}
-
 impl Committed {
     /// Nothing was written, because nothing had to be.
     pub(super) fn kept(base: Base) -> Self {
@@ -178,6 +135,11 @@ impl Refused {
     /// The request does not have the newest ID of a live session.
     pub(super) fn not_newest(message: &'static str) -> Self {
         Self { why: Some(Refusal::NotNewest), error: Error::new(ErrorKind::Unauthorized, message) }
+    }
+
+    /// A session that should be signed out may live on.
+    pub(super) fn not_opened() -> Self {
+        Self::not_newest("the session to sign out has a newer ID, or has ended: sign in again")
     }
 }
 
@@ -235,167 +197,13 @@ impl CookieChanges {
     }
 }
 
-impl Commit {
-    /// Writes the changes. After an error, only the [`progress`](Self::progress) is known to be written.
-    pub(crate) async fn run(&mut self, engine: &Arc<Engine>) -> Result<Committed, Error> {
-        self.check()?;
-        match self.plan {
-            Plan::Write => self.write(engine).await,
-            // Boxed to keep the future small, because most commits are neither a login nor a sign-out.
-            Plan::EndOthers { login } => Box::pin(self.end_rest(engine, login)).await,
-            Plan::SignOut(what) => Box::pin(self.sign_out(engine, what)).await,
-            plan => Box::pin(self.log_in(engine, plan)).await,
-        }
-    }
-
-    /// Sends an event for a refusal.
-    pub(crate) fn tell_refusal(&self, engine: &Engine, committed: &Committed) {
-        let why = match (&committed.refused, committed.dropped) {
-            (Some(refused), _) => refused.why,
-            (None, Some(Dropped::CrossSite)) => Some(Refusal::CrossSite),
-            (None, Some(Dropped::Gone) | None) => None,
-        };
-        let Some(why) = why else { return };
-        let opened = match &self.base {
-            Base::Live(opened) | Base::Superseded(opened) | Base::Gone(opened) => Some(opened),
-            Base::Nothing | Base::Refused | Base::Unreadable(_) => None,
-        };
-        let key = match &self.staged.identity {
-            Identity::Bind(user) | Identity::Create(user) => Some(user.key()),
-            Identity::Keep | Identity::Rework | Identity::Delete => opened.and_then(|opened| opened.key()),
-        };
-        engine.tell(EventKind::Refused(why), opened.map(|opened| opened.loaded.id.sid()), key);
-    }
-
-    /// Checks the changes before anything is written.
-    fn check(&self) -> Result<(), Error> {
-        for change in &self.changes {
-            if let Change::Failed(error) = change {
-                return Err(error.clone());
-            }
-        }
-        if self.staged.ttl.is_some_and(|ttl| ttl < Duration::from_millis(1)) {
-            return Err(Error::new(
-                ErrorKind::Config,
-                "the ttl of a session must not be zero: call `delete` to end it",
-            ));
-        }
-        match &self.staged.identity {
-            Identity::Bind(user) | Identity::Create(user) => check_key(user.key()).map(drop)?,
-            Identity::Keep | Identity::Rework | Identity::Delete => {}
-        }
-        if self.response_sent && self.plan.changes_id(&self.base, &self.staged) {
-            return Err(Error::new(
-                ErrorKind::ResponseSent,
-                "the response was already sent, so its cookie can no longer be set: call `save` before the response",
-            ));
-        }
-        Ok(())
-    }
-
-    /// Writes to the existing session, or creates a visitor's session.
-    pub(super) async fn write(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
-        let base = self.base.clone();
-        match &self.base {
-            Base::Live(opened) => self.rewrite(engine, opened).await,
-            Base::Nothing => Box::pin(self.create_for_visitor(engine)).await,
-            Base::Unreadable(unreadable) => Err(unreadable.error.clone()),
-            Base::Gone(opened) if !self.staged.data.same_as(&opened.loaded.contents.data) => {
-                Ok(Committed::dropped(base))
-            }
-            Base::Superseded(_) | Base::Refused if !self.staged.data.is_empty() => Ok(Committed::dropped(base)),
-            Base::Gone(_) | Base::Superseded(_) | Base::Refused => Ok(Committed::kept(base)),
-        }
-    }
-
-    async fn rewrite(&self, engine: &Arc<Engine>, opened: &Opened) -> Result<Committed, Error> {
-        let WriteId { version, secret, .. } = &self.write_id;
-        let id = secret.as_ref().map(|new| engine.id(opened.loaded.id, new)).transpose()?;
-        let new = secret.as_ref().map(Secret::hash);
-        let (mut first, mut rebased, mut superseded) = (true, false, false);
-        let written = engine.rewrite(Arc::clone(&opened.loaded), *version, self.retry, |contents| {
-            superseded = !opened.loaded.has_same_login(contents);
-            if superseded {
-                return Ok(false);
-            }
-            // After a conflict, the same changes are applied to the current data.
-            rebased = !mem::take(&mut first);
-            let (ttl, data) = self.on(contents.data.clone(), rebased, contents.key.as_deref())?;
-            let idle = ttl.map(millis).or(contents.idle);
-            let rotated = new.is_some_and(|new| contents.rotate(&opened.secret, new, engine.grace(), engine.now()));
-            let changed = rotated || idle != contents.idle || !data.same_as(&contents.data);
-            contents.idle = idle;
-            contents.data = data;
-            Ok(changed)
-        });
-        let written = match written.await? {
-            // The changes were written, and the user has signed in again since.
-            WriteOutcome::Done(written) if !superseded && !opened.loaded.has_same_login(&written.contents) => {
-                return Ok(Committed::kept(self.gone(opened)));
-            }
-            WriteOutcome::Done(written) if !superseded => written,
-            WriteOutcome::Unreadable(error) => return Err(error),
-            _ => return Ok(Committed::dropped(self.gone(opened))),
-        };
-        let new = new.filter(|new| written.contents.hash.matches(new));
-        if new.is_some() {
-            engine.tell_of(EventKind::Rotated, &written);
-        }
-        let cookies = id.filter(|_| new.is_some()).map(|id| CookieChanges::set(&written, id)).unwrap_or_default();
-        let base = Base::Live(Opened { loaded: written, secret: new.unwrap_or(opened.secret) });
-        Ok(Committed { cookies, rebased, ..Committed::kept(base) })
-    }
-
-    /// Returns the new idle timeout and data: as the handler saw them, or computed again on other data.
-    pub(super) fn on(&self, data: Data, again: bool, key: Option<&str>) -> Result<(Option<Duration>, Data), Error> {
-        match again {
-            true => Staged::rebase(&self.changes, data, key).map(|staged| (staged.ttl, staged.data)),
-            false => Ok((self.staged.ttl, self.staged.data.clone())),
-        }
-    }
-
-    /// Returns the base after the session has ended for this request. It keeps the data that the handler saw last.
-    pub(super) fn gone(&self, opened: &Opened) -> Base {
-        let mut loaded = Loaded::clone(&opened.loaded);
-        loaded.contents.data = self.staged.data.clone();
-        Base::Gone(opened.at(Arc::new(loaded)))
-    }
-
-    pub(super) async fn create_for_visitor(&self, engine: &Arc<Engine>) -> Result<Committed, Error> {
-        if self.staged.data.is_empty() {
-            return Ok(Committed::kept(Base::Nothing));
-        }
-        if self.request.cross_site {
-            return Ok(Committed { dropped: Some(Dropped::CrossSite), ..Committed::kept(Base::Nothing) });
-        }
-        let new = self.new_id(engine)?;
-        let contents = engine.contents(None, self.staged.data.clone(), self.staged.ttl.map(millis));
-        match engine.create(contents, &new, Conditions::default(), self.retry).await? {
-            NewSession::Done { loaded, id, .. } => Ok(begun(loaded, id)),
-            // This cannot happen: without a user there is no clear and no limit.
-            NewSession::Refused(_) => Ok(Committed::dropped(Base::Nothing)),
-        }
-    }
-
-    /// Returns the name and secret of a new session, which are the same for every try.
-    pub(super) fn new_id(&self, engine: &Engine) -> Result<NewId, Error> {
-        match &self.write_id.new {
-            Some(new) => Ok(NewId::clone(new)),
-            None => engine.new_id(self.write_id.version),
-        }
-    }
-}
-
-/// A new session, whose cookie has to be set.
-fn begun(loaded: Arc<Loaded>, id: SessionId) -> Committed {
-    let cookies = CookieChanges::set(&loaded, id);
-    Committed { cookies, ..Committed::kept(Base::Live(Opened::newest(loaded))) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sessions::loaded::sample;
+    use crate::{
+        record::{data::Data, token::SecretHash},
+        sessions::loaded::sample,
+    };
 
     fn sets(text: &str, is_visitors: bool) -> CookieChanges {
         let set = Some(NewCookie { id: SessionId::known(text), deadline: 0, is_visitors });

@@ -7,7 +7,7 @@ use crate::{
     record::id::Owner,
     session::{
         authority::SignOut,
-        commit::{Commit, Committed, CookieChanges, Refused, login::NOT_OPENED},
+        commit::{Commit, Committed, CookieChanges, Refused},
         presented::Base,
     },
     sessions::{
@@ -37,7 +37,7 @@ impl Commit {
         let signed_out = self.sign_out_all(engine, what).await?;
         if signed_out.is_refused(what, self.came_with_users(), matches!(self.base, Base::Refused)) {
             let base = signed_out.left_of(self.base.clone());
-            return Ok(Committed::refused(base, Refused::not_newest(NOT_OPENED)));
+            return Ok(Committed::refused(base, Refused::not_opened()));
         }
         let mut committed = match &self.base {
             // A visitor has no other sessions, so `clear_others` does nothing.

@@ -1,4 +1,4 @@
-//! Writing all live records to a new file beside the current one, which it will replace.
+//! A new file beside the current one, with all live records, which will replace it.
 
 use std::{
     collections::HashSet,

@@ -1,4 +1,4 @@
-//! Logins on terms: a limit, a mark, and a visitor's record that is left. And what looks at all records.
+//! Tests of logins on terms (a limit, a mark, and a visitor's record that is left), and of scans and counts.
 
 use std::{
     collections::BTreeSet,

@@ -15,9 +15,15 @@ use super::{
     *,
 };
 use crate::{
-    backend::terms::{Left, Limit, Since},
+    backend::{
+        Backend, Outcome,
+        clear::{By, Clear, Cleared},
+        terms::{Created, Left, Limit, Since, Terms},
+    },
     random::{STEP, mix},
+    record::Record,
     sessions::tests::{TWO_HOURS, nothing_comes_back},
+    stores::cursor::cursor,
 };
 
 /// The memory store as a plain map.

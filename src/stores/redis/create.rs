@@ -24,12 +24,6 @@ use crate::{
     },
 };
 
-/// The field of an owner's hash with the last clears. It begins with the time of the last one (sixteen digits, in
-/// microseconds) and its name.
-const CLEARS: &str = "";
-/// A mark names only clears that are younger than this, in microseconds.
-const NAMED: i64 = 15 * 60 * 1_000_000;
-
 impl RedisBackend {
     pub(super) async fn create_on(&self, record: Record, terms: Terms) -> Result<Created> {
         let Terms { since, limit, leaves, mut retry } = terms;
@@ -184,3 +178,9 @@ fn last_clear(clears: &[u8]) -> Option<(i64, i64)> {
 
 /// More records than a Redis key can hold, and exact as a Lua number.
 const MANY: i64 = 1 << 40;
+
+/// The field of an owner's hash with the last clears. It begins with the time of the last one (sixteen digits, in
+/// microseconds) and its name.
+const CLEARS: &str = "";
+/// A mark names only clears that are younger than this, in microseconds.
+const NAMED: i64 = 15 * 60 * 1_000_000;

@@ -211,6 +211,7 @@ mod doctor;
 mod failure;
 mod keys;
 mod list;
+mod methods;
 mod operation;
 mod reconnect;
 mod scan;

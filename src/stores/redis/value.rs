@@ -23,7 +23,7 @@ pub(super) struct Stored {
     pub(super) hint: Bytes,
 }
 
-/// The head and the older versions of a loaded record, kept as its [`Hint`](crate::Hint).
+/// The head and the older versions of a loaded record, kept as its [`Hint`].
 pub(super) struct KnownHead<'a> {
     head: &'a [u8],
     older: &'a [u8],
