@@ -11,7 +11,8 @@ pub struct Clear {
     pub by: Option<By>,
 }
 
-/// The record that a [`clear`](super::Backend::clear) depends on: the owner's records end only if this one is live and has this version.
+/// The record that a [`clear`](super::Backend::clear) depends on: the owner's records end only if this one is live and has this
+/// version.
 #[derive(Clone, Copy, Debug)]
 pub struct By {
     /// The name of the record. If it belongs to another owner, or to none, the answer is [`Gone`](Cleared::Gone).

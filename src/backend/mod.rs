@@ -419,8 +419,7 @@ pub trait Backend: Send + Sync + 'static {
     ///
     /// A backend that measures time in this process keeps the clock, for example in a [`OnceLock`](std::sync::OnceLock). A
     /// backend on a server uses the server's clock. If several [`Sessions`](crate::Sessions) share a backend in an
-    /// [`Arc`](std::sync::Arc),
-    /// this is called once for each, and the first clock counts.
+    /// [`Arc`](std::sync::Arc), this is called once for each, and the first clock counts.
     fn set_clock(&self, clock: Clock) {
         let _ = clock;
     }

@@ -133,17 +133,6 @@ impl Session {
 }
 
 impl Session {
-    /// Loads the session. The axum extractor calls this. Later calls return at once.
-    ///
-    /// To load it up front for a whole router, use `axum::middleware::from_extractor::<Session>()`.
-    ///
-    /// # Errors
-    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails, or if the sessions are
-    /// [closed](crate::Sessions::close). If the record cannot be read, this call succeeds and [`get`](Self::get) fails.
-    pub async fn load(&self) -> Result<(), Error> {
-        self.0.load().await
-    }
-
     /// Signs in: gives the session a session key and a new ID, and keeps its data. The old ID becomes invalid.
     ///
     /// If no user was signed in, this makes a new session with the visitor's data, and the visitor's session ends. If this

@@ -1,4 +1,4 @@
-//! The data of a session: reading and changing its values.
+//! The data of a session: loading it, reading it and changing its values.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -11,8 +11,18 @@ use crate::{
     },
 };
 
-/// Data.
 impl Session {
+    /// Loads the session. The axum extractor calls this. Later calls return at once.
+    ///
+    /// To load it up front for a whole router, use `axum::middleware::from_extractor::<Session>()`.
+    ///
+    /// # Errors
+    /// [`Unavailable`](crate::ErrorKind::Unavailable) if the store fails, or if the sessions are
+    /// [closed](crate::Sessions::close). If the record cannot be read, this call succeeds and [`get`](Self::get) fails.
+    pub async fn load(&self) -> Result<(), Error> {
+        self.0.load().await
+    }
+
     /// Returns the value with this name, or `None`.
     ///
     /// # Errors

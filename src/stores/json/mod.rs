@@ -79,8 +79,9 @@
 //! # Cost of listing and counting all sessions
 //!
 //! [`all`](crate::Sessions::all) copies at most 1,024 sessions in memory at a time, and blocks changes only for that long.
-//! [`count`](crate::Sessions::count) reads two counters, and looks at the sessions that expired since the last change. Neither touches
-//! the disk, unless a session has expired and the file does not record it yet, in which case one line is written.
+//! [`count`](crate::Sessions::count) reads two counters, and looks at the sessions that expired since the last change.
+//! Neither touches the disk, unless a session has expired and the file does not record it yet, in which case one line is
+//! written.
 //!
 //! # Time
 //!
@@ -150,9 +151,9 @@
 //! (mode 0600), and a symbolic link in place of one is refused. On other systems the folder decides who may read them, and
 //! links are followed.
 //!
-//! If the file is removed or replaced while it is in use, changes fail with [`Unavailable`](crate::ErrorKind::Unavailable), and reads keep working.
-//! This lasts until the original file is back in its place, or the process has opened the file again. If another program writes
-//! to the file so that its length changes, it is rewritten from memory.
+//! If the file is removed or replaced while it is in use, changes fail with [`Unavailable`](crate::ErrorKind::Unavailable),
+//! and reads keep working. This lasts until the original file is back in its place, or the process has opened the file
+//! again. If another program writes to the file so that its length changes, it is rewritten from memory.
 //!
 //! ## Reading and copying it
 //!

@@ -46,7 +46,11 @@ fn blocks<'a>(file: &'a str, code: &'a str) -> Vec<Block<'a>> {
         let of = if of_a_trait { of } else { without_parameters(of) }.trim_start();
         let end = of.find(|c: char| !c.is_alphanumeric() && c != ':').unwrap_or(of.len());
         let of = of[..end].rsplit(':').next().unwrap_or_default();
-        blocks.push(Block { file, of, of_a_trait, lines: lines.by_ref().take_while(|line| *line != "}").collect() });
+        let lines = match head.ends_with("{}") {
+            true => Vec::new(),
+            false => lines.by_ref().take_while(|line| *line != "}").collect(),
+        };
+        blocks.push(Block { file, of, of_a_trait, lines });
     }
     blocks
 }
@@ -75,12 +79,14 @@ fn defined(line: &str) -> Option<&str> {
     is_head.then(|| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()).flatten()
 }
 
-/// The methods of its own type that a line calls.
+/// The methods of its own type that a line calls or passes on.
 fn called(line: &str) -> impl Iterator<Item = &str> {
-    let is_comment = line.trim_start().starts_with("//");
-    let calls = ["self.", "Self::"].into_iter().flat_map(move |own| line.split(own).skip(1));
-    calls.filter(move |_| !is_comment).filter_map(|rest| {
-        let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_')?;
-        rest[end..].starts_with(['(', ':']).then_some(&rest[..end])
+    let line = if line.trim_start().starts_with("//") { "" } else { line };
+    // What follows the name of a method: `self.` may also be followed by a field.
+    [("self.", &['(', ':'][..]), ("Self::", &['(', ':', ')', ','][..])].into_iter().flat_map(move |(own, next)| {
+        line.split(own).skip(1).filter_map(move |rest| {
+            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_')?;
+            rest[end..].starts_with(next).then_some(&rest[..end])
+        })
     })
 }
