@@ -92,7 +92,7 @@ pub enum Created {
 pub enum Left {
     /// The record has ended.
     Done,
-    /// There is no such record.
+    /// The record does not exist.
     Gone,
     /// The record has another version, and was not changed. This is the current record.
     Conflict(Record),

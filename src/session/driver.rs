@@ -202,6 +202,7 @@ impl Driver {
         let (base, had_session) = self.pending(|pending| (pending.base().cloned(), pending.had_session()));
         let mut slot = self.slot();
         let Watching { endings, mut watched } = slot.take_watching();
+        // A stream that watched the session knows why it has ended.
         let why_gone = |watched: Option<&Watched>| watched.and_then(Watched::ending).unwrap_or(Ending::SignedOut);
         let bound = match base {
             Some(Base::Live(opened)) => {

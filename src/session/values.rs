@@ -1,4 +1,4 @@
-//! The data of a session: loading it, reading it and changing its values.
+//! The data of a session: how it is loaded, read and changed.
 
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -45,8 +45,8 @@ impl Session {
         self.0.pending(|pending| pending.data().cloned())
     }
 
-    /// Writes one value. If there is no session yet, a visitor's session begins. Writing a value that is already there does
-    /// nothing.
+    /// Writes one value. If there is no session yet, this creates a visitor's session. Writing a value that is already there
+    /// does nothing.
     ///
     /// An accepted value is read back exactly: numbers to the last bit, integers up to 128 bits, strings, bytes, sequences and
     /// maps. Three details:

@@ -254,3 +254,14 @@ impl<T> std::fmt::Debug for Builder<T> {
         f.debug_struct("Builder").finish_non_exhaustive()
     }
 }
+
+/// Checks that a session of the smallest size fits within the bounds of a store in this process.
+pub(crate) fn check_bounds(max_sessions: usize, max_bytes: u64, smallest: u64) -> Result<(), &'static str> {
+    if max_sessions == 0 {
+        return Err("max_sessions must not be zero: no session fits in that");
+    }
+    if max_bytes < smallest {
+        return Err("max_bytes is so small that no session fits in it");
+    }
+    Ok(())
+}

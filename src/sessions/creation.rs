@@ -1,4 +1,4 @@
-//! Creating sessions: a new name and secret, and the conditions of a login.
+//! The creation of sessions: a new name and secret, and the conditions of a login.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -137,8 +137,8 @@ impl<B: Backend> Engine<B> {
         ))
     }
 
-    /// Creates a session for a session key, and returns its ID. There is no retry: if the answer is lost, no client ever gets
-    /// this ID, so the record is removed.
+    /// Creates a session for a session key, and returns its ID. It does not retry: if the store's answer is lost, it removes the
+    /// record, because no client has the ID.
     pub(crate) async fn create_once(self: &Arc<Self>, key: &str, data: Data) -> Result<SessionId, Error> {
         let new = self.new_id(random_version())?;
         let orphan = OnDrop::new(|| {

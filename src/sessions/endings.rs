@@ -21,7 +21,7 @@ use crate::{
         Record,
         id::{Owner, RecordId},
         secrets::Opening,
-        token::{Secret, SessionId},
+        token::SessionId,
     },
     sessions::{
         engine::Engine,
@@ -185,8 +185,8 @@ impl<B: Backend> Engine<B> {
 
     /// Gives a session of a user a new secret, and ends the user's other sessions. Returns how many ended.
     pub(crate) async fn renew_and_clear(&self, old: &Opened) -> Result<(SessionId, u64), Error> {
-        let (new, name) = (Secret::random()?, random_version());
-        let (new_id, hash) = (self.id(old.loaded.id, &new)?, new.hash());
+        let (new_id, hash) = self.new_secret(old.loaded.id)?;
+        let name = random_version();
         let renewed = self.rewrite(Arc::clone(&old.loaded), name, false, |contents| {
             Ok(contents.supersede(&old.secret, hash, self.now()))
         });

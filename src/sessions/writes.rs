@@ -11,8 +11,9 @@ use crate::{
     random::random_version,
     record::{
         Contents, Record,
+        id::RecordId,
         secrets::Opening,
-        token::{Secret, SessionId},
+        token::{Secret, SecretHash, SessionId},
     },
     sessions::{
         engine::Engine,
@@ -118,8 +119,7 @@ impl<B: Backend> Engine<B> {
 
     /// Gives a session a new secret and returns its new ID. If the given ID is itself a previous one, it is returned unchanged.
     pub(crate) async fn rework(&self, old: &Opened, id: &str) -> Result<SessionId, Error> {
-        let new = Secret::random()?;
-        let (new_id, hash) = (self.id(old.loaded.id, &new)?, new.hash());
+        let (new_id, hash) = self.new_secret(old.loaded.id)?;
         let rotated = self.rewrite(Arc::clone(&old.loaded), random_version(), false, |contents| {
             contents.rotate(&old.secret, hash, self.grace(), self.now());
             // Never write to the session of a later login, not even a touch.
@@ -142,8 +142,8 @@ impl<B: Backend> Engine<B> {
     ///
     /// The previous secret gets a grace even if `rework_grace` is zero, because the browser needs time to pick up the new cookie.
     pub(crate) async fn renew_secret(&self, opened: &Opened) -> Result<Option<(Opened, SessionId)>, Error> {
-        let (new, version) = (Secret::random()?, random_version());
-        let (id, hash, grace) = (self.id(opened.loaded.id, &new)?, new.hash(), self.grace().max(MIN_GRACE));
+        let (id, hash) = self.new_secret(opened.loaded.id)?;
+        let (version, grace) = (random_version(), self.grace().max(MIN_GRACE));
         let write = async |retry| {
             let rotate = |contents: &mut Contents| Ok(contents.rotate(&opened.secret, hash, grace, self.now()));
             self.rewrite(Arc::clone(&opened.loaded), version, retry, rotate).await
@@ -160,6 +160,12 @@ impl<B: Backend> Engine<B> {
             }
             _ => None,
         })
+    }
+
+    /// Makes a new secret for a session. Returns its ID and its hash.
+    pub(super) fn new_secret(&self, id: RecordId) -> Result<(SessionId, SecretHash), Error> {
+        let secret = Secret::random()?;
+        Ok((self.id(id, &secret)?, secret.hash()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Running a commit: checks the changes, and does what the plan says.
+//! The execution of a commit: checks the changes, and does what the plan says.
 
 use std::{sync::Arc, time::Duration};
 

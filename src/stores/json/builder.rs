@@ -14,7 +14,10 @@ use super::{
 use crate::{
     clock::millis,
     error::Error,
-    sessions::{Sessions, builder::Builder},
+    sessions::{
+        Sessions,
+        builder::{Builder, check_bounds},
+    },
 };
 
 /// [`Sessions`] in one file. See the [module docs](super).
@@ -87,13 +90,7 @@ impl Builder<JsonFile> {
 
 fn a_session_fits(file: &JsonFile, smallest: &Bytes) -> Result<(), &'static str> {
     let FileBounds { max_sessions, max_bytes } = file.bounds;
-    if max_sessions == 0 {
-        return Err("max_sessions must not be zero: no session fits in that");
-    }
-    if max_bytes < Line::cost(&Payload::new(smallest.clone())) {
-        return Err("max_bytes is so small that no session fits in it");
-    }
-    Ok(())
+    check_bounds(max_sessions, max_bytes, Line::cost(&Payload::new(smallest.clone())))
 }
 
 /// For how long a superseded secret may still sign out.

@@ -62,7 +62,10 @@ use crate::{
     error::{Error, ErrorKind},
     random::random_version,
     record::id::{Owner, RecordId},
-    sessions::{Sessions, builder::Builder},
+    sessions::{
+        Sessions,
+        builder::{Builder, check_bounds},
+    },
     stores::recent::{RecentClears, RecentEndings},
 };
 
@@ -253,13 +256,7 @@ impl Default for MemoryBackend {
 
 fn a_session_fits(backend: &MemoryBackend, smallest: &Bytes) -> std::result::Result<(), &'static str> {
     let Bounds { max_sessions, max_bytes, .. } = backend.bounds;
-    if max_sessions == 0 {
-        return Err("max_sessions must not be zero: no session fits in that");
-    }
-    if max_bytes < Room::of(smallest).bytes {
-        return Err("max_bytes is so small that no session fits in it");
-    }
-    Ok(())
+    check_bounds(max_sessions, max_bytes as u64, Room::of(smallest).bytes as u64)
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {

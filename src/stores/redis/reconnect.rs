@@ -80,7 +80,8 @@ impl LinkInner {
         true
     }
 
-    /// Opens a connection if there is none, or `beside` the current one. Does nothing while another attempt is running.
+    /// Opens a connection if there is none. With `beside`, it opens one even if there is one, which stays in use until the new
+    /// one is ready. Does nothing while another attempt is running.
     ///
     /// It runs in a separate task, because a caller may be dropped, and may have less time than an attempt takes.
     pub(super) fn rebuild(self: &Arc<Self>, beside: bool) {

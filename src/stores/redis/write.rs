@@ -32,7 +32,7 @@ pub(super) type Args<'a> = Vec<Cow<'a, [u8]>>;
 pub(super) struct Attempt<'a> {
     /// The server's time, in milliseconds since 1970, or a little before.
     pub(super) now: i64,
-    /// The server refuses the write from this time on.
+    /// The time at which the server begins to refuse the write.
     pub(super) not_after: i64,
     /// The last clear of the owner, if the server has named it.
     pub(super) named: &'a [u8],

@@ -278,8 +278,8 @@ impl<S: Site> Walk<S> {
         task.await.unwrap();
     }
 
-    /// A request of a browser in which somebody has planted up to four cookies. Their paths decide whether they come before or
-    /// after the browser's own.
+    /// Sends a request from a browser in which an attacker has planted up to four cookies. Their paths decide whether they come
+    /// before or after the browser's own.
     async fn come_with_planted(self: &Rc<Self>, browser: usize, random: &mut Random) {
         let Held { user, visitor } = &self.jars[browser];
         let mut values: Vec<usize> = user.get().into_iter().chain(visitor.get()).collect();

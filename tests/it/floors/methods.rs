@@ -2,91 +2,96 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::without_tests;
+use proc_macro2::Delimiter::{Brace, Parenthesis};
+
+use super::paths::Token::{self, Colons, Group, Sign, Word};
 
 /// An `impl` block at the top level of a file.
 struct Block<'a> {
     file: &'a str,
-    /// The name of the type, without its parameters.
-    of: &'a str,
+    /// The name of the type, without its path and its parameters.
+    of: String,
     of_a_trait: bool,
-    lines: Vec<&'a str>,
+    body: Vec<Token>,
 }
 
-/// Returns from which file to which one a type calls its own methods.
+/// Returns from which file to which one a type calls its own methods, in files given by their names and tokens.
 ///
 /// Methods of a trait are not followed, because a trait may be implemented above its type.
-pub fn arrows<'a>(sources: &[(&'a str, &'a str)]) -> BTreeSet<(&'a str, &'a str)> {
-    let blocks: Vec<Block> = sources.iter().flat_map(|(file, source)| blocks(file, without_tests(source))).collect();
+pub fn arrows<'a>(files: impl Iterator<Item = (&'a str, Vec<Token>)>) -> BTreeSet<(&'a str, &'a str)> {
+    let blocks: Vec<Block> = files.flat_map(|(file, tokens)| blocks(file, tokens)).collect();
     let mut homes: BTreeMap<(&str, &str), BTreeSet<&str>> = BTreeMap::new();
     for block in blocks.iter().filter(|block| !block.of_a_trait) {
-        for name in block.lines.iter().filter_map(|line| defined(line)) {
-            homes.entry((block.of, name)).or_default().insert(block.file);
+        for pair in block.body.windows(2) {
+            if let [Word(word), Word(name)] = pair
+                && word == "fn"
+            {
+                homes.entry((&block.of, name)).or_default().insert(block.file);
+            }
         }
     }
     let mut arrows = BTreeSet::new();
     for block in &blocks {
-        for name in block.lines.iter().flat_map(|line| called(line)) {
-            match homes.get(&(block.of, name)) {
-                Some(homes) if !homes.contains(block.file) => arrows.extend(homes.iter().map(|to| (block.file, *to))),
-                _ => {}
+        let mut called = BTreeSet::new();
+        find_calls(&block.body, &mut called);
+        for homes in called.iter().filter_map(|name| homes.get(&(&block.of, name))) {
+            if !homes.contains(block.file) {
+                arrows.extend(homes.iter().map(|to| (block.file, *to)));
             }
         }
     }
     arrows
 }
 
-fn blocks<'a>(file: &'a str, code: &'a str) -> Vec<Block<'a>> {
-    let mut blocks = Vec::new();
-    let mut lines = code.lines();
-    while let Some(line) = lines.next() {
-        let Some(head) = line.strip_prefix("impl") else { continue };
-        let of_a_trait = head.contains(" for ");
-        let of = head.rsplit(" for ").next().unwrap_or(head);
-        let of = if of_a_trait { of } else { without_parameters(of) }.trim_start();
-        let end = of.find(|c: char| !c.is_alphanumeric() && c != ':').unwrap_or(of.len());
-        let of = of[..end].rsplit(':').next().unwrap_or_default();
-        let lines = match head.ends_with("{}") {
-            true => Vec::new(),
-            false => lines.by_ref().take_while(|line| *line != "}").collect(),
-        };
-        blocks.push(Block { file, of, of_a_trait, lines });
+fn blocks(file: &str, tokens: Vec<Token>) -> Vec<Block<'_>> {
+    let (mut blocks, mut head) = (Vec::new(), None);
+    for token in tokens {
+        match (token, &mut head) {
+            (Word(word), None) if word == "impl" => head = Some(Vec::new()),
+            (Group(Brace, body), Some(tokens)) => {
+                let (of, of_a_trait) = type_of(tokens);
+                blocks.push(Block { file, of, of_a_trait, body });
+                head = None;
+            }
+            (token, Some(tokens)) => tokens.push(token),
+            (_, None) => {}
+        }
     }
     blocks
 }
 
-/// What follows the parameters of an `impl`.
-fn without_parameters(head: &str) -> &str {
-    let mut depth = 0;
-    for (at, c) in head.char_indices() {
-        match c {
-            '<' => depth += 1,
-            '>' => depth -= 1,
+/// The type that the head of an `impl` names, and whether it is the `impl` of a trait.
+fn type_of(head: &[Token]) -> (String, bool) {
+    let (mut depth, mut of, mut of_a_trait) = (0, "", false);
+    for (at, token) in head.iter().enumerate() {
+        match token {
+            Sign('<') => depth += 1,
+            // Not that of `->`.
+            Sign('>') if !matches!(head[..at], [.., Sign('-')]) => depth -= 1,
+            Word(word) if depth == 0 && word == "where" => break,
+            Word(word) if depth == 0 && word == "for" => of_a_trait = true,
+            // The last segment of a path.
+            Word(word) if depth == 0 => of = word,
             _ => {}
         }
-        if depth == 0 {
-            return head[at..].strip_prefix('>').unwrap_or(&head[at..]);
+    }
+    (of.to_owned(), of_a_trait)
+}
+
+/// Finds `self.method(…)`, `self.method::<…>(…)` and `Self::method`, however deep.
+fn find_calls<'a>(tokens: &'a [Token], called: &mut BTreeSet<&'a str>) {
+    for at in 0..tokens.len() {
+        match &tokens[at..] {
+            [Word(own), Sign('.'), Word(name), Group(Parenthesis, _) | Colons, ..] if own == "self" => {
+                called.insert(name);
+            }
+            [Word(own), Colons, Word(name), ..] if own == "Self" => {
+                called.insert(name);
+            }
+            _ => {}
+        }
+        if let Group(_, inner) = &tokens[at] {
+            find_calls(inner, called);
         }
     }
-    head
-}
-
-/// The method that a line of a block defines, if it does.
-fn defined(line: &str) -> Option<&str> {
-    let line = line.strip_prefix("    ").filter(|line| !line.starts_with([' ', '/', '#']))?;
-    let (before, rest) = line.split_once("fn ")?;
-    let is_head = before.split_whitespace().all(|word| word.starts_with("pub") || matches!(word, "const" | "async"));
-    is_head.then(|| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next()).flatten()
-}
-
-/// The methods of its own type that a line calls or passes on.
-fn called(line: &str) -> impl Iterator<Item = &str> {
-    let line = if line.trim_start().starts_with("//") { "" } else { line };
-    // What follows the name of a method: `self.` may also be followed by a field.
-    [("self.", &['(', ':'][..]), ("Self::", &['(', ':', ')', ','][..])].into_iter().flat_map(move |(own, next)| {
-        line.split(own).skip(1).filter_map(move |rest| {
-            let end = rest.find(|c: char| !c.is_alphanumeric() && c != '_')?;
-            rest[end..].starts_with(next).then_some(&rest[..end])
-        })
-    })
 }

@@ -168,14 +168,15 @@ impl Parsed {
 }
 
 /// As much of Rust's tokens as paths are made of. There are no comments among them, and docs are literals.
-enum Token {
+pub enum Token {
     Word(String),
     Colons,
     Sign(char),
     Group(Delimiter, Vec<Token>),
 }
 
-fn tokens_of(stream: TokenStream) -> Vec<Token> {
+/// The tokens of a file or a group.
+pub fn tokens_of(stream: TokenStream) -> Vec<Token> {
     let mut tokens = Vec::new();
     for tree in stream {
         match tree {
